@@ -1,0 +1,111 @@
+"""Images a second of the whole training loop: stepclr's against lightly's documented SimCLR loop, in one run.
+
+    pip install '.[bench]'
+    python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--seconds 60]
+
+FOLDER holds pictures (any class folders are ignored). Both train a ResNet-18 of the same shape on the same pictures
+with the same batch. lightly's side is the loop its documentation shows: its SimCLRTransform, a DataLoader with two
+workers, SimCLRProjectionHead, NTXentLoss, plain SGD, float32. stepclr's side is `stepclr pretrain` with its defaults.
+Each side runs for the given time after a warm-up; loading and start-up do not count. The two take turns, twice.
+"""
+
+import argparse
+import itertools
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from lightly.data import LightlyDataset
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms.simclr_transform import SimCLRTransform
+from torch import nn
+from torch.utils.data import DataLoader
+
+import stepclr
+from stepclr.config import PretrainConfig
+from stepclr.pretrain import algorithm
+from stepclr.pretrain.settle import bf16_helps
+
+WARM_UP = 3  # steps
+Stem = Literal["imagenet", "small", "small-stride2"]
+
+
+def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> float:
+    """lightly's documented loop; only the encoder's stem and the picture size differ from its page."""
+    transform = SimCLRTransform(input_size=size, gaussian_blur=0.0 if size <= 32 else 0.5)
+    dataset = LightlyDataset(str(folder), transform=transform)
+    loader = DataLoader(dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=2)
+    backbone = stepclr.build_encoder("resnet18", stem, size=size).body
+    model = nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128))
+    criterion, optimizer = NTXentLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
+
+    def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in itertools.count():
+            for (x0, x1), _target, _name in loader:
+                yield x0, x1
+
+    pictures, begun = 0, 0.0
+    for step, (x0, x1) in enumerate(endless()):
+        if step == WARM_UP:
+            begun = time.perf_counter()
+        loss = criterion(model(x0), model(x1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step >= WARM_UP:
+            pictures += len(x0)
+            if time.perf_counter() - begun > seconds:
+                break
+    return pictures / (time.perf_counter() - begun)
+
+
+def stepclr_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> float:
+    """The real `pretrain`, stopped after `seconds`: pictures over time between two lines of its own log."""
+    begun: list[float] = []
+    step = algorithm.train_step
+
+    def timed(*args: object) -> object:
+        if len(begun) > WARM_UP and time.perf_counter() - begun[WARM_UP] > seconds:
+            raise TimeoutError
+        begun.append(time.perf_counter())
+        return step(*args)  # type: ignore[arg-type]
+
+    algorithm.train_step = timed  # type: ignore[assignment]
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            config = PretrainConfig("resnet18", stem=stem, size=size, batch_size=batch, epochs=1000)
+            stepclr.pretrain(folder, Path(out) / "run", config=config, progress=False)
+    except TimeoutError:
+        pass
+    finally:
+        algorithm.train_step = step
+    return batch * (len(begun) - 1 - WARM_UP) / (begun[-1] - begun[WARM_UP])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--stem", default="small", choices=get_args(Stem))
+    parser.add_argument("--seconds", type=float, default=60)
+    given = parser.parse_args()
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, bf16 {bf16_helps()}; "
+        f"torch {version('torch')}, lightly {version('lightly')}, stepclr {stepclr.__version__}\n"
+        f"ResNet-18, stem {given.stem}, {given.size} px, batch {given.batch}, {given.seconds:g} s each"
+    )
+    setting = (given.folder, given.size, given.batch, given.stem, given.seconds)
+    for turn in (1, 2):
+        theirs, ours = lightly_images_a_second(*setting), stepclr_images_a_second(*setting)
+        print(f"turn {turn}: lightly {theirs:.1f} images/s, stepclr {ours:.1f} images/s, ratio {ours / theirs:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m stepclr` is the command line."""
+
+from stepclr.cli import main
+
+main()

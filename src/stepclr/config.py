@@ -1,0 +1,91 @@
+"""What a run can be told: one frozen dataclass that the command line, `pretrain` and `config.json` share. No torch."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+
+def _default(when_open: str, metavar: str) -> object:
+    """How the command line shows a setting that None leaves open."""
+    return arg(
+        metavar=metavar,
+        help_behavior_hint=lambda value: f"(default: {when_open if value == 'None' else value})",
+    )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Settings of a pretraining run; None: decided from pictures or machine, and printed at the start."""
+
+    encoder: str = "resnet18"
+    """Network: resnet18 ... resnet200, or any timm name."""
+    stem: Literal["auto", "imagenet", "small", "small-stride2", "own"] = "auto"
+    """First layers of a ResNet; auto: small up to 64 pixels, the network's own above."""
+    weights: Annotated[str | None, _default("a new initialisation", "NAME|PATH")] = None
+    """Start from "timm" (its pretrained weights), a checkpoint file or a run."""
+    policy: str = "simclr"
+    """Augmentation policy of the views: simclr, crop."""
+    size: Annotated[
+        int | None, _default("the pictures' own side if all are square, equal and at most 96, else 224", "PX")
+    ] = None
+    """Side of a view, pixels."""
+    strength: Annotated[float | None, _default("0.5 up to 32 px, 1.0 above", "S")] = None
+    """Strength s of the colour jitter."""
+    blur: Annotated[float | None, _default("0 up to 32 px, 0.5 above", "P")] = None
+    """Probability of the Gaussian blur."""
+    min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
+    """Smallest crop, share of the picture's area."""
+    loss: Literal["nt_xent", "supcon"] = "nt_xent"
+    """nt_xent needs no label (SimCLR); supcon uses those there are (SupCon)."""
+    temperature: float = 0.5
+    """Temperature tau of the loss."""
+    head: Annotated[str | None, _default("F-128, F the encoder's features", "WIDTHS")] = None
+    """Widths of the projection head, as 2048-128 (two layers) or 2048-2048-128 (three)."""
+    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    """sgd (Nesterov momentum 0.9), lars (momentum 0.9, the paper's) or adamw."""
+    lr: Annotated[float | None, _default("0.12 for sgd, 0.3 for lars, 0.001 for adamw", "RATE")] = None
+    """Peak learning rate at batch 256."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """How the rate follows the batch B: times B/256, or times sqrt(B/256)."""
+    weight_decay: Annotated[float | None, _default("0.0005 for sgd, 0.000001 for lars, 0.05 for adamw", "DECAY")] = None
+    """Weight decay, not on BatchNorm or biases."""
+    warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
+    """Epochs of linear warm-up, before the cosine to 0."""
+    epochs: int = 100
+    """Passes over the pictures; one pass is floor(n / batch) full batches."""
+    batch_size: int = 256
+    """Pictures in a batch; each gives two views."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of encoder and head; auto: bf16 where the processor has it and a probe finds it correct, else fp32."""
+    seed: int = 0
+    """Seed of initialisation, batch order and views."""
+    monitor: Annotated[str | None, _default("the source itself, where it has labels", "SOURCE")] = None
+    """Labelled pictures for the kNN score while training."""
+    keep_every: Annotated[int | None, _default("keep the last two only", "EPOCHS")] = None
+    """Keep the checkpoint of every so many epochs."""
+    cache_gib: float = 4.0
+    """GiB of decoded pictures to keep in the cache; a larger set is decoded again each epoch."""
+
+    @property
+    def view_size(self) -> int:
+        """`size`, once it is decided."""
+        assert self.size is not None
+        return self.size
+
+    @property
+    def warmup_epochs(self) -> float:
+        """`warmup`, once it is decided."""
+        assert self.warmup is not None
+        return self.warmup
+
+
+def stored_config(run: Path) -> PretrainConfig | None:
+    """The settings of the run in that folder, as its config.json has them; None where there is none."""
+    path = run / "config.json"
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    return PretrainConfig(**{field.name: stored[field.name] for field in fields(PretrainConfig)})

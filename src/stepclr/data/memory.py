@@ -1,0 +1,109 @@
+"""Pictures that a program hands over: arrays, and torch Datasets."""
+
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from stepclr.data.images import ImageSet
+from stepclr.data.picture import UnreadableError
+from stepclr.data.stores import Items, Pixels, Store, as_picture
+from stepclr.errors import StepclrError
+
+Array = NDArray[Any] | Tensor
+MOST_CLASSES = 1_000_000  # a larger label is no class number
+
+
+def open_array(
+    array: Array, labels: object = None, classes: list[str] | None = None, source: str = "array"
+) -> ImageSet:
+    """uint8 pictures `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, with labels `[n]` (-1: none) if given."""
+    pictures = array.cpu().numpy() if isinstance(array, Tensor) else array
+    if pictures.dtype != np.uint8:
+        raise StepclrError(f"pictures must be uint8 (0 to 255), not {pictures.dtype}")
+    if pictures.ndim not in (3, 4) or 0 in pictures.shape:
+        raise StepclrError(f"pictures must be [n, H, W, 3], [n, 3, H, W] or [n, H, W], not {list(pictures.shape)}")
+    return _numbered(Pixels(_channels_first(pictures)), len(pictures), labels, classes, source)
+
+
+def open_dataset(dataset: Dataset[Any]) -> ImageSet:
+    """The pictures of a map-style Dataset.
+
+    Its labels come from `targets` or `labels` if it has such a list, else every item is asked for once.
+    """
+    source, n = type(dataset).__name__, len(dataset)  # type: ignore[arg-type]  # open_images has looked for a length
+    first, item = next(((i, item) for i in range(n) if (item := _item(dataset, i)) is not None), (0, None))
+    if item is None:
+        raise StepclrError(f"{source}: none of its {n} pictures can be read")
+    try:
+        as_picture(item[0] if isinstance(item, tuple | list) else item)
+    except UnreadableError as error:
+        raise StepclrError(f"{source}: {error}") from error
+    labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)
+    if labels is None or labels[first] != _label(item):
+        labels = np.array([_label(_item(dataset, i)) for i in range(n)])
+    return _numbered(Items(dataset), n, labels, _classes(dataset), source)
+
+
+def _channels_first(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A view `[n, 3, H, W]` or, of grey pictures, `[n, 1, H, W]`."""
+    if pictures.ndim == 3:
+        return pictures[:, None]
+    if pictures.shape[3] in (1, 3):
+        return pictures.transpose(0, 3, 1, 2)
+    if pictures.shape[1] in (1, 3):
+        return pictures
+    raise StepclrError(f"pictures must have 1 or 3 channels, not the shape {list(pictures.shape)}")
+
+
+def _numbered(store: Store, n: int, given: object, names: list[str] | None, source: str) -> ImageSet:
+    """A set whose pictures have no names of their own."""
+    labels = np.full(n, -1) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise StepclrError(f"{source}: labels must be {n} whole numbers, not {labels.dtype} {list(labels.shape)}")
+    most = int(labels.max())
+    if labels.min() < -1 or most >= (len(names) if names else MOST_CLASSES):
+        raise StepclrError(f"{source}: labels must be -1 or class numbers from 0 up, not {labels.min()} to {most}")
+    classes = [] if most < 0 else names or [str(label) for label in range(most + 1)]
+    numbers = [f"{source}/{i:05d}" for i in range(n)]
+    return ImageSet(store, np.arange(n), labels.astype(np.int64), list(classes), numbers, source)
+
+
+def _item(dataset: Dataset[Any], index: int) -> Any:
+    try:
+        return dataset[index]
+    except Exception:  # read again later, this one will be listed with its reason
+        return None
+
+
+def _label(item: Any) -> int:
+    if not isinstance(item, tuple | list) or item[1] is None:
+        return -1
+    try:
+        return operator.index(item[1])  # also of a tensor or an array of one whole number, but of no float
+    except (TypeError, ValueError) as error:
+        raise StepclrError(f"a label must be a class number, not {item[1]!r}") from error
+
+
+def _targets(dataset: Dataset[Any]) -> NDArray[Any] | None:
+    if isinstance(dataset, Subset):
+        whole = _targets(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices)]
+    targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if getattr(dataset, "target_transform", None) or not isinstance(targets, list | np.ndarray | Tensor):
+        return None
+    try:
+        labels = np.asarray(targets)
+    except ValueError:
+        return None
+    return labels if labels.shape == (len(dataset),) and labels.dtype.kind in "iu" else None  # type: ignore[arg-type]
+
+
+def _classes(dataset: Dataset[Any]) -> list[str] | None:
+    if isinstance(dataset, Subset):
+        return _classes(dataset.dataset)
+    classes = getattr(dataset, "classes", None)
+    return [str(name) for name in classes] if isinstance(classes, list | tuple) else None

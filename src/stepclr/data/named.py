@@ -1,0 +1,74 @@
+"""Data sets known by name: the bundled sample, and those that torchvision downloads and reads."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepclr.data.disk import user_folder
+from stepclr.errors import StepclrError
+
+SPLITS = {
+    "stl10": ("train", "test", "unlabeled", "train+unlabeled"),
+    "cifar10": ("train", "test"),
+    "cifar100": ("train", "test"),
+    "fashion-mnist": ("train", "test"),
+    "sample": ("unlabeled", "train", "test"),
+}
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+Known = tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]
+
+
+def read_sample(split: str) -> Known:
+    """(pictures `[n, 28, 28]`, labels `[n]`, class names) of the bundled part of Fashion-MNIST.
+
+    unlabeled: 10,000 of its training pictures; train: 1,000 others, 100 a class; test: 2,000 of its test pictures.
+    """
+    with (files("stepclr.data") / "sample" / "fashion_mnist.npz").open("rb") as file:
+        sample = np.load(file, allow_pickle=False)
+        pictures = sample[split]
+        labels = np.full(len(pictures), -1) if split == "unlabeled" else sample[f"{split}_labels"]
+    return pictures, labels.astype(np.int64), FASHION
+
+
+def read_torchvision(name: str, split: str) -> Known:
+    """(pictures, labels, class names) of a data set of torchvision's, downloaded at first use to `$STEPCLR_DATA`.
+
+    The default folder is `~/.cache/stepclr/data`. Raises `StepclrError` that says which file to put where if it cannot
+    be downloaded. CIFAR's files are pickles: torchvision opens none before its published MD5 matches.
+    """
+    from torchvision import datasets  # a second to import, and folders do without
+
+    class FashionMNIST(datasets.FashionMNIST):  # type: ignore[misc]  # torchvision derives a folder from the name
+        def _check_legacy_exist(self) -> bool:
+            return False  # else it would unpickle a file that has no published MD5
+
+    kinds = {
+        "stl10": datasets.STL10,
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "fashion-mnist": FashionMNIST,
+    }
+    kind, root = kinds[name], user_folder("STEPCLR_DATA", "data")
+    which = {"split": split} if name == "stl10" else {"train": split == "train"}
+    try:
+        dataset = kind(root, download=True, **which)
+    except Exception as error:  # the network, the disk, an archive: whatever it is, the way out is the same
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StepclrError(f"{name} cannot be downloaded ({reason}); {_by_hand(kind, root)}") from error
+    labels = dataset.labels if name == "stl10" else dataset.targets
+    classes = [str(label) for label in getattr(dataset, "classes", range(10))]
+    return np.asarray(dataset.data), np.asarray(labels).astype(np.int64), classes
+
+
+def _by_hand(kind: Any, root: Path) -> str:
+    if hasattr(kind, "resources"):
+        folder = root / "FashionMNIST" / "raw"
+        wanted = [(file, f"{kind.mirrors[0]}{file}", md5) for file, md5 in kind.resources]
+    else:
+        folder, wanted = root, [(kind.filename, kind.url, kind.tgz_md5)]
+    listed = ", ".join(f"{file} (from {url}, MD5 {md5})" for file, url, md5 in wanted)
+    return f"put {listed} into {folder}"

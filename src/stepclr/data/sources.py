@@ -1,0 +1,116 @@
+"""`open_images`: what a user names or hands over -> `ImageSet`."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from stepclr.data.folders import open_folder, open_zip
+from stepclr.data.images import ImageSet
+from stepclr.data.memory import Array, open_array, open_dataset
+from stepclr.data.named import SPLITS, read_sample, read_torchvision
+from stepclr.errors import StepclrError, choose
+
+Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
+
+
+def open_images(source: Source, classes: str | Iterable[str] | None = None, limit: int | None = None) -> ImageSet:
+    """The pictures of a source, with their labels where it has some (SimCLR section 2: pretraining needs none).
+
+    Args:
+        source: one of
+            - a folder, looked through with all its sub-folders, or a zip: the first folder on a picture's path is its
+              class, a loose picture has no label (in a zip, one folder around everything is looked through);
+            - `stl10:{train,test,unlabeled,train+unlabeled}`, `cifar10:{train,test}`, `cifar100:{train,test}`,
+              `fashion-mnist:{train,test}`: downloaded by torchvision at first use, to `$STEPCLR_DATA` (default
+              `~/.cache/stepclr/data`);
+            - `sample:{unlabeled,train,test}`: a part of Fashion-MNIST that is bundled with the package;
+            - uint8 pictures `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, as an array or a tensor, alone or as
+              (pictures, labels `[n]`) with -1 for no label;
+            - a map-style torch `Dataset` of pictures (PIL or uint8) or of (picture, label); its `classes` are used;
+            - an `ImageSet`.
+        classes: keep only the labelled pictures of these classes (names, or one string with commas); their order
+            gives the labels 0..C-1.
+        limit: keep at most so many pictures, spread evenly over the classes and the first ones of each.
+
+    Raises:
+        StepclrError: one line, where the source, its split or a class does not exist, or there is no picture in it.
+    """
+    images = _open(source)
+    if classes is not None:
+        images = images.keep(classes)
+    if limit is not None:
+        if limit < 1:
+            raise StepclrError(f"limit must be at least 1 picture, not {limit}")
+        images = images.take(_spread(images.labels, limit))
+    return images
+
+
+def _open(source: object) -> ImageSet:
+    if isinstance(source, ImageSet):
+        return source
+    if isinstance(source, str):
+        return _text(source)
+    if isinstance(source, Path):
+        return _path(source)
+    if isinstance(source, np.ndarray | Tensor):
+        return open_array(source)
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
+        return open_array(*source)
+    if isinstance(source, Dataset) and not isinstance(source, IterableDataset) and hasattr(source, "__len__"):
+        return open_dataset(source)
+    raise StepclrError(
+        f"cannot open pictures from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
+        "(array, labels), a map-style torch Dataset or an ImageSet"
+    )
+
+
+def _text(source: str) -> ImageSet:
+    name, colon, split = source.partition(":")
+    path = Path(source).expanduser()
+    if name in SPLITS and (colon or not path.exists()):
+        return _named(name, split)
+    if colon and os.sep not in source and not path.exists():
+        choose("source", name, SPLITS)
+    return _path(path)
+
+
+def _named(name: str, split: str) -> ImageSet:
+    if not split:
+        raise StepclrError(f"{name} needs a split: {', '.join(f'{name}:{split}' for split in SPLITS[name])}")
+    source = f"{name}:{choose(f'split of {name}', split, SPLITS[name])}"
+    pictures, labels, classes = read_sample(split) if name == "sample" else read_torchvision(name, split)
+    return open_array(pictures, labels, classes, source)
+
+
+def _path(path: Path) -> ImageSet:
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return open_zip(path)
+    if path.exists():
+        raise StepclrError(f"{path} is neither a folder nor a zip; of a single picture, name the folder")
+    siblings = (
+        [other.name for other in path.parent.iterdir()]
+        if os.access(path.parent, os.R_OK) and path.parent.is_dir()
+        else []
+    )
+    names = [f"{name}:{split}" for name, splits in SPLITS.items() for split in splits]
+    near = difflib.get_close_matches(path.name, siblings, 1) or difflib.get_close_matches(str(path), names, 1)
+    hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    raise StepclrError(f"{path} does not exist.{hint}")
+
+
+def _spread(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """The indices of at most `limit` pictures, as even over the classes as there are pictures, in their order."""
+    turn = np.zeros(len(labels), np.int64)  # a picture's place in its class
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        turn[members] = np.arange(len(members))
+    return np.sort(np.lexsort((labels, turn))[:limit])

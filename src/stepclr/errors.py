@@ -1,0 +1,19 @@
+"""The one error for what a user can put right: a line that says what is wrong, where, and the nearest right thing."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class StepclrError(ValueError):
+    """Input that cannot be used. Its message is one line; the command line prints it and exits with 2."""
+
+
+def choose(what: str, given: str, choices: Iterable[str]) -> str:
+    """`given` if it is one of `choices`; else raise `StepclrError` that names the nearest choice and them all."""
+    known = list(choices)
+    if given in known:
+        return given
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(known[:20]) + (f", ... ({len(known)} in all)" if len(known) > 20 else "")
+    raise StepclrError(f"unknown {what} {given!r}.{hint} There are: {shown}")

@@ -1,0 +1,155 @@
+"""The protocol: an encoder, labelled pictures to learn from and others to score on -> evaluation.json.
+
+All predictions are made first; then, once, the labels of the test pictures are read: no number can be chosen on them.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepclr.data import ImageSet, open_images
+from stepclr.data.sources import Source
+from stepclr.errors import StepclrError, choose
+from stepclr.evaluate import linear
+from stepclr.evaluate.draws import Budget, Draw, draw_all, read_budgets
+from stepclr.evaluate.linear import Fit
+from stepclr.evaluate.material import fingerprint, prepare, shared_classes
+from stepclr.evaluate.methods import METHODS, Task, method
+from stepclr.model import load_encoder
+from stepclr.model.represent import Progress
+from stepclr.pretrain.folder import Run
+from stepclr.pretrain.settle import device_for_training
+
+PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
+BASELINES = ("pixels", "random", "scratch")
+Json = dict[str, Any]
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    train: Source,
+    test: Source,
+    labels_per_class: Budget | Sequence[Budget] = "all",
+    draws: int = 5,
+    seed: int = 0,
+    *,
+    probe: str | Iterable[str] = ("linear", "knn"),
+    baselines: str | Iterable[str] = ("pixels", "random"),
+    scratch_steps: int = 1000,
+    progress: Progress | None = None,
+) -> Json:
+    """Top-1 of a run's frozen encoder with few labels, beside baselines without pretraining (SimCLR section 4, App. B).
+
+    Args:
+        run: a run's folder, where the result is written as `evaluation.json`, or an encoder file.
+        train, test: labelled pictures to learn from and to score on, anything `open_images` takes. Pictures without a
+            label are left out and counted; so are those outside the classes that the run was pretrained on, if any were
+            chosen.
+        labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
+        draws: how many random draws of the labels; of "all" there is one.
+        seed: of the draws and of the baselines' initialisations, 0 or above.
+        probe: "linear" (linear evaluation, row simclr), "knn" (weighted kNN with all of train, row knn), or both.
+        baselines: any of "pixels" and "random" (linear evaluation of these) and "scratch" (supervised training; slow).
+        scratch_steps: optimiser steps of 32 pictures that scratch trains for.
+        progress: called with (done, total) after each draw of each method.
+
+    Returns `{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`: a value is the
+    top-1 (0 to 1) of one draw, std the sample standard deviation over the draws, None where there is one value.
+
+    Raises StepclrError for an unknown name, classes that differ between train and test, and a class with too few
+    labels; RuntimeError if the encoder did not stay as it was, or a linear layer did not converge.
+    """
+    budgets = read_budgets(labels_per_class)
+    wanted = [PROBES[name] for name in _chosen("probe", probe, PROBES)] + _chosen("baseline", baselines, BASELINES)
+    names = [name for name in METHODS if name in wanted]
+    for what, value, least in (("draws", draws, 1), ("seed", seed, 0), ("scratch_steps", scratch_steps, 1)):
+        if value < least:
+            raise StepclrError(f"{what} must be at least {least}, not {value}")
+    if not names:
+        raise StepclrError(f"no probe and no baseline to score; there are: {', '.join([*PROBES, *BASELINES])}")
+    encoder, home = load_encoder(run).to(device_for_training()), Run(Path(run))
+    before = fingerprint(encoder)
+    train, test = open_images(train), open_images(test)
+    classes = shared_classes(encoder, train, test)
+    draw_all(train.keep(classes).labels, classes, budgets, 1, seed)  # too few labels: better said now than later
+
+    train, h, train_facts = prepare(encoder, train, classes)
+    test, h_test, test_facts = prepare(encoder, test, classes)
+    task = Task(encoder, train, test, h, h_test, seed, scratch_steps, home.config if home.exists() else {})
+    plan = draw_all(train.labels, classes, budgets, draws, seed)
+    whole = draw_all(train.labels, classes, ["all"], 1, seed)
+    plans = {name: whole if name == "knn" else plan for name in names}
+    predictions, settings = _predict(task, plans, progress)
+    after = fingerprint(encoder)
+    if after != before:
+        raise RuntimeError("the encoder's weights or buffers changed while it was evaluated: its scores do not count")
+    result = {
+        "rows": _score(predictions, test),
+        "protocol": {
+            "run": os.fspath(run),
+            "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
+            "encoder_sha256": {"before": before, "after": after},
+            "representation": f"{encoder.num_features} features, float32, eval mode, centre crop",
+            "classes": classes,
+            "train": train_facts,
+            "test": test_facts,
+            "test_labels": "read once, after the last prediction",
+            "labels_per_class": budgets,
+            "draws": draws,
+            "seed": seed,
+            "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
+            "linear_evaluation": linear.SETTINGS,
+            "methods": settings,
+        },
+    }
+    if home.folder.is_dir():
+        home.write("evaluation.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _chosen(what: str, given: str | Iterable[str], choices: Iterable[str]) -> list[str]:
+    names = given.split(",") if isinstance(given, str) else given
+    return [choose(what, name.strip(), choices) for name in names]
+
+
+def _predict(
+    task: Task, plans: dict[str, list[Draw]], progress: Progress | None
+) -> tuple[dict[tuple[str, Budget], list[Fit]], dict[str, Json]]:
+    """Every method's fits, by (method, budget), and its settings with what it chose."""
+    done, total = count(1), sum(len(plan) for plan in plans.values())
+    predictions: dict[tuple[str, Budget], list[Fit]] = {}
+    settings: dict[str, Json] = {}
+    for name, plan in plans.items():
+        how = method(name, task)
+        chosen: dict[str, list[float]] = {}
+        for draw in plan:
+            fit = how.predict(draw)
+            predictions.setdefault((name, draw.budget), []).append(fit)
+            chosen.setdefault(str(draw.budget), []).append(fit.chosen)
+            if progress:
+                progress(next(done), total)
+        settings[name] = {**how.settings, how.chooses: chosen}
+    return predictions, settings
+
+
+def _score(predictions: dict[tuple[str, Budget], list[Fit]], test: ImageSet) -> list[Json]:
+    truth = test.labels  # the one place that sees them
+    rows = []
+    for (name, budget), fits in predictions.items():
+        values = [float((fit.predicted == truth).mean()) for fit in fits]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        rows.append(
+            {
+                "method": name,
+                "labels_per_class": budget,
+                "mean": float(np.mean(values)),
+                "std": std,
+                "values": values,
+            }
+        )
+    return rows

@@ -1,0 +1,90 @@
+"""Step 5: one contrastive loss of (projections, groups); NT-Xent and SupCon are two ways to choose the groups.
+
+    L = 1/A sum_i [ log sum_{a != i} exp(z_i.z_a / tau)  -  1/|P(i)| sum_{p in P(i)} z_i.z_p / tau ]
+
+over the A anchors i that have a positive; P(i) are the other projections of i's group. With pictures as groups this
+is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the mean over anchors, as in the papers:
+the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepclr.errors import StepclrError, choose
+
+
+def nt_xent(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"], temperature: float = 0.5) -> Float[Tensor, ""]:
+    """NT-Xent (SimCLR eq. 1), the mean over the 2N anchors: row k of z_i and row k of z_j are views of one picture.
+
+    Args: z_i, z_j: projections of any length and floating type; normalised and reduced in float32 (float64 stays).
+    Returns: a scalar, log(2N - 1) where all projections coincide.
+    Raises: StepclrError for shapes that differ or a temperature that is not above 0.
+    """
+    groups = torch.arange(len(z_i), device=z_i.device)
+    return contrastive(_stack(z_i, z_j), groups.repeat(2), temperature)
+
+
+def supcon(
+    z_i: Float[Tensor, "n d"],
+    z_j: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
+    temperature: float = 0.1,
+    variant: Literal["out", "in"] = "out",
+) -> Float[Tensor, ""]:
+    """SupCon's L_out (eq. 2; `variant="in"`: L_in, eq. 3): all views with an anchor's label are its positives.
+
+    A picture without a label (-1) is its own class, so one call serves labelled, unlabelled and mixed batches; with no
+    label at all it is `nt_xent`. Arguments, result and errors otherwise as there.
+    """
+    labels = torch.as_tensor(labels, device=z_i.device)
+    groups = torch.where(labels < 0, -1 - torch.arange(len(labels), device=z_i.device), labels)
+    return contrastive(_stack(z_i, z_j), groups.repeat(2), temperature, variant)
+
+
+def contrastive(
+    z: Float[Tensor, "m d"],
+    groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
+    temperature: float,
+    variant: Literal["out", "in"] = "out",
+) -> Float[Tensor, ""]:
+    """The equation at the head of this file; `variant="in"` takes the mean of the positives inside the logarithm.
+
+    Args:
+        z: projections `[M, D]`, of any length and floating type; normalised and reduced in float32 (float64 stays).
+        groups: int64 `[M]`; equal numbers are positives of each other.
+        temperature: tau > 0.
+
+    Anchors without a positive are left out of the mean; where none has one, the loss is 0 and so is its gradient.
+    """
+    if not temperature > 0:
+        raise StepclrError(f"temperature must be above 0, not {temperature}")
+    choose("variant of the loss", variant, ("out", "in"))
+    groups = torch.as_tensor(groups, device=z.device)
+    if z.ndim != 2:
+        raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
+    if len(groups) != len(z):
+        raise StepclrError(f"{len(z)} projections but {len(groups)} group ids")
+    with torch.autocast(z.device.type, enabled=False):
+        z = F.normalize(z if z.dtype == torch.float64 else z.float())
+        similarity = z @ z.T / temperature
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        log_sum = similarity.masked_fill(itself, -torch.inf).logsumexp(1)  # over a != i
+        positive = (groups[:, None] == groups[None, :]) & ~itself
+        count = positive.sum(1)
+        if variant == "out":
+            attraction = (similarity * positive).sum(1) / count.clamp(min=1)
+        else:
+            attraction = similarity.masked_fill(~positive, -torch.inf).logsumexp(1) - count.to(z.dtype).log()
+        anchors = count > 0
+        return (log_sum - attraction)[anchors].sum() / anchors.sum().clamp(min=1)
+
+
+def _stack(z_i: Tensor, z_j: Tensor) -> Tensor:
+    if z_i.shape != z_j.shape:
+        raise StepclrError(f"the two views' projections differ in shape: {list(z_i.shape)} and {list(z_j.shape)}")
+    return torch.cat([z_i, z_j])

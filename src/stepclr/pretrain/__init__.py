@@ -1,0 +1,24 @@
+"""Step 6: pictures -> a run folder (SimCLR Algorithm 1 and App. B).
+
+`algorithm.py` is Algorithm 1 as code; `settle.py` decides what the settings leave open; `optimizer.py` has LARS and
+the schedule; `feed.py` brings the batches; `monitor.py` watches kNN; `checkpoint.py` and `folder.py` keep what a kill
+must not lose; `interrupt.py`, `meter.py` and `progress.py` are what a person notices of a long run.
+"""
+
+import sys
+from types import ModuleType
+
+from stepclr.pretrain.algorithm import Diverged, pretrain
+from stepclr.pretrain.folder import Run
+from stepclr.pretrain.interrupt import Interrupted
+
+__all__ = ["Diverged", "Interrupted", "Run", "pretrain"]
+
+
+class _Room(ModuleType):
+    """Called, `stepclr.pretrain` is the function; Python gives the room the same name."""
+
+    __call__ = staticmethod(pretrain)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -1,0 +1,89 @@
+"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors, and skipped.csv where pictures were."""
+
+import csv
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepclr.data import ImageSet
+from stepclr.data.disk import write_whole
+from stepclr.errors import StepclrError
+from stepclr.model import Encoder, load_encoder
+
+Fields = dict[str, Any]  # one JSON object
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. It stands for its folder wherever a path is asked for."""
+
+    folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def config(self) -> Fields:
+        """config.json: every setting as it was decided, the data, the machine."""
+        try:
+            fields: Fields = json.loads((self.folder / "config.json").read_text())
+        except FileNotFoundError:
+            raise StepclrError(f"{self.folder} is no run: it has no config.json") from None
+        except ValueError as error:
+            raise StepclrError(f"{self.folder / 'config.json'} is damaged: {error}") from None
+        return fields
+
+    @property
+    def metrics(self) -> list[Fields]:
+        """The lines of metrics.jsonl; a last line that was cut off while it was written is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def encoder(self) -> Encoder:
+        """The pretrained encoder, in eval mode."""
+        return load_encoder(self)
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.folder / "config.json").exists()
+
+    def check_free(self, resume: bool) -> None:
+        """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""
+        if self.exists():
+            if not resume:
+                raise StepclrError(f"{self.folder} holds a run already: go on with --resume, or name another --out")
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise StepclrError(f"{self.folder} exists and is no run: name another --out")
+
+    def write(self, name: str, text: str) -> None:
+        write_whole(self.folder / name, lambda file: file.write(text.encode()))
+
+    def log(self, line: Fields) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget the lines after `step`: the steps they tell of are about to be taken again."""
+        lines = [line for line in self.metrics if line["step"] <= step]
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+    def list_skipped(self, images: ImageSet) -> None:
+        """skipped.csv: (path, reason) of every picture that could not be read."""
+        if images.skipped:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *images.skipped])
+            self.write("skipped.csv", text.getvalue())
+
+
+def free_folder(wanted: str | os.PathLike[str]) -> Path:
+    """`wanted`, or wanted-2, wanted-3, ...: the first that does not exist."""
+    path, number = Path(wanted), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{os.fspath(wanted)}-{number}")
+    return path

@@ -1,0 +1,83 @@
+"""The optimisers and the learning rate of SimCLR App. B: SGD, LARS and AdamW; linear warm-up, then cosine to 0."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from stepclr.config import PretrainConfig
+
+DEFAULTS = {  # learning rate at batch 256, weight decay
+    "sgd": (0.12, 5e-4),
+    "lars": (0.3, 1e-6),
+    "adamw": (1e-3, 0.05),
+}
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rates with momentum (You, Gitman & Ginsburg 2017, 1708.03888), as SimCLR's code has them:
+
+    g <- g + decay w;  v <- momentum v + lr trust |w| / |g| g;  w <- w - v
+
+    The ratio is 1 where |w| or |g| is 0, and in groups with `adapt=False` (BatchNorm and biases).
+    """
+
+    def __init__(self, groups: list[dict[str, object]], lr: float, momentum: float = 0.9, trust: float = 0.001) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                g = w.grad + group["weight_decay"] * w
+                ratio = torch.ones((), device=w.device)
+                if group["adapt"]:
+                    size, slope = w.norm(), g.norm()
+                    known = (size > 0) & (slope > 0)
+                    ratio = torch.where(known, group["trust"] * size / slope, ratio)
+                state = self.state[w]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(w)
+                v = state["momentum_buffer"]
+                v.mul_(group["momentum"]).add_(g * (group["lr"] * ratio))
+                w.sub_(v)
+
+
+def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
+    """The optimiser of `config`; parameters of one dimension (BatchNorm, biases) are free of decay and adaptation."""
+    assert config.lr is not None
+    assert config.weight_decay is not None
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimizer == "lars":
+        groups[1]["adapt"] = False
+        return LARS(groups, config.lr)
+    if config.optimizer == "adamw":
+        return AdamW(groups, config.lr)
+    return SGD(groups, config.lr, momentum=0.9, nesterov=True)
+
+
+def peak_rate(config: PretrainConfig) -> float:
+    """The rate at the top of the schedule: `lr` is for batch 256 and grows with B, or with its square root."""
+    assert config.lr is not None
+    share = config.batch_size / 256
+    return config.lr * (share if config.lr_scaling == "linear" else math.sqrt(share))
+
+
+def rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """Learning rate of step 0 .. steps - 1: linear to `peak` at the end of the warm-up, then cosine, 0 at step `steps`.
+
+    A run resumed with more epochs goes on at the rate that the longer schedule has at its step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2

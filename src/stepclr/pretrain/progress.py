@@ -1,0 +1,96 @@
+"""What a run says while it goes on: on a terminal a bar, elsewhere a line now and then."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from stepclr.config import PretrainConfig
+from stepclr.data import ImageSet
+from stepclr.pretrain.folder import Fields, Run
+
+EVERY = 15  # seconds between two lines where there is no terminal
+
+
+class Progress:
+    """Settings, images a second, time left and scores, to standard error; silent if not `enabled`."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
+        self.bar: Bar | None = None
+        self.spoke = 0.0
+        self.begun = (0.0, 0)
+        self.knn = ""
+
+    def while_decoding(self, images: ImageSet, short_side: int, cache_gib: float) -> ImageSet:
+        """`images.decoded`, with a count of the pictures where it takes long enough to wonder."""
+        decoded = images.decoded(short_side, budget=int(cache_gib * 2**30), progress=self._count)
+        if decoded.skipped:
+            path, reason = decoded.skipped[0]
+            self.console.print(
+                f"skipped {len(decoded.skipped)} pictures that cannot be read, as {path}: {reason}",
+                markup=False,
+            )
+        return decoded
+
+    def _count(self, done: int, total: int) -> None:
+        if time.monotonic() - self.spoke > EVERY / 5 or done == total:
+            self.spoke = time.monotonic()
+            self.console.print(
+                f"decoded {done:,} of {total:,} pictures", end="\r" if self.console.is_terminal else "\n"
+            )
+
+    def start(self, config: PretrainConfig, run: Run, step: int, steps: int, pictures: int, watched: bool) -> None:
+        """Say what is about to happen, every decided setting included."""
+        self.console.print(
+            f"pretraining {config.encoder} on {pictures:,} pictures: {config.epochs} epochs, {steps:,} steps of "
+            f"{min(config.batch_size, pictures)} pictures, into {run.folder}\n"
+            f"  views {config.policy} {config.size} px: strength {config.strength:g}, blur {config.blur:g}, "
+            f"min_area {config.min_area:g}\n"
+            f"  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at batch "
+            f"256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} epochs\n"
+            f"  precision {config.precision}, channels_last; seed {config.seed}"
+            + ("" if watched else "; no labels to watch kNN with (--monitor names some)")
+            + (f"\n  going on after step {step:,}" if step else ""),
+            markup=False,
+        )
+        self.begun = (time.monotonic(), step)
+        if self.console.is_terminal and not self.console.quiet:
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Bar(*columns, console=self.console)
+            self.bar.add_task("", total=steps, completed=step)
+            self.bar.start()
+
+    def line(self, line: Fields, steps: int) -> None:
+        """Show one line of metrics."""
+        if "knn" in line:
+            self.knn = f", kNN {line['knn']:.3f}"
+        text = (
+            f"epoch {line['epoch']}: loss {line['loss']:.3f}, contrastive top-1 {line['contrastive_top1']:.2f}"
+            f"{self.knn}, {line['images_per_second']:,.0f} images/s, waiting {line['waiting']:.0%}"
+        )
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=line["step"], description=text)
+        elif time.monotonic() - self.spoke > EVERY or line["step"] == steps:
+            self.spoke = time.monotonic()
+            begun, first = self.begun
+            left = (self.spoke - begun) / (line["step"] - first) * (steps - line["step"])
+            self.console.print(f"{line['step']:,}/{steps:,} {text}, {_minutes(left)} left")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,186 @@
+"""Decide what the settings leave open, once, before step 1: config.json has it all, and a resumed run reuses it."""
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stepclr import __version__
+from stepclr.config import PretrainConfig
+from stepclr.data import ImageSet
+from stepclr.errors import StepclrError, choose
+from stepclr.model import Encoder, ProjectionHead, build_encoder
+from stepclr.pretrain.feed import steps_per_epoch
+from stepclr.pretrain.folder import Fields, Run
+from stepclr.pretrain.optimizer import DEFAULTS
+from stepclr.views import POLICIES, size_defaults
+
+CHANGEABLE = {"epochs", "keep_every", "monitor", "cache_gib"}  # on resume; all else stays as the run began
+
+
+def settle(config: PretrainConfig, images: ImageSet) -> PretrainConfig:
+    """`config` with every value decided that depends on the pictures' sizes, the optimiser or the processor."""
+    for what, value, choices in (
+        ("optimizer", config.optimizer, DEFAULTS),
+        ("policy", config.policy, POLICIES),
+        ("loss", config.loss, ("nt_xent", "supcon")),
+        ("lr scaling", config.lr_scaling, ("linear", "sqrt")),
+        ("precision", config.precision, ("auto", "bf16", "fp32")),
+    ):
+        choose(what, value, choices)
+    for name in ("epochs", "batch_size", "temperature", "cache_gib"):
+        if not getattr(config, name) > 0:
+            raise StepclrError(f"{name} must be above 0, not {getattr(config, name)}")
+    if config.batch_size < 2:
+        raise StepclrError("batch_size must be at least 2: a picture alone has no negatives")
+    if config.loss == "supcon" and not (images.labels >= 0).any():
+        raise StepclrError(f"--loss supcon needs labels, and {images.source} has none; nt_xent needs none")
+    size = config.size or view_size(images)
+    lr, decay = DEFAULTS[config.optimizer]
+    settled = {
+        **size_defaults(size),
+        "size": size,
+        "lr": lr,
+        "weight_decay": decay,
+        "warmup": min(10.0, config.epochs / 10),
+    }
+    given = {name: getattr(config, name) for name in settled if getattr(config, name) is not None}
+    precision = ("bf16" if bf16_helps() else "fp32") if config.precision == "auto" else config.precision
+    return replace(config, **{**settled, **given}, precision=precision)
+
+
+def view_size(images: ImageSet) -> int:
+    """Side of a view: the pictures' own if they are square, all equal and at most 96 pixels, else 224."""
+    sizes = images.sizes()
+    sizes = sizes[sizes[:, 0] > 0]  # 0 stands for a picture that cannot be read
+    if len(sizes) and (sizes == sizes[0, 0]).all() and sizes[0, 0] <= 96:
+        return int(sizes[0, 0])
+    return 224
+
+
+def device_for_training() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_helps() -> bool:
+    """Whether bfloat16 is fast here, by the processor's flags, and correct, by a small convolution and its gradient.
+
+    No race decides: the same machine always gives the same answer, and so the same run.
+    """
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return ("avx512_bf16" in flags or "amx_bf16" in flags) and _bf16_is_correct()
+
+
+def _bf16_is_correct() -> bool:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(16, 32, 3, padding=1).to(memory_format=torch.channels_last)
+        x = torch.randn(8, 16, 12, 12).to(memory_format=torch.channels_last)
+    results = []
+    for enabled in (False, True):
+        convolution.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = convolution(x)
+        y.float().square().sum().backward()
+        assert convolution.weight.grad is not None
+        results.append((y.detach().float(), convolution.weight.grad.clone()))
+    return all(bool((half - full).norm() < 0.02 * full.norm()) for full, half in zip(*results, strict=True))
+
+
+def build(config: PretrainConfig, images: ImageSet) -> nn.ModuleDict:
+    """Encoder and head of the run, newly initialised from torch's generator (or with `weights`)."""
+    encoder = build_encoder(config.encoder, config.stem, config.weights, config.view_size)
+    encoder.classes = list(images.chosen or [])
+    widths = head_widths(config, encoder)
+    head = ProjectionHead(encoder.num_features, widths[0], widths[-1], layers=len(widths))
+    return nn.ModuleDict({"encoder": encoder, "head": head})
+
+
+def head_widths(config: PretrainConfig, encoder: Encoder) -> list[int]:
+    """Widths of the head's layers; the hidden one is as wide as h by default."""
+    text = config.head or f"{encoder.num_features}-128"
+    widths = [int(width) if width.isdecimal() else 0 for width in text.split("-")]
+    if len(widths) not in (2, 3) or len(set(widths[:-1])) != 1 or min(widths) < 1:
+        raise StepclrError(f"--head takes widths as 2048-128, or 2048-2048-128 for three layers, not {text!r}")
+    return widths
+
+
+def encoder_of(model: nn.ModuleDict) -> Encoder:
+    """The encoder of `build`'s pair."""
+    encoder = model["encoder"]
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model: nn.ModuleDict) -> Fields:
+    """config.json: every setting as decided, the pictures, the machine."""
+    encoder = encoder_of(model)
+    return {
+        **asdict(config),
+        "stem": encoder.stem,
+        "head": "-".join(str(width) for width in head_widths(config, encoder)),
+        "features": encoder.num_features,
+        "source": images.source,
+        "classes": encoder.classes,
+        "limit": limit,
+        "pictures": len(images),
+        "skipped": len(images.skipped),
+        "names_sha256": _names_digest(images),
+        "steps_per_epoch": steps_per_epoch(len(images), config.batch_size),
+        "memory_format": "channels_last",
+        "threads": torch.get_num_threads(),
+        "device": str(device_for_training()),
+        "versions": {
+            "stepclr": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def resumed(config: PretrainConfig, stored: Fields, run: Run) -> PretrainConfig:
+    """The settings of a run about to be resumed: its own, but for the CHANGEABLE ones.
+
+    Raises StepclrError if `config` asks for another value of one of its own; None and "auto" ask for nothing.
+    """
+    for name, value in asdict(config).items():
+        if name not in CHANGEABLE and value not in (stored[name], None, "auto"):
+            flag = name.replace("_", "-")
+            raise StepclrError(
+                f"{run.folder} was begun with --{flag} {stored[name]}, not {value}; on resume a run keeps its "
+                f"settings (but for {', '.join(sorted(CHANGEABLE))}): leave the option out, or name another --out"
+            )
+    kept = {field.name: stored[field.name] for field in fields(PretrainConfig) if field.name not in CHANGEABLE}
+    return replace(config, **kept)
+
+
+def check_same_pictures(facts: Fields, stored: Fields, run: Run) -> None:
+    """Raise StepclrError if a run about to be resumed was begun on other pictures."""
+    if facts["names_sha256"] != stored["names_sha256"]:
+        raise StepclrError(
+            f"{run.folder} was begun on {stored['pictures']} pictures of {stored['source']}; the {facts['pictures']} "
+            f"of {facts['source']} have other names"
+        )
+
+
+def _names_digest(images: ImageSet) -> str:
+    return hashlib.sha256("\0".join(images.names).encode(errors="surrogateescape")).hexdigest()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """As many threads as the run began with: another number would add floats in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,6 @@
+"""What a person reads: tables of scores, a walk through the eight steps. The command line calls it, no room does."""
+
+from stepclr.report.scores import loading_snippet, score_table
+from stepclr.report.walk import STEPS, Walk
+
+__all__ = ["STEPS", "Walk", "loading_snippet", "score_table"]

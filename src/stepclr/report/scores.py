@@ -1,0 +1,59 @@
+"""evaluation.json as a table, and what to do with the encoder next."""
+
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from stepclr.model import load_encoder
+
+Row = dict[str, Any]
+
+
+def score_table(scores: dict[str, Any]) -> Table:
+    """One row a method, one column a number of labels: top-1, mean +- std over the draws."""
+    rows: list[Row] = scores["rows"]
+    budgets = list(dict.fromkeys(row["labels_per_class"] for row in rows if row["method"] != "knn"))
+    budgets += ["all"] if "all" not in budgets and any(row["method"] == "knn" for row in rows) else []
+    table = Table(title="top-1 on the test pictures")
+    table.add_column("method")
+    for budget in budgets:
+        table.add_column("all labels" if budget == "all" else f"{budget} labels a class", justify="right")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = {row["labels_per_class"]: _cell(row) for row in rows if row["method"] == method}
+        table.add_row(method, *(cells.get(budget, "") for budget in budgets))
+    return table
+
+
+def paired_lines(scores: dict[str, Any]) -> Iterator[str]:
+    """How far simclr is above each baseline, paired over the draws: both saw the same labels in each."""
+    rows: list[Row] = scores["rows"]
+    for ours in (row for row in rows if row["method"] == "simclr" and len(row["values"]) > 1):
+        for other in rows:
+            if other["labels_per_class"] == ours["labels_per_class"] and other["method"] not in (
+                "simclr",
+                "knn",
+            ):
+                gain = np.subtract(ours["values"], other["values"])
+                error = gain.std(ddof=1) / math.sqrt(len(gain))
+                yield (
+                    f"simclr - {other['method']} at {ours['labels_per_class']} labels a class: {gain.mean():+.3f}, "
+                    f"standard error {error:.3f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
+                )
+
+
+def loading_snippet(run: str | os.PathLike[str]) -> str:
+    """The three lines of Python that load the encoder of `run` and use it; the shape in them is the encoder's own."""
+    features = load_encoder(run).num_features
+    return (
+        "import stepclr\n"
+        f"encoder = stepclr.load_encoder({os.fspath(run)!r})\n"
+        f"h = encoder(encoder.preprocess(picture))  # a PIL picture -> [1, {features}]"
+    )
+
+
+def _cell(row: Row) -> str:
+    return f"{row['mean']:.3f}" + (f" +- {row['std']:.3f}" if row["std"] is not None else "")

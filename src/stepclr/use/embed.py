@@ -1,0 +1,83 @@
+"""Embeddings: h of every picture of a source."""
+
+import csv
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from stepclr.data import ImageSet, Source, open_images
+from stepclr.data.disk import write_whole
+from stepclr.errors import StepclrError, choose
+from stepclr.model import load_encoder, represent
+from stepclr.model.represent import Progress
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def embed(
+    run: str | os.PathLike[str], images: Source, precision: str = "fp32", progress: Progress | None = None
+) -> Float32[np.ndarray, "n features"]:
+    """Representations h `[n, F]`, float32, of all pictures of `images` in their order, by the encoder of `run`.
+
+    Args: run: a run's folder or an `encoder.safetensors`. images: an `ImageSet` or anything `open_images` takes.
+    precision: arithmetic of the encoder, "fp32" or "bf16".
+    A picture that cannot be read has a row of NaN, and a warning says how many there are.
+    """
+    source = open_images(images)
+    h, kept = _represent(run, source, precision, progress)
+    if len(kept) == len(source):
+        return h
+    warnings.warn(
+        f"{len(source) - len(kept)} pictures of {source.source} cannot be read: their rows are NaN",
+        stacklevel=2,
+    )
+    rows = np.full((len(source), h.shape[1]), np.nan, np.float32)
+    rows[kept] = h
+    return rows
+
+
+def write_embeddings(
+    run: str | os.PathLike[str],
+    images: Source,
+    out: str | os.PathLike[str],
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Write `out` (.npz): `embeddings` float32 `[n, F]`, `paths`, `labels` int64 (-1: none), `classes`.
+
+    Pictures that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
+    """
+    path = Path(out)
+    if path.suffix != ".npz":
+        raise StepclrError(f"--out {path} names no format: its suffix must be .npz")
+    source = open_images(images)
+    h, kept = _represent(run, source, precision, progress)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        embeddings=h,
+        paths=np.array([source.names[i] for i in kept], dtype=np.str_),
+        labels=source.labels[kept],
+        classes=np.array(source.classes, dtype=np.str_),
+    )
+    write_whole(path, lambda file: file.write(content.getbuffer()))
+    if source.skipped:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *source.skipped])
+        write_whole(path.with_suffix(".skipped.csv"), lambda file: file.write(text.getvalue().encode()))
+    return len(kept), len(source) - len(kept)
+
+
+def _represent(
+    run: str | os.PathLike[str], source: ImageSet, precision: str, progress: Progress | None
+) -> tuple[Float32[np.ndarray, "n features"], np.ndarray]:
+    dtype = DTYPES[choose("precision", precision, DTYPES)]
+    h, kept = represent(load_encoder(run), source, dtype, progress=progress)
+    if not len(kept):
+        raise StepclrError(f"no picture of {source.source} can be read")
+    return h.numpy(), kept

@@ -1,0 +1,193 @@
+"""Render: pictures and drawn parameters -> pixels, batched, in plain torch on any device. The reference renderer.
+
+Bit for bit the same whatever else is in the batch and however many threads work: resizing sums integers in float64,
+where every order of summation gives the same result; a mean is taken over integers; all else works on each pixel by
+itself, in single IEEE operations (no fused ones, which libraries apply to some positions only).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepclr.views.draw import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draws
+
+Interpolation = Literal["bicubic", "bilinear"]
+CHUNK = 2**19  # numbers rendered at a time: what a chunk touches stays in a processor's cache
+FIXED = 2.0**20  # filter weights are multiples of 1/FIXED: 8 + 21 + 21 bits and the sums' growth fit float64's 53
+
+
+def render(
+    pictures: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    draws: Draws,
+    size: int,
+    interpolation: Interpolation = "bicubic",
+) -> Float[Tensor, "n 3 s s"]:
+    """One view of each picture, float32 in [0, 1]: crop and resize, flip, colour jitter, grey, blur, in this order."""
+    chunks = []
+    step = max(1, CHUNK // (3 * size * size))
+    for start in range(0, len(pictures), step):
+        part = slice(start, start + step)
+        x = crop_resize_flip(pictures[part], draws.box[part], draws.flip[part], size, interpolation)
+        color_jitter(x, draws.jitter[part], draws.factors[part], draws.order[part])
+        rows = _rows(draws.grey[part], x)
+        if len(rows):
+            x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
+        rows = _rows(draws.sigma[part] > 0, x)
+        if len(rows):
+            sigma = draws.sigma[part]
+            x[rows] = gaussian_blur(x[rows], sigma[sigma > 0])
+        chunks.append(x)
+    return torch.cat(chunks)
+
+
+def crop_resize_flip(
+    pictures: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    box: Int[np.ndarray, "n 4"],
+    flip: Bool[np.ndarray, " n"],
+    size: int,
+    interpolation: Interpolation,
+) -> Float[Tensor, "n 3 s s"]:
+    """Box of each picture, resized to S x S with antialiasing, mirrored where asked, clipped to [0, 1].
+
+    The filter never reaches outside the box: taps beyond its edge are left out and the others share their weight.
+    """
+    if not isinstance(pictures, Tensor):
+        pictures, box = _cut_out(pictures, box)
+    boxes = torch.from_numpy(box).to(pictures.device)
+    mirrored = torch.from_numpy(flip).to(pictures.device)
+    n, _, height, width = pictures.shape
+    rows = _weights(boxes[:, 0], boxes[:, 2], height, size, interpolation)
+    columns = _weights(boxes[:, 1], boxes[:, 3], width, size, interpolation)
+    columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+    with torch.autocast(pictures.device.type, enabled=False):
+        x = pictures.permute(0, 2, 1, 3).double().reshape(n, height * 3, width) @ columns.mT
+        x = (rows @ x.view(n, height, 3 * size)).view(n, size, 3, size).permute(0, 2, 1, 3)
+    return (x / (255 * FIXED**2)).float().clamp_(0, 1).contiguous()
+
+
+def _cut_out(pictures: Sequence[Tensor], box: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+    """Pictures of unequal sizes -> their boxes in the top left corners of a zero-padded batch, and the boxes there."""
+    batch = pictures[0].new_zeros(len(pictures), 3, int(box[:, 2].max()), int(box[:, 3].max()))
+    for row, picture, (top, left, height, width) in zip(batch, pictures, box.tolist(), strict=True):
+        row[:, :height, :width] = picture[:, top : top + height, left : left + width]
+    return batch, np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)
+
+
+def _weights(
+    start: Int[Tensor, " n"], length: Int[Tensor, " n"], side: int, size: int, interpolation: Interpolation
+) -> Float[Tensor, "n s side"]:
+    """Filter weights that take pixels start .. start + length of a line of `side` pixels to `size`: integers / FIXED.
+
+    PIL's and torch's antialiased filters: the kernel is stretched by the scale where the picture shrinks.
+    """
+    start, length = start.double()[:, None, None], length.double()[:, None, None]
+    pixel = torch.arange(side, device=start.device, dtype=torch.float64)[None, None, :] - start
+    output = torch.arange(size, device=start.device, dtype=torch.float64)[None, :, None]
+    scale = length / size
+    distance = ((pixel + 0.5 - (output + 0.5) * scale) / scale.clamp(min=1)).abs()
+    kernel = _bicubic(distance) if interpolation == "bicubic" else (1 - distance).clamp(min=0)
+    kernel = torch.where((pixel >= 0) & (pixel < length), kernel, 0.0)
+    kernel = (kernel * FIXED).round()  # integers, so that their sum is exact too
+    return (kernel * (FIXED / kernel.sum(2, keepdim=True))).round()
+
+
+def _bicubic(d: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Keys' cubic convolution kernel with a = -1/2, the one that PIL and torch use when antialiasing."""
+    near = (1.5 * d - 2.5) * d * d + 1
+    far = ((-0.5 * d + 2.5) * d - 4) * d + 2
+    return torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
+
+
+def color_jitter(
+    x: Float[Tensor, "n 3 s s"],
+    jitter: Bool[np.ndarray, " n"],
+    factors: Float[np.ndarray, "n 4"],
+    order: Int[np.ndarray, "n 4"],
+) -> None:
+    """Brightness, contrast, saturation and hue, each picture in its own order, clipped after each. In place."""
+    for turn in range(4):
+        for which, change in CHANGES.items():
+            chosen = jitter & (order[:, turn] == which)
+            rows = _rows(chosen, x)
+            if len(rows):
+                factor = torch.from_numpy(factors[chosen, which]).to(x)[:, None, None, None]
+                x[rows] = change(x[rows], factor)
+
+
+def brightness(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """x times the factor (SimCLR v2's code; v1's adds)."""
+    return (x * factor).clamp_(0, 1)
+
+
+def contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Away from, or towards, the picture's mean grey."""
+    exact = (luma(x) * 2.0**16).round().sum((1, 2), dtype=torch.int64)
+    mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
+    return _blend(x, mean[:, None, None, None], factor)
+
+
+def saturation(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Away from, or towards, each pixel's own grey."""
+    return _blend(x, luma(x).unsqueeze(1), factor)
+
+
+def hue(x: Float[Tensor, "n 3 s s"], shift: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Turn each pixel's hue by `shift` turns, in HSV: value and saturation stay."""
+    red, green, blue = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    sector = torch.where(  # hue in sixths of a turn, from the largest channel
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sector = sector + shift[:, 0] * 6
+    channels = []
+    for offset in (5.0, 3.0, 1.0):  # HSV back to red, green, blue in one formula each
+        k = sector + offset
+        k = k - (k / 6).floor() * 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
+    return torch.stack(channels, 1).clamp_(0, 1)
+
+
+CHANGES = {BRIGHTNESS: brightness, CONTRAST: contrast, SATURATION: saturation, HUE: hue}
+
+
+def luma(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n s s"]:
+    """Grey, with ITU-R 601's weights (as torchvision has them)."""
+    return x[:, 0] * 0.2989 + x[:, 1] * 0.587 + x[:, 2] * 0.114
+
+
+def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -> Float[Tensor, "n 3 s s"]:
+    """Separable Gaussian, one sigma (pixels) a picture, kernel side S // 10 made odd, edges mirrored."""
+    side = x.shape[-1]
+    radius = blur_kernel(side) // 2
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma[:, None]) ** 2)
+    taps = taps / taps.sum(1, keepdims=True)
+    weights = torch.from_numpy(taps).to(x)[:, :, None, None, None]
+    for axis, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
+        padded = F.pad(x, pad, mode="reflect")
+        x = padded.narrow(axis, 0, side) * weights[:, 0]
+        for tap in range(1, 2 * radius + 1):
+            x += padded.narrow(axis, tap, side) * weights[:, tap]
+    return x
+
+
+def blur_kernel(size: int) -> int:
+    """Side of the blur's kernel at view size S, in pixels: S // 10, made odd (3 at 32, 9 at 96, 23 at 224)."""
+    return size // 10 + (size // 10 + 1) % 2
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor + other * (1 - factor)).clamp_(0, 1)
+
+
+def _rows(chosen: Bool[np.ndarray, " n"], x: Tensor) -> Int[Tensor, " k"]:
+    return torch.from_numpy(chosen.nonzero()[0]).to(x.device)

@@ -1,0 +1,24 @@
+"""What several test files share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real pictures beside the project; tests that want them are skipped where it is missing."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "README.md").exists():
+        pytest.skip(f"needs the real pictures of {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's caches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPCLR_CACHE", str(tmp_path_factory.mktemp("decoded")))
+        patch.setenv("STEPCLR_DATA", str(tmp_path_factory.mktemp("data")))
+        yield

@@ -1,0 +1,88 @@
+"""What the README says to type works as it stands; only epochs, limits and where the pictures are get replaced."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+import stepclr
+from stepclr.cli import main
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+COMMANDS = [line.split("  #")[0].strip() for line in README.splitlines() if line.startswith("    stepclr ")]
+SHORT = ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with photos/, labelled/{train,test}/, and STL-10 in its official layout (pictures of the sample)."""
+    home = tmp_path_factory.mktemp("home")
+    sample = stepclr.open_images("sample:test", limit=200)
+    pictures = np.stack(
+        [np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96))) for p in _each(sample)]
+    )
+    place = [int((sample.labels[:i] == label).sum()) for i, label in enumerate(sample.labels)]  # in its class, 0 to 19
+    for i, picture in enumerate(pictures):
+        for folder in ("photos", f"labelled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
+            (home / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(home / folder / f"{i:03}.png")
+    stl = home / "data" / "stl10_binary"
+    stl.mkdir(parents=True)
+    (stl / "class_names.txt").write_text("airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n")
+    for split, rows in (("train", slice(0, 120)), ("test", slice(120, 200))):
+        pictures[rows].transpose(0, 3, 2, 1).tofile(stl / f"{split}_X.bin")
+        (sample.labels[rows] + 1).astype(np.uint8).tofile(stl / f"{split}_y.bin")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("STEPCLR_DATA", str(home / "data"))
+        patch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda _: True)
+        yield home
+
+
+def _each(images: stepclr.ImageSet) -> Iterator[Any]:
+    for i in range(len(images)):
+        yield images.read([i])[0]
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    head = README.splitlines()[:14]
+    assert any(line.startswith("    make demo") for line in head)
+    assert any(line.startswith("    make test") for line in head)
+    assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.usefixtures("home")
+def test_readme_command(command: str) -> None:
+    words = shlex.split(command)[1:]
+    if words[0] == "pretrain":
+        words += SHORT
+    if words[0] == "steps":
+        words += ["--encoder", "test_resnet"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert not stop.value.code
+    out = words[words.index("--out") + 1] if "--out" in words else None
+    assert out is None or Path(out).exists()
+    if words[0] == "evaluate":
+        assert (Path(words[1]) / "evaluation.json").exists()
+
+
+@pytest.mark.usefixtures("home")
+def test_the_run_of_the_walk_remembers_its_classes() -> None:
+    assert stepclr.load_encoder("runs/stl4").classes == ["airplane", "bird", "car", "cat"]
+
+
+@pytest.mark.usefixtures("home")
+def test_readme_python() -> None:
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        scope: dict[str, Any] = {}
+        exec(code, scope)
+        assert scope["h"].shape == (1, 96)
+        assert {row["method"] for row in scope["scores"]["rows"]} == {"simclr", "pixels", "random", "knn"}
