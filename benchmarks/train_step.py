@@ -12,6 +12,7 @@ Each side runs for the given time after a warm-up; loading and start-up do not c
 import argparse
 import itertools
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,10 +21,6 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from lightly.data import LightlyDataset
-from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms.simclr_transform import SimCLRTransform
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -31,6 +28,14 @@ import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.pretrain import algorithm
 from stepclr.pretrain.settle import bf16_helps
+
+try:
+    from lightly.data import LightlyDataset
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms.simclr_transform import SimCLRTransform
+except ModuleNotFoundError as missing:
+    sys.exit(f"this compares with lightly, and {missing.name} is not installed: pip install '.[bench]'")
 
 WARM_UP = 3  # steps
 Stem = Literal["imagenet", "small", "small-stride2"]

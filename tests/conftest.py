@@ -1,9 +1,14 @@
 """What several test files share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# torch is not imported yet, and children inherit it: on a shared machine two threads spin for each other, and what is
+# tested here is small.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

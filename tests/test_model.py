@@ -23,7 +23,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from stepclr import ProjectionHead, StepclrError, build_encoder, load_encoder, open_images
 from stepclr.model import Encoder, represent, save_encoder
-from stepclr.model.tiny_maps import TinyMapConv2d
 
 SMALL = "test_resnet"  # timm's smallest ResNet
 
@@ -201,30 +200,6 @@ def test_a_misspelt_encoder_or_stem_is_answered_with_the_nearest(arguments: tupl
     with pytest.raises(StepclrError, match=words) as error:
         build_encoder(*arguments)  # type: ignore[arg-type]
     one_line(error)
-
-
-@pytest.mark.parametrize(
-    ("side", "kernel", "stride", "pad"),
-    [(1, 3, 1, 1), (2, 3, 1, 1), (4, 3, 2, 1), (3, 3, 2, 1), (4, 2, 2, 0), (4, 3, 1, 0), (2, 5, 1, 2), (6, 3, 1, 1)],
-)
-def test_convolutions_of_tiny_maps_have_the_sums_of_plain_ones(side: int, kernel: int, stride: int, pad: int) -> None:
-    """In whole numbers, which bfloat16 holds exactly: value and both gradients."""
-    generator = torch.Generator().manual_seed(side + 10 * kernel)
-    short = TinyMapConv2d(5, 4, kernel, stride, pad)
-    plain = nn.Conv2d(5, 4, kernel, stride, pad).double()
-    for parameter, other in zip(short.parameters(), plain.parameters(), strict=True):
-        parameter.data = torch.randint(-1, 2, parameter.shape, generator=generator).float()
-        other.data = parameter.data.double()
-    x = torch.randint(-2, 3, (2, 5, side, side), generator=generator).float()
-    results = []
-    for convolution in (short, plain):
-        leaf = x.to(convolution.weight.dtype).requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=convolution is short):
-            y = convolution(leaf)
-        upstream = torch.randint(-1, 2, y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
-        results.append([y, *torch.autograd.grad(y, (leaf, convolution.weight), upstream)])
-    for own, expected in zip(*results, strict=True):
-        assert torch.equal(own.double(), expected)
 
 
 def test_an_encoder_with_tiny_maps_computes_features_by_plain_convolutions() -> None:

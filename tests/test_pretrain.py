@@ -87,6 +87,19 @@ def test_the_same_settings_give_the_same_run_bit_for_bit(unbroken: stepclr.Run, 
     assert not same(unbroken, other)
 
 
+def test_two_threads_repeat_and_resume_bit_for_bit_too(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    assert unbroken.config["threads"] == 1
+    torch.set_num_threads(2)
+    try:
+        whole = small_run(tmp_path / "whole")
+        assert whole.config["threads"] == 2
+        small_run(tmp_path / "run")
+    finally:
+        torch.set_num_threads(1)
+    checkpoints(tmp_path / "run" / "checkpoint")[-1].unlink()
+    assert same(whole, small_run(tmp_path / "run", resume=True))  # with the threads it began with
+
+
 def test_the_rate_warms_up_and_falls_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     step = algorithm.train_step
@@ -259,14 +272,18 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: 
     assert same(unbroken, small_run(out, resume=True))
 
 
-def test_a_loss_that_is_not_finite_stops_and_spares_the_checkpoint(
-    unbroken: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [(4, r"the loss is not finite at step 6 \(learning rate .*--lr"), (7, "a weight is not finite at step 8")],
+)
+def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(
+    bad: int, said: str, unbroken: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from stepclr.pretrain.optimizer import rate_at
 
     with monkeypatch.context() as patch:
-        patch.setattr(algorithm, "rate_at", lambda step, *rest: 1e38 if step == 4 else rate_at(step, *rest))
-        with pytest.raises(Diverged, match=r"nan at step 6 .*learning rate .*--lr"):
+        patch.setattr(algorithm, "rate_at", lambda step, *rest: float("nan") if step == bad else rate_at(step, *rest))
+        with pytest.raises(Diverged, match=said):
             small_run(tmp_path / "run")
     kept = checkpoints(tmp_path / "run" / "checkpoint")
     assert [path.stem for path in kept] == ["step-00000004"]

@@ -354,18 +354,22 @@ def test_views_of_a_key_are_the_same_in_any_company(size: int, interpolation: In
     assert torch.equal(views(padded[:, :, 1:-7, 9:-4], keys), x)
 
 
-def test_views_of_a_key_are_the_same_with_one_thread_or_two() -> None:
-    views = Views("simclr", **{**STRONG, "size": 96})  # type: ignore[arg-type]
-    batch, keys = made_up(40, 200, 230), view_keys(0, 0, range(40))
+@pytest.mark.parametrize(("size", "n"), [(96, 12), (224, 3)])
+def test_views_of_a_key_are_the_same_with_one_thread_or_two(size: int, n: int) -> None:
+    """Also alone: libraries share a picture's own sum out among threads where there is no other picture."""
+    views = Views("simclr", size=size, strength=1.0, blur=0.5, min_area=0.08)
+    batch, keys = made_up(n, 120, 130), view_keys(0, 0, range(n))
     threads = torch.get_num_threads()
     try:
         made = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            made.append(views(batch, keys))
+            made += [views(batch, keys), torch.cat([views(batch[k : k + 1], keys[k : k + 1]) for k in (0, 2)], dim=1)]
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(*made)
+    assert torch.equal(made[0], made[2])
+    assert torch.equal(made[1], made[0][:, [0, 2]])
+    assert torch.equal(made[3], made[0][:, [0, 2]])
 
 
 def test_views_of_a_key_are_the_same_after_a_restart() -> None:

@@ -54,7 +54,8 @@ def pretrain(
     import stepclr
     from stepclr.report import loading_snippet
 
-    say_recipe(recipe)
+    if recipe:
+        print(f"recipe {recipe}: {_first_line(RECIPES[recipe])}", file=sys.stderr)
     run = stepclr.pretrain(source, out, config=config, classes=_names(classes), limit=limit, resume=resume)
     say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
 
@@ -101,6 +102,8 @@ def evaluate(
     say(score_table(scores))
     for line in paired_lines(scores):
         say(line)
+    if run.is_dir():
+        say(f"protocol and every value: {run / 'evaluation.json'}")
 
 
 def embed(
@@ -241,7 +244,7 @@ def demo(
     say(score_table(scores))
     for line in paired_lines(scores):
         say(line)
-    say(f"step 8  use: the run is in {out}\n\n{loading_snippet(run)}")
+    say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -311,12 +314,6 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
         if word.startswith(f"{option}="):
             return word.removeprefix(f"{option}=")
     return None
-
-
-def say_recipe(recipe: str | None) -> None:
-    """Say what the recipe is known to reach."""
-    if recipe:
-        print(f"recipe {recipe}: {_first_line(RECIPES[recipe])}", file=sys.stderr)
 
 
 def _open(source: str, classes: str | None, limit: int | None) -> "ImageSet":

@@ -7,11 +7,11 @@ from stepclr.errors import choose
 
 
 def sample() -> PretrainConfig:
-    """The bundled sample (Fashion-MNIST, 28 px) in minutes on two cores; what `stepclr demo` runs."""
+    """The bundled sample (Fashion-MNIST, 28 px), two minutes on two cores: what `stepclr demo` runs and measures."""
     return PretrainConfig(
         encoder="test_resnet",
         stem="small-stride2",
-        epochs=40,
+        epochs=20,
         batch_size=128,
         lr=0.3,
         temperature=0.2,
@@ -23,7 +23,7 @@ def sample() -> PretrainConfig:
 
 
 def cifar10() -> PretrainConfig:
-    """CIFAR-10 (32 px) in a quarter of an hour on two cores: a ResNet-18 with a stride-2 stem."""
+    """CIFAR-10 (32 px), 10,000 pictures in 8 minutes on two cores: kNN 0.479 (n = 2, benchmarks/RESULTS.md)."""
     return PretrainConfig(
         encoder="resnet18",
         stem="small-stride2",

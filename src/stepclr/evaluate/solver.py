@@ -25,8 +25,8 @@ class Layers(NamedTuple):
 
     def logits(self, x: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n p c"]:
         """x W + b of each layer."""
-        product: Array = x @ self.weight.reshape(len(self.weight), -1)
-        logits: Array = product.reshape(-1, *self.bias.shape) + self.bias
+        product: Array = x @ self.weight.reshape(len(self.weight), self.bias.size)
+        logits: Array = product.reshape(len(x), *self.bias.shape) + self.bias
         return logits
 
 
@@ -62,8 +62,7 @@ def solve(
     first = np.zeros(bias_at + layout[1] * layout[2])
     if start is not None:
         first = np.concatenate([(start.weight / unit).ravel(), start.bias.ravel()])
-    reach = TOLERANCE * np.abs(objective(first)[1]).max()
-    options = {"gtol": reach, "ftol": 0.0, "maxiter": 10_000, "maxfun": 100_000, "maxls": 50}
+    options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": 10_000, "maxfun": 100_000, "maxls": 50}
     result = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
     if not result.success:
         raise RuntimeError(f"linear evaluation did not converge at lambda {strength:.1e}: {result.message}")

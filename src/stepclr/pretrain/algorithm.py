@@ -7,7 +7,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -92,7 +91,7 @@ def pretrain(
         images: an `ImageSet`, or anything `open_images` takes; `classes` and `limit` choose among its pictures.
         out: the run's folder. It must not hold another run.
         recipe: name of a recipe (`stepclr.recipes`) that gives the defaults.
-        config: all settings at once, instead of `recipe` and `options`.
+        config: all settings at once, instead of `recipe`; `options` change it.
         resume: go on from the newest checkpoint in `out`; from step 0 where there is none. On CPU the run then ends
             bit for bit as one that never stopped. Its settings stay, but for epochs, keep_every, monitor and cache_gib.
         progress: print settings and progress to standard error.
@@ -104,10 +103,10 @@ def pretrain(
     run = Run(Path(out))
     run.check_free(resume)
     stored = run.config if resume and run.exists() else None
-    if config is None:
-        for name in options:
-            choose("option", name, [field.name for field in fields(PretrainConfig)])
-        config = replace((stored_config(run.folder) if stored else None) or recipe_config(recipe), **options)
+    for name in options:
+        choose("option", name, [field.name for field in fields(PretrainConfig)])
+    config = config or (stored_config(run.folder) if stored else None) or recipe_config(recipe)
+    config = replace(config, **options)
     if stored:
         config = resumed(config, stored, run)
         classes, limit = stored["classes"] or None, stored["limit"]
@@ -153,11 +152,8 @@ def _train(
     run.cut_metrics(step)
     labels = torch.from_numpy(images.labels).to(device)
     per_epoch = steps_per_epoch(len(images), config.batch_size)
-    steps, warmup_steps, peak = (
-        config.epochs * per_epoch,
-        round(config.warmup_epochs * per_epoch),
-        peak_rate(config),
-    )
+    steps, warmup_steps = config.epochs * per_epoch, round(config.warmup_epochs * per_epoch)
+    peak = peak_rate(config)
     kept = [e * per_epoch for e in range(0, config.epochs, config.keep_every)] if config.keep_every else []
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
     meter = Meter(facts.get("seconds", 0.0))
@@ -182,8 +178,8 @@ def _train(
                 epoch_ends = step % per_epoch == 0
                 logs = epoch_ends or step % LOG_EVERY == 0
                 saves = epoch_ends or interruption.requested or meter.since_checkpoint() > CHECKPOINT_AFTER
-                if logs or saves:  # nothing that is not finite is ever logged or saved
-                    _check_finite(losses, step, rate, run)
+                if logs or saves:
+                    _check_finite(losses, model, step, rate, run)
                     losses.clear()
                 if logs:
                     line = {"step": step, "epoch": epoch + 1, "loss": loss.item(), "lr": rate, **meter.read()}
@@ -209,15 +205,20 @@ def _signals(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> dict[str, 
     }
 
 
-def _check_finite(losses: list[Tensor], step: int, rate: float, run: Run) -> None:
-    """Raise `Diverged` naming the first step whose loss is not finite; looked at before anything is logged or saved."""
-    values = torch.stack(losses).tolist() if losses else []
-    for back, value in enumerate(reversed(values)):
-        if not np.isfinite(value) and (back + 1 == len(values) or np.isfinite(values[-back - 2])):
-            raise Diverged(
-                f"the loss is {value} at step {step - back} (learning rate {rate:.4g}): try a lower --lr, "
-                f"a longer --warmup or --precision fp32; the last good checkpoint is in {run.folder / 'checkpoint'}"
-            )
+def _check_finite(losses: list[Tensor], model: nn.ModuleDict, step: int, rate: float, run: Run) -> None:
+    """Raise `Diverged` if a loss or, after them, a weight is not finite: such a state is neither logged nor saved."""
+    finite = torch.stack(losses).isfinite().tolist()
+    first = step - len(losses) + 1
+    if all(finite):
+        if all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            return
+        what, when = "a weight is not finite", step
+    else:
+        what, when = "the loss is not finite", first + finite.index(False)
+    raise Diverged(
+        f"{what} at step {when} (learning rate {rate:.4g}): try a lower --lr, a longer --warmup or --precision fp32; "
+        f"the last good checkpoint is in {run.folder / 'checkpoint'}"
+    )
 
 
 def _is_watched(epoch: int, epochs: int) -> bool:
