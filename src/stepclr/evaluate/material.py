@@ -59,8 +59,8 @@ def prepare(encoder: Encoder, images: ImageSet, classes: list[str]) -> tuple[Ima
 
 
 def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:
-    """h of every picture in float32; StepclrError if one cannot be read any more."""
+    """h of every picture, float32; StepclrError if one that could be read before now cannot."""
     h, kept = represent(encoder, images)
     if len(kept) < len(images):
-        raise StepclrError(f"{images.source}: {images.skipped[-1][0]} cannot be read any more; start again")
+        raise StepclrError(f"{images.source}: {len(images) - len(kept)} pictures cannot be read any more; start again")
     return h.numpy()

@@ -15,7 +15,8 @@ from stepclr.data import ImageSet
 from stepclr.evaluate.baselines import fresh
 from stepclr.evaluate.draws import Budget, Draw, Rows, folds
 from stepclr.evaluate.linear import Fit
-from stepclr.model import Encoder, represent
+from stepclr.evaluate.material import features
+from stepclr.model import Encoder
 from stepclr.pretrain.feed import Batch, batches
 from stepclr.pretrain.optimizer import rate_at
 from stepclr.views import Views, view_keys
@@ -104,7 +105,7 @@ class Scratch:
         encoder, classifier = model
         assert isinstance(encoder, Encoder)
         with torch.inference_mode():
-            logits: Tensor = classifier.cpu()(represent(encoder, images)[0])
+            logits: Tensor = classifier.cpu()(torch.from_numpy(features(encoder, images)))
         return logits
 
 

@@ -20,7 +20,7 @@ class Progress:
     def __init__(self, enabled: bool) -> None:
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
         self.bar: Bar | None = None
-        self.spoke = 0.0
+        self.spoke = time.monotonic()
         self.begun = (0.0, 0)
         self.knn = ""
 
@@ -36,11 +36,9 @@ class Progress:
         return decoded
 
     def _count(self, done: int, total: int) -> None:
-        if time.monotonic() - self.spoke > EVERY / 5 or done == total:
+        if time.monotonic() - self.spoke > EVERY / 5:  # soon done is not worth a word
             self.spoke = time.monotonic()
-            self.console.print(
-                f"decoded {done:,} of {total:,} pictures", end="\r" if self.console.is_terminal else "\n"
-            )
+            self.console.print(f"decoded {done:,} of {total:,} pictures")
 
     def start(self, config: PretrainConfig, run: Run, step: int, steps: int, pictures: int, watched: bool) -> None:
         """Say what is about to happen, every decided setting included."""
@@ -58,12 +56,8 @@ class Progress:
         )
         self.begun = (time.monotonic(), step)
         if self.console.is_terminal and not self.console.quiet:
-            columns = (
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-            )
+            text = TextColumn("{task.description}")
+            columns = (BarColumn(bar_width=16), MofNCompleteColumn(), text, TimeRemainingColumn())
             self.bar = Bar(*columns, console=self.console)
             self.bar.add_task("", total=steps, completed=step)
             self.bar.start()
@@ -72,17 +66,18 @@ class Progress:
         """Show one line of metrics."""
         if "knn" in line:
             self.knn = f", kNN {line['knn']:.3f}"
-        text = (
-            f"epoch {line['epoch']}: loss {line['loss']:.3f}, contrastive top-1 {line['contrastive_top1']:.2f}"
-            f"{self.knn}, {line['images_per_second']:,.0f} images/s, waiting {line['waiting']:.0%}"
-        )
+        speed = f"{self.knn}, {line['images_per_second']:,.0f} images/s"
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=line["step"], description=text)
+            short = f"loss {line['loss']:.2f}{speed}, waiting {line['waiting']:.0%}"  # beside the bar, in 80 columns
+            self.bar.update(self.bar.task_ids[0], completed=line["step"], description=short)
         elif time.monotonic() - self.spoke > EVERY or line["step"] == steps:
             self.spoke = time.monotonic()
             begun, first = self.begun
             left = (self.spoke - begun) / (line["step"] - first) * (steps - line["step"])
-            self.console.print(f"{line['step']:,}/{steps:,} {text}, {_minutes(left)} left")
+            self.console.print(
+                f"{line['step']:,}/{steps:,} epoch {line['epoch']}: loss {line['loss']:.3f}, contrastive top-1 "
+                f"{line['contrastive_top1']:.2f}{speed}, waiting {line['waiting']:.0%}, {_minutes(left)} left"
+            )
 
     def __enter__(self) -> "Progress":
         return self
