@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.modules.batchnorm import _BatchNorm
 
 import stepclr
 from stepclr.data import ImageSet, open_images
 from stepclr.errors import StepclrError
 from stepclr.evaluate import material, protocol
+from stepclr.evaluate.draws import draw_all
 from stepclr.evaluate.linear import Fit
 from stepclr.model import Encoder, build_encoder, load_encoder, represent, save_encoder
 from stepclr.signals import weighted_knn
@@ -65,7 +64,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[Any, list[Fit]]]]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, list[Fit]]]:
     """Every set of predictions that is scored."""
     seen: list[dict[Any, list[Fit]]] = []
     score = protocol._score
@@ -75,7 +74,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[Any, list[Fit]]
         return score(predictions, test)
 
     monkeypatch.setattr(protocol, "_score", spy)
-    yield seen
+    return seen
 
 
 def one_line(error: pytest.ExceptionInfo[StepclrError]) -> bool:
@@ -186,9 +185,8 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
         return original(encoder)
 
     monkeypatch.setattr(protocol, "fingerprint", fingerprint)
-    baselines = ("pixels", "random", "scratch")
     stepclr.evaluate(
-        run, train, watched, (2, "all"), draws=2, baselines=baselines, scratch_steps=2,
+        run, train, watched, (2, "all"), draws=2, baselines=protocol.BASELINES, scratch_steps=2,
         progress=lambda done, total: events.append(f"{done}/{total}"),
     )  # fmt: skip
     predictions = [f"{done}/13" for done in range(1, 14)]  # (2 draws of 2 + 1 of all) x 4 methods + knn
@@ -221,7 +219,7 @@ def test_labels_outside_the_draw_are_not_learnt_from(
     """Exchange the pictures of two classes outside the first draw: its predictions stay, those of kNN do not."""
     settings: Scores = {"labels_per_class": 2, "draws": 1, "baselines": ("pixels", "scratch"), "scratch_steps": 3}
     stepclr.evaluate(run, train, test, **settings)
-    drawn = protocol.draw_all(train.labels, CLASSES, [2], 1, 0)[0].rows
+    drawn = draw_all(train.labels, CLASSES, [2], 1, 0)[0].rows
     order = np.arange(len(train))
     left = [np.setdiff1d(np.flatnonzero(train.labels == label), drawn) for label in (0, 1)]
     order[left[0]], order[left[1]] = left[1], left[0]
@@ -254,16 +252,15 @@ def test_the_fingerprint_sees_weights_and_buffers(run: Path) -> None:
     assert len(seen) == len(load_encoder(run).state_dict())
 
 
-@pytest.mark.parametrize("where", [material])
 def test_features_taken_in_train_mode_are_caught(
-    run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch, where: Any
+    run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def in_train_mode(encoder: Encoder, images: ImageSet) -> tuple[torch.Tensor, NDArray[np.int64]]:
         encoder.train()
         with torch.no_grad():
             return encoder(encoder.preprocess(images.read(range(len(images))))), np.arange(len(images))
 
-    monkeypatch.setattr(where, "represent", in_train_mode)
+    monkeypatch.setattr(material, "represent", in_train_mode)
     with pytest.raises(RuntimeError, match="changed while it was evaluated"):
         stepclr.evaluate(run, train, test, baselines=())
     assert not (run / "evaluation.json").exists()
@@ -350,13 +347,13 @@ def test_what_cannot_be_meant_is_one_line_before_any_work(
 ) -> None:
     monkeypatch.setattr(material, "represent", None)
     with pytest.raises(StepclrError, match=message) as error:
-        stepclr.evaluate(**({"run": run, "train": train, "test": test} | wrong))
+        stepclr.evaluate(wrong.pop("run", run), train, test, **wrong)
     assert one_line(error)
 
 
 @pytest.mark.parametrize("which", ["train", "test"])
 def test_classes_that_differ_are_named_with_the_nearest(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
-    sets = {"train": train, "test": test}
+    sets: Scores = {"train": train, "test": test}
     sets[which] = replace(sets[which], classes=["ant", "bee", "cats"])
     with pytest.raises(StepclrError, match=r"Did you mean 'cats?'\?.*There are: ant, bee, cat") as error:
         stepclr.evaluate(run, **sets)
@@ -376,7 +373,7 @@ def test_sets_without_the_run_s_classes_are_refused(tmp_path: Path, train: Image
 
 @pytest.mark.parametrize("which", ["train", "test"])
 def test_a_set_without_labels_is_refused(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
-    sets = {"train": train, "test": test}
+    sets: Scores = {"train": train, "test": test}
     sets[which] = open_images(striped(6, 3)[0])
     with pytest.raises(StepclrError, match="array has no labels") as error:
         stepclr.evaluate(run, **sets)
@@ -416,7 +413,7 @@ def test_the_protocol_is_all_in_plain_fields(run: Path, train: ImageSet, test: I
 def test_a_picture_that_vanishes_on_the_way_is_an_error(
     run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = material.represent
+    original = represent
 
     def one_less(encoder: Encoder, images: ImageSet) -> tuple[torch.Tensor, NDArray[np.int64]]:
         h, kept = original(encoder, images)
@@ -425,7 +422,3 @@ def test_a_picture_that_vanishes_on_the_way_is_an_error(
     monkeypatch.setattr(material, "represent", one_less)
     with pytest.raises(StepclrError, match="cannot be read any more"):
         stepclr.evaluate(run, train, test)
-
-
-def test_there_are_batch_norms_to_worry_about(run: Path) -> None:
-    assert any(isinstance(module, _BatchNorm) for module in load_encoder(run).modules())

@@ -51,13 +51,13 @@ def independent_optimum(x: Array, labels: NDArray[np.int64], strength: float) ->
 
     def shares(flat: Array) -> Array:
         logits = ones @ flat.reshape(-1, classes)
-        return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+        return np.asarray(np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)))
 
     def value(flat: Array) -> float:
         return float(-np.log(shares(flat)[np.arange(n), labels]).mean() + (penalty * flat**2).sum() / 2)
 
     def gradient(flat: Array) -> Array:
-        return (ones.T @ (shares(flat) - np.eye(classes)[labels]) / n).ravel() + penalty * flat
+        return np.asarray((ones.T @ (shares(flat) - np.eye(classes)[labels]) / n).ravel() + penalty * flat)
 
     def hessian(flat: Array) -> Array:
         p = shares(flat)
@@ -187,7 +187,7 @@ def test_a_rotation_of_the_features_changes_no_prediction() -> None:
 
 def test_not_converging_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(*args: object, **options: object) -> object:
-        return minimize(*args, **options | {"options": {"maxiter": 1}})  # type: ignore[operator]
+        return minimize(*args, **options | {"options": {"maxiter": 1}})
 
     monkeypatch.setattr(solver, "minimize", stopped)
     h, labels = clouds(30, 6, 3)

@@ -1,6 +1,7 @@
 """The command line: one function a command. torch is imported inside them, so that help is instant."""
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def evaluate(
         probe=_names(probe) or [],
         baselines=[] if baselines in ("", "none") else _names(baselines) or [],
         scratch_steps=scratch_steps,
-        progress=_counter,
+        progress=_Counter(),
     )
     say(score_table(scores))
     for line in paired_lines(scores):
@@ -126,7 +127,7 @@ def embed(
     """
     from stepclr.use import write_embeddings
 
-    written, skipped = write_embeddings(run, _open(source, classes, limit), out, precision, _counter)
+    written, skipped = write_embeddings(run, _open(source, classes, limit), out, precision, _Counter())
     say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
 
 
@@ -239,7 +240,7 @@ def demo(
         labels_per_class=10,
         baselines=("pixels", "random", "scratch"),
         scratch_steps=scratch_steps,
-        progress=_counter,
+        progress=_Counter(),
     )
     say(score_table(scores))
     for line in paired_lines(scores):
@@ -326,9 +327,18 @@ def _names(text: str | None) -> list[str] | None:
     return [name.strip() for name in text.split(",")] if text else None
 
 
-def _counter(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+class _Counter:
+    """Counts on standard error: in one place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.spoke = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.spoke > 15:
+            self.spoke = time.monotonic()
+            print(f"{done:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 def _first_line(command: Callable[..., Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepclr.data.cache import Progress, from_cache, in_memory
-from stepclr.data.disk import user_folder
+from stepclr.data.disk import user_folder, write_whole
 from stepclr.data.picture import UnreadableError
 from stepclr.data.stores import Encoded, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError, choose
@@ -74,6 +76,14 @@ class ImageSet:
         if broken:
             self.skipped = self._skipped_and(broken)
         return _stack(pictures), at[[i not in broken for i in at.tolist()]]
+
+    def list_skipped(self, path: Path) -> None:
+        """Write a CSV of (path, reason) of every picture found to be unreadable so far; no file where there is none."""
+        if self.skipped:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *self.skipped])
+            # A file name need not be text: what cannot be encoded is written as it came.
+            write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
 
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
         """(height, width) of each picture as `read` gives it, (0, 0) where it cannot be read.

@@ -127,11 +127,11 @@ def pretrain(
             check_same_pictures(facts, stored, run)
         else:
             run.write("config.json", json.dumps(facts, indent=2))
-        run.list_skipped(images)
+        images.list_skipped(run.folder / "skipped.csv")
         with threads((stored or facts)["threads"]):
             _train(run, config, images, watched, views, model, report)
     save_encoder(encoder_of(model).cpu(), run.folder / "encoder.safetensors")
-    run.list_skipped(images)
+    images.list_skipped(run.folder / "skipped.csv")
     return run
 
 

@@ -1,14 +1,11 @@
 """The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors, and skipped.csv where pictures were."""
 
-import csv
-import io
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepclr.data import ImageSet
 from stepclr.data.disk import write_whole
 from stepclr.errors import StepclrError
 from stepclr.model import Encoder, load_encoder
@@ -71,13 +68,6 @@ class Run:
         """Forget the lines after `step`: the steps they tell of are about to be taken again."""
         lines = [line for line in self.metrics if line["step"] <= step]
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-
-    def list_skipped(self, images: ImageSet) -> None:
-        """skipped.csv: (path, reason) of every picture that could not be read."""
-        if images.skipped:
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *images.skipped])
-            self.write("skipped.csv", text.getvalue())
 
 
 def free_folder(wanted: str | os.PathLike[str]) -> Path:

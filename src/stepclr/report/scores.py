@@ -21,7 +21,7 @@ def score_table(scores: dict[str, Any]) -> Table:
     table = Table(title="top-1 on the test pictures")
     table.add_column("method")
     for budget in budgets:
-        table.add_column("all labels" if budget == "all" else f"{budget} labels a class", justify="right")
+        table.add_column(_labels(budget), justify="right")
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = {row["labels_per_class"]: _cell(row) for row in rows if row["method"] == method}
         table.add_row(method, *(cells.get(budget, "") for budget in budgets))
@@ -40,7 +40,7 @@ def paired_lines(scores: dict[str, Any]) -> Iterator[str]:
                 gain = np.subtract(ours["values"], other["values"])
                 error = gain.std(ddof=1) / math.sqrt(len(gain))
                 yield (
-                    f"simclr - {other['method']} at {ours['labels_per_class']} labels a class: {gain.mean():+.3f}, "
+                    f"simclr - {other['method']} at {_labels(ours['labels_per_class'])}: {gain.mean():+.3f}, "
                     f"standard error {error:.3f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
                 )
 
@@ -53,6 +53,10 @@ def loading_snippet(run: str | os.PathLike[str]) -> str:
         f"encoder = stepclr.load_encoder({os.fspath(run)!r})\n"
         f"h = encoder(encoder.preprocess(picture))  # a PIL picture -> [1, {features}]"
     )
+
+
+def _labels(budget: int | str) -> str:
+    return "all labels" if budget == "all" else f"{budget} label{'s' if budget != 1 else ''} a class"
 
 
 def _cell(row: Row) -> str:

@@ -31,7 +31,7 @@ STEPS = {
     5: ("contrastive loss", "SimCLR eq. 1", "loss/contrastive.py"),
     6: ("pretraining", "SimCLR Algorithm 1, App. B", "pretrain/algorithm.py"),
     7: ("evaluation", "SimCLR section 4, Wu et al. 2018 for kNN", "evaluate/, signals.py"),
-    8: ("use", "SimCLR section 2: the head is thrown away", "use/embed.py"),
+    8: ("use", "SimCLR section 2: the head is thrown away", "use/embeddings.py"),
 }
 
 

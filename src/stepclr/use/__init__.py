@@ -1,5 +1,5 @@
 """Step 8: a pretrained encoder -> embeddings of new pictures."""
 
-from stepclr.use.embed import embed, write_embeddings
+from stepclr.use.embeddings import embed, write_embeddings
 
 __all__ = ["embed", "write_embeddings"]

@@ -1,6 +1,5 @@
 """Embeddings: h of every picture of a source."""
 
-import csv
 import io
 import os
 import warnings
@@ -15,6 +14,7 @@ from stepclr.data.disk import write_whole
 from stepclr.errors import StepclrError, choose
 from stepclr.model import load_encoder, represent
 from stepclr.model.represent import Progress
+from stepclr.pretrain.settle import device_for_training
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,8 +28,7 @@ def embed(
     precision: arithmetic of the encoder, "fp32" or "bf16".
     A picture that cannot be read has a row of NaN, and a warning says how many there are.
     """
-    source = open_images(images)
-    h, kept = _represent(run, source, precision, progress)
+    source, h, kept = _represent(run, images, precision, progress)
     if len(kept) == len(source):
         return h
     warnings.warn(
@@ -55,8 +54,7 @@ def write_embeddings(
     path = Path(out)
     if path.suffix != ".npz":
         raise StepclrError(f"--out {path} names no format: its suffix must be .npz")
-    source = open_images(images)
-    h, kept = _represent(run, source, precision, progress)
+    source, h, kept = _represent(run, images, precision, progress)
     content = io.BytesIO()
     np.savez(
         content,
@@ -66,18 +64,18 @@ def write_embeddings(
         classes=np.array(source.classes, dtype=np.str_),
     )
     write_whole(path, lambda file: file.write(content.getbuffer()))
-    if source.skipped:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *source.skipped])
-        write_whole(path.with_suffix(".skipped.csv"), lambda file: file.write(text.getvalue().encode()))
+    source.list_skipped(path.with_suffix(".skipped.csv"))
     return len(kept), len(source) - len(kept)
 
 
 def _represent(
-    run: str | os.PathLike[str], source: ImageSet, precision: str, progress: Progress | None
-) -> tuple[Float32[np.ndarray, "n features"], np.ndarray]:
+    run: str | os.PathLike[str], images: Source, precision: str, progress: Progress | None
+) -> tuple[ImageSet, Float32[np.ndarray, "n features"], np.ndarray]:
     dtype = DTYPES[choose("precision", precision, DTYPES)]
-    h, kept = represent(load_encoder(run), source, dtype, progress=progress)
+    encoder = load_encoder(run).to(device_for_training())
+    # Reduced as for training and evaluation, so that h is the same; read once, so not worth a place in the cache.
+    source = open_images(images).decoded(2 * encoder.size, budget=0)
+    h, kept = represent(encoder, source, dtype, progress=progress)
     if not len(kept):
         raise StepclrError(f"no picture of {source.source} can be read")
-    return h.numpy(), kept
+    return source, h.numpy(), kept
