@@ -63,7 +63,7 @@ def independent_optimum(x: Array, labels: NDArray[np.int64], strength: float) ->
         p = shares(flat)
         curvature = p[:, :, None] * np.eye(classes) - p[:, :, None] * p[:, None, :]
         blocks = np.einsum("ni,nj,ncd->icjd", ones, ones, curvature) / n
-        return blocks.reshape(len(flat), -1) + np.diag(penalty)
+        return np.asarray(blocks.reshape(len(flat), -1) + np.diag(penalty))
 
     start = np.zeros((width + 1) * classes)
     found = minimize(value, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-10})
