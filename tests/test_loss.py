@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stepclr import StepclrError, contrastive, nt_xent, supcon
+from stepclr.loss import cross_entropy, distillation
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]  # of projections [M, D], group ids [M] and the temperature
 Variant = Literal["out", "in"]
@@ -226,6 +227,84 @@ def test_nt_xent_is_simclrs_equation_1(tau: float) -> None:
         torch.testing.assert_close(own, theirs, rtol=1e-10, atol=1e-12)
 
 
+# Labels of N pictures with V views each: unequal classes, some or all of them missing.
+MIXED = [([0, 0, -1, 1, 0, -1], 3, 0.1), ([2, -1, 2, 2], 4, 0.5), ([-1, -1, -1], 3, 0.2), ([4, 4, 4], 2, 0.3)]
+
+
+@pytest.mark.parametrize(("labels", "views", "tau"), MIXED)
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_supcon_takes_any_number_of_views_and_labels_that_are_missing(
+    labels: list[int], views: int, tau: float, variant: Variant
+) -> None:
+    own_class = [label if label >= 0 else 100 + k for k, label in enumerate(labels)]
+
+    def of_views(z: Tensor, _: Tensor, tau: float) -> Tensor:
+        z_i, *z_j = z.chunk(views)
+        return supcon(z_i, z_j, torch.tensor(labels), tau, variant)
+
+    check(of_views, [(own_class * views, tau)], variant)
+    if max(labels) < 0 and variant == "out":
+        z_i, *z_j = projections(len(labels) * views).chunk(views)
+        assert supcon(z_i, z_j, np.array(labels), tau) == nt_xent(z_i, z_j, tau)
+
+
+# With views of each picture in the batch every anchor has a positive; and these take the batch for two views.
+TWO_VIEWS = {"divided by all anchors", "positives mis-paired", "negatives of the other view only"}
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - TWO_VIEWS))
+def test_the_check_rejects_three_views_with(fault: str) -> None:
+    own_class = [[label if label >= 0 else 100 + k for k, label in enumerate(labels)] for labels, _, _ in MIXED]
+    cases = [(ids * views, tau) for ids, (_, views, tau) in zip(own_class, MIXED, strict=True)]
+    with pytest.raises(AssertionError):
+        check(copy_with_fault(fault), cases)
+
+
+def test_nt_xent_of_four_views_has_three_positives_an_anchor() -> None:
+    check(
+        lambda z, _, tau: nt_xent(z[:3], list(z[3:].chunk(3)), tau),
+        [([0, 1, 2] * 4, 0.5)],
+    )
+
+
+def test_cross_entropy_leaves_out_what_has_no_label() -> None:
+    logits = projections(5, width=3)
+    labels = torch.tensor([2, -1, 0, -1, 1])
+
+    def by_hand(z: Tensor, *_: object) -> Tensor:
+        rows = [-(z[k, y] - z[k].exp().sum().log()) for k, y in enumerate(labels.tolist()) if y >= 0]
+        return torch.stack(rows).mean()
+
+    for loss in (by_hand, lambda z, *_: cross_entropy(z, labels)):
+        found = value_and_gradient(loss, logits, labels, 1.0)
+        for value, wanted in zip(found, value_and_gradient(by_hand, logits, labels, 1.0), strict=True):
+            torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
+    value, gradient = value_and_gradient(lambda z, *_: cross_entropy(z, torch.full((5,), -1)), logits, labels, 1.0)
+    assert value == 0
+    assert (gradient == 0).all()
+    assert cross_entropy(1e3 * logits.half(), labels).isfinite()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+def test_distillation_is_simclrv2s_equation_2(temperature: float) -> None:
+    student, teacher = projections(6, width=4), projections(6, width=4, seed=1).requires_grad_()
+
+    def by_hand(z: Tensor, *_: object) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for row, target in zip(z, teacher.detach(), strict=True):
+            q = (target / temperature).exp() / (target / temperature).exp().sum()
+            p = (row / temperature).exp() / (row / temperature).exp().sum()
+            total = total - (q * p.log()).sum()
+        return total / len(z)
+
+    own = value_and_gradient(lambda z, *_: distillation(z, teacher, temperature), student, student, 1.0)
+    for value, wanted in zip(own, value_and_gradient(by_hand, student, student, 1.0), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-11, atol=1e-12)
+    assert teacher.grad is None  # and the teacher learns nothing
+    alike = value_and_gradient(lambda z, *_: distillation(z, teacher, temperature), teacher.detach(), student, 1.0)
+    assert alike[1].abs().max() < 1e-15  # a student that predicts what the teacher does has nothing to learn
+
+
 def test_the_gradient_is_the_limit_of_differences() -> None:
     groups = torch.tensor([0, 1, 0, 2, 1, 1])
     z = (projections(6) / 4).requires_grad_()
@@ -385,10 +464,13 @@ def test_a_projection_of_zeros_does_not_give_nan() -> None:
         (lambda z, _: nt_xent(z, z, math.nan), "temperature"),
         (lambda z, _: nt_xent(z, z[:5]), r"\[6, 5\] and \[5, 5\]"),
         (lambda z, _: nt_xent(z, z[:, :4]), r"\[6, 5\] and \[6, 4\]"),
-        (lambda z, labels: supcon(z, z, labels[:5]), "12 projections but 10"),
+        (lambda z, labels: supcon(z, z, labels[:5]), "6 pictures but 5 labels"),
         (lambda z, labels: contrastive(z, labels[:5], 0.5), "6 projections but 5"),
         (lambda z, labels: contrastive(z, labels, 0.5, "inn"), "Did you mean 'in'"),  # type: ignore[arg-type]
         (lambda z, labels: contrastive(z[0], labels[:5], 0.5), r"\[5\]"),
+        (lambda z, _: nt_xent(z, [z, z[:2]]), r"\[6, 5\] and \[2, 5\]"),
+        (lambda z, _: distillation(z, z[:, :3]), r"\[6, 5\] and \[6, 3\]"),
+        (lambda z, _: distillation(z, z, 0.0), "temperature"),
     ],
 )
 def test_input_that_cannot_be_used_is_answered_in_one_line(

@@ -365,6 +365,7 @@ def test_an_encoder_file_carries_what_is_needed_to_use_it(tmp_path: Path) -> Non
         "size": 28,
         "num_features": encoder.num_features,
         "classes": encoder.classes,
+        "normalize_h": False,
     }
 
 

@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 
 def _default(when_open: str, metavar: str) -> object:
@@ -14,6 +15,25 @@ def _default(when_open: str, metavar: str) -> object:
         metavar=metavar,
         help_behavior_hint=lambda value: f"(default: {when_open if value == 'None' else value})",
     )
+
+
+def _floats(words: list[str]) -> float | tuple[float, ...]:
+    numbers = tuple(float(number) for number in words[0].split(","))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+# A number, or one for each view: with commas on the command line.
+Strength = Annotated[
+    float | tuple[float, ...] | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="S[,S]",
+        instance_from_str=_floats,
+        is_instance=lambda value: value is None or isinstance(value, float | int | tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
+    ),
+    _default("0.5 up to 32 px, 1.0 above", "S[,S]"),
+]
 
 
 @dataclass(frozen=True)
@@ -26,24 +46,41 @@ class PretrainConfig:
     """First layers of a ResNet; auto: small up to 64 pixels, the network's own above."""
     weights: Annotated[str | None, _default("a new initialisation", "NAME|PATH")] = None
     """Start from "timm" (its pretrained weights), a checkpoint file or a run."""
+    normalize_h: bool = False
+    """Divide h by its length, before the head and wherever the encoder is used (SupCon)."""
+    checkpoint_activations: bool = False
+    """Keep few of the encoder's activations and compute the others again: less memory, about a third more time."""
     policy: str = "simclr"
-    """Augmentation policy of the views: simclr, crop."""
+    """Augmentation policy of the views: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE],
+    stacked, crop; or ops joined by +, as "ColorJitter(strength=0.5)+Blur(p=0.3)"."""
+    views: int = 2
+    """Views of a picture; in the contrastive losses each is a positive of each."""
     size: Annotated[
         int | None, _default("the pictures' own side if all are square, equal and at most 96, else 224", "PX")
     ] = None
     """Side of a view, pixels."""
-    strength: Annotated[float | None, _default("0.5 up to 32 px, 1.0 above", "S")] = None
-    """Strength s of the colour jitter."""
+    strength: Strength = None
+    """Strength s of the colour jitter, in policies that have it; with commas one for each view."""
     blur: Annotated[float | None, _default("0 up to 32 px, 0.5 above", "P")] = None
-    """Probability of the Gaussian blur."""
+    """Probability of the Gaussian blur, in policies that have it."""
+    warp: Annotated[float | None, _default("0.5", "P")] = None
+    """Probability of the sparse image warp, in policies that have it (simaugment, stacked)."""
     min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
     """Smallest crop, share of the picture's area."""
-    loss: Literal["nt_xent", "supcon"] = "nt_xent"
-    """nt_xent needs no label (SimCLR); supcon uses those there are (SupCon)."""
+    loss: Literal["nt_xent", "supcon", "cross-entropy", "distill"] = "nt_xent"
+    """nt_xent needs no label (SimCLR); supcon uses those there are (SupCon). With a linear layer in the head's place:
+    cross-entropy (supervised), distill (SimCLRv2: learn from a teacher's predictions)."""
+    teacher: Annotated[str | None, _default("none", "CLASSIFIER")] = None
+    """The classifier that --loss distill learns from."""
     temperature: float = 0.5
-    """Temperature tau of the loss."""
+    """Temperature tau of the loss; cross-entropy has none."""
+    balanced: bool = False
+    """Let every class have as many places in a batch: those of few pictures are repeated, of many left out."""
     head: Annotated[str | None, _default("F-128, F the encoder's features", "WIDTHS")] = None
-    """Widths of the projection head, as 2048-128 (two layers) or 2048-2048-128 (three)."""
+    """Widths of the projection head, as 2048-128 (two layers) or 2048-2048-128 (three); the losses with a linear layer
+    in its place have none."""
+    linear_epochs: int = 0
+    """SupCon's second stage: after pretraining, so many epochs of a linear layer on the frozen encoder."""
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     """sgd (Nesterov momentum 0.9), lars (momentum 0.9, the paper's) or adamw."""
     lr: Annotated[float | None, _default("0.12 for sgd, 0.3 for lars, 0.001 for adamw", "RATE")] = None
@@ -57,7 +94,7 @@ class PretrainConfig:
     epochs: int = 100
     """Passes over the pictures; one pass is floor(n / batch) full batches."""
     batch_size: int = 256
-    """Pictures in a batch; each gives two views."""
+    """Pictures in a batch."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of encoder and head; auto: bf16 where the processor has it and a probe finds it correct, else fp32."""
     seed: int = 0
@@ -76,6 +113,12 @@ class PretrainConfig:
         return self.size
 
     @property
+    def crop_area(self) -> float:
+        """`min_area`, once it is decided."""
+        assert self.min_area is not None
+        return self.min_area
+
+    @property
     def warmup_epochs(self) -> float:
         """`warmup`, once it is decided."""
         assert self.warmup is not None
@@ -85,7 +128,12 @@ class PretrainConfig:
 def stored_config(run: Path) -> PretrainConfig | None:
     """The settings of the run in that folder, as its config.json has them; None where there is none."""
     path = run / "config.json"
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text())
-    return PretrainConfig(**{field.name: stored[field.name] for field in fields(PretrainConfig)})
+    return settings_in(json.loads(path.read_text())) if path.exists() else None
+
+
+def settings_in(stored: dict[str, Any]) -> PretrainConfig:
+    """The settings among the fields of a config.json; one of an earlier version does not name them all."""
+    own: dict[str, Any] = {field.name: stored[field.name] for field in fields(PretrainConfig) if field.name in stored}
+    if isinstance(own.get("strength"), list):
+        own["strength"] = tuple(own["strength"])  # JSON has lists only
+    return PretrainConfig(**own)

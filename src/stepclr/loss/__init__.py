@@ -1,5 +1,6 @@
-"""Step 5: projections `z_i, z_j [N, D]` (and labels) -> a scalar (SimCLR eq. 1; SupCon eq. 2 and 3)."""
+"""Step 5: projections -> a scalar. `contrastive.py` is SimCLR's and SupCon's loss; `supervised.py` those of logits."""
 
 from stepclr.loss.contrastive import contrastive, nt_xent, supcon
+from stepclr.loss.supervised import cross_entropy, distillation
 
-__all__ = ["contrastive", "nt_xent", "supcon"]
+__all__ = ["contrastive", "cross_entropy", "distillation", "nt_xent", "supcon"]

@@ -7,6 +7,7 @@ is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the 
 the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,20 +19,23 @@ from torch import Tensor
 from stepclr.errors import StepclrError, choose
 
 
-def nt_xent(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"], temperature: float = 0.5) -> Float[Tensor, ""]:
-    """NT-Xent (SimCLR eq. 1), the mean over the 2N anchors: row k of z_i and row k of z_j are views of one picture.
+def nt_xent(
+    z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]], temperature: float = 0.5
+) -> Float[Tensor, ""]:
+    """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one picture.
 
     Args: z_i, z_j: projections of any length and floating type; normalised and reduced in float32 (float64 stays).
-    Returns: a scalar, log(2N - 1) where all projections coincide.
+    With more than two views, z_j is the list of those of all the others: each is then a positive of each.
+    Returns: a scalar, log(2N - 1) where all projections of two views coincide.
     Raises: StepclrError for shapes that differ or a temperature that is not above 0.
     """
-    groups = torch.arange(len(z_i), device=z_i.device)
-    return contrastive(_stack(z_i, z_j), groups.repeat(2), temperature)
+    z, views = _stack(z_i, z_j)
+    return contrastive(z, torch.arange(len(z_i), device=z_i.device).repeat(views), temperature)
 
 
 def supcon(
     z_i: Float[Tensor, "n d"],
-    z_j: Float[Tensor, "n d"],
+    z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
     labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
     temperature: float = 0.1,
     variant: Literal["out", "in"] = "out",
@@ -41,9 +45,12 @@ def supcon(
     A picture without a label (-1) is its own class, so one call serves labelled, unlabelled and mixed batches; with no
     label at all it is `nt_xent`. Arguments, result and errors otherwise as there.
     """
+    z, views = _stack(z_i, z_j)
     labels = torch.as_tensor(labels, device=z_i.device)
+    if len(labels) != len(z_i):
+        raise StepclrError(f"{len(z_i)} pictures but {len(labels)} labels")
     groups = torch.where(labels < 0, -1 - torch.arange(len(labels), device=z_i.device), labels)
-    return contrastive(_stack(z_i, z_j), groups.repeat(2), temperature, variant)
+    return contrastive(z, groups.repeat(views), temperature, variant)
 
 
 def contrastive(
@@ -84,7 +91,10 @@ def contrastive(
         return (log_sum - attraction)[anchors].sum() / anchors.sum().clamp(min=1)
 
 
-def _stack(z_i: Tensor, z_j: Tensor) -> Tensor:
-    if z_i.shape != z_j.shape:
-        raise StepclrError(f"the two views' projections differ in shape: {list(z_i.shape)} and {list(z_j.shape)}")
-    return torch.cat([z_i, z_j])
+def _stack(z_i: Tensor, z_j: Tensor | Sequence[Tensor]) -> tuple[Tensor, int]:
+    """All views' projections, one view after another, and how many views there are."""
+    views = [z_i, z_j] if isinstance(z_j, Tensor) else [z_i, *z_j]
+    for view in views:
+        if view.shape != z_i.shape:
+            raise StepclrError(f"the views' projections differ in shape: {list(z_i.shape)} and {list(view.shape)}")
+    return torch.cat(views), len(views)

@@ -1,6 +1,7 @@
 """Step 3: the encoder f(.), timm's networks with a stem that fits the size of the view."""
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,15 +33,16 @@ class Encoder(nn.Module):
     """h = f(x): pictures `[n, 3, S, S]` in [0, 1] -> representation `[n, F]`, the last pooling (SimCLR section 2).
 
     It carries its own preprocessing: `mean`, `std` are buffers, `size` is S, and `preprocess` makes x from a picture.
-    Attributes: name, stem, size (pixels), num_features (F), classes (names of the run's classes, or empty).
+    Attributes: name, stem, size (pixels), num_features (F), classes (names of the run's classes, or empty),
+    normalize_h (whether h has unit norm: SupCon normalises before the head and before the linear layer too).
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, name: str, stem: str, size: int) -> None:
+    def __init__(self, body: nn.Module, name: str, stem: str, size: int, normalize_h: bool = False) -> None:
         super().__init__()
-        self.body, self.name, self.stem, self.size = body, name, stem, size
+        self.body, self.name, self.stem, self.size, self.normalize_h = body, name, stem, size, normalize_h
         self.num_features = int(body.num_features)  # type: ignore[arg-type]  # timm sets it on every model
         self.classes: list[str] = []
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] as it is
@@ -47,7 +50,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
         h: Tensor = self.body((x - self.mean) / self.std)
-        return h
+        return F.normalize(h.float()).to(h.dtype) if self.normalize_h else h
 
     def preprocess(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "n 3 s s"]:
         """Picture(s) -> x `[n, 3, S, S]` in [0, 1], ready for the encoder: short side resized, centre cropped.
@@ -88,38 +91,77 @@ def _chw(picture: Picture) -> Tensor:
     )
 
 
-def build_encoder(name: str, stem: str = "auto", weights: str | Path | None = None, size: int = 224) -> Encoder:
+def build_encoder(
+    name: str, stem: str = "auto", weights: str | Path | None = None, size: int = 224, normalize_h: bool = False
+) -> Encoder:
     """An encoder of any timm name, its classifier removed.
 
     Args:
-        name: "resnet18" ... "resnet200" or any other name timm knows.
+        name: "resnet18" ... "resnet200" or any other name timm knows; with "x2" or another whole number behind it, as
+            "resnet50x2", a ResNet that many times as wide (SimCLR section 4, App. B: its features too).
         stem: for ResNets, "imagenet" (7x7, stride 2, max-pool), "small" (3x3, stride 1, no pool), "small-stride2"
             (3x3, stride 2, no pool), or "auto": small at S <= 64, else what timm builds ("imagenet", or "own" where
             that is another). Networks that are no ResNets keep their own.
         weights: None for a new initialisation from torch's generator, "timm" for timm's own pretrained weights, or the
             path of a checkpoint file (.safetensors, .pt, .pth) or of a run. Strict, but a classifier is dropped.
         size: side S of the views, in pixels.
+        normalize_h: divide h by its length (SupCon's recipes do).
 
     Raises StepclrError for an unknown name or stem, a stem on a network that is no ResNet, and weights that do not fit.
     """
     choose("stem", stem, STEMS)
     # The list with pretrained tags ("resnet18.a1_in1k") is long; the plain names are the nearest right thing.
-    if not timm.is_model(name):
+    plain, width = _plain_name(name)
+    if not timm.is_model(plain):
         choose("encoder", name, timm.list_models())
-    options: dict[str, Any] = {"img_size": size} if timm.get_pretrained_cfg_value(name, "fixed_input_size") else {}
+    options: dict[str, Any] = {"img_size": size} if timm.get_pretrained_cfg_value(plain, "fixed_input_size") else {}
+    if width > 1:
+        options["channels"] = tuple(width * channels for channels in (64, 128, 256, 512))
+        if weights == "timm":
+            raise StepclrError(f"timm has no weights for {name}; {plain} has some")
     try:
-        body = timm.create_model(name, pretrained=weights == "timm", num_classes=0, **options)
-    except (OSError, RuntimeError) as error:
+        body = timm.create_model(plain, pretrained=weights == "timm", num_classes=0, **options)
+    except (OSError, RuntimeError, TypeError) as error:
         raise StepclrError(f"timm cannot build {name!r} with weights={weights!r}: {_first_line(error)}") from error
     stem = _set_stem(body, name, stem, size)
+    if width > 1:
+        _widen_stem(body, width)
     use_tiny_maps(body)
-    encoder = Encoder(body, name, stem, size)
+    encoder = Encoder(body, name, stem, size, normalize_h)
     if weights == "timm":
         for key in ("mean", "std"):
             encoder.get_buffer(key).copy_(torch.tensor(timm.get_pretrained_cfg_value(name, key)).view(3, 1, 1))
     if weights not in (None, "timm"):
         load_weights(encoder, Path(str(weights)))
     return encoder
+
+
+def checkpoint_activations(encoder: Encoder) -> None:
+    """Keep few activations for the backward pass and compute the others again; StepclrError where timm has no way."""
+    try:
+        encoder.body.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError):
+        raise StepclrError(f"--checkpoint-activations: timm has no such way for {encoder.name}") from None
+
+
+def _plain_name(name: str) -> tuple[str, int]:
+    """timm's name and how many times as wide: "resnet50x2" is ("resnet50", 2)."""
+    wide = re.fullmatch(r"(resnet\d+)x([1-9])", name)
+    return (wide[1], int(wide[2])) if wide else (name, 1)
+
+
+def _widen_stem(body: nn.Module, width: int) -> None:
+    """The stem of a wider ResNet is wider too (SimCLR's code); timm's option leaves it at 64 channels."""
+    assert isinstance(body, ResNet)
+    wide = 64 * width
+    for name in ("conv1", "layer1.0.conv1", "layer1.0.downsample.0"):
+        old = body.get_submodule(name)
+        assert isinstance(old, nn.Conv2d)
+        into, out = (3, wide) if name == "conv1" else (wide, old.out_channels)
+        new = nn.Conv2d(into, out, old.kernel_size, old.stride, old.padding, bias=False)  # type: ignore[arg-type]
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        body.set_submodule(name, new)
+    body.set_submodule("bn1", nn.BatchNorm2d(wide))
 
 
 def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
@@ -152,10 +194,15 @@ def load_weights(encoder: Encoder, path: Path) -> None:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             with safe_open(path, framework="pt") as file:
-                stem = json.loads((file.metadata() or {}).get("stem", "null")) or stem
+                metadata = file.metadata() or {}
+            if "labels" in metadata:
+                raise StepclrError(f"{path} is a classifier, and an encoder is wanted: name a run or its encoder")
+            stem = json.loads(metadata.get("stem", "null")) or stem
         else:  # weights_only: a foreign file is data, never code
             with warnings.catch_warnings(action="ignore"):
                 tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except StepclrError:
+        raise
     except Exception as error:  # on a file that is no checkpoint, an unpickler can fail in any way
         raise StepclrError(f"{path} is not a checkpoint that can be read: {_first_line(error)}") from error
     if stem != encoder.stem:  # small and small-stride2 have the same shapes

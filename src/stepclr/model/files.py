@@ -1,27 +1,27 @@
-"""`encoder.safetensors`: the weights, and in its metadata all that is needed to use them (HOUSE.md's run folder)."""
+"""`encoder.safetensors`, `classifier.safetensors`: weights, and in the metadata all that is needed to use them."""
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
+from torch import nn
 
 from stepclr.data.disk import write_whole
 from stepclr.errors import StepclrError
+from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder, build_encoder, load_weights
 
-FILE = "encoder.safetensors"
-FIELDS = ("name", "stem", "size", "num_features", "classes")
+FILE, CLASSIFIER = "encoder.safetensors", "classifier.safetensors"
+FIELDS = ("name", "stem", "size", "num_features", "classes", "normalize_h")
+FieldsOf = dict[str, Any]
 
 
 def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
-    """Write weights, buffers and metadata (name, stem, size, num_features, classes, mean, std), all or nothing."""
-    metadata = {field: json.dumps(getattr(encoder, field)) for field in FIELDS}
-    metadata |= {buffer: json.dumps(getattr(encoder, buffer).flatten().tolist()) for buffer in ("mean", "std")}
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    content = save(tensors, metadata)
-    write_whole(Path(path), lambda file: file.write(content))
+    """Write weights, buffers and metadata (FIELDS, mean, std), all or nothing."""
+    _save(encoder, _fields(encoder), path)
 
 
 def load_encoder(run: str | os.PathLike[str]) -> Encoder:
@@ -33,15 +33,66 @@ def load_encoder(run: str | os.PathLike[str]) -> Encoder:
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise StepclrError(f"no encoder at {path}; a finished run has one, so name its folder or go on with --resume")
+    fields = _read(path)
+    if "labels" in fields:
+        raise StepclrError(f"{path} is a classifier, and an encoder is wanted: name a run or its {FILE}")
+    encoder = _build(fields)
+    load_weights(encoder, path)
+    return encoder.eval()
+
+
+def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> None:
+    """Write encoder, kept head layers and linear layer, with the names of the classes, all or nothing."""
+    fields = {**_fields(classifier.encoder), "labels": classifier.classes, "kept": classifier.kept}
+    _save(classifier, fields, path)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+    """The classifier in a file, or in a run's folder as `classifier.safetensors`, in eval mode.
+
+    Strict: every tensor must be there and fit, or StepclrError says what does not.
+    """
+    path = Path(path)
+    path = path / CLASSIFIER if path.is_dir() else path
+    if not path.is_file():
+        raise StepclrError(f"no classifier at {path}; stepclr finetune makes one of a run")
+    fields = _read(path)
+    if "labels" not in fields:
+        raise StepclrError(f"{path} is an encoder, and a classifier is wanted: stepclr finetune makes one of a run")
+    classifier = Classifier(_build(fields), fields["labels"], fields["kept"])
+    try:
+        classifier.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise StepclrError(f"{path} does not fit the network that it names: {error}") from error
+    return classifier.eval()
+
+
+def _fields(encoder: Encoder) -> FieldsOf:
+    fields = {field: getattr(encoder, field) for field in FIELDS}
+    return fields | {buffer: getattr(encoder, buffer).flatten().tolist() for buffer in ("mean", "std")}
+
+
+def _build(fields: FieldsOf) -> Encoder:
+    # Files from before there was such a choice do not say: they were not normalised.
+    normalize_h = fields.get("normalize_h", False)
+    encoder = build_encoder(fields["name"], fields["stem"], size=fields["size"], normalize_h=normalize_h)
+    encoder.classes = fields["classes"]
+    return encoder
+
+
+def _save(module: nn.Module, fields: FieldsOf, path: str | os.PathLike[str]) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    content = save(tensors, {name: json.dumps(value) for name, value in fields.items()})
+    write_whole(Path(path), lambda file: file.write(content))
+
+
+def _read(path: Path) -> FieldsOf:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        fields = {field: json.loads(metadata[field]) for field in FIELDS}
+            fields = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise StepclrError(f"{path} cannot be read: {error}") from error
-    except KeyError as error:
-        raise StepclrError(f"{path} is no encoder of stepclr: its metadata has no {error}") from error
-    encoder = build_encoder(fields["name"], fields["stem"], size=fields["size"])
-    load_weights(encoder, path)
-    encoder.classes = fields["classes"]
-    return encoder.eval()
+    for field in FIELDS[:-1]:
+        if field not in fields:
+            raise StepclrError(f"{path} is no encoder of stepclr: its metadata has no {field!r}")
+    return fields

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from torch.optim import Optimizer
 from stepclr.config import PretrainConfig, stored_config
 from stepclr.data import ImageSet, Source, open_images
 from stepclr.errors import StepclrError, choose
-from stepclr.loss import nt_xent, supcon
-from stepclr.model import save_encoder
+from stepclr.loss import cross_entropy, distillation, nt_xent, supcon
+from stepclr.model import Classifier, load_classifier, save_classifier, save_encoder
 from stepclr.pretrain.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.pretrain.feed import batches, steps_per_epoch
 from stepclr.pretrain.folder import Run
@@ -26,6 +27,7 @@ from stepclr.pretrain.monitor import Monitor
 from stepclr.pretrain.optimizer import build_optimizer, peak_rate, rate_at
 from stepclr.pretrain.progress import Progress
 from stepclr.pretrain.settle import (
+    CONTRASTIVE,
     build,
     check_same_pictures,
     describe,
@@ -34,10 +36,12 @@ from stepclr.pretrain.settle import (
     resumed,
     settle,
     threads,
+    views_of,
 )
+from stepclr.pretrain.supervised import linear_layer
 from stepclr.recipes import recipe_config
 from stepclr.signals import alignment, contrastive_top1, uniformity
-from stepclr.views import Views, view_keys
+from stepclr.views import Views, policy_name, view_keys
 
 LOG_EVERY = 10  # steps
 CHECKPOINT_AFTER = 600  # seconds without one; each epoch ends with one anyway
@@ -55,22 +59,43 @@ def train_step(
     pictures: Tensor | Sequence[Tensor],
     keys: Int64[Tensor, " n"],
     labels: Int64[Tensor, " n"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-    """One pass of Algorithm 1's loop over a batch of N pictures: the loss, and the projections it was made of."""
+    teacher: Classifier | None = None,
+) -> tuple[Float[Tensor, ""], list[Float[Tensor, "n d"]]]:
+    """One pass of Algorithm 1's loop over a batch of N pictures: the loss, and each view's projections (or logits)."""
     encoder, head = model["encoder"], model["head"]
-    view_i, view_j = views(pictures, keys)  # t, t' ~ T
-    x = torch.cat([view_i, view_j]).contiguous(memory_format=torch.channels_last)
+    view_i, *view_j = views(pictures, keys)  # t, t' ~ T: view_j is one view in the paper, and all further ones here
+    x = torch.cat([view_i, *view_j]).contiguous(memory_format=torch.channels_last)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        h = encoder(x)  # [2N, F]: both views in one batch, or BatchNorm would tell them apart
-        z_i, z_j = head(h).chunk(2)  # [N, D] each
-    if config.loss == "supcon":
-        loss = supcon(z_i, z_j, labels, config.temperature)  # SupCon eq. 2
-    else:
+        h = encoder(x)  # [VN, F]: all views in one batch, or BatchNorm would tell them apart
+        z_i, *z_j = head(h).chunk(config.views)  # [N, D] each
+    if config.loss == "nt_xent":
         loss = nt_xent(z_i, z_j, config.temperature)  # eq. 1
+    elif config.loss == "supcon":
+        loss = supcon(z_i, z_j, labels, config.temperature)  # SupCon eq. 2
+    elif teacher is None:
+        loss = cross_entropy(torch.cat([z_i, *z_j]), labels.repeat(config.views))
+    else:
+        loss = distillation(torch.cat([z_i, *z_j]), _taught(teacher, x, config), config.temperature)  # SimCLRv2 eq. 2
     optimizer.zero_grad()
-    loss.backward()
+    with _counted_once(encoder) if config.checkpoint_activations else nullcontext():
+        loss.backward()
     optimizer.step()
-    return loss.detach(), z_i.detach(), z_j.detach()
+    return loss.detach(), [z.detach() for z in (z_i, *z_j)]
+
+
+def _taught(teacher: Classifier, x: Float[Tensor, "m 3 s s"], config: PretrainConfig) -> Float[Tensor, "m c"]:
+    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        logits: Tensor = teacher(x)
+    return logits
+
+
+@contextmanager
+def _counted_once(encoder: nn.Module) -> Iterator[None]:
+    """Computing activations again shows BatchNorm the batch a second time: its statistics stay those of the first."""
+    before = [buffer.clone() for buffer in encoder.buffers()]
+    yield
+    for buffer, value in zip(encoder.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def pretrain(
@@ -95,7 +120,7 @@ def pretrain(
         resume: go on from the newest checkpoint in `out`; from step 0 where there is none. On CPU the run then ends
             bit for bit as one that never stopped. Its settings stay, but for epochs, keep_every, monitor and cache_gib.
         progress: print settings and progress to standard error.
-        options: fields of `PretrainConfig`, as `epochs=100`, `encoder="resnet50"`.
+        options: fields of `PretrainConfig`, as `epochs=100`, `encoder="resnet50"`; `policy` may be a list of ops.
 
     Returns the run. Raises StepclrError for input that cannot be used, `Diverged` when the loss is not finite, and
     `Interrupted` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when a checkpoint has been written.
@@ -106,18 +131,21 @@ def pretrain(
     for name in options:
         choose("option", name, [field.name for field in fields(PretrainConfig)])
     config = config or (stored_config(run.folder) if stored else None) or recipe_config(recipe)
+    if "policy" in options:
+        options["policy"] = policy_name(options["policy"])  # a list of ops has a name too
     config = replace(config, **options)
     if stored:
         config = resumed(config, stored, run)
         classes, limit = stored["classes"] or None, stored["limit"]
     images = open_images(images, classes=classes, limit=limit)
-    config = settle(config, images)
+    teacher = load_classifier(config.teacher) if config.teacher else None
+    config = settle(config, images, teacher)
     report = Progress(progress)
     watched = open_images(config.monitor, classes=images.chosen) if config.monitor else None
-    views = Views(config.policy, config.view_size, config.strength, config.blur, config.min_area)
+    views = views_of(config)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = build(config, images)
+        model = build(config, images, teacher)
         images = report.while_decoding(images, 2 * views.size, config.cache_gib)
         watched = report.while_decoding(watched, 2 * views.size, config.cache_gib) if watched else images
         if len(images) < 2:
@@ -129,8 +157,19 @@ def pretrain(
             run.write("config.json", json.dumps(facts, indent=2))
         images.list_skipped(run.folder / "skipped.csv")
         with threads((stored or facts)["threads"]):
-            _train(run, config, images, watched, views, model, report)
-    save_encoder(encoder_of(model).cpu(), run.folder / "encoder.safetensors")
+            _train(run, config, images, watched, views, model, teacher, report)
+            encoder, head, classifier = encoder_of(model), model["head"], None
+            save_encoder(encoder, run.folder / "encoder.safetensors")
+            if isinstance(head, nn.Linear):
+                classifier = Classifier(encoder, teacher.classes if teacher else images.classes)
+                classifier.linear = head
+            elif config.linear_epochs:
+                report.console.print(
+                    f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs"
+                )
+                classifier = linear_layer(encoder, images, config.linear_epochs, config)
+            if classifier:
+                save_classifier(classifier, run.folder / "classifier.safetensors")
     images.list_skipped(run.folder / "skipped.csv")
     return run
 
@@ -142,11 +181,13 @@ def _train(
     watched: ImageSet,
     views: Views,
     model: nn.ModuleDict,
+    teacher: Classifier | None,
     report: Progress,
 ) -> None:
     """Algorithm 1's loop, from the newest checkpoint to the last step."""
     device = device_for_training()
-    model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    for module in (model.train(), teacher.eval() if teacher else nn.Identity()):
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config)
     step, facts = load_checkpoint(run.folder / "checkpoint", model, optimizer)
     run.cut_metrics(step)
@@ -157,22 +198,20 @@ def _train(
     kept = [e * per_epoch for e in range(0, config.epochs, config.keep_every)] if config.keep_every else []
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
     meter = Meter(facts.get("seconds", 0.0))
-    report.start(config, run, step, steps, len(images), monitor is not None)
+    report.start(config, run, views, step, steps, len(images), monitor is not None)
 
     losses: list[Tensor] = []  # since the last look at them: each look makes a GPU wait
     with Interruption() as interruption, report:
         for epoch in range(step // per_epoch, config.epochs):
-            feed = batches(images, config.seed, epoch, config.batch_size, start=step % per_epoch)
-            for pictures, indices in meter.watch(feed):
+            feed = batches(images, config.seed, epoch, config.batch_size, step % per_epoch, config.balanced)
+            for pictures, places in meter.watch(feed):
                 rate = rate_at(step, steps, warmup_steps, peak)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 # What dropout or drop-path draw depends on the step alone too.
                 torch.manual_seed(int(view_keys(config.seed, step, [-1])[0]))
-                keys = view_keys(config.seed, epoch, indices)
-                loss, z_i, z_j = train_step(
-                    model, views, optimizer, config, _to(device, pictures), keys, labels[indices]
-                )
+                keys, known = view_keys(config.seed, epoch, places), labels[places % len(images)]
+                loss, z = train_step(model, views, optimizer, config, _to(device, pictures), keys, known, teacher)
                 step += 1
                 losses.append(loss)
                 epoch_ends = step % per_epoch == 0
@@ -183,7 +222,7 @@ def _train(
                     losses.clear()
                 if logs:
                     line = {"step": step, "epoch": epoch + 1, "loss": loss.item(), "lr": rate, **meter.read()}
-                    line |= _signals(z_i, z_j)
+                    line |= _signals(config, z, known)
                     if epoch_ends and monitor and _is_watched(epoch, config.epochs):
                         line |= monitor(encoder_of(model), config.precision)
                     run.log(line)
@@ -197,12 +236,17 @@ def _train(
                     raise interruption.error(step, steps, run.folder)
 
 
-def _signals(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> dict[str, float]:
-    return {
-        "contrastive_top1": contrastive_top1(z_i, z_j).item(),
-        "alignment": alignment(z_i, z_j).item(),
-        "uniformity": uniformity(torch.cat([z_i, z_j])).item(),
-    }
+def _signals(config: PretrainConfig, z: list[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"]) -> dict[str, float]:
+    """What a batch's first two views tell of the learning; of logits, the share of the labelled that they get right."""
+    if config.loss in CONTRASTIVE:
+        return {
+            "contrastive_top1": contrastive_top1(z[0], z[1]).item(),
+            "alignment": alignment(z[0], z[1]).item(),
+            "uniformity": uniformity(torch.cat(z[:2])).item(),
+        }
+    known = labels >= 0
+    right = (z[0].argmax(1) == labels)[known].double().mean().item() if bool(known.any()) else None
+    return {} if config.loss == "distill" or right is None else {"top1": right}
 
 
 def _check_finite(losses: list[Tensor], model: nn.ModuleDict, step: int, rate: float, run: Run) -> None:

@@ -10,6 +10,7 @@ from rich.progress import Progress as Bar
 from stepclr.config import PretrainConfig
 from stepclr.data import ImageSet
 from stepclr.pretrain.folder import Fields, Run
+from stepclr.views import Views
 
 EVERY = 15  # seconds between two lines where there is no terminal
 
@@ -40,13 +41,14 @@ class Progress:
             self.spoke = time.monotonic()
             self.console.print(f"decoded {done:,} of {total:,} pictures")
 
-    def start(self, config: PretrainConfig, run: Run, step: int, steps: int, pictures: int, watched: bool) -> None:
+    def start(
+        self, config: PretrainConfig, run: Run, views: Views, step: int, steps: int, pictures: int, watched: bool
+    ) -> None:
         """Say what is about to happen, every decided setting included."""
         self.console.print(
             f"pretraining {config.encoder} on {pictures:,} pictures: {config.epochs} epochs, {steps:,} steps of "
             f"{min(config.batch_size, pictures)} pictures, into {run.folder}\n"
-            f"  views {config.policy} {config.size} px: strength {config.strength:g}, blur {config.blur:g}, "
-            f"min_area {config.min_area:g}\n"
+            f"  {config.views} views of a picture, {views.describe()}\n"
             f"  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at batch "
             f"256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} epochs\n"
             f"  precision {config.precision}, channels_last; seed {config.seed}"
@@ -75,8 +77,8 @@ class Progress:
             begun, first = self.begun
             left = (self.spoke - begun) / (line["step"] - first) * (steps - line["step"])
             self.console.print(
-                f"{line['step']:,}/{steps:,} epoch {line['epoch']}: loss {line['loss']:.3f}, contrastive top-1 "
-                f"{line['contrastive_top1']:.2f}{speed}, waiting {line['waiting']:.0%}, {_minutes(left)} left"
+                f"{line['step']:,}/{steps:,} epoch {line['epoch']}: loss {line['loss']:.3f}"
+                f"{_top1(line)}{speed}, waiting {line['waiting']:.0%}, {_minutes(left)} left"
             )
 
     def __enter__(self) -> "Progress":
@@ -85,6 +87,13 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def _top1(line: Fields) -> str:
+    for name, words in (("contrastive_top1", "contrastive top-1"), ("top1", "top-1")):
+        if name in line:
+            return f", {words} {line[name]:.2f}"
+    return ""
 
 
 def _minutes(seconds: float) -> str:

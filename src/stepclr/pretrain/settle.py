@@ -11,24 +11,25 @@ import torch
 from torch import nn
 
 from stepclr import __version__
-from stepclr.config import PretrainConfig
+from stepclr.config import PretrainConfig, settings_in
 from stepclr.data import ImageSet
 from stepclr.errors import StepclrError, choose
-from stepclr.model import Encoder, ProjectionHead, build_encoder
+from stepclr.model import Classifier, Encoder, ProjectionHead, build_encoder
+from stepclr.model.encoder import checkpoint_activations
 from stepclr.pretrain.feed import steps_per_epoch
 from stepclr.pretrain.folder import Fields, Run
 from stepclr.pretrain.optimizer import DEFAULTS
-from stepclr.views import POLICIES, size_defaults
+from stepclr.views import Views, policy_defaults
 
+CONTRASTIVE = ("nt_xent", "supcon")  # of projections; the other losses are of logits
 CHANGEABLE = {"epochs", "keep_every", "monitor", "cache_gib"}  # on resume; all else stays as the run began
 
 
-def settle(config: PretrainConfig, images: ImageSet) -> PretrainConfig:
+def settle(config: PretrainConfig, images: ImageSet, teacher: Classifier | None = None) -> PretrainConfig:
     """`config` with every value decided that depends on the pictures' sizes, the optimiser or the processor."""
     for what, value, choices in (
         ("optimizer", config.optimizer, DEFAULTS),
-        ("policy", config.policy, POLICIES),
-        ("loss", config.loss, ("nt_xent", "supcon")),
+        ("loss", config.loss, (*CONTRASTIVE, "cross-entropy", "distill")),
         ("lr scaling", config.lr_scaling, ("linear", "sqrt")),
         ("precision", config.precision, ("auto", "bf16", "fp32")),
     ):
@@ -36,14 +37,13 @@ def settle(config: PretrainConfig, images: ImageSet) -> PretrainConfig:
     for name in ("epochs", "batch_size", "temperature", "cache_gib"):
         if not getattr(config, name) > 0:
             raise StepclrError(f"{name} must be above 0, not {getattr(config, name)}")
-    if config.batch_size < 2:
-        raise StepclrError("batch_size must be at least 2: a picture alone has no negatives")
-    if config.loss == "supcon" and not (images.labels >= 0).any():
-        raise StepclrError(f"--loss supcon needs labels, and {images.source} has none; nt_xent needs none")
-    size = config.size or view_size(images)
+    _check_loss(config, images)
+    size = config.size or (teacher.encoder.size if teacher else view_size(images))
+    if teacher and teacher.encoder.size != size:
+        raise StepclrError(f"--size {size}: the teacher takes views of {teacher.encoder.size} px; leave --size out")
     lr, decay = DEFAULTS[config.optimizer]
     settled = {
-        **size_defaults(size),
+        **_policy_settings(config.policy, size),
         "size": size,
         "lr": lr,
         "weight_decay": decay,
@@ -51,7 +51,49 @@ def settle(config: PretrainConfig, images: ImageSet) -> PretrainConfig:
     }
     given = {name: getattr(config, name) for name in settled if getattr(config, name) is not None}
     precision = ("bf16" if bf16_helps() else "fp32") if config.precision == "auto" else config.precision
-    return replace(config, **{**settled, **given}, precision=precision)
+    head = config.head if config.loss in CONTRASTIVE else None  # a linear layer is in its place
+    return replace(config, **{**settled, **given}, precision=precision, head=head)
+
+
+def _policy_settings(policy: str, size: int) -> dict[str, float | None]:
+    """What the policy leaves to the settings: the ops of a list have their own strengths and probabilities."""
+    settings = policy_defaults(policy, size)
+    return {"min_area": settings["min_area"]} if "(" in policy else settings
+
+
+def _check_loss(config: PretrainConfig, images: ImageSet) -> None:
+    """Raise StepclrError for settings that the loss cannot be had with, or would not heed."""
+    contrastive = config.loss in CONTRASTIVE
+    if contrastive and config.batch_size < 2:
+        raise StepclrError("batch_size must be at least 2: a picture alone has no negatives")
+    if contrastive and config.views < 2:
+        raise StepclrError(
+            f"--loss {config.loss} contrasts the views of a picture, and takes 2 or more, not {config.views}"
+        )
+    if not contrastive and config.linear_epochs:
+        raise StepclrError(f"--loss {config.loss} trains a linear layer already: leave --linear-epochs out")
+    if (config.loss == "distill") != (config.teacher is not None):
+        raise StepclrError("--loss distill and --teacher CLASSIFIER belong together: give both or neither")
+    for option, needs_labels in (
+        (f"--loss {config.loss}", config.loss in ("supcon", "cross-entropy")),
+        ("--balanced", config.balanced),
+        (f"--linear-epochs {config.linear_epochs}", config.linear_epochs > 0),
+    ):
+        if needs_labels and not (images.labels >= 0).any():
+            raise StepclrError(f"{option} needs labels, and {images.source} has none; nt_xent needs none")
+
+
+def views_of(config: PretrainConfig) -> Views:
+    """The views of a run."""
+    return Views(
+        config.policy,
+        config.view_size,
+        config.strength,
+        config.blur,
+        config.min_area,
+        config.views,
+        warp=config.warp,
+    )
 
 
 def view_size(images: ImageSet) -> int:
@@ -95,12 +137,20 @@ def _bf16_is_correct() -> bool:
     return all(bool((half - full).norm() < 0.02 * full.norm()) for full, half in zip(*results, strict=True))
 
 
-def build(config: PretrainConfig, images: ImageSet) -> nn.ModuleDict:
-    """Encoder and head of the run, newly initialised from torch's generator (or with `weights`)."""
-    encoder = build_encoder(config.encoder, config.stem, config.weights, config.view_size)
+def build(config: PretrainConfig, images: ImageSet, teacher: Classifier | None = None) -> nn.ModuleDict:
+    """Encoder and head of the run, newly initialised from torch's generator (or with `weights`).
+
+    The head is a linear layer, one output a class, where the loss is one of logits.
+    """
+    encoder = build_encoder(config.encoder, config.stem, config.weights, config.view_size, config.normalize_h)
     encoder.classes = list(images.chosen or [])
-    widths = head_widths(config, encoder)
-    head = ProjectionHead(encoder.num_features, widths[0], widths[-1], layers=len(widths))
+    if config.checkpoint_activations:
+        checkpoint_activations(encoder)
+    if config.loss in CONTRASTIVE:
+        widths = head_widths(config, encoder)
+        head: nn.Module = ProjectionHead(encoder.num_features, widths[0], widths[-1], layers=len(widths))
+    else:
+        head = nn.Linear(encoder.num_features, len(teacher.classes if teacher else images.classes))
     return nn.ModuleDict({"encoder": encoder, "head": head})
 
 
@@ -126,10 +176,11 @@ def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model:
     return {
         **asdict(config),
         "stem": encoder.stem,
-        "head": "-".join(str(width) for width in head_widths(config, encoder)),
+        "head": "-".join(map(str, head_widths(config, encoder))) if config.loss in CONTRASTIVE else None,
         "features": encoder.num_features,
         "source": images.source,
         "classes": encoder.classes,
+        "labelled": int((images.labels >= 0).sum()),
         "limit": limit,
         "pictures": len(images),
         "skipped": len(images.skipped),
@@ -151,15 +202,17 @@ def resumed(config: PretrainConfig, stored: Fields, run: Run) -> PretrainConfig:
 
     Raises StepclrError if `config` asks for another value of one of its own; None and "auto" ask for nothing.
     """
-    for name, value in asdict(config).items():
-        if name not in CHANGEABLE and value not in (stored[name], None, "auto"):
+    began = settings_in(stored)
+    own = [field.name for field in fields(PretrainConfig) if field.name not in CHANGEABLE]
+    for name in own:
+        value, first = getattr(config, name), getattr(began, name)
+        if value not in (first, None, "auto"):
             flag = name.replace("_", "-")
             raise StepclrError(
-                f"{run.folder} was begun with --{flag} {stored[name]}, not {value}; on resume a run keeps its "
+                f"{run.folder} was begun with --{flag} {first}, not {value}; on resume a run keeps its "
                 f"settings (but for {', '.join(sorted(CHANGEABLE))}): leave the option out, or name another --out"
             )
-    kept = {field.name: stored[field.name] for field in fields(PretrainConfig) if field.name not in CHANGEABLE}
-    return replace(config, **kept)
+    return replace(config, **{name: getattr(began, name) for name in own})
 
 
 def check_same_pictures(facts: Fields, stored: Fields, run: Run) -> None:

@@ -1,15 +1,17 @@
-"""Draw: keys -> the parameters of one view of each picture (SimCLR App. A). CPU only, about 40 numbers a view."""
+"""Draw: keys -> the parameters of one view of each picture: its crop and flip, then those of each op. CPU only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Int, Int64
 from numpy.typing import NDArray
 
 from stepclr.views.keys import uniforms
+from stepclr.views.ops import Drawn, Op
 
 ATTEMPTS = 10  # at a crop that fits into the picture, as in torchvision and the authors' code
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+CROP_NUMBERS = 2 * ATTEMPTS + 3
 
 
 @dataclass(frozen=True)
@@ -18,42 +20,29 @@ class Draws:
 
     box: Int[np.ndarray, "n 4"]  # top, left, height, width in pixels of the picture
     flip: Bool[np.ndarray, " n"]
-    jitter: Bool[np.ndarray, " n"]
-    factors: Float[np.ndarray, "n 4"]  # brightness, contrast, saturation: factors; hue: shift in turns
-    order: Int[np.ndarray, "n 4"]  # which of the four comes first, second, ...
-    grey: Bool[np.ndarray, " n"]
-    sigma: Float[np.ndarray, " n"]  # of the blur, in pixels of the view; 0: none
+    ops: tuple[Drawn, ...]  # in the order in which they come
 
 
 def draw(
     keys: Int64[np.ndarray, " n"],
     view: int,
     sizes: Int[np.ndarray, "n 2"],
-    colour: bool,
-    strength: float,
-    blur: float,
     min_area: float,
+    ops: Sequence[Op],
+    size: int,
 ) -> Draws:
-    """Draw view number `view` of pictures with these (height, width), as functions of their keys alone.
+    """Draw view number `view`, of side `size`, of pictures with these (height, width): functions of their keys alone.
 
-    colour: whether jitter, grey and blur happen at all. strength: s of the colour jitter. blur: its probability.
-    min_area: smallest area of the crop as a share of the picture.
+    The crop takes the first random numbers of each key, then each op its own in turn. min_area: smallest area of the
+    crop as a share of the picture.
     """
-    u = uniforms(keys, view, 2 * ATTEMPTS + 15)
-    area, aspect = u[:, :ATTEMPTS], u[:, ATTEMPTS : 2 * ATTEMPTS]
-    rest = u[:, 2 * ATTEMPTS :]
-    spread = 0.8 * strength
-    factors = np.maximum(1 - spread, 0) + rest[:, 4:7] * (1 + spread - np.maximum(1 - spread, 0))
-    hue = (2 * rest[:, 7:8] - 1) * 0.2 * strength
-    blurred = colour & (rest[:, 13] < blur)
+    ends = np.cumsum([CROP_NUMBERS, *(op.numbers for op in ops)])
+    crop, *others = np.split(uniforms(keys, view, int(ends[-1])), ends[:-1], axis=1)
+    area, aspect, rest = np.split(crop, [ATTEMPTS, 2 * ATTEMPTS], axis=1)
     return Draws(
         box=_boxes(area, aspect, rest[:, 0:2], sizes, min_area),
         flip=rest[:, 2] < 0.5,
-        jitter=colour & (rest[:, 3] < 0.8),
-        factors=np.concatenate([factors, hue], axis=1),
-        order=np.argsort(rest[:, 8:12], axis=1, kind="stable"),
-        grey=colour & (rest[:, 12] < 0.2),
-        sigma=np.where(blurred, 0.1 + 1.9 * rest[:, 14], 0.0),
+        ops=tuple(op.draw(u, size) for op, u in zip(ops, others, strict=True)),
     )
 
 

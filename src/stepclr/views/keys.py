@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+NUMBERS = 64  # that a view of a key has
 Indices = Tensor | NDArray[np.integer] | Sequence[int]
 
 
@@ -28,9 +29,9 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
 
 def uniforms(keys: Int64[np.ndarray, " n"], view: int, count: int) -> Float[np.ndarray, "n count"]:
     """`count` numbers U[0, 1) for each key, float64; view v has its own."""
-    if count > 64:
-        raise ValueError("a view has 64 numbers; with more, views would share some")
-    counter = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(64 * view)
+    if count > NUMBERS:
+        raise ValueError(f"a view has {NUMBERS} numbers; with more, views would share some")
+    counter = np.arange(1, count + 1, dtype=np.uint64) + np.uint64(NUMBERS * view)
     bits = _mix(_mix(keys.view(np.uint64))[:, None] + counter[None, :] * GOLDEN)
     return (bits >> np.uint64(11)) * 2.0**-53
 

@@ -2,7 +2,8 @@
 
 Bit for bit the same whatever else is in the batch and however many threads work: resizing sums integers in float64,
 where every order of summation gives the same result; a mean is taken over integers; all else works on each pixel by
-itself, in single IEEE operations (no fused ones, which libraries apply to some positions only).
+itself, in single IEEE operations (no fused ones, which libraries apply to some positions only). `color.py`, `warp.py`
+and `levels.py` keep to the same rules.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,11 @@ from jaxtyping import Bool, Float, Int, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepclr.views.draw import BRIGHTNESS, CONTRAST, HUE, SATURATION, Draws
+from stepclr.views.color import chosen_rows, color_jitter, luma
+from stepclr.views.draw import Draws
+from stepclr.views.levels import change_levels
+from stepclr.views.ops import BlurDraws, Drawn, GreyDraws, JitterDraws, TableDraws, WarpDraws, take
+from stepclr.views.warp import sparse_image_warp
 
 Interpolation = Literal["bicubic", "bilinear"]
 CHUNK = 2**19  # numbers rendered at a time: what a chunk touches stays in a processor's cache
@@ -28,22 +33,41 @@ def render(
     size: int,
     interpolation: Interpolation = "bicubic",
 ) -> Float[Tensor, "n 3 s s"]:
-    """One view of each picture, float32 in [0, 1]: crop and resize, flip, colour jitter, grey, blur, in this order."""
+    """One view of each picture, float32 in [0, 1]: crop and resize, flip, then each op as drawn."""
     chunks = []
     step = max(1, CHUNK // (3 * size * size))
     for start in range(0, len(pictures), step):
         part = slice(start, start + step)
         x = crop_resize_flip(pictures[part], draws.box[part], draws.flip[part], size, interpolation)
-        color_jitter(x, draws.jitter[part], draws.factors[part], draws.order[part])
-        rows = _rows(draws.grey[part], x)
-        if len(rows):
-            x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
-        rows = _rows(draws.sigma[part] > 0, x)
-        if len(rows):
-            sigma = draws.sigma[part]
-            x[rows] = gaussian_blur(x[rows], sigma[sigma > 0])
+        for drawn in draws.ops:
+            change(x, take(drawn, part))
         chunks.append(x)
     return torch.cat(chunks)
+
+
+def change(x: Float[Tensor, "n 3 s s"], drawn: Drawn) -> None:
+    """One op on each view that it was drawn for. In place."""
+    match drawn:
+        case JitterDraws():
+            color_jitter(x, drawn.jitter, drawn.factors, drawn.order)
+        case GreyDraws():
+            rows = chosen_rows(drawn.grey, x)
+            if len(rows):
+                x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
+        case BlurDraws():
+            blurred = drawn.sigma > 0
+            rows = chosen_rows(blurred, x)
+            if len(rows):
+                x[rows] = gaussian_blur(x[rows], drawn.sigma[blurred])
+        case WarpDraws():
+            rows = chosen_rows(drawn.warp, x)
+            if len(rows):
+                x[rows] = sparse_image_warp(x[rows], drawn.knots[drawn.warp], drawn.weights[drawn.warp])
+        case TableDraws():
+            levels = (x * 255).round().to(torch.uint8)
+            for op, magnitude in zip(drawn.op.T, drawn.magnitude.T, strict=True):
+                change_levels(levels, op, magnitude)
+            x.copy_(levels.to(x) / 255)
 
 
 def crop_resize_flip(
@@ -104,67 +128,6 @@ def _bicubic(d: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
 
 
-def color_jitter(
-    x: Float[Tensor, "n 3 s s"],
-    jitter: Bool[np.ndarray, " n"],
-    factors: Float[np.ndarray, "n 4"],
-    order: Int[np.ndarray, "n 4"],
-) -> None:
-    """Brightness, contrast, saturation and hue, each picture in its own order, clipped after each. In place."""
-    for turn in range(4):
-        for which, change in CHANGES.items():
-            chosen = jitter & (order[:, turn] == which)
-            rows = _rows(chosen, x)
-            if len(rows):
-                factor = torch.from_numpy(factors[chosen, which]).to(x)[:, None, None, None]
-                x[rows] = change(x[rows], factor)
-
-
-def brightness(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """x times the factor (SimCLR v2's code; v1's adds)."""
-    return (x * factor).clamp_(0, 1)
-
-
-def contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Away from, or towards, the picture's mean grey."""
-    exact = (luma(x) * 2.0**16).round().sum((1, 2), dtype=torch.int64)
-    mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
-    return _blend(x, mean[:, None, None, None], factor)
-
-
-def saturation(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Away from, or towards, each pixel's own grey."""
-    return _blend(x, luma(x).unsqueeze(1), factor)
-
-
-def hue(x: Float[Tensor, "n 3 s s"], shift: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Turn each pixel's hue by `shift` turns, in HSV: value and saturation stay."""
-    red, green, blue = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    sector = torch.where(  # hue in sixths of a turn, from the largest channel
-        value == red,
-        (green - blue) / safe,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
-    )
-    sector = sector + shift[:, 0] * 6
-    channels = []
-    for offset in (5.0, 3.0, 1.0):  # HSV back to red, green, blue in one formula each
-        k = sector + offset
-        k = k - (k / 6).floor() * 6
-        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.stack(channels, 1).clamp_(0, 1)
-
-
-CHANGES = {BRIGHTNESS: brightness, CONTRAST: contrast, SATURATION: saturation, HUE: hue}
-
-
-def luma(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n s s"]:
-    """Grey, with ITU-R 601's weights (as torchvision has them)."""
-    return x[:, 0] * 0.2989 + x[:, 1] * 0.587 + x[:, 2] * 0.114
-
-
 def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -> Float[Tensor, "n 3 s s"]:
     """Separable Gaussian, one sigma (pixels) a picture, kernel side S // 10 made odd, edges mirrored."""
     side = x.shape[-1]
@@ -183,11 +146,3 @@ def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -
 def blur_kernel(size: int) -> int:
     """Side of the blur's kernel at view size S, in pixels: S // 10, made odd (3 at 32, 9 at 96, 23 at 224)."""
     return size // 10 + (size // 10 + 1) % 2
-
-
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor + other * (1 - factor)).clamp_(0, 1)
-
-
-def _rows(chosen: Bool[np.ndarray, " n"], x: Tensor) -> Int[Tensor, " k"]:
-    return torch.from_numpy(chosen.nonzero()[0]).to(x.device)

@@ -1,6 +1,7 @@
 """`Views`: draw, then render."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,64 +9,65 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
-from stepclr.views.draw import Draws, draw
-from stepclr.views.keys import Indices
+from stepclr.views.draw import CROP_NUMBERS, Draws, draw
+from stepclr.views.keys import NUMBERS, Indices
+from stepclr.views.ops import Blur, ColorJitter, Op, Warp, check_range
+from stepclr.views.policies import POLICIES, policy_defaults, policy_name, policy_ops, size_defaults
 from stepclr.views.render import Interpolation, render
-
-POLICIES = {
-    "simclr": "crop and resize, flip, colour jitter, grey, blur (SimCLR App. A)",
-    "crop": "crop and resize, flip (what supervised training and linear evaluation use)",
-}
-
-
-def size_defaults(size: int) -> dict[str, float]:
-    """SimCLR's strength, blur and min_area by view size S: CIFAR's settings up to 32 pixels, ImageNet's above."""
-    if size <= 32:
-        return {"strength": 0.5, "blur": 0.0, "min_area": 0.2}
-    return {"strength": 1.0, "blur": 0.5, "min_area": 0.08}
 
 
 class Views:
     """t ~ T: random views of pictures, each a function of its key alone (SimCLR section 3, App. A).
 
     Args:
-        policy: "simclr" or "crop".
+        policy: one of `POLICIES`, or a list of ops that follow crop and flip, as [ColorJitter(0.8), Grey()].
         size: side S of a view, in pixels.
-        strength: s of the colour jitter; factors U(1 - 0.8s, 1 + 0.8s), hue shift U(-0.2s, 0.2s) turns. None: by size.
-        blur: probability of the Gaussian blur. None: by size.
+        strength: s of the colour jitter, or a sequence with one for each view. None: by size, or the ops' own.
+        blur: probability of the Gaussian blur. None: by size, or the op's own.
         min_area: smallest crop as a share of the picture's area. None: by size.
         views: number of views V of each picture.
-        interpolation: of the crop, "bicubic" (as in the authors' code) or "bilinear"; antialiased both.
+        interpolation: of the crop, "bicubic" or "bilinear"; antialiased both. None: as in the authors' code,
+            bilinear in simaugment, else bicubic.
+        warp: probability of the sparse image warp. None: 0.5, or the op's own.
 
-    Raises StepclrError for an unknown policy or a value out of range.
+    strength, blur and warp are None afterwards where the policy has no such op; to give one then is an error.
+    Raises StepclrError for an unknown policy, a value out of range, or a list that wants too many random numbers.
     """
 
     def __init__(
         self,
-        policy: str = "simclr",
+        policy: str | Sequence[Op] = "simclr",
         size: int = 224,
-        strength: float | None = None,
+        strength: float | Sequence[float] | None = None,
         blur: float | None = None,
         min_area: float | None = None,
         views: int = 2,
-        interpolation: Interpolation = "bicubic",
+        interpolation: Interpolation | None = None,
+        warp: float | None = None,
     ) -> None:
-        self.policy = choose("policy", policy, POLICIES)
-        self.size, self.views, self.interpolation = size, views, interpolation
-        choose("interpolation", interpolation, ("bicubic", "bilinear"))
-        by_size = size_defaults(size)
-        self.strength = by_size["strength"] if strength is None else strength
-        self.blur = by_size["blur"] if blur is None else blur
-        self.min_area = by_size["min_area"] if min_area is None else min_area
-        for name, value, low, high in (
-            ("size", size, 4, 4096),
-            ("views", views, 1, 64),
-            ("strength", self.strength, 0, 2.5),
-            ("blur", self.blur, 0, 1),
-            ("min_area", self.min_area, 0, 1),
-        ):
-            if not low <= value <= high:
-                raise StepclrError(f"{name} must lie between {low} and {high}, not {value}")
+        check_range("size", size, 4, 4096)
+        check_range("views", views, 1, 64)
+        ops, defaults = policy_ops(policy, size), policy_defaults(policy, size)
+        self.policy = policy_name(policy)
+        self.size, self.views = size, views
+        self.interpolation: Interpolation = interpolation or ("bilinear" if policy == "simaugment" else "bicubic")
+        choose("interpolation", self.interpolation, ("bicubic", "bilinear"))
+        for name, value in (("strength", strength), ("blur", blur), ("warp", warp)):
+            if value is not None and defaults[name] is None:
+                users = ", ".join(other for other in POLICIES if policy_defaults(other, size)[name] is not None)
+                raise StepclrError(f"policy {self.policy} has no use for {name}; these have: {users}")
+        each = tuple(strength) if isinstance(strength, Sequence) else (strength,) * views
+        if len(each) != views:
+            raise StepclrError(f"strength has {len(each)} values for {views} views")
+        self.strength = defaults["strength"] if strength is None else strength
+        self.blur = defaults["blur"] if blur is None else blur
+        self.warp = defaults["warp"] if warp is None else warp
+        self.min_area = size_defaults(size)["min_area"] if min_area is None else min_area
+        check_range("min_area", self.min_area, 0, 1)
+        self.ops = [tuple(_tuned(op, own, blur, warp) for op in ops) for own in each]  # of each view
+        wanted = CROP_NUMBERS + sum(op.numbers for op in ops)
+        if wanted > NUMBERS:
+            raise StepclrError(f"crop, flip and these ops want {wanted} random numbers a view, and it has {NUMBERS}")
 
     def __call__(
         self, batch: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]], keys: Indices
@@ -89,7 +91,25 @@ class Views:
                     f"views are taken of uint8 pictures [3, H, W], not {picture.dtype} {list(picture.shape)}"
                 )
         sizes = np.array([picture.shape[-2:] for picture in batch], dtype=np.int64)
-        colour = self.policy != "crop"
-        return [
-            draw(numbers, view, sizes, colour, self.strength, self.blur, self.min_area) for view in range(self.views)
-        ]
+        return [draw(numbers, view, sizes, self.min_area, ops, self.size) for view, ops in enumerate(self.ops)]
+
+    def describe(self) -> str:
+        """One line: policy, size and the values used, as "simclr 96 px: strength 1, blur 0.5, min_area 0.08"."""
+        values = []
+        for name in ("strength", "blur", "warp", "min_area"):
+            value = getattr(self, name)
+            if value is not None:
+                each = value if isinstance(value, Sequence) else [value]
+                values.append(f"{name} {' / '.join(f'{number:g}' for number in each)}")
+        return f"{self.policy} {self.size} px: {', '.join(values)}"
+
+
+def _tuned(op: Op, strength: float | None, blur: float | None, warp: float | None) -> Op:
+    match op:
+        case ColorJitter() if strength is not None:
+            return replace(op, strength=strength)
+        case Blur() if blur is not None:
+            return replace(op, p=blur)
+        case Warp() if warp is not None:
+            return replace(op, p=warp)
+    return op

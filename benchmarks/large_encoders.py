@@ -1,0 +1,65 @@
+"""Memory and time of one optimisation step of the large encoders, with and without keeping activations.
+
+    python benchmarks/large_encoders.py [--size 96] [--batch 32]
+
+Each row is a process of its own: a step of SimCLR (two views, NT-Xent, LARS) on random pictures, float32; its memory is
+that of the whole process, Python and torch included (the row "nothing" is what those take).
+"""
+
+import argparse
+import multiprocessing
+import resource
+import time
+from multiprocessing.connection import Connection
+
+import torch
+
+import stepclr
+from stepclr.config import PretrainConfig
+from stepclr.pretrain.algorithm import train_step
+from stepclr.pretrain.optimizer import build_optimizer
+from stepclr.pretrain.settle import build, settle
+from stepclr.views import Views, view_keys
+
+ENCODERS = ("nothing", "resnet18", "resnet50", "resnet50x2", "resnet200", "vit_small_patch16_224")
+
+
+def one_step(name: str, size: int, batch: int, again: bool, answer: Connection) -> None:
+    """Send (peak memory in MiB, seconds of the second of two steps)."""
+    seconds = 0.0
+    if name != "nothing":
+        pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+        images = stepclr.open_images(pictures)
+        wanted = PretrainConfig(
+            name, size=size, batch_size=batch, optimizer="lars", precision="fp32", checkpoint_activations=again
+        )
+        config = settle(wanted, images)
+        model = build(config, images).train().to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(model, config)
+        for step in range(2):
+            begun = time.perf_counter()
+            keys = view_keys(0, step, range(batch))
+            train_step(model, Views("simclr", size), optimizer, config, pictures, keys, torch.zeros(batch).long())
+            seconds = time.perf_counter() - begun
+    answer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=32)
+    arguments = parser.parse_args()
+    print("| encoder | activations | peak memory, MiB | seconds a step |\n|---|---|---|---|")
+    context = multiprocessing.get_context("spawn")
+    for name in ENCODERS:
+        for again in (False, True) if name != "nothing" else (False,):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=one_step, args=(name, arguments.size, arguments.batch, again, theirs))
+            process.start()
+            memory, seconds = ours.recv()
+            process.join()
+            print(f"| {name} | {'computed again' if again else 'kept'} | {memory:,.0f} | {seconds:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Sparse image warp: a few control points move, a thin-plate spline carries the rest of the picture along.
+
+As `tfa.image.sparse_image_warp` with its defaults (order 2, no regularisation, no boundary points), which SupCon's
+SimAugment calls. Positions are pixel indices 0 .. S - 1 as there, (row, column), here in units of the side S.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.special import xlogy
+from torch import Tensor
+
+COINCIDE = 1e-9  # singular values below this share of the largest, from knots on one point or line, are left out
+
+
+def thin_plate_weights(
+    knots: Float[np.ndarray, "n k 2"], values: Float[np.ndarray, "n k 2"]
+) -> Float[np.ndarray, "n k+3 2"]:
+    """Weights of the thin-plate spline with affine part that has these values at these knots: w_1 .. w_k, a_0, A.
+
+    Finite for any knots; where some coincide or all lie on one line, the shortest solution of least squares.
+    """
+    n, k, _ = knots.shape
+    square = np.square(knots[:, :, None] - knots[:, None])
+    r2 = square[..., 0] + square[..., 1]
+    system = np.zeros((n, k + 3, k + 3))
+    system[:, :k, :k] = xlogy(r2, r2) / 2
+    system[:, :k, k] = 1
+    system[:, :k, k + 1 :] = knots
+    system[:, k:, :k] = system[:, :k, k:].swapaxes(1, 2)
+    wanted = np.concatenate([values, np.zeros((n, 3, 2))], axis=1)
+    solved: Float[np.ndarray, "n k+3 2"] = np.linalg.pinv(system, COINCIDE) @ wanted
+    return solved
+
+
+def thin_plate_field(
+    knots: Float[Tensor, "n k 2"], weights: Float[Tensor, "n k+3 2"], points: Float[Tensor, "m 2"]
+) -> Float[Tensor, "n m 2"]:
+    """f(q) = sum_k w_k phi(|q - c_k|) + a_0 + A q with phi(r) = r^2 log r, at each point q; the units of the knots."""
+    k = knots.shape[1]
+    constant, down, right = weights[:, k:, None].unbind(1)
+    field = constant + points[:, :1] * down + points[:, 1:] * right
+    for knot, weight in zip(knots.unbind(1), weights[:, :k].unbind(1), strict=True):
+        square = (points - knot[:, None]).square()
+        r2 = square[..., 0] + square[..., 1]
+        # xlogy goes number by number; a vectorised log may round the ends of a row in another way.
+        field = field + (torch.special.xlogy(r2, r2) / 2)[..., None] * weight[:, None]
+    return field
+
+
+def sparse_image_warp(
+    x: Float[Tensor, "n 3 s s"], knots: Float[np.ndarray, "n k 2"], weights: Float[np.ndarray, "n k+3 2"]
+) -> Float[Tensor, "n 3 s s"]:
+    """Pixel q takes the bilinear value at q - f(q), which is kept inside the picture."""
+    size = x.shape[-1]
+    index = torch.arange(size, dtype=torch.float64, device=x.device)
+    pixels = torch.cartesian_prod(index, index)
+    field = thin_plate_field(
+        torch.from_numpy(knots).to(x.device), torch.from_numpy(weights).to(x.device), pixels / size
+    )
+    at = (pixels - field * size).clamp(0, size - 1)
+    first = at.floor()
+    down, right = (at - first).to(x)[:, None].unbind(-1)
+    top, left = first.long().unbind(-1)
+    bottom, far = (top + 1).clamp(max=size - 1), (left + 1).clamp(max=size - 1)
+    flat = x.flatten(2)
+
+    def values(row: Tensor, column: Tensor) -> Tensor:
+        return flat.gather(2, (row * size + column)[:, None].expand(-1, 3, -1))
+
+    upper = values(top, left) * (1 - right) + values(top, far) * right
+    lower = values(bottom, left) * (1 - right) + values(bottom, far) * right
+    return (upper * (1 - down) + lower * down).view_as(x)
