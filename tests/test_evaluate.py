@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import stepclr
+from stepclr.classify import material
+from stepclr.classify.draws import draw_all
+from stepclr.classify.finetuning import Finetuning
 from stepclr.data import ImageSet, open_images
 from stepclr.errors import StepclrError
-from stepclr.evaluate import material, protocol
-from stepclr.evaluate.draws import draw_all
+from stepclr.evaluate import protocol
 from stepclr.evaluate.linear import Fit
 from stepclr.model import Encoder, build_encoder, load_encoder, represent, save_encoder
+from stepclr.pretrain.supervised import Supervised
 from stepclr.signals import weighted_knn
 
 CLASSES = ["ant", "bee", "cat"]
@@ -94,7 +97,7 @@ def test_the_table_has_a_row_for_every_method_and_budget(run: Path, train: Image
     assert set(scores) == {"rows", "protocol"}
     assert [(row["method"], row["labels_per_class"], len(row["values"])) for row in scores["rows"]] == [
         ("pixels", 2, 3), ("pixels", "all", 1), ("random", 2, 3), ("random", "all", 1), ("scratch", 2, 3),
-        ("scratch", "all", 1), ("simclr", 2, 3), ("simclr", "all", 1), ("knn", "all", 1),
+        ("scratch", "all", 1), ("simclr", 2, 3), ("simclr", "all", 1), ("knn", 2, 3), ("knn", "all", 1),
     ]  # fmt: skip
     for row in scores["rows"]:
         assert list(row) == ["method", "labels_per_class", "mean", "std", "values"]
@@ -146,16 +149,18 @@ def test_torch_s_generator_is_left_alone(run: Path, train: ImageSet, test: Image
     assert torch.equal(torch.random.get_rng_state(), after)
 
 
-def test_knn_is_the_signal_with_all_of_train(run: Path, train: ImageSet, test: ImageSet) -> None:
+def test_knn_is_the_signal_with_the_draw_and_with_all_of_train(run: Path, train: ImageSet, test: ImageSet) -> None:
     scores = stepclr.evaluate(run, train, test, 2, draws=2, probe="knn", baselines=())
-    encoder = load_encoder(run)
-    predicted = weighted_knn(
-        represent(encoder, train)[0], torch.from_numpy(train.labels), represent(encoder, test)[0], 20, 0.1
-    )
-    assert [row["method"] for row in scores["rows"]] == ["knn"]
-    assert scores["rows"][0]["values"] == [float((predicted.numpy() == test.labels).mean())]
-    assert scores["rows"][0]["labels_per_class"] == "all"
-    assert scores["protocol"]["methods"]["knn"]["k"] == {"all": [20]}
+    h, h_test = (represent(load_encoder(run), images)[0] for images in (train, test))
+    labels = torch.from_numpy(train.labels)
+    banks = [draw.rows for draw in draw_all(train.labels, CLASSES, [2], 2, 0)]
+    values = [
+        float((weighted_knn(h[bank], labels[bank], h_test, 20, 0.1).numpy() == test.labels).mean())
+        for bank in [*banks, np.arange(len(train))]
+    ]
+    assert [(row["method"], row["labels_per_class"]) for row in scores["rows"]] == [("knn", 2), ("knn", "all")]
+    assert [row["values"] for row in scores["rows"]] == [values[:2], values[2:]]
+    assert scores["protocol"]["methods"]["knn"]["k"] == {"2": [6, 6], "all": [20]}
 
 
 def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:
@@ -170,10 +175,11 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
     run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
+    rooms = ("stepclr.evaluate", "stepclr.classify")
 
     class Watched(ImageSet):
         def __getattribute__(self, name: str) -> object:
-            if name == "labels" and sys._getframe(1).f_globals["__name__"].startswith("stepclr.evaluate"):
+            if name == "labels" and sys._getframe(1).f_globals["__name__"].startswith(rooms):
                 events.append("labels")
             return super().__getattribute__(name)
 
@@ -185,11 +191,12 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
         return original(encoder)
 
     monkeypatch.setattr(protocol, "fingerprint", fingerprint)
+    monkeypatch.setattr(Finetuning, "training", lambda self, n: Supervised(2, n, self.lr, 0.2, False))
     stepclr.evaluate(
-        run, train, watched, (2, "all"), draws=2, baselines=protocol.BASELINES, scratch_steps=2,
+        run, train, watched, (2, "all"), draws=2, baselines=protocol.BASELINES, scratch_steps=2, finetune=True,
         progress=lambda done, total: events.append(f"{done}/{total}"),
     )  # fmt: skip
-    predictions = [f"{done}/13" for done in range(1, 14)]  # (2 draws of 2 + 1 of all) x 4 methods + knn
+    predictions = [f"{done}/18" for done in range(1, 19)]  # (2 draws of 2 + 1 of all) x 6 methods
     assert events == ["fingerprint", *predictions, "fingerprint", "labels"]
 
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
+from stepclr.classify.draws import draw_all, folds, read_budgets
 from stepclr.errors import StepclrError
 from stepclr.evaluate import linear, solver
-from stepclr.evaluate.draws import draw_all, folds, read_budgets
 from stepclr.evaluate.linear import (
     ONE_LABEL,
     STRENGTHS,

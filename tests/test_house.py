@@ -22,6 +22,7 @@ ORDER = [
     "config",
     "recipes",
     "pretrain",
+    "classify",
     "evaluate",
     "use",
     "report",

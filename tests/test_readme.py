@@ -1,4 +1,4 @@
-"""What the README says to type works as it stands; only epochs, limits and where the pictures are get replaced."""
+"""What README and docs say to type works as it stands; only epochs, limits and where the pictures are get replaced."""
 
 import re
 import shlex
@@ -14,9 +14,21 @@ from PIL import Image
 import stepclr
 from stepclr.cli import main
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-COMMANDS = [line.split("  #")[0].strip() for line in README.splitlines() if line.startswith("    stepclr ")]
-SHORT = ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"]
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+DOCS = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for text in (README, *DOCS)
+    for line in text.splitlines()
+    if line.startswith("    stepclr ")
+]
+SHORT = {
+    "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
+    "steps": ["--encoder", "test_resnet"],
+    "finetune": ["--epochs", "1"],
+    "distill": ["--epochs", "1", "--limit", "64"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +73,7 @@ def test_the_readme_opens_with_the_two_commands() -> None:
 @pytest.mark.usefixtures("home")
 def test_readme_command(command: str) -> None:
     words = shlex.split(command)[1:]
-    if words[0] == "pretrain":
-        words += SHORT
-    if words[0] == "steps":
-        words += ["--encoder", "test_resnet"]
+    words += SHORT.get(words[0], [])
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert not stop.value.code
@@ -86,3 +95,9 @@ def test_readme_python() -> None:
         exec(code, scope)
         assert scope["h"].shape == (1, 96)
         assert {row["method"] for row in scope["scores"]["rows"]} == {"simclr", "pixels", "random", "knn"}
+
+
+def test_docs_python() -> None:
+    for text in DOCS:
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(code, {})

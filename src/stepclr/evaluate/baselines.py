@@ -40,7 +40,7 @@ def fresh(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture and preprocessing, newly initialised from `seed`; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = build_encoder(encoder.name, encoder.stem, size=encoder.size)
+        made = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
     made = made.to(encoder.mean.device)
     made.mean.copy_(encoder.mean)
     made.std.copy_(encoder.std)

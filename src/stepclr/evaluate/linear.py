@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
-from stepclr.evaluate.draws import folds
+from stepclr.classify.draws import folds
 from stepclr.evaluate.solver import TOLERANCE, Layers, cross_entropy, solve
 
 STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak

@@ -10,16 +10,18 @@ import torch
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
+from stepclr.classify.draws import Draw, mix
+from stepclr.classify.finetuning import Finetuning, finetuned
+from stepclr.classify.material import all_logits, features
+from stepclr.classify.start import Start
 from stepclr.data import ImageSet
 from stepclr.evaluate import baselines
-from stepclr.evaluate.draws import Draw, mix
 from stepclr.evaluate.linear import Fit, linear_evaluation
-from stepclr.evaluate.material import features
 from stepclr.evaluate.scratch import Scratch
 from stepclr.model import Encoder
 from stepclr.signals import weighted_knn
 
-METHODS = ("pixels", "random", "scratch", "simclr", "knn")  # in the order of the table
+METHODS = ("pixels", "random", "scratch", "simclr", "finetuned", "knn")  # in the order of the table
 NEIGHBOURS, TEMPERATURE = 20, 0.1  # of weighted kNN
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
@@ -39,7 +41,7 @@ class Task:
 
 
 class Method(NamedTuple):
-    """`predict` makes a row's values, a draw at a time; `chooses` names what it chooses by folds of the draw."""
+    """`predict` makes a row's values, a draw at a time; `chooses` names what it decides on the draw alone."""
 
     predict: Callable[[Draw], Fit]
     chooses: str
@@ -60,6 +62,8 @@ def method(name: str, task: Task) -> Method:
         return Method(scratch, "rate", scratch.settings())
     if name == "simclr":
         return _linear(task, lambda _: (task.h, task.h_test), "the run's encoder, frozen")
+    if name == "finetuned":
+        return _finetuned(task)
     return _knn(task)
 
 
@@ -83,12 +87,20 @@ def _linear(task: Task, features_of: Callable[[int], Features], what: str) -> Me
     return Method(predict, "l2", {"linear evaluation of": what})
 
 
+def _finetuned(task: Task) -> Method:
+    how = Finetuning.of_run(task.config)
+
+    def predict(draw: Draw) -> Fit:
+        classifier = finetuned(Start(task.encoder), task.train.classes, task.train, draw, how)
+        return Fit(all_logits(classifier, task.test).argmax(1).numpy(), how.training(len(draw.rows)).steps)
+
+    return Method(predict, "steps", how.describe())
+
+
 def _knn(task: Task) -> Method:
     def predict(draw: Draw) -> Fit:
         bank, labels = torch.from_numpy(task.h[draw.rows]), torch.from_numpy(task.train.labels[draw.rows])
         predicted = weighted_knn(bank, labels, torch.from_numpy(task.h_test), NEIGHBOURS, TEMPERATURE)
         return Fit(predicted.numpy(), min(NEIGHBOURS, len(bank)))
 
-    return Method(
-        predict, "k", {"weighted kNN of": "the run's encoder, frozen", "bank": "all of train", "T": TEMPERATURE}
-    )
+    return Method(predict, "k", {"weighted kNN of": "the run's encoder, frozen", "bank": "the draw", "T": TEMPERATURE})

@@ -10,15 +10,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from stepclr.classify.draws import Budget, Draw, draw_all, read_budgets
+from stepclr.classify.material import fingerprint, prepare, score_row, shared_classes
 from stepclr.data import ImageSet, open_images
 from stepclr.data.sources import Source
 from stepclr.errors import StepclrError, choose
 from stepclr.evaluate import linear
-from stepclr.evaluate.draws import Budget, Draw, draw_all, read_budgets
 from stepclr.evaluate.linear import Fit
-from stepclr.evaluate.material import fingerprint, prepare, shared_classes
 from stepclr.evaluate.methods import METHODS, Task, method
 from stepclr.model import load_encoder
 from stepclr.model.represent import Progress
@@ -41,6 +39,7 @@ def evaluate(
     probe: str | Iterable[str] = ("linear", "knn"),
     baselines: str | Iterable[str] = ("pixels", "random"),
     scratch_steps: int = 1000,
+    finetune: bool = False,
     progress: Progress | None = None,
 ) -> Json:
     """Top-1 of a run's frozen encoder with few labels, beside baselines without pretraining (SimCLR section 4, App. B).
@@ -53,9 +52,11 @@ def evaluate(
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
         draws: how many random draws of the labels; of "all" there is one.
         seed: of the draws and of the baselines' initialisations, 0 or above.
-        probe: "linear" (linear evaluation, row simclr), "knn" (weighted kNN with all of train, row knn), or both.
+        probe: "linear" (linear evaluation, row simclr), "knn" (weighted kNN, row knn: of each draw, and of all
+            of train), or both.
         baselines: any of "pixels" and "random" (linear evaluation of these) and "scratch" (supervised training; slow).
         scratch_steps: optimiser steps of 32 pictures that scratch trains for.
+        finetune: score fine-tuning by the same draws too (row finetuned), with the settings of `stepclr.finetune`.
         progress: called with (done, total) after each draw of each method.
 
     Returns `{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`: a value is the
@@ -66,6 +67,7 @@ def evaluate(
     """
     budgets = read_budgets(labels_per_class)
     wanted = [PROBES[name] for name in _chosen("probe", probe, PROBES)] + _chosen("baseline", baselines, BASELINES)
+    wanted += ["finetuned"] if finetune else []
     names = [name for name in METHODS if name in wanted]
     for what, value, least in (("draws", draws, 1), ("seed", seed, 0), ("scratch_steps", scratch_steps, 1)):
         if value < least:
@@ -82,8 +84,9 @@ def evaluate(
     test, h_test, test_facts = prepare(encoder, test, classes)
     task = Task(encoder, train, test, h, h_test, seed, scratch_steps, home.config if home.exists() else {})
     plan = draw_all(train.labels, classes, budgets, draws, seed)
-    whole = draw_all(train.labels, classes, ["all"], 1, seed)
-    plans = {name: whole if name == "knn" else plan for name in names}
+    # kNN costs nothing and has nothing to choose: all of train is always told.
+    banks = draw_all(train.labels, classes, list(dict.fromkeys([*budgets, "all"])), draws, seed)
+    plans = {name: banks if name == "knn" else plan for name in names}
     predictions, settings = _predict(task, plans, progress)
     after = fingerprint(encoder)
     if after != before:
@@ -139,17 +142,6 @@ def _predict(
 
 def _score(predictions: dict[tuple[str, Budget], list[Fit]], test: ImageSet) -> list[Json]:
     truth = test.labels  # the one place that sees them
-    rows = []
-    for (name, budget), fits in predictions.items():
-        values = [float((fit.predicted == truth).mean()) for fit in fits]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        rows.append(
-            {
-                "method": name,
-                "labels_per_class": budget,
-                "mean": float(np.mean(values)),
-                "std": std,
-                "values": values,
-            }
-        )
-    return rows
+    return [
+        score_row(name, budget, [fit.predicted for fit in fits], truth) for (name, budget), fits in predictions.items()
+    ]

@@ -1,29 +1,24 @@
 """The baseline `scratch`: the same network, trained with the labelled draw alone, all of it."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
 
+from stepclr.classify.draws import Budget, Draw, Rows, folds
+from stepclr.classify.material import all_logits
+from stepclr.classify.start import Start
 from stepclr.data import ImageSet
 from stepclr.evaluate.baselines import fresh
-from stepclr.evaluate.draws import Budget, Draw, Rows, folds
 from stepclr.evaluate.linear import Fit
-from stepclr.evaluate.material import features
-from stepclr.model import Encoder
-from stepclr.pretrain.feed import Batch, batches
-from stepclr.pretrain.optimizer import rate_at
-from stepclr.views import Views, view_keys
+from stepclr.model import Classifier, Encoder
+from stepclr.pretrain.supervised import MOMENTUM, Supervised, train_classifier
 
 RATES = (0.01, 0.03, 0.1)
 ONE_LABEL = 0.03  # rate at one label a class, where nothing is left to choose it on
-BATCH, MOMENTUM, WEIGHT_DECAY = 32, 0.9, 5e-4
+BATCH, WEIGHT_DECAY = 32, 5e-4
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Scratch:
         if draw.budget not in self.rates:  # draws come in order, so this is the budget's first
             self.rates[draw.budget] = self.choose_rate(draw)
         rate = self.rates[draw.budget]
-        logits = self.logits(self.fit(draw.rows, rate, draw.seed), self.test)
+        logits = all_logits(self.fit(draw.rows, rate, draw.seed), self.test)
         return Fit(logits.argmax(1).numpy(), rate)
 
     def choose_rate(self, draw: Draw) -> float:
@@ -70,7 +65,7 @@ class Scratch:
         def merit(rate: float) -> tuple[int, float]:
             right, loss = 0, 0.0
             for rows, held_out in ((draw.rows[part[0]], draw.rows[part[1]]) for part in parts):
-                logits = self.logits(self.fit(rows, rate, draw.seed), self.train.take(held_out))
+                logits = all_logits(self.fit(rows, rate, draw.seed), self.train.take(held_out))
                 truth = torch.from_numpy(self.train.labels[held_out])
                 right += int((logits.argmax(1) == truth).sum())
                 loss += float(F.cross_entropy(logits, truth, reduction="sum"))
@@ -78,38 +73,8 @@ class Scratch:
 
         return max(RATES, key=merit) if parts else ONE_LABEL
 
-    def fit(self, rows: Rows, rate: float, seed: int) -> nn.Sequential:
-        """Encoder and linear classifier trained on these rows of train; a function of the arguments."""
-        device = self.encoder.mean.device
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            classifier = nn.Linear(self.encoder.num_features, int(self.train.labels.max()) + 1)
-        model = nn.Sequential(fresh(self.encoder, seed), classifier)
-        model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(model.parameters(), rate, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-        views = Views("crop", size=self.encoder.size, min_area=self.min_area, views=1)
-        labels = torch.from_numpy(self.train.labels[rows])
-        for step, (epoch, (pictures, at)) in enumerate(islice(_endless(self.train.take(rows), seed), self.steps)):
-            optimizer.param_groups[0]["lr"] = rate_at(step, self.steps, 0, rate)
-            x = views(pictures, view_keys(seed, epoch, at))[0].to(device, memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), labels[at].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        return model
-
-    def logits(self, model: nn.Sequential, images: ImageSet) -> Float[Tensor, "n c"]:
-        """In eval mode, float32, on the centre crop."""
-        encoder, classifier = model
-        assert isinstance(encoder, Encoder)
-        with torch.inference_mode():
-            logits: Tensor = classifier.cpu()(torch.from_numpy(features(encoder, images)))
-        return logits
-
-
-def _endless(images: ImageSet, seed: int) -> Iterator[tuple[int, Batch]]:
-    for epoch in count():
-        for batch in batches(images, seed, epoch, BATCH, start=0):
-            yield epoch, batch
+    def fit(self, rows: Rows, rate: float, seed: int) -> Classifier:
+        """Encoder and linear layer trained on these rows of train; a function of the arguments."""
+        how = Supervised(self.steps, BATCH, rate, self.min_area, self.bf16, weight_decay=WEIGHT_DECAY)
+        classifier = Start(fresh(self.encoder, seed)).classifier(self.train.classes, seed)
+        return train_classifier(classifier, self.train.take(rows), how, seed)

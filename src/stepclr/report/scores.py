@@ -11,36 +11,33 @@ from rich.table import Table
 from stepclr.model import load_encoder
 
 Row = dict[str, Any]
+BASELINES_OF = {"simclr": ("pixels", "random", "scratch"), "finetuned": ("scratch",)}
 
 
 def score_table(scores: dict[str, Any]) -> Table:
     """One row a method, one column a number of labels: top-1, mean +- std over the draws."""
     rows: list[Row] = scores["rows"]
-    budgets = list(dict.fromkeys(row["labels_per_class"] for row in rows if row["method"] != "knn"))
-    budgets += ["all"] if "all" not in budgets and any(row["method"] == "knn" for row in rows) else []
+    budgets = dict.fromkeys(row["labels_per_class"] for row in rows)
     table = Table(title="top-1 on the test pictures")
     table.add_column("method")
     for budget in budgets:
-        table.add_column(_labels(budget), justify="right")
+        table.add_column(budget_words(budget), justify="right")
     for method in dict.fromkeys(row["method"] for row in rows):
-        cells = {row["labels_per_class"]: _cell(row) for row in rows if row["method"] == method}
+        cells = {row["labels_per_class"]: cell(row) for row in rows if row["method"] == method}
         table.add_row(method, *(cells.get(budget, "") for budget in budgets))
     return table
 
 
 def paired_lines(scores: dict[str, Any]) -> Iterator[str]:
-    """How far simclr is above each baseline, paired over the draws: both saw the same labels in each."""
-    rows: list[Row] = scores["rows"]
-    for ours in (row for row in rows if row["method"] == "simclr" and len(row["values"]) > 1):
-        for other in rows:
-            if other["labels_per_class"] == ours["labels_per_class"] and other["method"] not in (
-                "simclr",
-                "knn",
-            ):
-                gain = np.subtract(ours["values"], other["values"])
+    """How far ours is above each baseline, paired over the draws: both saw the same labels in each."""
+    rows = {(row["method"], row["labels_per_class"]): row for row in scores["rows"]}
+    for (method, budget), row in rows.items():
+        for other in BASELINES_OF.get(method, ()):
+            if len(row["values"]) > 1 and (other, budget) in rows:
+                gain = np.subtract(row["values"], rows[other, budget]["values"])
                 error = gain.std(ddof=1) / math.sqrt(len(gain))
                 yield (
-                    f"simclr - {other['method']} at {_labels(ours['labels_per_class'])}: {gain.mean():+.3f}, "
+                    f"{method} - {other} at {budget_words(budget)}: {gain.mean():+.3f}, "
                     f"standard error {error:.3f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
                 )
 
@@ -55,9 +52,11 @@ def loading_snippet(run: str | os.PathLike[str]) -> str:
     )
 
 
-def _labels(budget: int | str) -> str:
+def budget_words(budget: int | str) -> str:
+    """As "all labels", or "10 labels a class"."""
     return "all labels" if budget == "all" else f"{budget} label{'s' if budget != 1 else ''} a class"
 
 
-def _cell(row: Row) -> str:
+def cell(row: Row) -> str:
+    """mean +- std, where there is one."""
     return f"{row['mean']:.3f}" + (f" +- {row['std']:.3f}" if row["std"] is not None else "")

@@ -18,10 +18,10 @@ from stepclr.loss import nt_xent
 from stepclr.model import Encoder, ProjectionHead, build_encoder
 from stepclr.pretrain import pretrain
 from stepclr.pretrain.monitor import Monitor
-from stepclr.pretrain.settle import view_size
+from stepclr.pretrain.settle import view_size, views_of
 from stepclr.signals import contrastive_top1, effective_rank
 from stepclr.use import embed
-from stepclr.views import Views, view_keys
+from stepclr.views import view_keys
 
 STEPS = {
     1: ("data", "SimCLR section 2", "data/"),
@@ -43,7 +43,7 @@ class Walk:
         size = config.size or view_size(images)
         self.config = replace(config, size=size, epochs=2, batch_size=max(2, len(images) // 2))
         self.raw = images
-        self.views = Views(config.policy, size, config.strength, config.blur, config.min_area)
+        self.views = views_of(self.config)
 
     def lines(self, step: int) -> Iterator[str]:
         """What step `step` (1 to 8) took and made, and where to read about it."""

@@ -1,15 +1,18 @@
-"""Train and test as every method meets them, and the frozen encoder's word that it stayed so."""
+"""Train and test as every method meets them, the frozen encoder's word that it stayed so, and a row of scores."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
-from torch import nn
+from jaxtyping import Float, Float32, Int
+from torch import Tensor, nn
 
+from stepclr.classify.draws import Budget
 from stepclr.data import ImageSet
 from stepclr.errors import StepclrError, choose
-from stepclr.model import Encoder, represent
+from stepclr.model import Classifier, Encoder, represent
+from stepclr.pretrain.supervised import logits
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -21,24 +24,23 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet) -> list[str]:
+def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:
     """The classes to tell apart: those that were chosen for pretraining, if any, else those of train.
 
     Raises StepclrError where train or test lacks one of them, has no labels, or, if none were chosen, test has another.
     """
-    for images in (train, test):
+    both = [train] if test is None else [train, test]
+    for images in both:
         if not images.classes:
-            raise StepclrError(f"{images.source} has no labels; to score an encoder, train and test both need them")
-    if encoder.classes:
-        classes = encoder.classes
-        pairs = [(name, images) for images in (train, test) for name in classes]
-    else:
-        classes = train.classes
-        pairs = [(name, test) for name in train.classes] + [(name, train) for name in test.classes]
+            raise StepclrError(f"{images.source} has no labels; train and test both need them")
+    classes = encoder.classes or train.classes
+    pairs = [(name, images) for images in both for name in classes]
+    if not encoder.classes and test is not None:
+        pairs += [(name, train) for name in test.classes]
     for name, images in pairs:
         choose(f"class of {images.source}", name, images.classes)
     if len(classes) < 2:
-        raise StepclrError(f"{train.source} has one class, {classes[0]!r}; to score an encoder takes two or more")
+        raise StepclrError(f"{train.source} has one class, {classes[0]!r}; there must be two or more to tell apart")
     return list(classes)
 
 
@@ -61,6 +63,27 @@ def prepare(encoder: Encoder, images: ImageSet, classes: list[str]) -> tuple[Ima
 def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:
     """h of every picture, float32; StepclrError if one that could be read before now cannot."""
     h, kept = represent(encoder, images)
+    _check_all(images, kept)
+    return h.numpy()
+
+
+def all_logits(classifier: Classifier, images: ImageSet) -> Float[Tensor, "n c"]:
+    """Logits of every picture, float32; StepclrError if one that could be read before now cannot."""
+    found, kept = logits(classifier, images)
+    _check_all(images, kept)
+    return found
+
+
+def _check_all(images: ImageSet, kept: Int[np.ndarray, " n"]) -> None:
     if len(kept) < len(images):
         raise StepclrError(f"{images.source}: {len(images) - len(kept)} pictures cannot be read any more; start again")
-    return h.numpy()
+
+
+def score_row(
+    method: str, budget: Budget, predictions: Sequence[Int[np.ndarray, " m"]], truth: Int[np.ndarray, " m"]
+) -> dict[str, Any]:
+    """A row of evaluation.json: top-1 of each draw's predictions, their mean and sample standard deviation."""
+    values = [float((predicted == truth).mean()) for predicted in predictions]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    mean = float(np.mean(values))
+    return {"method": method, "labels_per_class": budget, "mean": mean, "std": std, "values": values}

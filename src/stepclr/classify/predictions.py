@@ -1,0 +1,76 @@
+"""A classifier and new pictures -> the probability of each class."""
+
+import csv
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from stepclr.data import ImageSet, Source, open_images
+from stepclr.data.disk import write_whole
+from stepclr.errors import StepclrError
+from stepclr.model import load_classifier
+from stepclr.model.represent import Progress
+from stepclr.pretrain.settle import device_for_training
+from stepclr.pretrain.supervised import logits
+
+
+def predict(
+    classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None
+) -> tuple[Float32[np.ndarray, "n classes"], list[str]]:
+    """Probabilities `[n, C]`, float32, of all pictures of `images` in their order, and the names of the C classes.
+
+    Args: classifier: a `classifier.safetensors`, or a run's folder that has one. images: anything `open_images` takes.
+    A picture that cannot be read has a row of NaN, and a warning says how many there are.
+    Raises StepclrError for a file that is no classifier, and where no picture can be read.
+    """
+    source, probabilities, kept, classes = _predict(classifier, images, progress)
+    if len(kept) == len(source):
+        return probabilities, classes
+    warnings.warn(
+        f"{len(source) - len(kept)} pictures of {source.source} cannot be read: their rows are NaN", stacklevel=2
+    )
+    rows = np.full((len(source), len(classes)), np.nan, np.float32)
+    rows[kept] = probabilities
+    return rows, classes
+
+
+def write_predictions(
+    classifier: str | os.PathLike[str],
+    images: Source,
+    out: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Write `out` (.csv): path, predicted class, its probability, and a column `p:CLASS` for each class.
+
+    Pictures that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
+    """
+    path = Path(out)
+    if path.suffix != ".csv":
+        raise StepclrError(f"--out {path} names no format: its suffix must be .csv")
+    source, probabilities, kept, classes = _predict(classifier, images, progress)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "predicted", "probability", *(f"p:{name}" for name in classes)])
+    for i, row in zip(kept, probabilities.tolist(), strict=True):
+        best = int(np.argmax(row))
+        table.writerow([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
+    # A file name need not be text: what cannot be encoded is written as it came.
+    write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+    source.list_skipped(path.with_suffix(".skipped.csv"))
+    return len(kept), len(source) - len(kept)
+
+
+def _predict(
+    path: str | os.PathLike[str], images: Source, progress: Progress | None
+) -> tuple[ImageSet, Float32[np.ndarray, "n classes"], np.ndarray, list[str]]:
+    classifier = load_classifier(path).to(device_for_training())
+    # Reduced as for training and evaluation; read once, so not worth a place in the cache.
+    source = open_images(images).decoded(2 * classifier.encoder.size, budget=0)
+    found, kept = logits(classifier, source, progress)
+    if not len(kept):
+        raise StepclrError(f"no picture of {source.source} can be read")
+    return source, found.softmax(1).numpy(), kept, classifier.classes

@@ -1,0 +1,99 @@
+"""The command line: one function a command, in `training.py`, `scoring.py` and `looking.py`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+
+from stepclr.cli.arguments import first_line
+from stepclr.cli.looking import demo, steps, views
+from stepclr.cli.scoring import compare, embed, evaluate, predict
+from stepclr.cli.training import distill, finetune, pretrain
+from stepclr.config import stored_config
+from stepclr.errors import StepclrError, choose
+from stepclr.recipes import RECIPES, recipe_config
+
+SOURCES = """A SOURCE is a folder or zip of pictures (class folders give labels), or NAME:SPLIT:
+  sample:{unlabeled,train,test}     bundled: Fashion-MNIST pictures
+  stl10:{train,test,unlabeled,train+unlabeled}   cifar10:, cifar100:, fashion-mnist:{train,test}"""
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "steps": steps,
+    "views": views,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "finetune": finetune,
+    "predict": predict,
+    "distill": distill,
+    "compare": compare,
+    "embed": embed,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command; exit with 0, 1 (the run failed), 2 (bad input) or 128 + the signal that stopped it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(usage())
+            sys.exit(0 if arguments else 2)
+        if arguments[0] == "--version":
+            from stepclr import __version__
+
+            print(f"stepclr {__version__}")
+            sys.exit(0)
+        _run(choose("command", arguments[0], COMMANDS), arguments[1:])
+    except StepclrError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt as stop:
+        _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", 2))
+    except (RuntimeError, OSError) as error:
+        from stepclr.pretrain import Diverged
+
+        if not isinstance(error, Diverged | OSError):
+            raise
+        _fail(str(error), 1)
+    sys.exit(0)
+
+
+def usage() -> str:
+    """`stepclr --help`."""
+    lines = [
+        "usage: stepclr COMMAND [OPTIONS]    (stepclr COMMAND --help tells the rest)",
+        "",
+        "SimCLR, step by step.",
+        "",
+    ]
+    lines += [f"  {name:10}{first_line(command)}" for name, command in COMMANDS.items()]
+    lines += ["", SOURCES, "", "Recipes (pretrain --recipe):"]
+    lines += [f"  {name:10}{first_line(recipe)}" for name, recipe in RECIPES.items()]
+    return "\n".join(lines)
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    command = COMMANDS[name]
+    if name == "pretrain":  # the options' defaults are the recipe's, or on --resume the run's own
+        run = _peek(arguments, "--out") if "--resume" in arguments else None
+        base = (stored_config(Path(run)) if run else None) or recipe_config(_peek(arguments, "--recipe"))
+        command = partial(command, config=base)
+    tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))
+
+
+def _peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option that decides the defaults of the others."""
+    for position, word in enumerate(arguments):
+        if word == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if word.startswith(f"{option}="):
+            return word.removeprefix(f"{option}=")
+    return None
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"stepclr: {message}", file=sys.stderr)
+    sys.exit(code)

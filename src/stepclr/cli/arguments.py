@@ -1,0 +1,52 @@
+"""What the commands share: the kinds of their arguments, what they print, how they count."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.console import Console
+from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from stepclr.data import ImageSet
+
+Source = Annotated[str, arg(metavar="SOURCE")]
+Names = Annotated[str | None, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: all)")]
+Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")]
+
+
+def say(text: object) -> None:
+    """Print a result to standard output."""
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def open_source(source: str, classes: str | None, limit: int | None) -> "ImageSet":
+    """`open_images` of what the command line was given."""
+    from stepclr.data import open_images
+
+    return open_images(source, classes=names(classes), limit=limit)
+
+
+def names(text: str | None) -> list[str] | None:
+    """A list, written with commas; None where nothing was given."""
+    return [name.strip() for name in text.split(",")] if text else None
+
+
+class Counter:
+    """Counts on standard error: in one place on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.spoke = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.spoke > 15:
+            self.spoke = time.monotonic()
+            print(f"{done:,} of {total:,}", file=sys.stderr, flush=True)
+
+
+def first_line(command: Callable[..., Any]) -> str:
+    """What a command or a recipe says of itself in one line."""
+    return (command.__doc__ or "").split("\n")[0]

@@ -1,0 +1,148 @@
+"""Commands that show what the steps do: demo, steps, views. torch is imported inside them: help is instant."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from stepclr.cli.arguments import Count, Counter, Names, Source, open_source, say
+from stepclr.config import PretrainConfig, Strength
+from stepclr.errors import StepclrError
+from stepclr.recipes import recipe_config
+
+
+def demo(
+    out: Annotated[Path, arg(metavar="RUN")] = Path("runs/demo"),
+    epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None,
+    limit: Count = None,
+    scratch_steps: int = 1000,
+) -> None:
+    """The whole of it on the bundled pictures, in minutes: eight steps, and a table of what pretraining bought.
+
+    Args:
+        out: The run's folder; where it exists, the next free of RUN-2, RUN-3, ...
+        epochs: Passes over the pictures.
+        limit: Keep that many unlabelled pictures only.
+        scratch_steps: Steps of 32 pictures for the baseline that learns from scratch.
+    """
+    from dataclasses import replace
+
+    import stepclr
+    from stepclr.pretrain.folder import free_folder
+    from stepclr.report import Walk, loading_snippet, score_table
+    from stepclr.report.scores import paired_lines
+
+    config = recipe_config("sample")
+    config = replace(config, epochs=epochs or config.epochs)
+    out = free_folder(out)
+    walk = Walk(open_source("sample:unlabeled", None, 64), config)
+    for step in range(1, 6):
+        say("\n".join(walk.lines(step)))
+    say(f"step 6  pretraining, on all of sample:unlabeled, into {out}")
+    run = stepclr.pretrain("sample:unlabeled", out, config=config, limit=limit, monitor="sample:train")
+    say("step 7  evaluation: 10 labels a class of sample:train, 5 draws; scratch sees the same labels and no others")
+    scores = stepclr.evaluate(
+        run,
+        "sample:train",
+        "sample:test",
+        labels_per_class=10,
+        baselines=("pixels", "random", "scratch"),
+        scratch_steps=scratch_steps,
+        progress=Counter(),
+    )
+    say(score_table(scores))
+    for line in paired_lines(scores):
+        say(line)
+    say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}")
+
+
+def steps(
+    source: Positional[Source],
+    only: Annotated[int | None, arg(metavar="1..8", help_behavior_hint="(default: all eight)")] = None,
+    encoder: str = "resnet18",
+    classes: Names = None,
+    seed: int = 0,
+) -> None:
+    """Walk through steps 1 to 8 on 64 pictures, saying what comes in, what goes out, and where to read about it.
+
+    Args:
+        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        only: Show this step alone; those before it run silently.
+        encoder: Network: resnet18 ... resnet200, or any timm name.
+        classes: Keep the labelled pictures of these classes only.
+        seed: Seed of initialisation and views.
+    """
+    from stepclr.report import STEPS, Walk
+
+    if only is not None and only not in STEPS:
+        raise StepclrError(f"--only {only}: the steps are 1 to 8")
+    walk = Walk(open_source(source, classes, 64), PretrainConfig(encoder=encoder, seed=seed))
+    for step in [only] if only else STEPS:
+        say("\n".join(walk.lines(step)))
+
+
+def views(
+    source: Positional[Source],
+    out: Annotated[Path, arg(metavar="FILE.png")],
+    policy: str = "simclr",
+    size: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: as in pretrain)")] = None,
+    strength: Strength = None,
+    blur: Annotated[float | None, arg(metavar="P", help_behavior_hint="(default: by size)")] = None,
+    warp: Annotated[float | None, arg(metavar="P", help_behavior_hint="(default: 0.5)")] = None,
+    min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: by size)")] = None,
+    views: int = 2,
+    rows: int = 8,
+    pairs: int = 4,
+    seed: int = 0,
+    classes: Names = None,
+) -> None:
+    """Draw a sheet of views: a row a picture, the original and its pairs; or a column a policy.
+
+    Args:
+        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        out: Picture file to write.
+        policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
+            crop; all for one view under each.
+        size: Side of a view, pixels.
+        strength: Strength s of the colour jitter; with commas one for each view.
+        blur: Probability of the Gaussian blur.
+        warp: Probability of the sparse image warp.
+        min_area: Smallest crop, share of the picture's area.
+        views: Views in a pair: 2, or more.
+        rows: Pictures to show, spread evenly over the source.
+        pairs: Pairs of views a picture.
+        seed: Seed of the views.
+        classes: Keep the labelled pictures of these classes only.
+    """
+    from PIL import Image
+
+    from stepclr.pretrain.settle import view_size
+    from stepclr.views import POLICIES, Views, policy_defaults, policy_sheet, sheet
+
+    images = open_source(source, classes, None)
+    some = images.take([k * len(images) // rows for k in range(min(rows, len(images)))])
+    side = size or view_size(images)
+    shown = []
+    for name in POLICIES if policy == "all" else [policy]:
+        defaults = policy_defaults(name, side) if policy == "all" else {}
+        unused = [option for option, value in defaults.items() if value is None]
+        how = Views(
+            name,
+            side,
+            None if "strength" in unused else strength,
+            None if "blur" in unused else blur,
+            min_area,
+            views,
+            warp=None if "warp" in unused else warp,
+        )
+        shown.append(how)
+    pictures, _ = some.decoded(2 * side).read_readable(range(len(some)))
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise StepclrError(f"--out {out} names no picture format; use a suffix as .png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn = policy_sheet(pictures, shown, seed) if policy == "all" else sheet(pictures, shown[0], seed, pairs)
+    drawn.save(out)
+    what = "one view" if policy == "all" else f"{pairs} times {views} views"
+    say(f"{out}: {len(pictures)} pictures, {what} each of")
+    for how in shown:
+        say(f"  {how.describe()}")

@@ -1,0 +1,122 @@
+"""Commands that use what was trained: evaluate, compare, predict, embed. torch is imported inside them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from stepclr.cli.arguments import Count, Counter, Names, Source, names, open_source, say
+from stepclr.errors import StepclrError
+
+
+def evaluate(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    train: Source,
+    test: Source,
+    labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
+    draws: int = 5,
+    seed: int = 0,
+    probe: str = "linear,knn",
+    baselines: str = "pixels,random",
+    scratch_steps: int = 1000,
+    finetune: bool = False,
+) -> None:
+    """Score a run's frozen encoder with few labels, beside baselines; writes evaluation.json into the run.
+
+    With two or more numbers of labels, evaluation.png draws them as a curve.
+
+    Args:
+        run: The run's folder.
+        train: Labelled pictures to learn from.
+        test: Labelled pictures to score on; their labels are read once, at the end.
+        labels_per_class: Labels a class to learn from, several with commas; all for every one.
+        draws: Random draws of those labels.
+        seed: Seed of the draws and of the baselines' initialisations.
+        probe: What reads the features: linear, knn.
+        baselines: What stands beside: pixels, random, scratch (supervised from scratch: slow); none for none.
+        scratch_steps: Steps of 32 pictures that scratch trains for.
+        finetune: Score fine-tuning on the same labels too (slow).
+    """
+    import stepclr
+    from stepclr.report.scores import paired_lines, score_table
+
+    scores = stepclr.evaluate(
+        run,
+        train,
+        test,
+        labels_per_class=labels_per_class,
+        draws=draws,
+        seed=seed,
+        probe=names(probe) or [],
+        baselines=[] if baselines in ("", "none") else names(baselines) or [],
+        scratch_steps=scratch_steps,
+        finetune=finetune,
+        progress=Counter(),
+    )
+    say(score_table(scores))
+    for line in paired_lines(scores):
+        say(line)
+    if run.is_dir():
+        say(f"protocol and every value: {run / 'evaluation.json'}")
+    if run.is_dir() and len(scores["protocol"]["labels_per_class"]) > 1:
+        from stepclr.report.curve import write_curve
+
+        write_curve(scores, run / "evaluation.png")
+        say(f"the curve: {run / 'evaluation.png'}")
+
+
+def compare(runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]]) -> None:
+    """Put runs side by side: policy, loss, encoder, epochs, minutes, scores with their spread.
+
+    Args:
+        runs: The runs' folders.
+    """
+    from stepclr.report.compare import compare_table
+
+    if not runs:
+        raise StepclrError("compare takes the folders of runs: stepclr compare runs/a runs/b")
+    say(compare_table(runs))
+
+
+def predict(
+    classifier: Positional[Annotated[Path, arg(metavar="CLASSIFIER")]],
+    source: Positional[Source],
+    out: Annotated[Path, arg(metavar="FILE.csv")],
+    limit: Count = None,
+) -> None:
+    """Write what a classifier says of each picture of a source: the class, and the probability of each.
+
+    Args:
+        classifier: The classifier, as stepclr finetune wrote it: a file, or a run's folder.
+        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        out: File to write; its suffix picks the format.
+        limit: Keep that many pictures only.
+    """
+    from stepclr.classify import write_predictions
+
+    written, skipped = write_predictions(classifier, open_source(source, None, limit), out, Counter())
+    say(f"{out}: {written:,} predictions" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
+
+
+def embed(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    source: Positional[Source],
+    out: Annotated[Path, arg(metavar="FILE.npz")],
+    classes: Names = None,
+    limit: Count = None,
+    precision: str = "fp32",
+) -> None:
+    """Write the representations of all pictures of a source, with their paths and labels.
+
+    Args:
+        run: The run's folder, or an encoder.safetensors.
+        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        out: File to write; its suffix picks the format.
+        classes: Keep the labelled pictures of these classes only.
+        limit: Keep that many pictures only.
+        precision: Arithmetic of the encoder: fp32, bf16.
+    """
+    from stepclr.use import write_embeddings
+
+    written, skipped = write_embeddings(run, open_source(source, classes, limit), out, precision, Counter())
+    say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))

@@ -1,0 +1,143 @@
+"""Commands that train: pretrain, finetune, distill. torch is imported inside them: help is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, names, say
+from stepclr.config import PretrainConfig
+from stepclr.recipes import RECIPES
+
+
+def pretrain(
+    source: Positional[Source],
+    out: Annotated[Path, arg(metavar="RUN")],
+    config: PretrainConfig,
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
+    classes: Names = None,
+    limit: Count = None,
+    resume: bool = False,
+) -> None:
+    """Pretrain an encoder on pictures without labels.
+
+    Args:
+        source: Pictures: a folder, a zip, or NAME:SPLIT as sample:unlabeled, stl10:train, cifar10:train.
+        out: The run's folder.
+        config: Settings; None leaves them to the pictures.
+        recipe: Settings by name, which the other options then change; see stepclr --help.
+        classes: Keep the labelled pictures of these classes only.
+        limit: Keep that many pictures only.
+        resume: Go on with the run in --out from its newest checkpoint.
+    """
+    import stepclr
+    from stepclr.report import loading_snippet
+
+    if recipe:
+        print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
+    run = stepclr.pretrain(source, out, config=config, classes=names(classes), limit=limit, resume=resume)
+    say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
+
+
+def finetune(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    train: Source,
+    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: no score)")] = None,
+    labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
+    draws: int = 1,
+    seed: int = 0,
+    start: Annotated[str, arg(name="from", metavar="encoder|head.1|head.2")] = "encoder",
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: RUN/classifier.safetensors)")] = None,
+    epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 60, and at least 500 steps)")] = None,
+    batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 32 to 256, by n)")] = None,
+    lr: float = 0.05,
+    min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
+) -> None:
+    """Train a classifier, the whole network, from a run's encoder and few labels; stepclr predict uses it.
+
+    Args:
+        run: The run's folder.
+        train: Labelled pictures to learn from.
+        test: Labelled pictures to score on; their labels are read once, at the end.
+        labels_per_class: Labels a class to learn from, several with commas; all for every one.
+        draws: Random draws of those labels to score.
+        seed: Seed of the draws and of the training.
+        start: encoder; head.1 or head.2 keeps so many layers of the projection head.
+        out: File for the classifier of the most labels' first draw.
+        epochs: Passes over the drawn pictures.
+        batch_size: Pictures in a batch.
+        lr: Peak learning rate at batch 256; grows with the root of the batch.
+        min_area: Smallest crop, share of the picture's area.
+    """
+    import stepclr
+    from stepclr.report.scores import budget_words, score_table
+
+    scores = stepclr.finetune(
+        run,
+        train,
+        test,
+        labels_per_class,
+        draws,
+        seed,
+        start=start,
+        out=out,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        min_area=min_area,
+        progress=Counter(),
+    )
+    if scores["rows"]:
+        say(score_table(scores))
+    made = scores["protocol"]["classifier"]
+    say(f"{made['file']}: the classifier of {budget_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
+    say(f"stepclr predict {made['file']} SOURCE --out predictions.csv names new pictures by it")
+
+
+def distill(
+    classifier: Positional[Annotated[Path, arg(metavar="CLASSIFIER")]],
+    source: Positional[Source],
+    out: Annotated[Path, arg(metavar="RUN")],
+    student: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: resnet18)")] = None,
+    weights: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: a new initialisation)")] = None,
+    epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None,
+    batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 256)")] = None,
+    lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.12 at batch 256)")] = None,
+    temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: 1)")] = None,
+    seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None,
+    monitor: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the source itself)")] = None,
+    limit: Count = None,
+    resume: bool = False,
+) -> None:
+    """Teach a student what a classifier predicts of pictures without labels (SimCLRv2's third stage).
+
+    Args:
+        classifier: The teacher, as stepclr finetune wrote it: a file, or a run's folder.
+        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        out: The run's folder; its classifier.safetensors is for stepclr predict.
+        student: The student's encoder: resnet18 ... resnet200, or any timm name.
+        weights: Start the student from a run or a checkpoint file.
+        epochs: Passes over the pictures.
+        batch_size: Pictures in a batch.
+        lr: Peak learning rate at batch 256.
+        temperature: Temperature T of both softmax.
+        seed: Seed of initialisation, batch order and views.
+        monitor: Labelled pictures for the kNN score while training.
+        limit: Keep that many pictures only.
+        resume: Go on with the run in --out from its newest checkpoint.
+    """
+    import stepclr
+
+    given: dict[str, Any] = {
+        "weights": weights,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "temperature": temperature,
+        "seed": seed,
+        "monitor": monitor,
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    stepclr.distill(classifier, source, out, student=student, limit=limit, resume=resume, **options)
+    say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv names new pictures by it")

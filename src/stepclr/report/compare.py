@@ -1,0 +1,86 @@
+"""Runs side by side: what each was, how long it took, what it scored."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from stepclr.errors import StepclrError
+from stepclr.pretrain import Run
+from stepclr.report.scores import Row, budget_words, cell
+
+Scores = dict[str, Any]  # evaluation.json
+
+
+def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
+    """One column a run: policy, loss, encoder, epochs, minutes, last watched kNN, its scores, mean +- std over draws.
+
+    Raises StepclrError for a folder that is no run, and where two runs were scored on other pictures or classes.
+    """
+    scores = {run: _scores(run) for run in (Run(Path(path)) for path in runs)}
+    _check_alike({run: found["protocol"] for run, found in scores.items() if found})
+    columns = [{**_facts(run), **_cells(found)} for run, found in scores.items()]
+    table = Table(title="runs, and their top-1 on the test pictures")
+    table.add_column("run", no_wrap=True)
+    for run in scores:
+        table.add_column(str(run.folder), justify="right", overflow="fold")
+    for what in dict.fromkeys(key for column in columns for key in column):
+        table.add_row(what, *(column.get(what, "") for column in columns))
+    return table
+
+
+def _facts(run: Run) -> dict[str, str]:
+    config, lines = run.config, run.metrics
+    last = lines[-1] if lines else {"epoch": 0, "seconds": 0.0}
+    watched = [line["knn"] for line in lines if "knn" in line]
+    done = "" if last["epoch"] == config["epochs"] else f" of {config['epochs']}"
+    return {
+        "policy": config["policy"],
+        "loss": config["loss"],
+        "encoder": config["encoder"],
+        "pictures": f"{config['pictures']:,}",
+        "epochs": f"{last['epoch']}{done}",
+        "minutes": f"{last['seconds'] / 60:.1f}",
+        "watched kNN": f"{watched[-1]:.3f}" if watched else "",
+    }
+
+
+def _cells(scores: Scores | None) -> dict[str, str]:
+    rows: list[Row] = scores["rows"] if scores else []
+    return {f"{row['method']}, {budget_words(row['labels_per_class'])}": cell(row) for row in rows if _own(row)}
+
+
+def _own(row: Row) -> bool:
+    """Whether the run's encoder earned it; the baselines are the same for all."""
+    return row["method"] in ("simclr", "knn", "finetuned")
+
+
+def _check_alike(protocols: dict[Run, dict[str, Any]]) -> None:
+    first: tuple[Run, list[Any]] | None = None
+    for run, protocol in protocols.items():
+        what = [protocol["classes"], protocol["test"]["source"], protocol["test"]["pictures"]]
+        first = first or (run, what)
+        if what != first[1]:
+            raise StepclrError(
+                f"{first[0].folder} and {run.folder} were not scored alike: {_words(first[1])}, and {_words(what)}; "
+                "evaluate both on the same pictures"
+            )
+
+
+def _words(what: list[Any]) -> str:
+    classes, source, pictures = what
+    return f"{pictures:,} pictures of {source}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
+
+
+def _scores(run: Run) -> Scores | None:
+    path = run.folder / "evaluation.json"
+    if not path.exists():
+        return None
+    try:
+        found: Scores = json.loads(path.read_text())
+    except ValueError as error:
+        raise StepclrError(f"{path} is damaged: {error}") from None
+    return found
