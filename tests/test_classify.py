@@ -398,7 +398,7 @@ def test_evaluate_draws_a_curve_with_finetuning_in_it(
     sources = ["--train", labelled / "train", "--test", labelled / "test"]
     words = ["--labels-per-class", "1,2", "--draws", "2", "--baselines", "scratch", "--scratch-steps", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Finetuning, "training", lambda self, n: Supervised(3, n, self.lr, 0.4, False))
+        patch.setattr(Finetuning, "training", lambda self, n: Supervised(3, n, self.peak, 0.4, False))
         assert call("evaluate", run, *sources, *words, "--finetune") == 0
     shown = capsys.readouterr().out
     scores = json.loads((run / "evaluation.json").read_text())
@@ -420,7 +420,7 @@ def test_evaluate_draws_a_curve_with_finetuning_in_it(
 
 def test_finetuning_scores_the_same_in_evaluate_and_on_its_own(run: Path, train: ImageSet, test: ImageSet) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Finetuning, "training", lambda self, n: Supervised(4, n, self.lr, self.min_area, self.bf16))
+        patch.setattr(Finetuning, "training", lambda self, n: Supervised(4, n, self.peak, self.min_area, self.bf16))
         alone = stepclr.finetune(run, train, test, 3, draws=2, seed=5)
         beside = stepclr.evaluate(run, train, test, 3, draws=2, seed=5, probe=(), baselines=(), finetune=True)
     assert beside["rows"] == alone["rows"]
@@ -461,3 +461,20 @@ def test_paired_lines_compare_what_saw_the_same_labels() -> None:
         "simclr - scratch at 5 labels a class: +0.150, standard error 0.050, above in 2 of 2 draws",
         "finetuned - scratch at 5 labels a class: +0.100, standard error 0.200, above in 1 of 2 draws",
     ]
+
+
+def test_lars_fine_tunes_as_simclrv2_does() -> None:
+    """Peak rate 0.005 sqrt(B); the linear layer's bias and BatchNorm meet neither decay nor the trust ratio."""
+    how = Finetuning(epochs=1, batch_size=64, optimizer="lars").training(640)
+    assert how.rate == pytest.approx(0.005 * 64**0.5)
+    torch.manual_seed(0)
+    classifier = Classifier(build_encoder("test_resnet", "small-stride2", size=28), [str(k) for k in range(10)])
+    before = {name: weight.detach().clone() for name, weight in classifier.named_parameters()}
+    train_classifier(classifier, stepclr.open_images("sample:train", limit=64), replace(how, steps=1), seed=0)
+    for name, weight in classifier.named_parameters():
+        moved = (weight - before[name]).norm().item()
+        if weight.ndim > 1 and moved:  # a step is rate times trust 0.001 times the weights' length
+            assert moved == pytest.approx(how.rate * 0.001 * before[name].norm().item(), rel=1e-3), name
+    assert not torch.equal(classifier.linear.weight, before["linear.weight"])
+    with pytest.raises(StepclrError, match="Did you mean 'lars'"):
+        stepclr.finetune("nowhere", "sample:train", optimizer="larz")

@@ -41,7 +41,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("command", [[], ["pretrain"], ["evaluate"], ["embed"], ["views"], ["steps"], ["demo"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["pretrain"],
+        ["evaluate"],
+        ["embed"],
+        ["views"],
+        ["steps"],
+        ["demo"],
+        ["finetune"],
+        ["predict"],
+        ["distill"],
+        ["compare"],
+    ],
+)
 def test_help_is_instant_because_it_imports_no_torch(command: list[str]) -> None:
     code = (
         "import sys\nfrom stepclr.cli import main\n"

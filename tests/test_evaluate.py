@@ -191,7 +191,7 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
         return original(encoder)
 
     monkeypatch.setattr(protocol, "fingerprint", fingerprint)
-    monkeypatch.setattr(Finetuning, "training", lambda self, n: Supervised(2, n, self.lr, 0.2, False))
+    monkeypatch.setattr(Finetuning, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
     stepclr.evaluate(
         run, train, watched, (2, "all"), draws=2, baselines=protocol.BASELINES, scratch_steps=2, finetune=True,
         progress=lambda done, total: events.append(f"{done}/{total}"),

@@ -285,3 +285,12 @@ def test_resnet_50_of_double_width() -> None:
             stepclr.build_encoder(name)
     with pytest.raises(stepclr.StepclrError, match="timm has no weights for resnet50x2"):
         stepclr.build_encoder("resnet50x2", weights="timm")
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    run, other = small_run(tmp_path / "run"), small_run(tmp_path / "other", stem="small", head="64-16")
+    path = checkpoints(run.folder / "checkpoint")[-1]
+    path.write_bytes(checkpoints(other.folder / "checkpoint")[-1].read_bytes())
+    with pytest.raises(stepclr.StepclrError, match=f"{path} is of another encoder or head") as caught:
+        stepclr.pretrain("sample:train", run.folder, resume=True, progress=False)
+    assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ import torchvision
 from PIL import Image
 
 import stepclr
+from stepclr.classify import finetuning
 from stepclr.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ COMMANDS = [
 SHORT = {
     "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
     "steps": ["--encoder", "test_resnet"],
+    "evaluate": ["--draws", "2"],
     "finetune": ["--epochs", "1"],
     "distill": ["--epochs", "1", "--limit", "64"],
 }
@@ -54,6 +56,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(home)
         patch.setenv("STEPCLR_DATA", str(home / "data"))
         patch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda _: True)
+        for name in ("EPOCHS", "LEAST_STEPS"):  # of evaluate --finetune
+            patch.setattr(finetuning, name, 1)
         yield home
 
 

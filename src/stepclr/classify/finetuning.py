@@ -16,7 +16,7 @@ from stepclr.classify.draws import Budget, Draw, draw_all, read_budgets
 from stepclr.classify.material import all_logits, prepare, score_row, shared_classes
 from stepclr.classify.start import Start, starting_point
 from stepclr.data import ImageSet, Source, open_images
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, choose
 from stepclr.model import Classifier, save_classifier
 from stepclr.model.files import CLASSIFIER
 from stepclr.model.represent import Progress
@@ -26,6 +26,8 @@ from stepclr.pretrain.settle import CONTRASTIVE, device_for_training
 from stepclr.pretrain.supervised import MOMENTUM, Supervised, train_classifier
 
 EPOCHS, LEAST_STEPS = 60, 500
+RATES = {"sgd": 0.05, "lars": 0.08}  # SimCLR App. B.5; SimCLRv2 App. B: 0.005 sqrt(B)
+OPTIMIZERS = {"sgd": f"SGD, Nesterov momentum {MOMENTUM}", "lars": f"LARS, momentum {MOMENTUM}"}
 SMALLEST, LARGEST, BATCHES = 32, 256, 16  # a batch has a 16th of the pictures, within these
 
 
@@ -33,13 +35,15 @@ SMALLEST, LARGEST, BATCHES = 32, 256, 16  # a batch has a 16th of the pictures, 
 class Finetuning:
     """Settings of fine-tuning. epochs None: 60, and at least 500 steps. batch_size None: see above.
 
-    lr: peak rate at batch B = 256, times sqrt(B/256). SimCLR has B/256, which at B = 32 learns too little in 500
-    steps: .62, and .65 with the root (10 labels a class of sample:train, top-1 on others of it, 2 draws).
+    optimizer: "sgd", as in SimCLR, or "lars", as in SimCLRv2. lr: peak rate at batch B = 256, times sqrt(B/256); None:
+    that of the paper. SimCLR scales by B/256, which at B = 32 learns too little in 500 steps: .62, and .65 with the
+    root (10 labels a class of sample:train, top-1 on others of it, 2 draws).
     """
 
     epochs: int | None = None
     batch_size: int | None = None
-    lr: float = 0.05
+    optimizer: str = "sgd"
+    lr: float | None = None
     min_area: float = 0.2
     bf16: bool = False
 
@@ -54,7 +58,13 @@ class Finetuning:
         batch = min(n, self.batch_size or min(LARGEST, max(SMALLEST, n // BATCHES)))
         per_epoch = steps_per_epoch(n, batch)
         epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
-        return Supervised(epochs * per_epoch, batch, self.lr * math.sqrt(batch / 256), self.min_area, self.bf16)
+        rate = self.peak * math.sqrt(batch / 256)
+        return Supervised(epochs * per_epoch, batch, rate, self.min_area, self.bf16, optimizer=self.optimizer)
+
+    @property
+    def peak(self) -> float:
+        """The rate at batch 256."""
+        return RATES[self.optimizer] if self.lr is None else self.lr
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the score has to know."""
@@ -63,9 +73,9 @@ class Finetuning:
             "views": f"crop (area from {self.min_area}) and flip",
             "epochs": self.epochs or f"{EPOCHS}, and at least {LEAST_STEPS} steps",
             "batch": self.batch_size or f"a {BATCHES}th of the pictures, {SMALLEST} to {LARGEST}",
-            "lr_at_batch_256": self.lr,
+            "lr_at_batch_256": self.peak,
             "lr_scaling": "sqrt",
-            "optimizer": f"SGD, Nesterov momentum {MOMENTUM}, no weight decay, no warm-up, cosine per step to 0",
+            "optimizer": f"{OPTIMIZERS[self.optimizer]}, no weight decay, no warm-up, cosine per step to 0",
             "precision": "bf16" if self.bf16 else "fp32",
             "tested": "eval mode, float32, centre crop",
         }
@@ -83,7 +93,8 @@ def finetune(
     out: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
-    lr: float = 0.05,
+    optimizer: str = "sgd",
+    lr: float | None = None,
     min_area: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -104,7 +115,8 @@ def finetune(
         epochs: passes over the drawn pictures; by default 60, and at least 500 steps.
         batch_size: by default a 16th of the drawn pictures, but at least 32 and at most 256. Of fewer pictures than
             that, all are one batch.
-        lr: peak learning rate at batch 256; grows with the root of the batch.
+        optimizer: "sgd" (SimCLR) or "lars" (SimCLRv2).
+        lr: peak learning rate at batch 256, 0.05 for sgd and 0.08 for lars; grows with the root of the batch.
         min_area: smallest crop, share of the picture; by default the run's.
         progress: called with (steps done, steps in all).
 
@@ -118,14 +130,15 @@ def finetune(
     ):  # fmt: skip
         if value is not None and value < least:
             raise StepclrError(f"{what} must be at least {least}, not {value}")
-    if not lr > 0:
+    choose("optimizer", optimizer, RATES)
+    if lr is not None and not lr > 0:
         raise StepclrError(f"lr must be above 0, not {lr}")
     home = Run(Path(run))
     begin = starting_point(home, start)
     begin.encoder.to(device_for_training())
     config = home.config if home.exists() else {}
     path = _place(home, config, out)
-    how = Finetuning.of_run(config, epochs=epochs, batch_size=batch_size, lr=lr, min_area=min_area)
+    how = Finetuning.of_run(config, min_area, epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr)
     train, test = open_images(train), None if test is None else open_images(test)
     classes = shared_classes(begin.encoder, train, test)
     draw_all(train.keep(classes).labels, classes, budgets, 1, seed)  # too few labels: better said now than later
@@ -182,7 +195,7 @@ def finetuned(
     classifier = begin.classifier(classes, draw.seed)
     train_classifier(classifier, train.take(draw.rows), how.training(len(draw.rows)), draw.seed, after_step)
     if not all(bool(weight.isfinite().all()) for weight in classifier.parameters()):
-        raise Diverged(f"fine-tuning diverged at --lr {how.lr:g}: a weight is not finite; try a lower one")
+        raise Diverged(f"fine-tuning diverged at --lr {how.peak:g}: a weight is not finite; try a lower one")
     return classifier
 
 

@@ -51,7 +51,8 @@ def finetune(
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: RUN/classifier.safetensors)")] = None,
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 60, and at least 500 steps)")] = None,
     batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 32 to 256, by n)")] = None,
-    lr: float = 0.05,
+    optimizer: Annotated[str, arg(metavar="{sgd,lars}")] = "sgd",
+    lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.05 sgd, 0.08 lars)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
 ) -> None:
     """Train a classifier, the whole network, from a run's encoder and few labels; stepclr predict uses it.
@@ -67,6 +68,7 @@ def finetune(
         out: File for the classifier of the most labels' first draw.
         epochs: Passes over the drawn pictures.
         batch_size: Pictures in a batch.
+        optimizer: sgd, as in SimCLR, or lars, as in SimCLRv2.
         lr: Peak learning rate at batch 256; grows with the root of the batch.
         min_area: Smallest crop, share of the picture's area.
     """
@@ -84,6 +86,7 @@ def finetune(
         out=out,
         epochs=epochs,
         batch_size=batch_size,
+        optimizer=optimizer,
         lr=lr,
         min_area=min_area,
         progress=Counter(),

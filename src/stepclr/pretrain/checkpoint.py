@@ -32,7 +32,7 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, Fields]:
     """Put the newest checkpoint that can be read into model and optimiser; (0, {}) where there is none.
 
-    Raises StepclrError if there are checkpoints and none of them can be read.
+    Raises StepclrError if there are checkpoints and none of them can be read, or if one is of another network.
     """
     for torn in folder.glob(".*.tmp"):  # what a kill left of a checkpoint half written
         torn.unlink()
@@ -44,7 +44,12 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> tup
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError):
             continue
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        try:
+            model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        except RuntimeError:
+            raise StepclrError(
+                f"{path} is of another encoder or head than this run's: it belongs to another run"
+            ) from None
         _load_optimizer(optimizer, tensors)
         return int(metadata["step"]), json.loads(metadata["facts"])
     if paths:

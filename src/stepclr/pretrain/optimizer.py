@@ -49,17 +49,21 @@ class LARS(Optimizer):
                 w.sub_(v)
 
 
+def parameter_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """The weights that learn: matrices and filters; and those of one dimension, free of decay and of LARS's ratio."""
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+    ]
+
+
 def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
     """The optimiser of `config`; parameters of one dimension (BatchNorm, biases) are free of decay and adaptation."""
     assert config.lr is not None
     assert config.weight_decay is not None
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups = parameter_groups(modules, config.weight_decay)
     if config.optimizer == "lars":
-        groups[1]["adapt"] = False
         return LARS(groups, config.lr)
     if config.optimizer == "adamw":
         return AdamW(groups, config.lr)

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.optim import SGD, Optimizer
 
 from stepclr.config import PretrainConfig
 from stepclr.data import ImageSet
 from stepclr.model import Classifier, Encoder, represent
 from stepclr.model.represent import Progress
 from stepclr.pretrain.feed import Batch, batches, steps_per_epoch
-from stepclr.pretrain.optimizer import rate_at
+from stepclr.pretrain.optimizer import LARS, parameter_groups, rate_at
 from stepclr.views import Views, view_keys
 
 MOMENTUM = 0.9
@@ -32,10 +33,11 @@ LENGTHS = 1024  # pictures to measure |h| on
 
 @dataclass(frozen=True)
 class Supervised:
-    """Settings of SGD with Nesterov momentum 0.9, cosine per step from `rate` to 0.
+    """Settings of SGD with Nesterov momentum 0.9, or of LARS; cosine per step from `rate` to 0.
 
-    steps: of `batch_size` pictures. rate: at the top, as it is. weight_decay: of every weight that learns.
-    min_area: smallest crop, share of the picture. bf16: train under autocast. freeze: only the linear layer learns.
+    steps: of `batch_size` pictures. rate: at the top, as it is. weight_decay: of every weight that learns (by LARS, of
+    those it adapts). min_area: smallest crop, share of the picture. bf16: train under autocast. freeze: only the linear
+    layer learns. optimizer: "sgd" or "lars".
     """
 
     steps: int
@@ -46,6 +48,7 @@ class Supervised:
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
     freeze: bool = False
+    optimizer: str = "sgd"
 
 
 def train_classifier(
@@ -64,8 +67,7 @@ def train_classifier(
     classifier.to(memory_format=torch.channels_last)
     classifier.train(not settings.freeze).requires_grad_(not settings.freeze)
     classifier.linear.requires_grad_(True)
-    learning = [p for p in classifier.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learning, settings.rate, MOMENTUM, weight_decay=settings.weight_decay, nesterov=True)
+    optimizer = _optimizer(classifier, settings)
     views = Views("crop", size=classifier.encoder.size, min_area=settings.min_area, views=1)
     labels = torch.from_numpy(images.labels)
     feed = islice(_endless(images, seed, settings.batch_size), settings.steps)
@@ -114,6 +116,13 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Pretra
     bf16 = config.precision == "bf16"
     settings = Supervised(steps, batch, rate, config.crop_area, bf16, label_smoothing=0.05, freeze=True)
     return train_classifier(classifier, labelled, settings, config.seed)
+
+
+def _optimizer(classifier: Classifier, settings: Supervised) -> Optimizer:
+    if settings.optimizer == "lars":
+        return LARS(parameter_groups(classifier, settings.weight_decay), settings.rate)
+    learning = [p for p in classifier.parameters() if p.requires_grad]
+    return SGD(learning, settings.rate, MOMENTUM, weight_decay=settings.weight_decay, nesterov=True)
 
 
 def _endless(images: ImageSet, seed: int, batch_size: int) -> Iterator[tuple[int, Batch]]:
