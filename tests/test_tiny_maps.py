@@ -35,6 +35,7 @@ def test_value_and_gradients_are_the_convolutions(
     push = integers(*expected.shape, seed=9)
     wanted = torch.autograd.grad(expected, [x, *module.parameters()], push)
 
+    monkeypatch.setattr(tiny_maps, "LEAST", 1)
     monkeypatch.setattr(nn.Conv2d, "forward", None)  # the plain way is closed
     with torch.autocast("cpu", torch.bfloat16):
         y = module(x)
@@ -43,13 +44,15 @@ def test_value_and_gradients_are_the_convolutions(
         assert torch.equal(ours, theirs)
 
 
-def test_large_maps_float32_and_evaluation_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_maps_float32_evaluation_and_small_batches_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny_maps, "_taps", None)  # the short way is closed
+    monkeypatch.setattr(tiny_maps, "LEAST", 4)
     module = convolution(2, 1, 3, False)
     tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 6, 6, seed=0)
     module(tiny)
     with torch.autocast("cpu", torch.bfloat16):
         module(large)
+        module(tiny[:3])
         with torch.no_grad():
             module(tiny)
         with pytest.raises(TypeError):

@@ -73,7 +73,7 @@ def imagenette() -> PretrainConfig:
 
 
 def imagenet() -> PretrainConfig:
-    """ImageNet on one machine: ResNet-50, batch 256, 100 epochs: linear 62.8 (published, 2002.05709 table B.1)."""
+    """ImageNet on one machine: ResNet-50, batch 256, 100 epochs: linear 62.8 (published, 2002.05709 App. B.1)."""
     return replace(paper(), lr_scaling="sqrt", lr=1.2, epochs=100, batch_size=256)
 
 
@@ -107,7 +107,7 @@ def v2() -> PretrainConfig:
 
 def sample_supcon() -> PretrainConfig:
     """The sample's twin with labels, for sample:train, and a linear layer behind it."""
-    return _supcon(sample(), linear_epochs=20)
+    return _supcon(sample(), linear_epochs=90)
 
 
 def cifar10_supcon() -> PretrainConfig:

@@ -71,7 +71,7 @@ def usage() -> str:
     ]
     lines += [f"  {name:10}{first_line(command)}" for name, command in COMMANDS.items()]
     lines += ["", SOURCES, "", "Recipes (pretrain --recipe):"]
-    lines += [f"  {name:10}{first_line(recipe)}" for name, recipe in RECIPES.items()]
+    lines += [f"  {name:19}{first_line(recipe)}" for name, recipe in RECIPES.items()]
     return "\n".join(lines)
 
 

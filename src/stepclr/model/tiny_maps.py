@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 FROM, TO = 16, 4  # positions of the map that comes in and goes out, at most: beyond, the matrix is mostly zeros
 
+LEAST = 128  # pictures in a batch: below, writing the matrix out takes longer than it saves
+
 
 class TinyMapConv2d(nn.Conv2d):
     """`nn.Conv2d`, but for bfloat16 training on the CPU where the maps are tiny."""
@@ -23,6 +25,8 @@ class TinyMapConv2d(nn.Conv2d):
         if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
             return super().forward(x)
         n, channels, height, width = x.shape
+        if n < LEAST:
+            return super().forward(x)
         side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
         down, across = ((length + 2 * pad - side) // stride + 1 for length in (height, width))
         if height * width > FROM or down * across > TO:

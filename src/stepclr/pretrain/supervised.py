@@ -23,6 +23,7 @@ from stepclr.model.represent import Progress
 from stepclr.pretrain.feed import Batch, batches, steps_per_epoch
 from stepclr.pretrain.optimizer import LARS, parameter_groups, rate_at
 from stepclr.views import Views, view_keys
+from stepclr.views.keys import epoch_order
 
 MOMENTUM = 0.9
 LINEAR_RATE = (
@@ -109,7 +110,7 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Pretra
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         classifier = Classifier(copy.deepcopy(encoder), labelled.classes)
-    h, _ = represent(encoder, labelled.take(range(min(len(labelled), LENGTHS))))
+    h, _ = represent(encoder, labelled.take(epoch_order(config.seed, 0, len(labelled))[:LENGTHS]))
     batch = min(config.batch_size, len(labelled))
     rate = LINEAR_RATE / float(h.square().sum(1).mean()) * batch / 256
     steps = epochs * steps_per_epoch(len(labelled), batch)
