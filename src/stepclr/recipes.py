@@ -1,7 +1,7 @@
 """Named configurations, each with its source and the result it is known to reach. Imports no torch.
 
 "measured" is a number of benchmarks/RESULTS.md, with n runs; "published" is a number of whom it names, with settings
-like these, not yet repeated here.
+like these, not yet repeated here; "not measured" is just that.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def stl10_walk() -> PretrainConfig:
 
 
 def imagenette() -> PretrainConfig:
-    """Imagenette (96 px), ResNet-18: after 12 epochs on 2,000 pictures kNN .XXX (measured, n = 2)."""
+    """Imagenette (96 px), ResNet-18: after 12 epochs on 2,000 pictures kNN .377 (measured, n = 2)."""
     return replace(stl10(), epochs=100)
 
 
@@ -106,7 +106,7 @@ def v2() -> PretrainConfig:
 
 
 def sample_supcon() -> PretrainConfig:
-    """The sample's twin with labels, for sample:train, and a linear layer behind it."""
+    """The sample's twin with labels, for sample:train: linear .774, its own classifier .740 (measured, n = 3)."""
     return _supcon(sample(), linear_epochs=90)
 
 
@@ -121,12 +121,12 @@ def cifar100_supcon() -> PretrainConfig:
 
 
 def stl10_supcon() -> PretrainConfig:
-    """STL-10's twin with labels, for stl10:train or, with the unlabelled pictures too, stl10:train+unlabeled."""
+    """STL-10's twin with labels, for stl10:train, with or without the unlabelled pictures (not measured)."""
     return _supcon(stl10(), linear_epochs=20)
 
 
 def imagenette_supcon() -> PretrainConfig:
-    """Imagenette's twin with labels: no number of its own yet; 12 epochs of the plain one kNN .XXX (measured)."""
+    """Imagenette's twin with labels (not measured)."""
     return _supcon(imagenette(), linear_epochs=20)
 
 
