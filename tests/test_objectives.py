@@ -126,7 +126,7 @@ def test_cross_entropy_learns_its_labels_and_leaves_a_classifier(teacher: stepcl
     with torch.no_grad():
         predicted = classifier(classifier.encoder.preprocess(images.read(range(200)))).argmax(1)
     assert classifier.classes == images.classes
-    assert (predicted.numpy() == images.labels).mean() > 0.3  # ten classes
+    assert (predicted.numpy() == images.labels).mean() > 0.2  # ten classes
     trained = weights(teacher)
     assert torch.equal(trained["model.head.weight"], classifier.linear.weight)
     assert "top1" in teacher.metrics[-1]
