@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.optim import SGD, Optimizer
 
 import stepclr
 from stepclr.classify.draws import draw_all
@@ -25,7 +26,7 @@ from stepclr.errors import StepclrError
 from stepclr.model import Classifier, build_encoder, load_classifier
 from stepclr.pretrain import Diverged
 from stepclr.pretrain.checkpoint import checkpoints
-from stepclr.pretrain.optimizer import rate_at
+from stepclr.pretrain.optimizer import LARS, rate_at
 from stepclr.pretrain.supervised import Supervised, logits, train_classifier
 from stepclr.report.curve import label_curve
 from stepclr.report.scores import paired_lines
@@ -462,6 +463,24 @@ def test_paired_lines_compare_what_saw_the_same_labels() -> None:
         "simclr - scratch at 5 labels a class: +0.150, standard error 0.050, above in 2 of 2 draws",
         "finetuned - scratch at 5 labels a class: +0.100, standard error 0.200, above in 1 of 2 draws",
     ]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_the_rate_of_every_weight_follows_the_cosine(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LARS has a second group, of BatchNorm and biases: its rate falls too."""
+    seen: list[list[float]] = []
+    kind: Any = {"sgd": SGD, "lars": LARS}[optimizer]
+    step = kind.step
+
+    def watched(self: Optimizer, *rest: object) -> Any:
+        seen.append([group["lr"] for group in self.param_groups])
+        return step(self, *rest)
+
+    monkeypatch.setattr(kind, "step", watched)
+    classifier = Classifier(build_encoder("test_resnet", "small-stride2", size=28), [str(k) for k in range(10)])
+    how = Supervised(4, 32, 0.2, 0.4, bf16=False, optimizer=optimizer)
+    train_classifier(classifier, stepclr.open_images("sample:train", limit=64), how, seed=0)
+    assert seen == [[rate_at(k, 4, 0, 0.2)] * (2 if optimizer == "lars" else 1) for k in range(4)]
 
 
 def test_lars_fine_tunes_as_simclrv2_does() -> None:

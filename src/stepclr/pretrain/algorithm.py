@@ -24,7 +24,7 @@ from stepclr.pretrain.folder import Run
 from stepclr.pretrain.interrupt import Interruption
 from stepclr.pretrain.meter import Meter
 from stepclr.pretrain.monitor import Monitor
-from stepclr.pretrain.optimizer import build_optimizer, peak_rate, rate_at
+from stepclr.pretrain.optimizer import build_optimizer, peak_rate, rate_at, set_rate
 from stepclr.pretrain.progress import Progress
 from stepclr.pretrain.settle import (
     CONTRASTIVE,
@@ -206,8 +206,7 @@ def _train(
             feed = batches(images, config.seed, epoch, config.batch_size, step % per_epoch, config.balanced)
             for pictures, places in meter.watch(feed):
                 rate = rate_at(step, steps, warmup_steps, peak)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(optimizer, rate)
                 # What dropout or drop-path draw depends on the step alone too.
                 torch.manual_seed(int(view_keys(config.seed, step, [-1])[0]))
                 keys, known = view_keys(config.seed, epoch, places), labels[places % len(images)]

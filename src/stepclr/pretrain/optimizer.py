@@ -70,6 +70,12 @@ def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
     return SGD(groups, config.lr, momentum=0.9, nesterov=True)
 
 
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """The learning rate of the next step, for every group of parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def peak_rate(config: PretrainConfig) -> float:
     """The rate at the top of the schedule: `lr` is for batch 256 and grows with B, or with its square root."""
     assert config.lr is not None

@@ -21,7 +21,7 @@ from stepclr.data import ImageSet
 from stepclr.model import Classifier, Encoder, represent
 from stepclr.model.represent import Progress
 from stepclr.pretrain.feed import Batch, batches, steps_per_epoch
-from stepclr.pretrain.optimizer import LARS, parameter_groups, rate_at
+from stepclr.pretrain.optimizer import LARS, parameter_groups, rate_at, set_rate
 from stepclr.views import Views, view_keys
 from stepclr.views.keys import epoch_order
 
@@ -73,7 +73,7 @@ def train_classifier(
     labels = torch.from_numpy(images.labels)
     feed = islice(_endless(images, seed, settings.batch_size), settings.steps)
     for step, (epoch, (pictures, at)) in enumerate(feed):
-        optimizer.param_groups[0]["lr"] = rate_at(step, settings.steps, 0, settings.rate)
+        set_rate(optimizer, rate_at(step, settings.steps, 0, settings.rate))
         pictures = pictures.to(device) if isinstance(pictures, Tensor) else [one.to(device) for one in pictures]
         x = views(pictures, view_keys(seed, epoch, at))[0].contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
