@@ -7,12 +7,10 @@ that of the whole process, Python and torch included (the row "nothing" is what 
 """
 
 import argparse
-import multiprocessing
-import resource
 import time
-from multiprocessing.connection import Connection
 
 import torch
+from memory import in_own_process, peak_mebibytes
 
 import stepclr
 from stepclr.config import PretrainConfig
@@ -24,8 +22,8 @@ from stepclr.views import Views, view_keys
 ENCODERS = ("nothing", "resnet18", "resnet50", "resnet50x2", "resnet200", "vit_small_patch16_224")
 
 
-def one_step(name: str, size: int, batch: int, again: bool, answer: Connection) -> None:
-    """Send (peak memory in MiB, seconds of the second of two steps)."""
+def one_step(name: str, size: int, batch: int, again: bool) -> tuple[float, float]:
+    """(peak memory in MiB, seconds of the second of two steps)."""
     seconds = 0.0
     if name != "nothing":
         pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
@@ -41,7 +39,7 @@ def one_step(name: str, size: int, batch: int, again: bool, answer: Connection) 
             keys = view_keys(0, step, range(batch))
             train_step(model, Views("simclr", size), optimizer, config, pictures, keys, torch.zeros(batch).long())
             seconds = time.perf_counter() - begun
-    answer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, seconds))
+    return peak_mebibytes(), seconds
 
 
 def main() -> None:
@@ -50,14 +48,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     arguments = parser.parse_args()
     print("| encoder | activations | peak memory, MiB | seconds a step |\n|---|---|---|---|")
-    context = multiprocessing.get_context("spawn")
     for name in ENCODERS:
         for again in (False, True) if name != "nothing" else (False,):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=one_step, args=(name, arguments.size, arguments.batch, again, theirs))
-            process.start()
-            memory, seconds = ours.recv()
-            process.join()
+            memory, seconds = in_own_process(one_step, name, arguments.size, arguments.batch, again)
             print(f"| {name} | {'computed again' if again else 'kept'} | {memory:,.0f} | {seconds:.1f} |", flush=True)
 
 

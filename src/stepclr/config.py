@@ -95,6 +95,9 @@ class PretrainConfig:
     """Passes over the pictures; one pass is floor(n / batch) full batches."""
     batch_size: int = 256
     """Pictures in a batch."""
+    micro_batch: Annotated[int | None, _default("the whole batch", "N")] = None
+    """Pictures to put through the encoder at a time; the loss still contrasts the whole batch. Less memory, about a
+    third more time; BatchNorm in the encoder normalises each such part by itself."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of encoder and head; auto: bf16 where the processor has it and a probe finds it correct, else fp32."""
     seed: int = 0

@@ -5,6 +5,8 @@
 over the A anchors i that have a positive; P(i) are the other projections of i's group. With pictures as groups this
 is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the mean over anchors, as in the papers:
 the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
+
+Positives enter through their group's sum alone, so the M x M part knows no labels: `tiles.py` takes it tile by tile.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
+from stepclr.loss.tiles import LogSumOfOthers
 
 
 def nt_xent(
@@ -58,6 +61,7 @@ def contrastive(
     groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
     temperature: float,
     variant: Literal["out", "in"] = "out",
+    full_rows: bool = False,
 ) -> Float[Tensor, ""]:
     """The equation at the head of this file; `variant="in"` takes the mean of the positives inside the logarithm.
 
@@ -65,6 +69,7 @@ def contrastive(
         z: projections `[M, D]`, of any length and floating type; normalised and reduced in float32 (float64 stays).
         groups: int64 `[M]`; equal numbers are positives of each other.
         temperature: tau > 0.
+        full_rows: let no row's sum depend on which others are at hand, for half as much work again (`tiles.py`).
 
     Anchors without a positive are left out of the mean; where none has one, the loss is 0 and so is its gradient.
     """
@@ -76,19 +81,29 @@ def contrastive(
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
     if len(groups) != len(z):
         raise StepclrError(f"{len(z)} projections but {len(groups)} group ids")
+    _, group, size = groups.unique(return_inverse=True, return_counts=True)
+    count = size[group] - 1  # |P(i)|
+    anchor = count > 0
+    if len(z) < 2:
+        return z.sum() * 0
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(z if z.dtype == torch.float64 else z.float())
-        similarity = z @ z.T / temperature
-        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-        log_sum = similarity.masked_fill(itself, -torch.inf).logsumexp(1)  # over a != i
-        positive = (groups[:, None] == groups[None, :]) & ~itself
-        count = positive.sum(1)
+        log_sum: Tensor = LogSumOfOthers.apply(z, temperature, full_rows)
         if variant == "out":
-            attraction = (similarity * positive).sum(1) / count.clamp(min=1)
+            others = z.new_zeros(len(size), z.shape[1]).index_add(0, group, z)[group] - z  # summed over P(i)
+            attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
         else:
-            attraction = similarity.masked_fill(~positive, -torch.inf).logsumexp(1) - count.to(z.dtype).log()
-        anchors = count > 0
-        return (log_sum - attraction)[anchors].sum() / anchors.sum().clamp(min=1)
+            attraction = _log_mean_of_positives(z, group, count, temperature)
+        loss: Tensor = torch.where(anchor, log_sum - attraction, 0).sum() / anchor.sum().clamp(min=1)
+        return loss
+
+
+def _log_mean_of_positives(z: Tensor, group: Tensor, count: Tensor, temperature: float) -> Tensor:
+    """log 1/|P(i)| sum_{p in P(i)} exp(z_i.z_p / tau), 0 where there is none; for study: its memory grows with M^2."""
+    positive = (group[:, None] == group) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+    lonely = (count == 0)[:, None]  # with a finite stand-in, or NaN would reach the gradient
+    similarity = (z @ z.T / temperature).masked_fill(~positive & ~lonely, -torch.inf)
+    return torch.where(lonely[:, 0], 0, similarity.logsumexp(1) - count.clamp(min=1).to(z.dtype).log())
 
 
 def _stack(z_i: Tensor, z_j: Tensor | Sequence[Tensor]) -> tuple[Tensor, int]:

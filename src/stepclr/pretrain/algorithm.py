@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from stepclr.pretrain.feed import batches, steps_per_epoch
 from stepclr.pretrain.folder import Run
 from stepclr.pretrain.interrupt import Interruption
 from stepclr.pretrain.meter import Meter
+from stepclr.pretrain.micro_batches import counted_once, in_micro_batches
 from stepclr.pretrain.monitor import Monitor
 from stepclr.pretrain.optimizer import build_optimizer, peak_rate, rate_at, set_rate
 from stepclr.pretrain.progress import Progress
@@ -63,39 +64,41 @@ def train_step(
 ) -> tuple[Float[Tensor, ""], list[Float[Tensor, "n d"]]]:
     """One pass of Algorithm 1's loop over a batch of N pictures: the loss, and each view's projections (or logits)."""
     encoder, head = model["encoder"], model["head"]
-    view_i, *view_j = views(pictures, keys)  # t, t' ~ T: view_j is one view in the paper, and all further ones here
-    x = torch.cat([view_i, *view_j]).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        h = encoder(x)  # [VN, F]: all views in one batch, or BatchNorm would tell them apart
-        z_i, *z_j = head(h).chunk(config.views)  # [N, D] each
+
+    def encode(pictures: Tensor | Sequence[Tensor], keys: Int64[Tensor, " n"]) -> tuple[Tensor, ...]:
+        view_i, *view_j = views(pictures, keys)  # t, t' ~ T: view_j is one in the paper, and all further ones here
+        x = torch.cat([view_i, *view_j]).contiguous(memory_format=torch.channels_last)
+        with _autocast(config, x):
+            h = encoder(x)  # [VN, F]: all views in one batch, or BatchNorm would tell them apart
+        seen = (h, _taught(teacher, x, config)) if teacher else (h,)
+        return tuple(rows.unflatten(0, (config.views, -1)) for rows in seen)
+
+    h, *taught = in_micro_batches(encode, pictures, keys, config.micro_batch, encoder)  # [V, N, F]
+    with _autocast(config, h):
+        z_i, *z_j = head(h.flatten(0, 1)).chunk(config.views)  # [N, D] each
     if config.loss == "nt_xent":
         loss = nt_xent(z_i, z_j, config.temperature)  # eq. 1
     elif config.loss == "supcon":
         loss = supcon(z_i, z_j, labels, config.temperature)  # SupCon eq. 2
-    elif teacher is None:
+    elif not taught:
         loss = cross_entropy(torch.cat([z_i, *z_j]), labels.repeat(config.views))
     else:
-        loss = distillation(torch.cat([z_i, *z_j]), _taught(teacher, x, config), config.temperature)  # SimCLRv2 eq. 2
+        loss = distillation(torch.cat([z_i, *z_j]), taught[0].flatten(0, 1), config.temperature)  # SimCLRv2 eq. 2
     optimizer.zero_grad()
-    with _counted_once(encoder) if config.checkpoint_activations else nullcontext():
+    with counted_once(encoder) if config.checkpoint_activations or config.micro_batch else nullcontext():
         loss.backward()
     optimizer.step()
     return loss.detach(), [z.detach() for z in (z_i, *z_j)]
 
 
 def _taught(teacher: Classifier, x: Float[Tensor, "m 3 s s"], config: PretrainConfig) -> Float[Tensor, "m c"]:
-    with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with torch.no_grad(), _autocast(config, x):
         logits: Tensor = teacher(x)
     return logits
 
 
-@contextmanager
-def _counted_once(encoder: nn.Module) -> Iterator[None]:
-    """Computing activations again shows BatchNorm the batch a second time: its statistics stay those of the first."""
-    before = [buffer.clone() for buffer in encoder.buffers()]
-    yield
-    for buffer, value in zip(encoder.buffers(), before, strict=True):
-        buffer.copy_(value)
+def _autocast(config: PretrainConfig, x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def pretrain(

@@ -34,8 +34,8 @@ def settle(config: PretrainConfig, images: ImageSet, teacher: Classifier | None 
         ("precision", config.precision, ("auto", "bf16", "fp32")),
     ):
         choose(what, value, choices)
-    for name in ("epochs", "batch_size", "temperature", "cache_gib"):
-        if not getattr(config, name) > 0:
+    for name in ("epochs", "batch_size", "micro_batch", "temperature", "cache_gib"):
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
             raise StepclrError(f"{name} must be above 0, not {getattr(config, name)}")
     _check_loss(config, images)
     size = config.size or (teacher.encoder.size if teacher else view_size(images))
