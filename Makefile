@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check bench clean
 
 demo: .venv/ready
 	$(BIN)/stepclr demo
@@ -16,6 +16,21 @@ test-all: .venv/ready
 check: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
+# The short benchmarks, beside the peers; those of pictures where CIFAR=DIR and IMAGENETTE=DIR name class folders of JPEGs.
+bench: .venv/bench
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/tiny_maps.py
+ifdef CIFAR
+	$(BIN)/python benchmarks/train_step.py $(CIFAR) --seconds 30
+endif
+ifdef IMAGENETTE
+	$(BIN)/python benchmarks/loader.py $(IMAGENETTE)
+	$(BIN)/python benchmarks/embed.py $(IMAGENETTE)
+ifdef CIFAR
+	$(BIN)/python benchmarks/views.py --cifar $(CIFAR) --imagenette $(IMAGENETTE)
+endif
+endif
+
 clean:
 	rm -rf .venv
 
@@ -23,4 +38,8 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "stepclr needs Python 3.11 or newer; try make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@

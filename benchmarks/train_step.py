@@ -10,61 +10,33 @@ Each side runs for the given time after a warm-up; loading and start-up do not c
 """
 
 import argparse
-import itertools
 import platform
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from lightly_loop import LightlyLoop, Settings
 
 import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.pretrain import algorithm
 from stepclr.pretrain.settle import bf16_helps
 
-try:
-    from lightly.data import LightlyDataset
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-    from lightly.transforms.simclr_transform import SimCLRTransform
-except ModuleNotFoundError as missing:
-    sys.exit(f"this compares with lightly, and {missing.name} is not installed: pip install '.[bench]'")
-
 WARM_UP = 3  # steps
 Stem = Literal["imagenet", "small", "small-stride2"]
 
 
 def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> float:
-    """lightly's documented loop; only the encoder's stem and the picture size differ from its page."""
-    transform = SimCLRTransform(input_size=size, gaussian_blur=0.0 if size <= 32 else 0.5)
-    dataset = LightlyDataset(str(folder), transform=transform)
-    loader = DataLoader(dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=2)
-    backbone = stepclr.build_encoder("resnet18", stem, size=size).body
-    model = nn.Sequential(backbone, SimCLRProjectionHead(512, 512, 128))
-    criterion, optimizer = NTXentLoss(), torch.optim.SGD(model.parameters(), lr=0.06)
-
-    def endless() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for _ in itertools.count():
-            for (x0, x1), _target, _name in loader:
-                yield x0, x1
-
+    """Pictures over time of lightly's loop."""
     pictures, begun = 0, 0.0
-    for step, (x0, x1) in enumerate(endless()):
+    for step, count in enumerate(LightlyLoop(folder, size, stem, Settings(batch=batch)).steps(), 1):
         if step == WARM_UP:
             begun = time.perf_counter()
-        loss = criterion(model(x0), model(x1))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step >= WARM_UP:
-            pictures += len(x0)
+        elif step > WARM_UP:
+            pictures += count
             if time.perf_counter() - begun > seconds:
                 break
     return pictures / (time.perf_counter() - begun)

@@ -26,4 +26,5 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPCLR_CACHE", str(tmp_path_factory.mktemp("decoded")))
         patch.setenv("STEPCLR_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("STEPCLR_KERNELS", str(tmp_path_factory.mktemp("kernels")))
         yield

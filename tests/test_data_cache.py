@@ -120,6 +120,83 @@ def test_a_second_start_reads_no_picture_file(photos: Path, monkeypatch: pytest.
     assert second.skipped == first.skipped
 
 
+@pytest.fixture
+def headers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of which pictures the size was read from the file."""
+    looked: list[str] = []
+
+    def watched(file: picture.File) -> tuple[int, int]:
+        looked.append(Path(getattr(file, "name", "")).name)
+        return picture.size_of(file)
+
+    monkeypatch.setattr(stores, "size_of", watched)
+    return looked
+
+
+@pytest.mark.usefixtures("cache", "at_once")
+def test_sizes_are_read_from_each_file_once(photos: Path, headers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_images(photos).sizes()
+    assert len(headers) == 32
+    assert (first == 0).all(axis=1).sum() == 1
+    assert open_images(photos).sizes().tolist() == first.tolist()
+    assert headers[32:] == ["broken.jpg"]  # has no size to remember
+    time.sleep(0.02)  # time stamps have steps
+    Image.new("RGB", (7, 5)).save(photos / "a" / "00.png")
+    assert open_images(photos).sizes()[0].tolist() == [5, 7]
+    assert headers[33:].count("00.png") == 1
+    assert len(headers) == 35
+    assert open_images(photos / "a").sizes()[0].tolist() == [5, 7]  # another set
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36)
+    assert open_images(photos).sizes()[0].tolist() == [5, 7]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 34)
+    assert open_images(photos).sizes()[0].tolist() == [0, 0]
+
+
+@pytest.mark.usefixtures("cache")
+def test_sizes_of_pictures_in_a_zip_are_read_once(photos: Path, tmp_path: Path, headers: list[str]) -> None:
+    def zipped() -> list[list[int]]:
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+            for path in sorted(photos.rglob("*.*")):
+                archive.write(path, str(path.relative_to(photos)))
+        first, second = (open_images(tmp_path / "photos.zip").sizes() for _ in range(2))
+        assert first.tolist() == second.tolist()
+        return [[int(height), int(width)] for height, width in second]
+
+    assert zipped() == open_images(photos).sizes().tolist()
+    assert len(headers) == 32 + 1 + 32
+    Image.new("RGB", (7, 5)).save(photos / "a" / "00.png")
+    assert zipped()[0] == [5, 7]
+
+
+def test_sizes_need_no_place_to_remember_them(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_images(photos).sizes().tolist()
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("STEPCLR_CACHE", str(tmp_path / "a file" / "cache"))
+    assert open_images(photos).sizes().tolist() == expected
+
+
+@pytest.mark.usefixtures("cache")
+def test_cmyk_16_bit_and_animated_pictures_go_the_whole_way(tmp_path: Path) -> None:
+    shades = np.linspace(0, 255, 60).astype(np.uint8)
+    ramp = Image.fromarray(np.tile(shades, (40, 1))).convert("RGB")
+    white = Image.new("RGB", ramp.size, "white")
+    root = tmp_path / "odd"
+    root.mkdir()
+    ramp.convert("CMYK").save(root / "cmyk.jpg", quality=95)
+    ramp.convert("CMYK").save(root / "cmyk.tif")
+    Image.fromarray(np.asarray(ramp.convert("L")).astype(np.uint16) * 257).save(root / "sixteen.png")
+    Image.fromarray(np.asarray(ramp.convert("L")).astype(np.uint16) * 257).save(root / "sixteen.tif")
+    for name in ("moves.gif", "moves.webp", "moves.png"):
+        ramp.save(root / name, save_all=True, append_images=[white])
+    images = open_images(root)
+    cached, streamed = images.decoded(20), images.decoded(20, budget=0)
+    assert (len(cached), cached.skipped) == (7, [])
+    assert_same(cached, streamed)
+    expected = np.asarray(ramp.resize((30, 20), Image.Resampling.BICUBIC)).astype(int)
+    for name, small in zip(cached.names, all_pictures(cached), strict=True):
+        assert np.abs(small.permute(1, 2, 0).numpy() - expected).mean() < 3, name
+
+
 def test_a_file_changed_a_moment_ago_is_not_remembered_as_it_may_change_again(photos: Path, cache: Path) -> None:
     open_images(photos).decoded(SIDE)
     (memory,) = cache.glob("index-*.json")

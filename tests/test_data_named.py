@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import re
+import time
 import urllib.request
 import zipfile
 from importlib.resources import files
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from stepclr.data import ImageSet, open_images
+from stepclr.data import ImageSet, disk, open_images
 from stepclr.data.named import SPLITS
 from stepclr.data.sample.make_sample import DEBIAN, LIMIT, make, read_idx
 from stepclr.errors import StepclrError
@@ -148,6 +150,55 @@ def test_stl10_in_its_official_layout(shared_data: Path, data_folder: Path, monk
     np.testing.assert_array_equal(pixels(both), channels_first[[0, 1, 2, 3, 8, 9, 10, 11]])
     assert both.labels.tolist() == [0, 2, 0, 2, -1, -1, -1, -1]
     assert open_images("stl10:unlabeled").classes == []
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which files stepclr has hashed; what it learns is remembered even of files as new as those of tests are."""
+    names: list[str] = []
+    real = hashlib.file_digest
+
+    def watched(file: Any, kind: Any) -> Any:
+        names.append(Path(file.name).name)
+        return real(file, kind)
+
+    monkeypatch.setattr(hashlib, "file_digest", watched)
+    monkeypatch.setattr(disk, "SETTLED", -(10**12))
+    return names
+
+
+def test_stl10s_three_gigabytes_are_hashed_once(
+    data_folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
+    official_stl10(data_folder / "stl10_binary", pictures, np.zeros(3, np.int64))
+    publish(datasets.STL10, data_folder / "stl10_binary", monkeypatch)
+    for _ in range(2):
+        np.testing.assert_array_equal(pixels(open_images("stl10:unlabeled")), pictures[2:].transpose(0, 3, 1, 2))
+        assert sorted(hashed) == ["test_X.bin", "test_y.bin", "train_X.bin", "train_y.bin", "unlabeled_X.bin"]
+    time.sleep(0.02)  # time stamps have steps
+    (data_folder / "stl10_binary" / "train_X.bin").write_bytes(bytes(96 * 96 * 3))  # as long as before
+    with pytest.raises(StepclrError, match="stl10 cannot be downloaded"):
+        open_images("stl10:unlabeled")
+    assert hashed[5:] == ["train_X.bin"] * len(hashed[5:])
+
+
+def test_no_memory_of_a_good_pickle_lets_a_poisoned_one_run(
+    data_folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"class {i}" for i in range(10)]
+    entry = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], "label_names": names}
+    paths = cifar10_files(data_folder, entry)
+    publish(datasets.CIFAR10, data_folder / "cifar-10-batches-py", monkeypatch)
+    open_images("cifar10:train")
+    assert hashed == []  # not by us: torchvision does, each time
+    before = paths[0].stat()
+    poison = pickle.dumps(Poison(data_folder / "it ran"))
+    paths[0].write_bytes(poison + bytes(before.st_size - len(poison)))
+    os.utime(paths[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(StepclrError, match="cifar10 cannot be downloaded"):
+        open_images("cifar10:train")
+    assert not (data_folder / "it ran").exists()
 
 
 class Poison:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stepclr.data import upright_rgb
-from stepclr.data.picture import UnreadableError, decode, size_of
+from stepclr.data.picture import UnreadableError, decode, reduced, size_of
 from stepclr.errors import StepclrError
 
 
@@ -95,6 +95,33 @@ def test_black_and_white_cmyk_floats_and_the_first_frame_of_an_animation() -> No
     np.testing.assert_array_equal(first[0, 0], [255, 0, 0])
 
 
+def test_cmyk_jpegs_which_store_their_inks_inverted() -> None:
+    file = file_of(Image.fromarray(scene()).convert("CMYK"), "JPEG", quality=95, subsampling=0)
+    assert Image.open(io.BytesIO(file)).mode == "CMYK"
+    assert np.abs(hwc(upright_rgb(file)).astype(int) - scene()).mean() < 3
+
+
+def test_sixteen_bit_colour_keeps_its_upper_byte() -> None:
+    levels = np.array([[[0, 256, 65535], [255, 32768, 513]]], ">u2")
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + levels.tobytes())), (b"IEND", b"")]
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, body in chunks:
+        file += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    np.testing.assert_array_equal(hwc(upright_rgb(file)), [[[0, 1, 255], [0, 128, 2]]])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "blue", "green")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    file = file_of(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(file)).n_frames == 3  # type: ignore[attr-defined]  # which all of these have
+    assert (hwc(upright_rgb(file)) == [255, 0, 0]).all()
+    assert (hwc(decode(io.BytesIO(file), 20)) == [255, 0, 0]).all()
+    assert size_of(io.BytesIO(file)) == (40, 60)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_is_applied(orientation: int, kind: str) -> None:
@@ -144,6 +171,38 @@ def test_large_pictures_are_reduced_as_a_careful_antialiased_resize_would(kind: 
     assert small.shape == (3, 100, 137)
     fair = np.asarray(large.resize((137, 100), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(hwc(small) - fair).mean() < 1.5
+
+
+def mosaic(shared_data: Path, width: int, height: int) -> Image.Image:
+    """Real pictures of 96 pixels, side by side and unscaled: as much detail as a photo can have."""
+    whole = Image.new("RGB", (width, height))
+    with zipfile.ZipFile(shared_data / "stl10_airplane_car.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".png")]
+        places = [(x, y) for y in range(0, height, 96) for x in range(0, width, 96)]
+        for name, place in zip(names, places, strict=False):
+            whole.paste(Image.open(io.BytesIO(archive.read(name))), place)
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("size", "least"),
+    [((1600, 1200), 36), ((1200, 900), 60)],
+    ids=["JPEG's own reduction and a margin", "no margin, no reduction of JPEG's own"],
+)
+def test_real_jpegs_are_reduced_as_if_they_had_been_decoded_in_full(
+    size: tuple[int, int], least: float, shared_data: Path
+) -> None:
+    file = file_of(mosaic(shared_data, *size), "JPEG", quality=90)
+    fair = Image.open(io.BytesIO(file)).resize((597, 448), Image.Resampling.BICUBIC)
+    error = hwc(decode(io.BytesIO(file), 448)) - np.asarray(fair).astype(float)
+    assert 10 * np.log10(255**2 / np.square(error).mean()) > least  # peak signal to noise, dB
+
+
+def test_resizing_is_pillows_antialiased_one_but_for_rounding(shared_data: Path) -> None:
+    real = mosaic(shared_data, 640, 480)
+    fair = np.asarray(real.resize((299, 224), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(hwc(decode(io.BytesIO(file_of(real)), 224)) - fair).max() <= 2
+    assert np.abs(hwc(reduced(upright_rgb(real), 224)) - fair).max() <= 2
 
 
 def test_small_pictures_are_never_enlarged_and_strips_keep_their_shape() -> None:

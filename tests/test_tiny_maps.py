@@ -44,19 +44,41 @@ def test_value_and_gradients_are_the_convolutions(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("side", "stride", "kernel"), [(6, 1, 3), (5, 1, 5), (12, 2, 3), (7, 2, 3), (4, 1, 3), (2, 1, 3), (9, 3, 3)]
+)
+def test_tap_by_tap_the_gradients_are_the_convolutions(
+    side: int, stride: int, kernel: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = convolution(side, stride, kernel, bias)
+    x = integers(4, 3, side, side, seed=7).requires_grad_()
+    expected = F.conv2d(x, module.weight, module.bias, stride, kernel // 2)
+    push = integers(*expected.shape, seed=9)
+    wanted = torch.autograd.grad(expected, [x, *module.parameters()], push)
+    monkeypatch.setattr(nn.Conv2d, "forward", None)  # the plain way is closed
+    monkeypatch.setattr(tiny_maps, "_taps", None)  # and that of one matrix
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    assert torch.equal(y.float(), expected)
+    for ours, theirs in zip(torch.autograd.grad(y, [x, *module.parameters()], push.to(y.dtype)), wanted, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_large_maps_float32_evaluation_and_small_batches_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_maps, "_taps", None)  # the short way is closed
-    monkeypatch.setattr(tiny_maps, "LEAST", 4)
+    monkeypatch.setattr(tiny_maps, "_taps", None)  # the short ways are closed
+    monkeypatch.setattr(tiny_maps, "_TapByTap", None)
     module = convolution(2, 1, 3, False)
-    tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 6, 6, seed=0)
+    tiny, large = integers(128, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
     module(tiny)
     with torch.autocast("cpu", torch.bfloat16):
         module(large)
-        module(tiny[:3])
         with torch.no_grad():
             module(tiny)
         with pytest.raises(TypeError):
             module(tiny)
+        with pytest.raises(AttributeError):
+            module(tiny[:3])
 
 
 def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:

@@ -31,6 +31,7 @@ from stepclr import StepclrError, Views, view_keys
 from stepclr.views import POLICIES, sheet
 from stepclr.views import render as renderer
 from stepclr.views.draw import Draws
+from stepclr.views.fused import Renderer
 from stepclr.views.keys import epoch_order, uniforms
 from stepclr.views.ops import BRIGHTNESS, CONTRAST, HUE, SATURATION, BlurDraws, GreyDraws, JitterDraws
 from stepclr.views.policies import size_defaults
@@ -38,6 +39,7 @@ from stepclr.views.render import Interpolation, blur_kernel
 
 Pictures = Tensor | list[Tensor]
 CLOSE = 2 / 255
+RENDERERS = ["torch", "numba"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ADJUST: dict[int, Callable[[Tensor, float], Tensor]] = {
     BRIGHTNESS: tv.adjust_brightness,
@@ -303,11 +305,13 @@ def test_blur_spreads_a_point_over_a_tenth_of_the_view_made_odd(size: int, side:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("renderer", RENDERERS)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_views_are_what_torchvision_makes_of_the_same_draws(
-    pictures: Tensor, interpolation: Interpolation, device: str
+    pictures: Tensor, interpolation: Interpolation, renderer: Renderer, device: str
 ) -> None:
-    views = Views("simclr", size=32, strength=1.0, blur=0.5, min_area=0.08, interpolation=interpolation)
+    how = {"interpolation": interpolation, "renderer": renderer}
+    views = Views("simclr", size=32, strength=1.0, blur=0.5, min_area=0.08, **how)  # type: ignore[arg-type]
     batch = pictures.repeat(3, 1, 1, 1)
     keys = view_keys(3, 1, range(len(batch)))
     made = views(batch.to(device), keys)
@@ -341,9 +345,10 @@ def test_the_comparison_rejects_a_reference_with(fault: str, shared_data: Path) 
 
 
 @pytest.mark.parametrize("height_width", [(1, 1), (1, 60), (60, 1), (2, 3), (700, 8), (8, 700), (3, 3)])
-def test_tiny_and_elongated_pictures_give_proper_views(height_width: tuple[int, int]) -> None:
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_tiny_and_elongated_pictures_give_proper_views(height_width: tuple[int, int], renderer: Renderer) -> None:
     batch = made_up(6, *height_width)
-    views = Views("simclr", size=32, blur=0.5, strength=1.0)
+    views = Views("simclr", size=32, blur=0.5, strength=1.0, renderer=renderer)
     x = views(batch, view_keys(0, 0, range(6)))
     assert x.isfinite().all()
     assert x.min() >= 0
@@ -360,12 +365,16 @@ def fingerprint(views: Tensor) -> str:
     return hashlib.sha256(views.contiguous().numpy().tobytes()).hexdigest()
 
 
+@pytest.mark.parametrize("renderer", RENDERERS)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [32, 96])
-def test_views_of_a_key_are_the_same_in_any_company(size: int, interpolation: Interpolation) -> None:
+def test_views_of_a_key_are_the_same_in_any_company(
+    size: int, interpolation: Interpolation, renderer: Renderer
+) -> None:
     """In any batch and order, alone, in a tensor or a list with larger pictures, in any memory format: bit for bit."""
     n = 44  # at 96 px more than are rendered at a time
-    views = Views("simclr", **{**STRONG, "size": size}, interpolation=interpolation)  # type: ignore[arg-type]
+    how = {**STRONG, "size": size, "interpolation": interpolation, "renderer": renderer}
+    views = Views("simclr", **how)  # type: ignore[arg-type]
     batch, keys = made_up(n, 61, 70), view_keys(0, 0, range(n))
     x = views(batch, keys)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
@@ -382,10 +391,11 @@ def test_views_of_a_key_are_the_same_in_any_company(size: int, interpolation: In
     assert torch.equal(views(padded[:, :, 1:-7, 9:-4], keys), x)
 
 
+@pytest.mark.parametrize("renderer", RENDERERS)
 @pytest.mark.parametrize(("size", "n"), [(96, 12), (224, 3)])
-def test_views_of_a_key_are_the_same_with_one_thread_or_two(size: int, n: int) -> None:
+def test_views_of_a_key_are_the_same_with_one_thread_or_two(size: int, n: int, renderer: Renderer) -> None:
     """Also alone: libraries share a picture's own sum out among threads where there is no other picture."""
-    views = Views("simclr", size=size, strength=1.0, blur=0.5, min_area=0.08)
+    views = Views("simclr", size=size, strength=1.0, blur=0.5, min_area=0.08, renderer=renderer)
     batch, keys = made_up(n, 120, 130), view_keys(0, 0, range(n))
     threads = torch.get_num_threads()
     try:
@@ -411,24 +421,29 @@ torch.set_num_threads(1)
 torch.rand(7)
 batch = made_up(12, 61, 70)
 for policy in EVERY:
-    views = Views(policy, size=48)
-    views(batch, view_keys(5, 5, range(12)))
-    print(fingerprint(views(batch[8:], view_keys(0, 3, [8, 9, 10, 11]))))
+    for renderer in ("auto", "torch"):
+        views = Views(policy, size=48, renderer=renderer)
+        views(batch, view_keys(5, 5, range(12)))
+        print(fingerprint(views(batch[8:], view_keys(0, 3, [8, 9, 10, 11]))))
 """
     command = [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent)]
     told = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert told.returncode == 0, told.stderr
     keys = view_keys(0, 3, range(12))
-    own = [fingerprint(Views(policy, size=48)(made_up(12, 61, 70), keys)[:, 8:]) for policy in EVERY]
-    assert told.stdout.split() == own
-    assert len(set(own)) == len(EVERY)
+    own = [
+        [fingerprint(Views(policy, 48, renderer=renderer)(made_up(12, 61, 70), keys)[:, 8:]) for policy in EVERY]
+        for renderer in ("auto", "torch")
+    ]
+    assert [told.stdout.split()[0::2], told.stdout.split()[1::2]] == own
+    assert [len(set(views)) for views in own] == [len(EVERY)] * 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_renders_the_same_views() -> None:
     batch, keys = made_up(12, 61, 70), view_keys(0, 0, range(12))
     views = Views("simclr", **STRONG)  # type: ignore[arg-type]
-    torch.testing.assert_close(views(batch.cuda(), keys).cpu(), views(batch, keys), rtol=0, atol=1e-5)
+    on_cpu = Views("simclr", **STRONG, renderer="torch")(batch, keys)  # type: ignore[arg-type]
+    torch.testing.assert_close(views(batch.cuda(), keys).cpu(), on_cpu, rtol=0, atol=1e-5)
 
 
 PINNED = {  # SHA-256 of draws and views of release 0.1: whoever finds a run in a year sees the same views
@@ -440,9 +455,9 @@ PINNED_DRAWS = "be65dad6021de23833c7db99613338eb0fc5a6e58e7fd821421aff769e1345bc
 
 @pytest.mark.parametrize("size", [32, 96])
 def test_the_views_of_a_key_stay_what_they_have_been(size: int) -> None:
-    """Without blur, whose exp may differ by a rounding between processors."""
+    """The reference's; without blur, whose exp may differ by a rounding between processors."""
     batch, keys = made_up(12, 61, 70), view_keys(3, 1, range(12))
-    sharp = Views("simclr", size=size, strength=1.0, blur=0.0, min_area=0.08, views=3)
+    sharp = Views("simclr", size=size, strength=1.0, blur=0.0, min_area=0.08, views=3, renderer="torch")
     assert fingerprint(sharp(batch, keys)) == PINNED[size]
     blurred = Views("simclr", size=size, strength=1.0, blur=0.5, min_area=0.08, views=3)
     digest = hashlib.sha256()
@@ -461,9 +476,10 @@ def test_making_views_changes_neither_the_pictures_nor_anyones_random_state() ->
     assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
 
 
-def test_autocast_and_default_types_around_views_change_nothing() -> None:
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_autocast_and_default_types_around_views_change_nothing(renderer: Renderer) -> None:
     batch, keys = made_up(4, 50, 50), view_keys(0, 0, range(4))
-    views = Views("simclr", **STRONG)  # type: ignore[arg-type]
+    views = Views("simclr", **STRONG, renderer=renderer)  # type: ignore[arg-type]
     x = views(batch, keys)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(views(batch, keys), x)

@@ -222,7 +222,7 @@ def test_a_view_that_no_op_befalls_is_its_crop_in_256_levels() -> None:
     batch, keys = made_up(60, 40, 40), view_keys(0, 0, range(60))
     views = Views("autoaugment:cifar10", size=32)
     for x, crop, draws in zip(
-        views(batch, keys), Views("crop", size=32)(batch, keys), views.draw(batch, keys), strict=True
+        views(batch, keys), Views("crop", size=32, renderer="torch")(batch, keys), views.draw(batch, keys), strict=True
     ):
         (made,) = draws.ops
         assert isinstance(made, TableDraws)

@@ -7,6 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepclr.loss.tiles import LogSumOfOthers
+
+ROWS = 1024  # compared with all others at a time: memory stays flat
+
 
 def weighted_knn(
     bank: Float[Tensor, "m features"],
@@ -22,7 +26,7 @@ def weighted_knn(
     bank, h = F.normalize(bank), F.normalize(h)
     classes = int(bank_labels.max()) + 1
     predictions = []
-    for rows in h.split(1024):  # [1024, m] at a time keeps memory flat
+    for rows in h.split(ROWS):
         cosine, nearest = (rows @ bank.T).topk(min(k, len(bank)))
         votes = torch.zeros(len(rows), classes, device=h.device)
         # Relative to the nearest (topk sorts): exp(1 / T) does not fit into float32 at T = 0.01.
@@ -34,9 +38,12 @@ def weighted_knn(
 def contrastive_top1(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Share of the 2N anchors whose most similar other projection is their positive (SimCLR's contrastive accuracy)."""
     z = F.normalize(torch.cat([z_i, z_j]).float())
-    similarity = (z @ z.T).fill_diagonal_(-torch.inf)
-    positive = torch.arange(len(z), device=z.device).roll(len(z_i))
-    return (similarity.argmax(1) == positive).float().mean()
+    found = torch.zeros((), device=z.device)
+    for anchors in torch.arange(len(z), device=z.device).split(ROWS):
+        similarity = z[anchors] @ z.T
+        similarity.scatter_(1, anchors[:, None], -torch.inf)
+        found += (similarity.argmax(1) == (anchors + len(z_i)) % len(z)).sum()
+    return found / len(z)
 
 
 def alignment(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -47,9 +54,10 @@ def alignment(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Ten
 def uniformity(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """log mean exp(-2 |z_a - z_b|^2) over pairs a < b: 0 is collapsed, about -4 is spread out (Wang & Isola 2020)."""
     z = F.normalize(z.float())
-    rows, columns = torch.triu_indices(len(z), len(z), 1, device=z.device)
-    squared = 2 - 2 * (z @ z.T)[rows, columns]
-    return (-2 * squared).logsumexp(0) - math.log(len(rows))
+    # |z_a - z_b|^2 = 2 - 2 z_a.z_b, so that the mean over pairs is the loss's own sum at temperature 1/4.
+    total = LogSumOfOthers.apply(z, 0.25, False).logsumexp(0)
+    uniform: Tensor = total - 4 - math.log(len(z) * (len(z) - 1))
+    return uniform
 
 
 def effective_rank(h: Float[Tensor, "n features"]) -> float:

@@ -19,6 +19,7 @@ def pretrain(
     classes: Names = None,
     limit: Count = None,
     resume: bool = False,
+    profile: bool = False,
 ) -> None:
     """Pretrain an encoder on pictures without labels.
 
@@ -36,7 +37,9 @@ def pretrain(
 
     if recipe:
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
-    run = stepclr.pretrain(source, out, config=config, classes=names(classes), limit=limit, resume=resume)
+    run = stepclr.pretrain(
+        source, out, config=config, classes=names(classes), limit=limit, resume=resume, profile=profile
+    )
     say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
 
 

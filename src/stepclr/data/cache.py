@@ -9,11 +9,13 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -83,6 +85,18 @@ def in_memory(
         if used > budget:
             return None
     return Decoded(Items(pictures), np.array(kept, np.int64), reasons)
+
+
+def header_sizes(store: Encoded, rows: NDArray[np.int64], folder: Path) -> Int64[np.ndarray, "n 2"]:
+    """(height, width) of each row's whole picture, (0, 0) where it cannot be read; asked once and then remembered."""
+
+    def ask(row: int) -> str | None:
+        with suppress(UnreadableError):
+            return "{} {}".format(*store.size(row))
+        return None
+
+    found = store.recall(f"sizes, {DECODER}, {Image.MAX_IMAGE_PIXELS}", ask, rows, folder)
+    return np.array([[int(side) for side in (size or "0 0").split()] for size in found], np.int64).reshape(-1, 2)
 
 
 def _decode(

@@ -1,11 +1,13 @@
 """What is kept on disk: where, how a file appears there whole or not at all, and what is known of files' bytes."""
 
 import hashlib
+import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from stepclr.errors import StepclrError
 SETTLED = 2_000_000_000  # ns; a file changed more recently may change again without its time stamps telling
 ABANDONED = 86_400  # s; a temporary file this old is what a killed process left
 UNREAD = "unread"
+CHUNK = 256  # files that a thread looks at in one go
+
+Stamp = tuple[int, ...]
 
 
 def user_folder(variable: str, name: str) -> Path:
@@ -54,27 +59,49 @@ def publish(path: Path, write: Callable[[BufferedWriter], object]) -> None:
 
 
 def fingerprints(root: Path, paths: list[str], folder: Path, read: bool) -> list[str] | None:
-    """A hash of each file's bytes, `paths` relative to `root`; None if one is not known and `read` is false.
+    """A hash of each file's bytes, `paths` relative to `root`; None if one is not known and `read` is false."""
+    found = recall("contents", root, paths, stamps(root, paths), lambda i: _hash(root / paths[i]), folder, read)
+    return None if found is None else [known or UNREAD for known in found]
 
-    Like git's index, a file in `folder` remembers each by the file's size and times of change.
+
+def recall(
+    what: str,
+    root: Path,
+    paths: list[str],
+    stamped: Sequence[Stamp],
+    ask: Callable[[int], str | None],
+    folder: Path,
+    read: bool = True,
+) -> list[str | None] | None:
+    """What `ask` answers of file i, None where it has no answer; None if one is not known and `read` is false.
+
+    Like git's index, a file in `folder` remembers the answers by the files' stamps, without which their bytes do not
+    change. `what` names the question, and all that the answer depends on besides the bytes.
     """
-    name = hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()
+    name = hashlib.blake2b(os.fsencode(root) + what.encode(), digest_size=16).hexdigest()
     memory = folder / f"index-{name}.json"
     known = _remembered(memory)
     now = time.time_ns()
-    stamps = list(pool().map(lambda path: _stamp(root / path), paths))
-    prints = [_recall(known.get(path), stamp) for path, stamp in zip(paths, stamps, strict=True)]
-    unknown = [i for i, known_print in enumerate(prints) if known_print is None]
+    answers = [_answer(known.get(path), stamp) for path, stamp in zip(paths, stamped, strict=True)]
+    unknown = [i for i, answer in enumerate(answers) if answer is None and stamped[i]]
     if unknown and not read:
         return None
-    for i, found in zip(unknown, pool().map(lambda i: _hash(root / paths[i]), unknown), strict=True):
-        prints[i] = found
-        if found != UNREAD and max(stamps[i][1:]) < now - SETTLED:
-            known[paths[i]] = [*stamps[i], found]
+    for i, answer in zip(unknown, pool().map(ask, unknown), strict=True):
+        answers[i] = answer
+        if answer is not None and max(stamped[i][1:]) < now - SETTLED:
+            known[paths[i]] = _written(stamped[i]) + answer
     if unknown:
         text = json.dumps(known).encode()
-        publish(memory, lambda file: file.write(text))
-    return [str(known_print) for known_print in prints]
+        with suppress(StepclrError):  # where nothing can be written, it is asked again
+            publish(memory, lambda file: file.write(text))
+    return answers
+
+
+def stamps(root: Path, paths: list[str]) -> list[Stamp]:
+    """(size, time of change, time of change of its entry) of each file; () where there is none."""
+    parts = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    found = pool().map(lambda part: [_stamp(os.path.join(root, path)) for path in part], parts)
+    return list(itertools.chain.from_iterable(found))
 
 
 def _remembered(memory: Path) -> dict[str, Any]:
@@ -85,26 +112,29 @@ def _remembered(memory: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _recall(entry: object, stamp: tuple[int, ...]) -> str | None:
-    if not stamp:
-        return UNREAD
-    return entry[3] if isinstance(entry, list) and len(entry) == 4 and entry[:3] == [*stamp] else None
+def _answer(entry: object, stamp: Stamp) -> str | None:
+    known = isinstance(entry, str) and stamp and entry.startswith(_written(stamp))
+    return entry.removeprefix(_written(stamp)) if isinstance(entry, str) and known else None
 
 
-def _stamp(path: Path) -> tuple[int, ...]:
+def _written(stamp: Stamp) -> str:
+    return f"{' '.join(map(str, stamp))} "  # one string a file: the garbage collector would go through lists
+
+
+def _stamp(path: str) -> Stamp:
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return ()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def _hash(path: Path) -> str:
+def _hash(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError:
-        return UNREAD
+        return None
 
 
 def _sweep(folder: Path) -> None:

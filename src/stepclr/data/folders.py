@@ -4,17 +4,19 @@ import io
 import os
 import zipfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stepclr.data.disk import fingerprints
+from stepclr.data.disk import fingerprints, recall, stamps
 from stepclr.data.images import ImageSet
 from stepclr.data.picture import SUFFIXES, UnreadableError
 from stepclr.data.stores import Encoded
 from stepclr.errors import StepclrError
 
+Ask = Callable[[int], str | None]
 LARGEST = 2**30  # bytes; a zip's member is read whole
 
 
@@ -26,7 +28,11 @@ def open_folder(root: Path) -> ImageSet:
     def contents(rows: NDArray[np.int64], memory: Path, read: bool) -> list[str] | None:
         return fingerprints(base, [paths[row] for row in rows], memory, read)
 
-    store = Encoded(lambda row: (base / paths[row]).open("rb"), contents)
+    def remember(what: str, ask: Ask, rows: NDArray[np.int64], memory: Path) -> list[str | None]:
+        named = [paths[row] for row in rows]
+        return recall(what, base, named, stamps(base, named), lambda i: ask(int(rows[i])), memory) or []
+
+    store = Encoded(lambda row: (base / paths[row]).open("rb"), contents, remember)
     return _labelled_by_folder(store, paths, paths, str(root), skipped)
 
 
@@ -43,6 +49,7 @@ def open_zip(path: Path) -> ImageSet:
     tops = {name.split("/")[0] for name in paths}
     one_top = len(tops) == 1 and all("/" in name for name in paths)
     inside = [name.split("/", 1)[1] for name in paths] if one_top else paths
+    base = path.absolute()
 
     def read(row: int) -> io.BytesIO:
         info = members[paths[row]]
@@ -54,8 +61,13 @@ def open_zip(path: Path) -> ImageSet:
         found = [members[paths[row]] for row in rows]
         return [f"{info.CRC:08x} {info.file_size}" for info in found]  # reading a member checks its CRC
 
+    def remember(what: str, ask: Ask, rows: NDArray[np.int64], memory: Path) -> list[str | None]:
+        # Bytes with the same CRC are the same, whenever they were written.
+        stamped = [(members[paths[row]].file_size, members[paths[row]].CRC) for row in rows]
+        return recall(what, base, [paths[row] for row in rows], stamped, lambda i: ask(int(rows[i])), memory) or []
+
     skipped = [(name, "its name leads out of the zip") for name in outside]
-    return _labelled_by_folder(Encoded(read, contents), paths, inside, str(path), skipped)
+    return _labelled_by_folder(Encoded(read, contents, remember), paths, inside, str(path), skipped)
 
 
 def _labelled_by_folder(
@@ -103,6 +115,6 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                 if _is_shown(entry.name):
                     (waiting.append if entry.is_symlink() else waiting.appendleft)(f"{path}/")
-            elif _is_picture(entry.name) and os.path.isfile(entry):
+            elif _is_picture(entry.name) and (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
                 found.append(path)
     return sorted(found, key=lambda path: path.split("/")), skipped

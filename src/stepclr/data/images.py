@@ -15,9 +15,9 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepclr.data.cache import Progress, from_cache, in_memory
+from stepclr.data.cache import Progress, from_cache, header_sizes, in_memory
 from stepclr.data.disk import user_folder, write_whole
-from stepclr.data.picture import UnreadableError
+from stepclr.data.picture import UnreadableError, reduced_size
 from stepclr.data.stores import Encoded, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError, choose
 
@@ -88,8 +88,11 @@ class ImageSet:
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
         """(height, width) of each picture as `read` gives it, (0, 0) where it cannot be read.
 
-        Of a picture in a file only the header is looked at.
+        Of a picture in a file only the header is looked at, once: `$STEPCLR_CACHE` remembers what it said.
         """
+        if isinstance(self.store, Encoded):
+            found = header_sizes(self.store, self.rows, user_folder("STEPCLR_CACHE", "decoded"))
+            return np.array([reduced_size(h, w, self.short_side) for h, w in found.tolist()], np.int64).reshape(-1, 2)
         return sizes(self.store, self.rows, self.short_side)
 
     def take(self, indices: Indices) -> ImageSet:

@@ -28,6 +28,8 @@ class Encoded:
     """The bytes of a row's picture."""
     contents: Callable[[NDArray[np.int64], Path, bool], list[str] | None]
     """(rows, memory folder, may read) -> a fingerprint of each row's bytes; None if they would have to be read."""
+    recall: Callable[[str, Callable[[int], str | None], NDArray[np.int64], Path], list[str | None]]
+    """(what, ask, rows, memory folder) -> `ask`'s answer for each row, remembered as long as its bytes are the same."""
     threads = True
 
     def picture(self, row: int, short_side: int | None) -> Tensor:

@@ -81,8 +81,9 @@ def contrastive(
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
     if len(groups) != len(z):
         raise StepclrError(f"{len(z)} projections but {len(groups)} group ids")
-    _, group, size = groups.unique(return_inverse=True, return_counts=True)
-    count = size[group] - 1  # |P(i)|
+    ordered = groups.sort().values
+    group = torch.searchsorted(ordered, groups)  # the place where i's group begins: a number for it below M
+    count = torch.searchsorted(ordered, groups, right=True) - group - 1  # |P(i)|
     anchor = count > 0
     if len(z) < 2:
         return z.sum() * 0
@@ -90,7 +91,7 @@ def contrastive(
         z = F.normalize(z if z.dtype == torch.float64 else z.float())
         log_sum: Tensor = LogSumOfOthers.apply(z, temperature, full_rows)
         if variant == "out":
-            others = z.new_zeros(len(size), z.shape[1]).index_add(0, group, z)[group] - z  # summed over P(i)
+            others = torch.zeros_like(z).index_add(0, group, z)[group] - z  # summed over P(i)
             attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
         else:
             attraction = _log_mean_of_positives(z, group, count, temperature)

@@ -26,7 +26,9 @@ from stepclr.pretrain.meter import Meter
 from stepclr.pretrain.micro_batches import counted_once, in_micro_batches
 from stepclr.pretrain.monitor import Monitor
 from stepclr.pretrain.optimizer import build_optimizer, peak_rate, rate_at, set_rate
+from stepclr.pretrain.profile import Profile, ViewsOf
 from stepclr.pretrain.progress import Progress
+from stepclr.pretrain.resident import on_device
 from stepclr.pretrain.settle import (
     CONTRASTIVE,
     build,
@@ -43,9 +45,11 @@ from stepclr.pretrain.supervised import linear_layer
 from stepclr.recipes import recipe_config
 from stepclr.signals import alignment, contrastive_top1, uniformity
 from stepclr.views import Views, policy_name, view_keys
+from stepclr.views.batched import compiles, to_device
 
 LOG_EVERY = 10  # steps
-CHECKPOINT_AFTER = 600  # seconds without one; each epoch ends with one anyway
+CHECKPOINT_AFTER = 600  # seconds without one; each epoch ends with one anyway,
+SOON = 30  # but on a GPU, where an epoch may take 2 seconds, only if the last is so many seconds old
 
 
 class Diverged(RuntimeError):
@@ -54,7 +58,7 @@ class Diverged(RuntimeError):
 
 def train_step(
     model: nn.ModuleDict,
-    views: Views,
+    views: ViewsOf,
     optimizer: Optimizer,
     config: PretrainConfig,
     pictures: Tensor | Sequence[Tensor],
@@ -111,6 +115,7 @@ def pretrain(
     limit: int | None = None,
     resume: bool = False,
     progress: bool = True,
+    profile: bool = False,
     **options: Any,
 ) -> Run:
     """Pretrain an encoder on pictures without labels (SimCLR Algorithm 1) into the run folder `out`.
@@ -123,6 +128,7 @@ def pretrain(
         resume: go on from the newest checkpoint in `out`; from step 0 where there is none. On CPU the run then ends
             bit for bit as one that never stopped. Its settings stay, but for epochs, keep_every, monitor and cache_gib.
         progress: print settings and progress to standard error.
+        profile: print where a step's time went, at the end of the training.
         options: fields of `PretrainConfig`, as `epochs=100`, `encoder="resnet50"`; `policy` may be a list of ops.
 
     Returns the run. Raises StepclrError for input that cannot be used, `Diverged` when the loss is not finite, and
@@ -145,7 +151,8 @@ def pretrain(
     config = settle(config, images, teacher)
     report = Progress(progress)
     watched = open_images(config.monitor, classes=images.chosen) if config.monitor else None
-    views = views_of(config)
+    # Runs from before there was a choice began with torch's.
+    views = views_of(config, stored.get("renderer", "torch") if stored else "auto")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build(config, images, teacher)
@@ -153,14 +160,14 @@ def pretrain(
         watched = report.while_decoding(watched, 2 * views.size, config.cache_gib) if watched else images
         if len(images) < 2:
             raise StepclrError(f"{images.source} has {len(images)} picture: a contrast needs at least 2")
-        facts = describe(config, images, limit, model)
+        facts = describe(config, images, limit, model, views)
         if stored:
             check_same_pictures(facts, stored, run)
         else:
             run.write("config.json", json.dumps(facts, indent=2))
         images.list_skipped(run.folder / "skipped.csv")
         with threads((stored or facts)["threads"]):
-            _train(run, config, images, watched, views, model, teacher, report)
+            _train(run, config, images, watched, views, model, teacher, report, profile)
             encoder, head, classifier = encoder_of(model), model["head"], None
             save_encoder(encoder, run.folder / "encoder.safetensors")
             if isinstance(head, nn.Linear):
@@ -186,6 +193,7 @@ def _train(
     model: nn.ModuleDict,
     teacher: Classifier | None,
     report: Progress,
+    profile: bool,
 ) -> None:
     """Algorithm 1's loop, from the newest checkpoint to the last step."""
     device = device_for_training()
@@ -194,31 +202,42 @@ def _train(
     optimizer = build_optimizer(model, config)
     step, facts = load_checkpoint(run.folder / "checkpoint", model, optimizer)
     run.cut_metrics(step)
-    labels = torch.from_numpy(images.labels).to(device)
     per_epoch = steps_per_epoch(len(images), config.batch_size)
     steps, warmup_steps = config.epochs * per_epoch, round(config.warmup_epochs * per_epoch)
     peak = peak_rate(config)
     kept = [e * per_epoch for e in range(0, config.epochs, config.keep_every)] if config.keep_every else []
+    fed = on_device(images, device)
+    watched = fed if watched is images else on_device(watched, device)
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
+    trained = _compiled(model) if compiles(device) and not config.checkpoint_activations else model
     meter = Meter(facts.get("seconds", 0.0))
     report.start(config, run, views, step, steps, len(images), monitor is not None)
+    clock = Profile(device) if profile else None
+    take_views: ViewsOf = clock.views(views) if clock else views
 
     losses: list[Tensor] = []  # since the last look at them: each look makes a GPU wait
-    with Interruption() as interruption, report:
+    with (
+        Interruption() as interruption,
+        report,
+        clock.attached(trained, optimizer, report.say) if clock else nullcontext(),
+    ):
         for epoch in range(step // per_epoch, config.epochs):
-            feed = batches(images, config.seed, epoch, config.batch_size, step % per_epoch, config.balanced)
-            for pictures, places in meter.watch(feed):
+            feed = batches(fed, config.seed, epoch, config.batch_size, step % per_epoch, config.balanced, device)
+            feed = meter.watch(feed)
+            for pictures, places in clock.feed(feed) if clock else feed:
                 rate = rate_at(step, steps, warmup_steps, peak)
                 set_rate(optimizer, rate)
                 # What dropout or drop-path draw depends on the step alone too.
                 torch.manual_seed(int(view_keys(config.seed, step, [-1])[0]))
-                keys, known = view_keys(config.seed, epoch, places), labels[places % len(images)]
-                loss, z = train_step(model, views, optimizer, config, _to(device, pictures), keys, known, teacher)
+                keys = view_keys(config.seed, epoch, places)
+                known = to_device(images.labels[places % len(images)], device)
+                loss, z = train_step(trained, take_views, optimizer, config, pictures, keys, known, teacher)
                 step += 1
                 losses.append(loss)
                 epoch_ends = step % per_epoch == 0
                 logs = epoch_ends or step % LOG_EVERY == 0
-                saves = epoch_ends or interruption.requested or meter.since_checkpoint() > CHECKPOINT_AFTER
+                due = device.type == "cpu" or meter.since_checkpoint() > SOON or step in (steps, *kept)
+                saves = (epoch_ends and due) or interruption.requested or meter.since_checkpoint() > CHECKPOINT_AFTER
                 if logs or saves:
                     _check_finite(losses, model, step, rate, run)
                     losses.clear()
@@ -231,21 +250,29 @@ def _train(
                     report.line(line, steps)
                     meter.restart()
                 if saves:
-                    state = {"seconds": meter.seconds}
+                    state = {"seconds": meter.total()}
                     save_checkpoint(run.folder / "checkpoint", step, model, optimizer, state, kept)
                     meter.saved()
                 if interruption.requested and step < steps:
                     raise interruption.error(step, steps, run.folder)
 
 
+def _compiled(model: nn.ModuleDict) -> nn.ModuleDict:
+    """The same weights, compiled; `model` itself stays plain, for checkpoints and evaluation at other shapes."""
+    torch.backends.cudnn.benchmark = True
+    faster = nn.ModuleDict()
+    for name, part in model.items():
+        compiled: Any = torch.compile(part, dynamic=False)
+        faster[name] = compiled
+    return faster
+
+
 def _signals(config: PretrainConfig, z: list[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"]) -> dict[str, float]:
     """What a batch's first two views tell of the learning; of logits, the share of the labelled that they get right."""
     if config.loss in CONTRASTIVE:
-        return {
-            "contrastive_top1": contrastive_top1(z[0], z[1]).item(),
-            "alignment": alignment(z[0], z[1]).item(),
-            "uniformity": uniformity(torch.cat(z[:2])).item(),
-        }
+        names = ("contrastive_top1", "alignment", "uniformity")
+        values = contrastive_top1(z[0], z[1]), alignment(z[0], z[1]), uniformity(torch.cat(z[:2]))
+        return dict(zip(names, torch.stack([value.double() for value in values]).tolist(), strict=True))
     known = labels >= 0
     right = (z[0].argmax(1) == labels)[known].double().mean().item() if bool(known.any()) else None
     return {} if config.loss == "distill" or right is None else {"top1": right}
@@ -256,7 +283,7 @@ def _check_finite(losses: list[Tensor], model: nn.ModuleDict, step: int, rate: f
     finite = torch.stack(losses).isfinite().tolist()
     first = step - len(losses) + 1
     if all(finite):
-        if all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        if bool(torch.stack([weight.isfinite().all() for weight in model.parameters()]).all()):
             return
         what, when = "a weight is not finite", step
     else:
@@ -270,9 +297,3 @@ def _check_finite(losses: list[Tensor], model: nn.ModuleDict, step: int, rate: f
 def _is_watched(epoch: int, epochs: int) -> bool:
     """About ten times a run, and after the last epoch."""
     return (epoch + 1) % max(1, epochs // 10) == 0 or epoch + 1 == epochs
-
-
-def _to(device: torch.device, pictures: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    if isinstance(pictures, Tensor):
-        return pictures.to(device, non_blocking=True)
-    return [picture.to(device, non_blocking=True) for picture in pictures]

@@ -75,4 +75,6 @@ def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
             if tensor.shape == parameter.shape:
                 # In the parameter's memory format: with another, other kernels would run, and round differently.
                 tensor = torch.empty_like(parameter).copy_(tensor)
+            else:
+                tensor = tensor.to(parameter.device)  # AdamW's count of steps, where it is fused
             optimizer.state[parameter][field] = tensor

@@ -1,16 +1,19 @@
 """The batches of an epoch, read ahead in a thread while the last one is being worked on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from jaxtyping import Int64
-from torch import Tensor
+from numpy.typing import NDArray
 
 from stepclr.data import ImageSet
+from stepclr.pretrain.resident import Pictures, Resident, upload
 from stepclr.views.keys import epoch_order
 
-Batch = tuple[Tensor | list[Tensor], Int64[np.ndarray, " n"]]  # pictures and their places in the epoch
+Places = Int64[np.ndarray, " n"]
+Batch = tuple[Pictures, Places]  # pictures and their places in the epoch
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -19,24 +22,41 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def batches(
-    images: ImageSet, seed: int, epoch: int, batch_size: int, start: int, balanced: bool = False
+    images: ImageSet,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    start: int,
+    balanced: bool = False,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """(pictures, their places) of batch `start` and those after it in epoch `epoch`, in the epoch's own order.
 
     A place is the index of a picture; on its r-th repetition in a balanced epoch, that index + r n, so that it has
     other keys, and so other views. A picture that cannot be read any more is left out; `images.skipped` lists it.
+    device: a GPU to which each batch is copied ahead too. Pictures that `on_device` put there are there already.
     """
     n = len(images)
     order = balanced_order(images.labels, seed, epoch) if balanced else epoch_order(seed, epoch, n)
-    lots = [order[k * batch_size : (k + 1) * batch_size] for k in range(steps_per_epoch(n, batch_size))]
+    lots = [order[k * batch_size : (k + 1) * batch_size] for k in range(start, steps_per_epoch(n, batch_size))]
+    if isinstance(images.store, Resident):  # nothing to read, and the work must be in the order of the caller's
+        for lot in lots:
+            yield images.store.batch(images.rows[lot % n]), lot
+        return
+
+    def read(lot: NDArray[np.int64]) -> tuple[Callable[[], Pictures], Places]:
+        pictures, kept = images.read_readable(lot % n)
+        receive = upload(pictures, device) if device and device.type == "cuda" else lambda: pictures
+        return receive, lot[np.isin(lot % n, kept)]
+
     with ThreadPoolExecutor(1, "feed") as ahead:
         coming = None
-        for lot in [*lots[start:], None]:
-            following = ahead.submit(images.read_readable, lot % n) if lot is not None else None
-            if coming is not None:
-                pictures, kept = coming[0].result()
-                yield pictures, coming[1][np.isin(coming[1] % n, kept)]
-            coming = (following, lot) if following is not None and lot is not None else None
+        for following in [*lots, None]:
+            reading = ahead.submit(read, following) if following is not None else None
+            if coming:
+                receive, places = coming.result()
+                yield receive(), places
+            coming = reading
 
 
 def balanced_order(labels: Int64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:

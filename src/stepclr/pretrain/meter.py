@@ -39,6 +39,10 @@ class Meter:
             "seconds": self.seconds,
         }
 
+    def total(self) -> float:
+        """Training seconds of the run up to now, those since the last reading included."""
+        return self.seconds + time.perf_counter() - self._clock
+
     def saved(self) -> None:
         """Note that a checkpoint has been written."""
         self._saved = time.perf_counter()

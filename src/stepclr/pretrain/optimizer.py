@@ -32,21 +32,24 @@ class LARS(Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                g = w.grad + group["weight_decay"] * w
-                ratio = torch.ones((), device=w.device)
-                if group["adapt"]:
-                    size, slope = w.norm(), g.norm()
-                    known = (size > 0) & (slope > 0)
-                    ratio = torch.where(known, group["trust"] * size / slope, ratio)
-                state = self.state[w]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(w)
-                v = state["momentum_buffer"]
-                v.mul_(group["momentum"]).add_(g * (group["lr"] * ratio))
-                w.sub_(v)
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
+            g = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                sizes, slopes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, g))
+                known = (sizes > 0) & (slopes > 0)
+                ratios = torch.where(known, group["trust"] * sizes / slopes, 1.0)
+                torch._foreach_mul_(g, list((group["lr"] * ratios).unbind()))
+            else:
+                torch._foreach_mul_(g, group["lr"])
+            for w in weights:
+                if "momentum_buffer" not in self.state[w]:
+                    self.state[w]["momentum_buffer"] = torch.zeros_like(w)
+            v = [self.state[w]["momentum_buffer"] for w in weights]
+            torch._foreach_mul_(v, group["momentum"])
+            torch._foreach_add_(v, g)
+            torch._foreach_sub_(weights, v)
 
 
 def parameter_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -63,11 +66,12 @@ def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
     assert config.lr is not None
     assert config.weight_decay is not None
     groups = parameter_groups(modules, config.weight_decay)
+    fused = next(modules.parameters()).is_cuda or None  # one kernel for all weights; None: torch's own choice
     if config.optimizer == "lars":
         return LARS(groups, config.lr)
     if config.optimizer == "adamw":
-        return AdamW(groups, config.lr)
-    return SGD(groups, config.lr, momentum=0.9, nesterov=True)
+        return AdamW(groups, config.lr, fused=fused)
+    return SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=fused)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

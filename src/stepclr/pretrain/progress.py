@@ -36,6 +36,10 @@ class Progress:
             )
         return decoded
 
+    def say(self, text: str) -> None:
+        """Print a text as it is."""
+        self.console.print(text, markup=False)
+
     def _count(self, done: int, total: int) -> None:
         if time.monotonic() - self.spoke > EVERY / 5:  # soon done is not worth a word
             self.spoke = time.monotonic()

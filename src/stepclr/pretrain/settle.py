@@ -20,6 +20,7 @@ from stepclr.pretrain.feed import steps_per_epoch
 from stepclr.pretrain.folder import Fields, Run
 from stepclr.pretrain.optimizer import DEFAULTS
 from stepclr.views import Views, policy_defaults
+from stepclr.views.fused import Renderer
 
 CONTRASTIVE = ("nt_xent", "supcon")  # of projections; the other losses are of logits
 CHANGEABLE = {"epochs", "keep_every", "monitor", "cache_gib"}  # on resume; all else stays as the run began
@@ -83,8 +84,8 @@ def _check_loss(config: PretrainConfig, images: ImageSet) -> None:
             raise StepclrError(f"{option} needs labels, and {images.source} has none; nt_xent needs none")
 
 
-def views_of(config: PretrainConfig) -> Views:
-    """The views of a run."""
+def views_of(config: PretrainConfig, renderer: Renderer = "auto") -> Views:
+    """The views of a run; one that goes on renders as it began."""
     return Views(
         config.policy,
         config.view_size,
@@ -93,6 +94,7 @@ def views_of(config: PretrainConfig) -> Views:
         config.min_area,
         config.views,
         warp=config.warp,
+        renderer=renderer,
     )
 
 
@@ -170,7 +172,7 @@ def encoder_of(model: nn.ModuleDict) -> Encoder:
     return encoder
 
 
-def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model: nn.ModuleDict) -> Fields:
+def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model: nn.ModuleDict, views: Views) -> Fields:
     """config.json: every setting as decided, the pictures, the machine."""
     encoder = encoder_of(model)
     return {
@@ -187,6 +189,7 @@ def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model:
         "names_sha256": _names_digest(images),
         "steps_per_epoch": steps_per_epoch(len(images), config.batch_size),
         "memory_format": "channels_last",
+        "renderer": views.renderer,
         "threads": torch.get_num_threads(),
         "device": str(device_for_training()),
         "versions": {

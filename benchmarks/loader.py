@@ -1,0 +1,166 @@
+"""Images a second from JPEG files to batches of two views: stepclr's loader against torchvision's, in one run.
+
+    python benchmarks/loader.py FOLDER [--size 224] [--count 400] [--seconds 20]
+
+FOLDER holds real pictures of about 96 px. They are laid out unscaled as mosaics, so that the entropy is real, in a
+photo folder's mix of sizes: of 10 pictures four of 500x375, two of 375x500, three of 640x480 and one of 1600x1200, JPEG
+of quality 90 in two class folders. Both sides deliver batches of 64 pictures, two float32 views each.
+
+torchvision's side is ImageFolder, SimCLR's transform on PIL pictures twice, and a DataLoader with two workers.
+stepclr's side is `pretrain`'s own feed and `Views`: decoded anew each epoch (a budget of 0), and from the cache.
+The sides take turns, twice. Also the memory of stepclr's uncached side, early and in all: it holds one batch ahead,
+however long the epoch; and the cache's feed alone, beside reading the cache's file from end to end.
+"""
+
+import argparse
+import itertools
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision import transforms as tv
+from torchvision.datasets import ImageFolder
+
+import stepclr
+from stepclr.data import ImageSet
+from stepclr.pretrain.feed import Batch, batches
+
+BATCH, WARM_UP, TILE = 64, 2, 96
+MIX = [(500, 375)] * 4 + [(375, 500)] * 2 + [(640, 480)] * 3 + [(1600, 1200)]
+
+
+class TwoViews:
+    """SimCLR's transform (App. A) on a PIL picture, drawn twice."""
+
+    def __init__(self, size: int) -> None:
+        self.transform = tv.Compose(
+            [
+                tv.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=tv.InterpolationMode.BICUBIC),
+                tv.RandomHorizontalFlip(),
+                tv.RandomApply([tv.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+                tv.RandomGrayscale(0.2),
+                tv.RandomApply([tv.GaussianBlur(size // 20 * 2 + 1, (0.1, 2.0))], 0.5),
+                tv.ToTensor(),
+            ]
+        )
+
+    def __call__(self, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(picture), self.transform(picture)
+
+
+def make_photos(pictures: ImageSet, folder: Path, count: int) -> None:
+    """Mosaics of the pictures, cut or padded to tiles of one size."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        width, height = MIX[i % len(MIX)]
+        photo = Image.new("RGB", (width, height))
+        places = list(itertools.product(range(0, width, TILE), range(0, height, TILE)))
+        for place, tile in zip(places, pictures.read(random.integers(len(pictures), size=len(places))), strict=True):
+            photo.paste(Image.fromarray(tile.permute(1, 2, 0).numpy()), place)
+        path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.save(path, quality=90)
+
+
+def torchvision_batches(folder: Path, size: int) -> Iterator[int]:
+    loader = DataLoader(
+        ImageFolder(folder, TwoViews(size)), BATCH, True, num_workers=2, drop_last=True, persistent_workers=True
+    )
+    while True:
+        for (view_i, _view_j), _label in loader:
+            yield len(view_i)
+
+
+def stepclr_batches(images: ImageSet, size: int) -> Iterator[int]:
+    views = stepclr.Views("simclr", size)
+    for epoch in itertools.count():
+        for pictures, places in batches(images, 0, epoch, BATCH, 0):
+            view_i, _view_j = views(pictures, stepclr.view_keys(0, epoch, places))
+            yield len(view_i)
+
+
+def images_a_second(delivered: Iterator[int], seconds: float) -> float:
+    for _ in range(WARM_UP):
+        next(delivered)
+    pictures, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        pictures += next(delivered)
+    return pictures / (time.perf_counter() - begun)
+
+
+def feed_beside_file(images: ImageSet, file: Path, seconds: float) -> tuple[float, float, float]:
+    """(images a second, GB/s) of the feed alone, and GB/s of reading the cache's file into memory."""
+
+    def feed() -> Iterator[Batch]:
+        for epoch in itertools.count():
+            yield from batches(images, 0, epoch, BATCH, 0)
+
+    pictures = bytes_ = 0
+    begun = time.perf_counter()
+    for batch, places in feed():
+        pictures += len(places)
+        bytes_ += sum(picture.numel() for picture in batch)
+        if (took := time.perf_counter() - begun) > seconds:
+            break
+    read, begun = 0, time.perf_counter()
+    while (file_took := time.perf_counter() - begun) < seconds:
+        read += len(file.read_bytes())
+    return pictures / took, bytes_ / took / 1e9, read / file_took / 1e9
+
+
+def peak_mib() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=20)
+    given = parser.parse_args()
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; torch {version('torch')}, "
+        f"torchvision {version('torchvision')}, Pillow {version('pillow')}, stepclr {stepclr.__version__}\n"
+        f"{given.count} JPEG files, two views of {given.size} px, batch {BATCH}, {given.seconds:g} s each"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "photos"
+        make_photos(stepclr.open_images(given.folder), folder, given.count)
+        files, start = stepclr.open_images(folder), peak_mib()
+        uncached = files.decoded(2 * given.size, budget=0)
+        delivered = stepclr_batches(uncached, given.size)
+        images_a_second(delivered, 0)  # what is compiled or loaded once
+        early = peak_mib()
+        for turn in (1, 2):
+            ours = images_a_second(delivered, given.seconds)
+            late = peak_mib()
+            cached = files.decoded(2 * given.size, cache_dir=Path(temporary) / "cache")
+            again = images_a_second(stepclr_batches(cached, given.size), given.seconds)
+            theirs = images_a_second(torchvision_batches(folder, given.size), given.seconds)
+            print(
+                f"turn {turn}: torchvision {theirs:.1f} images/s, stepclr {ours:.1f}, ratio {ours / theirs:.2f}; "
+                f"from the cache {again:.1f}, ratio {again / theirs:.2f}"
+            )
+            if turn == 1:
+                print(
+                    f"memory of stepclr, uncached: peak of {start:.0f} MiB at the start, {early:.0f} after {WARM_UP} "
+                    f"batches, {late:.0f} in all"
+                )
+        (file,) = (Path(temporary) / "cache").glob("*.pixels")
+        fed, speed, plain = feed_beside_file(cached, file, given.seconds / 4)
+        print(f"the cache's feed alone: {fed:.0f} images/s, {speed:.2f} GB/s; reading its file {plain:.2f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Views a second on one thread: stepclr's two renderers, albumentations' and torchvision's pipelines, in one run.
+
+    pip install '.[bench]'
+    python benchmarks/views.py --cifar DIR --imagenette DIR
+
+The folders hold class folders of pictures, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
+decoded pictures: crop of 0.08 (at 32 px: 0.2) to 1 of the area, bicubic, flip, colour jitter of strength 1 with
+probability 0.8, grey 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Pictures are uint8 as each
+likes them best: a batch for stepclr, whose time includes keys and drawing; arrays `[H, W, 3]`, with OpenCV on one
+thread, for albumentations; PIL pictures for torchvision. Where a crop shrinks, stepclr and torchvision antialias,
+albumentations does not. At 224 px the pictures are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of
+5 x 4 of Imagenette's. The four take turns of half a second; the table has the medians of their turns and what these
+are to each other.
+"""
+
+import argparse
+import itertools
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision import transforms
+
+from stepclr import Views, view_keys
+from stepclr.views.render import blur_kernel
+
+try:
+    import albumentations
+    import cv2
+    from albumentations.pytorch import ToTensorV2
+except ModuleNotFoundError as missing:
+    sys.exit(f"this compares with albumentations, and {missing.name} is not installed: pip install '.[bench]'")
+
+TURNS, SECONDS = 5, 0.5
+PICTURES = {32: 256, 96: 128, 224: 16}
+Array = NDArray[np.uint8]  # [H, W, 3]
+Turn = Callable[[], int]  # makes some views and says how many
+
+
+def read(folder: Path, count: int) -> list[Array]:
+    """So many pictures of all classes, evenly chosen."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if len(files) < count:
+        sys.exit(f"{folder}: {len(files)} pictures where {count} are wanted")
+    return [np.array(Image.open(file).convert("RGB")) for file in files[:: len(files) // count][:count]]
+
+
+def mosaics(pictures: list[Array], count: int) -> list[Array]:
+    """Pictures of 4 rows and 5 columns of pictures."""
+    source = itertools.cycle(pictures)
+    return [
+        np.concatenate([np.concatenate([next(source) for _ in range(5)], axis=1) for _ in range(4)])
+        for _ in range(count)
+    ]
+
+
+def stepclr_turn(pictures: list[Array], size: int, min_area: float, renderer: str) -> Turn:
+    views = Views("simclr", size, strength=1.0, blur=0.5, min_area=min_area, renderer=renderer)  # type: ignore[arg-type]
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    epochs = itertools.count()
+    return lambda: views(batch, view_keys(0, next(epochs), range(len(batch)))).shape[:2].numel()
+
+
+def albumentations_turn(pictures: list[Array], size: int, min_area: float) -> Turn:
+    a, kernel = albumentations, blur_kernel(size)
+    augment = a.Compose(
+        [
+            a.RandomResizedCrop((size, size), scale=(min_area, 1), interpolation=cv2.INTER_CUBIC),
+            a.HorizontalFlip(p=0.5),
+            a.ColorJitter((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2), p=0.8),
+            a.ToGray(p=0.2),
+            a.GaussianBlur(blur_limit=(kernel, kernel), sigma_limit=(0.1, 2.0), p=0.5),
+            a.ToFloat(max_value=255),
+            ToTensorV2(),
+        ]
+    )
+    return lambda: len([augment(image=picture)["image"] for picture in pictures for _ in range(2)])
+
+
+def torchvision_turn(pictures: list[Array], size: int, min_area: float) -> Turn:
+    t = transforms
+    augment = t.Compose(
+        [
+            t.RandomResizedCrop(size, (min_area, 1), interpolation=t.InterpolationMode.BICUBIC),
+            t.RandomHorizontalFlip(),
+            t.RandomApply([t.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8),
+            t.RandomGrayscale(0.2),
+            t.RandomApply([t.GaussianBlur(blur_kernel(size), (0.1, 2.0))], 0.5),
+            t.ToTensor(),
+        ]
+    )
+    images = [Image.fromarray(picture) for picture in pictures]
+    return lambda: len([augment(image) for image in images for _ in range(2)])
+
+
+def views_a_second(turn: Turn) -> float:
+    made, begun = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - begun) < SECONDS:
+        made += turn()
+    return made / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", type=Path, required=True)
+    parser.add_argument("--imagenette", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    packages = ("torch", "numba", "albumentations", "opencv-python-headless", "torchvision", "pillow")
+    print(f"{platform.processor() or platform.machine()}, 1 thread; {', '.join(f'{p} {version(p)}' for p in packages)}")
+    names = ("stepclr numba", "stepclr torch", "albumentations", "torchvision PIL")
+    print(f"| px | {' | '.join(names)} | numba / albumentations | numba / PIL |\n|{'---|' * 7}")
+    imagenette = read(given.imagenette, PICTURES[96])
+    for size, count in PICTURES.items():
+        square = {32: read(given.cifar, count) if size == 32 else [], 96: imagenette, 224: mosaics(imagenette, count)}
+        pictures, min_area = square[size], 0.2 if size == 32 else 0.08
+        turns = [
+            stepclr_turn(pictures, size, min_area, "numba"),
+            stepclr_turn(pictures, size, min_area, "torch"),
+            albumentations_turn(pictures, size, min_area),
+            torchvision_turn(pictures, size, min_area),
+        ]
+        for turn in turns:
+            turn()  # what is compiled or allocated once does not count
+        speeds = [[views_a_second(turn) for turn in turns] for _ in range(TURNS)]
+        ours, torchs, theirs, pil = (statistics.median(each) for each in zip(*speeds, strict=True))
+        cells = " | ".join(f"{speed:,.0f}" for speed in (ours, torchs, theirs, pil))
+        print(f"| {size} | {cells} | {ours / theirs:.1f} | {ours / pil:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The two scripts for a GPU, as far as a CPU can try them: their tables, pieces, and what they say without one."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stepclr
+from stepclr.pretrain import algorithm
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+N = 40
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)  # as when a script in it is run
+    import cifar10_record
+
+    return cifar10_record
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import gpu
+
+    return gpu
+
+
+def pictures(n: int = N) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The sample's pictures and labels, at CIFAR's size, RGB."""
+    images = stepclr.open_images("sample:train", limit=n)
+    each = [Image.fromarray(picture[0].numpy()).resize((32, 32)).convert("RGB") for picture in images.read(range(n))]
+    return np.stack([np.asarray(picture) for picture in each]), images.labels
+
+
+@pytest.fixture
+def jpegs(tmp_path: Path) -> Path:
+    """An .npz of JPEGs."""
+    arrays, labels = pictures()
+    files = []
+    for array in arrays:
+        file = io.BytesIO()
+        Image.fromarray(array).save(file, "JPEG", quality=95)
+        files.append(file.getvalue())
+    path = tmp_path / "pictures.npz"
+    offsets = np.cumsum([0, *map(len, files)])
+    np.savez(path, jpeg=np.frombuffer(b"".join(files), np.uint8), offsets=offsets, labels=labels)
+    return path
+
+
+def rows(output: str) -> list[list[str]]:
+    """The cells of the table's lines."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")][
+        2:
+    ]
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_npz_of_jpegs_is_read_in_order_with_its_labels(record: types.ModuleType, jpegs: Path) -> None:
+    images = record.open_pictures(jpegs)
+    arrays, labels = pictures()
+    assert images.labels.tolist() == labels.tolist()
+    read = images.read(range(N)).numpy().transpose(0, 2, 3, 1).astype(int)
+    assert np.abs(read - arrays).mean() < 4  # and other pictures are far
+    assert np.abs(read[::-1] - arrays).mean() > 20
+
+
+# benchmarks/cifar10_record.py
+
+
+def arguments(jpegs: Path, out: Path, **options: object) -> list[str]:
+    given = {"encoder": "test_resnet", "stem": "small-stride2", "epochs": 4, "batch-size": 8, "head": "32-16"} | options
+    return [str(jpegs), str(jpegs), "--out", str(out), *(f"--{name}={value}" for name, value in given.items())]
+
+
+def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
+    record: types.ModuleType,
+    jpegs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step, taken = algorithm.train_step, 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal taken
+        taken += 1
+        if taken == 7:  # of 20
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **options)
+
+    monkeypatch.setattr(algorithm, "train_step", interrupted)
+    asked = arguments(jpegs, tmp_path / "run")
+    assert record.main(asked) == record.UNFINISHED
+    assert re.search(r"not finished .*stopped by SIGTERM after step 7 of 20", capsys.readouterr().out)
+    assert not (tmp_path / "run" / "record.json").exists()
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    assert record.main(asked) == 0
+    assert taken == 20
+    printed = capsys.readouterr().out
+    stored = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert stored["seconds"] > first > 0
+    assert f"kNN (k = 10) {stored['knn']:.4f} on the test pictures after the last epoch, 4:" in printed
+    assert [row[0] for row in rows(printed)] == ["1", "2", "3", "4"]  # kNN over time
+    before = signal.getsignal(signal.SIGTERM)
+    assert record.main(asked) == 0  # a third time: the verdict again, and no step
+    assert taken == 20
+    assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
+    assert signal.getsignal(signal.SIGTERM) == before == signal.SIG_DFL
+
+
+def test_the_score_is_knn_by_hand(record: types.ModuleType, jpegs: Path, tmp_path: Path) -> None:
+    assert record.main(arguments(jpegs, tmp_path / "run", epochs=1)) == 0
+    stored = json.loads((tmp_path / "run" / "record.json").read_text())
+    images = record.open_pictures(jpegs)
+    h = torch.from_numpy(stepclr.embed(tmp_path / "run", images)).double()
+    h = h / h.norm(dim=1, keepdim=True)
+
+    def knn(k: int) -> float:
+        right = 0
+        for row, label in zip(h, images.labels, strict=True):
+            cosine, votes = h @ row, np.zeros(10)
+            for near in cosine.argsort(descending=True)[:k]:
+                votes[images.labels[near]] += np.exp(float(cosine[near]) / 0.1)
+            right += int(votes.argmax() == label)
+        return right / N
+
+    assert stored["knn"] == knn(10)
+    assert stored["knn"] != knn(3)
+
+
+def test_the_verdict_is_by_the_bar(record: types.ModuleType, tmp_path: Path) -> None:
+    done = stepclr.Run(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 9, "epoch": 600, "seconds": 1200.0}) + "\n")
+    assert "reached 90%, in 1200 s (20.0 min)" in record.verdict(0.9, done)
+    assert "did NOT reach 90%" in record.verdict(0.8999, done)
+
+
+def test_a_record_stops_itself_when_its_minutes_are_over(jpegs: Path, tmp_path: Path) -> None:
+    ended = run("cifar10_record.py", *arguments(jpegs, tmp_path / "run", epochs=100_000), "--minutes=0.1")
+    assert ended.returncode == 3, ended.stderr
+    assert "not finished" in ended.stdout
+    assert "the same command goes on" in ended.stdout
+
+
+def test_other_settings_on_a_run_that_began_are_refused_in_a_line(
+    record: types.ModuleType, jpegs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert record.main(arguments(jpegs, tmp_path / "run", epochs=1)) == 0
+    (tmp_path / "run" / "record.json").unlink()
+    assert record.main(arguments(jpegs, tmp_path / "run", epochs=1, temperature=0.2)) == 2
+    assert "--temperature" in capsys.readouterr().out.splitlines()[-1]
+
+
+# benchmarks/gpu.py
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_every_row_says_so_and_nothing_is_estimated() -> None:
+    ended = run("gpu.py")
+    assert ended.returncode == 0, ended.stderr
+    table = rows(ended.stdout)
+    assert len(table) == 11
+    for row in table:
+        assert re.fullmatch(r"not measured: torch \S+ finds no CUDA device", row[1])
+        assert row[2:] == ["", ""]
+
+
+def test_the_full_sizes_are_for_a_gpu() -> None:
+    ended = run("gpu.py", "--device", "cpu")
+    assert ended.returncode == 2
+    assert "--quick" in ended.stderr
+
+
+@pytest.mark.slow
+def test_all_rows_in_tiny_sizes(jpegs: Path) -> None:
+    pytest.importorskip("lightly", reason="one row is lightly's")
+    ended = run("gpu.py", "--device=cpu", "--quick", f"--cifar={jpegs}", f"--imagenette={jpegs}", "--seconds=0.5")
+    assert ended.returncode == 0, ended.stderr
+    table = rows(ended.stdout)
+    assert len(table) == 11
+    for row in table:
+        assert re.match(r"[\d,.]+ (TFLOP/s|images/s|views/s|ms)", row[1]), row
+
+
+def bench(gpu: types.ModuleType, **options: Any) -> Any:
+    return gpu.Bench(**{"device": torch.device("cpu"), "seconds": 0.1, "quick": True, "cifar": None, "imagenette": None,
+                        "limit": None} | options)  # fmt: skip
+
+
+def test_a_row_that_fails_says_why_in_a_line(gpu: types.ModuleType) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    row = gpu.measured(gpu.Plan("x", "x", fails), bench(gpu), time.monotonic() + 100)
+    assert row.result == "not measured: RuntimeError: first line"
+    row = gpu.measured(gpu.Plan("x", "x", lambda b: gpu.cifar(b)), bench(gpu), time.monotonic() + 100)
+    assert row.result == "not measured: it needs --cifar"
+
+
+def test_time_that_is_over_ends_a_row_in_the_middle_and_all_that_follow(gpu: types.ModuleType) -> None:
+    begun = time.monotonic()
+    plan = gpu.Plan("x", "x", lambda _: time.sleep(20))
+    assert gpu.measured(plan, bench(gpu), begun + 0.2).result == "not measured: out of time"
+    assert gpu.measured(plan, bench(gpu), begun + 0.2).result == "not measured: out of time"
+    assert time.monotonic() - begun < 10
+
+
+def test_the_median_is_of_calls_after_the_warm_up(gpu: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: clock[0])
+    took = iter([50.0, 50.0, 2.0, 1.0, 3.0, 2.0, 9.0, 2.0])
+
+    def call() -> None:
+        clock[0] += next(took)
+
+    assert gpu.median_seconds(call, torch.device("cpu"), 8.0, warm_up=2) == 2.0
+
+
+def test_a_resnet_18s_flops_are_those_that_are_published(gpu: types.ModuleType) -> None:
+    """1.81 G multiply-adds forward at 224 px; forward and backward are three times that less the first layer's part."""
+    counted = gpu.flops(gpu.config_of("resnet18", "imagenet", 224, 1))
+    assert counted == pytest.approx(2 * 2 * 3 * 1.814e9, rel=0.05)
+    assert counted < 2 * 2 * 3 * 1.82e9
