@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stepclr import build_encoder
 from stepclr.data import open_images
 from stepclr.model import Encoder, represent
-from stepclr.model.represent import FEW, SmallMapConv2d, fold_batch_norm
+from stepclr.model.represent import fold_batch_norm
 
 
 def used(name: str, size: int) -> Encoder:
@@ -48,7 +48,6 @@ def test_bfloat16_gives_the_features_of_float32_and_leaves_the_encoder_alone(nam
     assert 0 < (half - h).norm() < 0.02 * h.norm()
     assert nn.functional.cosine_similarity(half, h).min() > 0.9995
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
-    assert not any(isinstance(module, SmallMapConv2d) for module in encoder.modules())
 
 
 def test_float32_is_the_encoder_itself_bit_for_bit() -> None:
@@ -69,20 +68,6 @@ def test_a_folded_batch_norm_changes_no_feature(name: str, all_of_them: bool) ->
         expected = encoder.body(x)
         assert fold_batch_norm(encoder.body) == all_of_them
         torch.testing.assert_close(encoder.body(x), expected)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 7, 9])
-@pytest.mark.parametrize("kernel", [3, 5])
-def test_the_matrix_product_is_the_convolution(side: int, stride: int, kernel: int) -> None:
-    torch.manual_seed(0)
-    convolution = nn.Conv2d(6, 10, kernel, stride, kernel // 2).double().to(memory_format=torch.channels_last)
-    x = torch.randn(3, 6, side, side + 1, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        expected = convolution(x)
-        convolution.__class__ = SmallMapConv2d
-        torch.testing.assert_close(convolution(x), expected)
-        assert FEW == 16  # else some sides above are on one side of it only
 
 
 class Watched(torch.utils.data.Dataset[Tensor]):

@@ -24,61 +24,50 @@ def convolution(side: int, stride: int, kernel: int, bias: bool) -> TinyMapConv2
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("side", "stride", "kernel"), [(2, 1, 3), (4, 2, 3), (3, 2, 3), (1, 1, 3), (2, 1, 5), (4, 3, 3)]
+    ("side", "stride", "kernel"),
+    [  # few positions, then as many as the weights' gradient takes by patches
+        *((1, 1, 3), (2, 1, 3), (3, 1, 3), (2, 1, 5), (3, 1, 2), (4, 2, 2), (3, 2, 3), (4, 2, 3), (6, 2, 3), (4, 3, 3)),
+        *((4, 1, 3), (5, 1, 3), (5, 1, 5), (10, 2, 3), (11, 2, 3), (14, 3, 3)),
+    ],
 )
+@pytest.mark.parametrize("autocast", [False, True])
 def test_value_and_gradients_are_the_convolutions(
-    side: int, stride: int, kernel: int, bias: bool, monkeypatch: pytest.MonkeyPatch
+    side: int, stride: int, kernel: int, bias: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = convolution(side, stride, kernel, bias)
-    x = integers(4, 3, side, side, seed=7).requires_grad_()
+    x = integers(4, 3, side, side + 1, seed=7).requires_grad_()
     expected = F.conv2d(x, module.weight, module.bias, stride, kernel // 2)
     push = integers(*expected.shape, seed=9)
     wanted = torch.autograd.grad(expected, [x, *module.parameters()], push)
 
-    monkeypatch.setattr(tiny_maps, "LEAST", 1)
     monkeypatch.setattr(nn.Conv2d, "forward", None)  # the plain way is closed
-    with torch.autocast("cpu", torch.bfloat16):
-        y = module(x)
+    if not autocast:
+        module.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x if autocast else x.bfloat16())
     assert torch.equal(y.float(), expected)
-    for ours, theirs in zip(torch.autograd.grad(y, [x, *module.parameters()], push.to(y.dtype)), wanted, strict=True):
-        assert torch.equal(ours, theirs)
+    found = torch.autograd.grad(y, [x, *module.parameters()], push.to(y.dtype))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours.float(), theirs)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("side", "stride", "kernel"), [(6, 1, 3), (5, 1, 5), (12, 2, 3), (7, 2, 3), (4, 1, 3), (2, 1, 3), (9, 3, 3)]
-)
-def test_tap_by_tap_the_gradients_are_the_convolutions(
-    side: int, stride: int, kernel: int, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = convolution(side, stride, kernel, bias)
-    x = integers(4, 3, side, side, seed=7).requires_grad_()
-    expected = F.conv2d(x, module.weight, module.bias, stride, kernel // 2)
-    push = integers(*expected.shape, seed=9)
-    wanted = torch.autograd.grad(expected, [x, *module.parameters()], push)
-    monkeypatch.setattr(nn.Conv2d, "forward", None)  # the plain way is closed
-    monkeypatch.setattr(tiny_maps, "_taps", None)  # and that of one matrix
-    with torch.autocast("cpu", torch.bfloat16):
-        y = module(x)
-    assert torch.equal(y.float(), expected)
-    for ours, theirs in zip(torch.autograd.grad(y, [x, *module.parameters()], push.to(y.dtype)), wanted, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_large_maps_float32_evaluation_and_small_batches_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny_maps, "_taps", None)  # the short ways are closed
-    monkeypatch.setattr(tiny_maps, "_TapByTap", None)
+def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_maps, "_ByPatches", None)  # the short way is closed
     module = convolution(2, 1, 3, False)
-    tiny, large = integers(128, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
+    tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
     module(tiny)
     with torch.autocast("cpu", torch.bfloat16):
         module(large)
-        with torch.no_grad():
-            module(tiny)
-        with pytest.raises(TypeError):
-            module(tiny)
         with pytest.raises(AttributeError):
-            module(tiny[:3])
+            module(tiny)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_in_memory_makes_no_difference(layout: torch.memory_format) -> None:
+    module = convolution(4, 1, 3, False).to(memory_format=layout)
+    x = integers(4, 3, 4, 4, seed=7).to(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(x).float(), F.conv2d(x, module.weight, None, 1, 1).float())
 
 
 def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:

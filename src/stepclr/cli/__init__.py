@@ -1,5 +1,6 @@
 """The command line: one function a command, in `training.py`, `scoring.py` and `looking.py`."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exit with 0, 1 (the run failed), 2 (bad input) or 128 + the signal that stopped it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, loaded later, asks for large pages: a tenth of a step
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())

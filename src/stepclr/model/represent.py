@@ -17,13 +17,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stepclr.data import ImageSet
 from stepclr.data.images import Pictures
 from stepclr.model.encoder import Encoder
-from stepclr.model.tiny_maps import TinyMapConv2d
 
 Progress = Callable[[int, int], None]
-TOGETHER = (
-    32  # pictures: their feature maps in bfloat16 stay in a processor's cache, about a quarter less time at 96 px
-)
-FEW = 16  # positions of a feature map up to which oneDNN's bfloat16 convolution is slower than a matrix product
+TOGETHER = 32  # pictures: their feature maps in bfloat16 stay in a processor's cache
 
 
 def represent(
@@ -85,9 +81,6 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
 
         return under_autocast
 
-    for module in body.modules():
-        if isinstance(module, TinyMapConv2d):  # marks the plain, square convolutions
-            module.__class__ = SmallMapConv2d  # type: ignore[assignment]
     half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def by_copy(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
@@ -105,20 +98,3 @@ def fold_batch_norm(body: nn.Module) -> bool:
                 setattr(module, name, fuse_conv_bn_eval(first, second))
                 setattr(module, then, nn.Identity())
     return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in body.modules())
-
-
-class SmallMapConv2d(nn.Conv2d):
-    """`nn.Conv2d`, square and without groups; where the map that goes out is small, as one matrix product.
-
-    The product is over (tap, channel), and what `model/tiny_maps.py` does over (position, channel) for large batches.
-    """
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
-        side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
-        if down * across > FEW:
-            return super().forward(x)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
-        patches = padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)  # n p q, taps, c
-        y = F.linear(patches.flatten(3), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
-        return y.permute(0, 3, 1, 2)

@@ -1,100 +1,82 @@
-"""Convolutions over tiny feature maps, as matrix products.
+"""Convolutions over small feature maps, as matrix products.
 
-Where a map has only a few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN's bfloat16 convolution
-leaves nearly all of the processor idle. Written out as a dense matrix from (position, channel) to (position, channel)
-the same sums take a small part of the time. Over somewhat larger maps only the weights' gradient is slow, and taken tap
-by tap. `benchmarks/tiny_maps.py` prints both. Only bfloat16 training on the CPU goes this way; scores are computed by
-the plain convolution in float32.
+Where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN's bfloat16 convolution leaves
+most of the processor idle. Written out as patches, one row of (tap, channel) for each position that goes out, the same
+sums are one product of matrices, and take a part of the time (`benchmarks/tiny_maps.py` prints both). Only bfloat16 on
+the CPU goes this way; scores are computed by the plain convolution in float32.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import BFloat16, Float
 from torch import Tensor, nn
 
-FROM, TO = 16, 4  # positions of the map that comes in and goes out, at most: beyond, the matrix is mostly zeros
-LEAST = 128  # pictures in a batch: below, writing the matrix out takes longer than it saves
-SMALL = 36  # positions that go out: up to here the weights' gradient is faster tap by tap
+FEW = 16  # positions of the map that goes out, up to which patches are the faster way
+SMALL = 36  # and up to which they are for the weights' gradient
 
 
 class TinyMapConv2d(nn.Conv2d):
-    """`nn.Conv2d`, but for bfloat16 training on the CPU where the maps are tiny."""
+    """`nn.Conv2d`, square, without groups; by patches in bfloat16 on the CPU where the map that goes out is small."""
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
-        if not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()):
-            return super().forward(x)
-        n, _, height, width = x.shape
         side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        down, across = ((length + 2 * pad - side) // stride + 1 for length in (height, width))
-        if n >= LEAST and height * width <= FROM and down * across <= TO:
-            y = self._as_one_matrix(x, down, across)
-        elif down * across <= SMALL:
-            y = _TapByTap.apply(x.bfloat16(), self.weight.bfloat16(), stride, pad)
-        else:
+        down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
+        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if x.device.type != "cpu" or not half or down * across > SMALL:
             return super().forward(x)
-        return y if self.bias is None else y + self.bias[:, None, None]
-
-    def _as_one_matrix(self, x: Float[Tensor, "n c h w"], down: int, across: int) -> Float[Tensor, "n o p q"]:
-        n, channels, height, width = x.shape
-        # [taps + 1, O, C]; the last tap is the zero between positions that do not touch
-        taps = F.pad(self.weight.permute(2, 3, 0, 1).flatten(0, 1), (0, 0, 0, 0, 0, 1))
-        which = _taps(height, width, down, across, self.kernel_size[0], self.stride[0], int(self.padding[0]))
-        matrix = taps.index_select(0, which).view(down * across, height * width, self.out_channels, channels)
-        matrix = matrix.permute(0, 2, 1, 3).reshape(down * across * self.out_channels, height * width * channels)
-        y = F.linear(x.permute(0, 2, 3, 1).reshape(n, height * width * channels), matrix)
-        return y.view(n, down, across, self.out_channels).permute(0, 3, 1, 2)
+        y: Tensor = _ByPatches.apply(x.bfloat16(), self.weight.bfloat16(), stride, pad)
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
 
-class _TapByTap(torch.autograd.Function):
-    """The plain convolution, but for the gradient of its weights: a matrix product for each tap of the kernel."""
+class _ByPatches(torch.autograd.Function):
+    """The convolution of x with a weight, and its two gradients."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "n c h w"], weight: Float[Tensor, "o c k k"], stride: int, pad: int
-    ) -> Float[Tensor, "n o p q"]:
+        ctx: Any, x: BFloat16[Tensor, "n c h w"], weight: BFloat16[Tensor, "o c k k"], stride: int, pad: int
+    ) -> BFloat16[Tensor, "n o p q"]:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad = stride, pad
-        return F.conv2d(x, weight, None, stride, pad)
+        seen = patches(x, weight.shape[2], stride, pad)
+        if seen.shape[1] * seen.shape[2] > FEW:
+            return F.conv2d(x, weight, None, stride, pad)
+        return F.linear(seen.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
 
     @staticmethod
-    def backward(ctx: Any, g: Float[Tensor, "n o p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, g: BFloat16[Tensor, "n o p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        stride, pad = ctx.stride, ctx.pad
+        stride, pad, side = ctx.stride, ctx.pad, weight.shape[2]
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            pads, strides = [pad, pad], [stride, stride]
-            to_x, _, _ = torch.ops.aten.convolution_backward(
-                g, x, weight, None, strides, pads, [1, 1], False, [0, 0], 1, [True, False, False]
-            )
+            to_x = _pushed_back(g, x, weight, stride, pad)
         if ctx.needs_input_grad[1]:
-            out, channels, side, _ = weight.shape
-            down, across = g.shape[2:]
-            pushed = g.permute(0, 2, 3, 1).reshape(-1, out).T
-            padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
-            taps = [
-                pushed
-                @ padded[:, i : i + stride * down : stride, j : j + stride * across : stride].reshape(-1, channels)
-                for i in range(side)
-                for j in range(side)
-            ]
-            to_weight = torch.stack(taps, 2).view_as(weight)
+            out = g.permute(0, 2, 3, 1).flatten(0, 2)
+            to_weight = out.T @ patches(x, side, stride, pad).flatten(3).flatten(0, 2)
+            to_weight = to_weight.view(len(weight), side, side, -1).permute(0, 3, 1, 2)
         return to_x, to_weight, None, None
 
 
-@cache
-def _taps(height: int, width: int, down: int, across: int, side: int, stride: int, pad: int) -> Tensor:
-    """For each pair of a position that goes out and one that comes in, the kernel's tap between them."""
-    numbers = []
-    for p in range(down * across):
-        for q in range(height * width):
-            row = q // width - p // across * stride + pad
-            column = q % width - p % across * stride + pad
-            touches = 0 <= row < side and 0 <= column < side
-            numbers.append(row * side + column if touches else side * side)
-    return torch.tensor(numbers)
+def _pushed_back(g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> BFloat16[Tensor, "n c h w"]:
+    """The gradient of x: with stride 1 the convolution of g with the weight turned by half a turn."""
+    out, channels, side, _ = weight.shape
+    if stride > 1 or x.shape[2] * x.shape[3] > FEW:
+        strides, pads = [stride, stride], [pad, pad]
+        to_x: Tensor = torch.ops.aten.convolution_backward(
+            g, x, weight, None, strides, pads, [1, 1], False, [0, 0], 1, [True, False, False]
+        )[0]
+        return to_x
+    # (o, tap, c) -> (c, tap turned, o), first by a plain transposition, which is the quick part
+    turned = weight.permute(0, 2, 3, 1).reshape(out, -1).T.contiguous().view(side * side, channels, out)
+    turned = turned.flip(0).transpose(0, 1).reshape(channels, -1)
+    return F.linear(patches(g, side, 1, side - 1 - pad).flatten(3), turned).permute(0, 3, 1, 2)
+
+
+def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n p q k k c"]:
+    """What the kernel sees at each position that goes out: a view, which `flatten` writes out."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+    return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
 
 
 def use_tiny_maps(network: nn.Module) -> None:

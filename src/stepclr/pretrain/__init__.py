@@ -1,9 +1,9 @@
 """Step 6: pictures -> a run folder (SimCLR Algorithm 1 and App. B).
 
 `algorithm.py` is Algorithm 1 as code; `settle.py` decides what the settings leave open; `optimizer.py` has LARS and
-the schedule; `feed.py` brings the batches; `micro_batches.py` puts large ones through the encoder in parts;
-`monitor.py` watches kNN; `checkpoint.py` and `folder.py` keep what a kill must not lose; `interrupt.py`, `meter.py`
-and `progress.py` are what a person notices of a long run.
+the schedule; `feed.py` brings the batches, `resident.py` to a GPU; `micro_batches.py` puts large ones through the
+encoder in parts; `kept_memory.py` spares a CPU some work; `monitor.py` watches kNN; `checkpoint.py` and `folder.py` keep
+what a kill must not lose; `interrupt.py`, `meter.py`, `profile.py` and `progress.py` are what a person notices.
 """
 
 import sys

@@ -22,6 +22,7 @@ from stepclr.pretrain.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.pretrain.feed import batches, steps_per_epoch
 from stepclr.pretrain.folder import Run
 from stepclr.pretrain.interrupt import Interruption
+from stepclr.pretrain.kept_memory import kept_memory
 from stepclr.pretrain.meter import Meter
 from stepclr.pretrain.micro_batches import counted_once, in_micro_batches
 from stepclr.pretrain.monitor import Monitor
@@ -220,6 +221,7 @@ def _train(
         Interruption() as interruption,
         report,
         clock.attached(trained, optimizer, report.say) if clock else nullcontext(),
+        nullcontext() if config.micro_batch or config.checkpoint_activations else kept_memory(),  # they want it small
     ):
         for epoch in range(step // per_epoch, config.epochs):
             feed = batches(fed, config.seed, epoch, config.batch_size, step % per_epoch, config.balanced, device)

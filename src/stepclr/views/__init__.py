@@ -3,8 +3,8 @@
 `keys.py`: every random number is a function of (seed, epoch, sample, view); `ops.py`: what an op draws, on the CPU;
 `policies.py`: which ops a policy has; `draw.py`: keys -> parameters of crop, flip and ops; `render.py`: parameters ->
 pixels, on any device, with `color.py`, `warp.py` (thin-plate spline) and `levels.py` (the ops of AutoAugment's
-`tables.py`): the reference; the same pixels to 1/255, many times as fast: `fused/` on the CPU, by Numba, `batched.py` on
-a GPU, compiled; `views.py`: `Views`, drawing and rendering together; `sheet.py`: some views to see.
+`tables.py`): the reference; the same pixels to 1/255, many times as fast: `fused/` by Numba on the CPU, `batched.py`
+compiled on a GPU; `views.py`: `Views`, drawing and rendering together; `sheet.py`: some views to see.
 """
 
 from stepclr.views.keys import view_keys
