@@ -67,6 +67,8 @@ class PretrainConfig:
     """Probability of the sparse image warp, in policies that have it (simaugment, stacked)."""
     min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
     """Smallest crop, share of the picture's area."""
+    progressive: bool = False
+    """Begin with smaller views: half the side for the first 0.4 of the steps, three quarters of it up to 0.75."""
     loss: Literal["nt_xent", "supcon", "cross-entropy", "distill"] = "nt_xent"
     """nt_xent needs no label (SimCLR); supcon uses those there are (SupCon). With a linear layer in the head's place:
     cross-entropy (supervised), distill (SimCLRv2: learn from a teacher's predictions)."""

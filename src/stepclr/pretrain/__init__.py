@@ -2,7 +2,7 @@
 
 `algorithm.py` is Algorithm 1 as code; `settle.py` decides what the settings leave open; `optimizer.py` has LARS and
 the schedule; `feed.py` brings the batches, `resident.py` to a GPU; `micro_batches.py` puts large ones through the
-encoder in parts; `kept_memory.py` spares a CPU some work; `monitor.py` watches kNN; `checkpoint.py` and `folder.py` keep
+encoder in parts; `kept_memory.py` spares a CPU some work; `monitor.py` watches kNN; `checkpoint.py`, `folder.py` keep
 what a kill must not lose; `interrupt.py`, `meter.py`, `profile.py` and `progress.py` are what a person notices.
 """
 

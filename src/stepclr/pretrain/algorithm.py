@@ -37,6 +37,7 @@ from stepclr.pretrain.settle import (
     describe,
     device_for_training,
     encoder_of,
+    growing,
     resumed,
     settle,
     threads,
@@ -214,7 +215,9 @@ def _train(
     meter = Meter(facts.get("seconds", 0.0))
     report.start(config, run, views, step, steps, len(images), monitor is not None)
     clock = Profile(device) if profile else None
-    take_views: ViewsOf = clock.views(views) if clock else views
+    stages: list[tuple[float, ViewsOf]] = [
+        (until, clock.views(own) if clock else own) for until, own in growing(config, views)
+    ]
 
     losses: list[Tensor] = []  # since the last look at them: each look makes a GPU wait
     with (
@@ -232,6 +235,7 @@ def _train(
                 # What dropout or drop-path draw depends on the step alone too.
                 torch.manual_seed(int(view_keys(config.seed, step, [-1])[0]))
                 keys = view_keys(config.seed, epoch, places)
+                take_views = next(own for until, own in stages if step < until * steps)
                 known = to_device(images.labels[places % len(images)], device)
                 loss, z = train_step(trained, take_views, optimizer, config, pictures, keys, known, teacher)
                 step += 1

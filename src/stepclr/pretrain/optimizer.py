@@ -66,12 +66,11 @@ def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
     assert config.lr is not None
     assert config.weight_decay is not None
     groups = parameter_groups(modules, config.weight_decay)
-    fused = next(modules.parameters()).is_cuda or None  # one kernel for all weights; None: torch's own choice
     if config.optimizer == "lars":
         return LARS(groups, config.lr)
     if config.optimizer == "adamw":
-        return AdamW(groups, config.lr, fused=fused)
-    return SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=fused)
+        return AdamW(groups, config.lr, fused=True)
+    return SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=True)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:

@@ -52,9 +52,10 @@ class Progress:
         self.console.print(
             f"pretraining {config.encoder} on {pictures:,} pictures: {config.epochs} epochs, {steps:,} steps of "
             f"{min(config.batch_size, pictures)} pictures, into {run.folder}\n"
-            f"  {config.views} views of a picture, {views.describe()}\n"
-            f"  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at batch "
-            f"256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} epochs\n"
+            f"  {config.views} views of a picture, {views.describe()}"
+            + (", at half and three quarters of the size first" if config.progressive else "")
+            + f"\n  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at "
+            f"batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} epochs\n"
             f"  precision {config.precision}, channels_last; seed {config.seed}"
             + ("" if watched else "; no labels to watch kNN with (--monitor names some)")
             + (f"\n  going on after step {step:,}" if step else ""),

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
+from timm.models.resnet import ResNet
 from torch import nn
 
 from stepclr import __version__
@@ -23,6 +24,7 @@ from stepclr.views import Views, policy_defaults
 from stepclr.views.fused import Renderer
 
 CONTRASTIVE = ("nt_xent", "supcon")  # of projections; the other losses are of logits
+STAGES = ((0.4, 0.5), (0.75, 0.75))  # of a progressive run: up to this share of the steps, this share of the size
 CHANGEABLE = {"epochs", "keep_every", "monitor", "cache_gib"}  # on resume; all else stays as the run began
 
 
@@ -39,6 +41,8 @@ def settle(config: PretrainConfig, images: ImageSet, teacher: Classifier | None 
         if getattr(config, name) is not None and not getattr(config, name) > 0:
             raise StepclrError(f"{name} must be above 0, not {getattr(config, name)}")
     _check_loss(config, images)
+    if config.progressive and teacher:
+        raise StepclrError("--progressive is not for --loss distill: the teacher takes views of one size")
     size = config.size or (teacher.encoder.size if teacher else view_size(images))
     if teacher and teacher.encoder.size != size:
         raise StepclrError(f"--size {size}: the teacher takes views of {teacher.encoder.size} px; leave --size out")
@@ -84,11 +88,11 @@ def _check_loss(config: PretrainConfig, images: ImageSet) -> None:
             raise StepclrError(f"{option} needs labels, and {images.source} has none; nt_xent needs none")
 
 
-def views_of(config: PretrainConfig, renderer: Renderer = "auto") -> Views:
-    """The views of a run; one that goes on renders as it began."""
+def views_of(config: PretrainConfig, renderer: Renderer = "auto", share: float = 1.0) -> Views:
+    """The views of a run, `share` of its size; one that goes on renders as it began."""
     return Views(
         config.policy,
-        config.view_size,
+        round(share * config.view_size),
         config.strength,
         config.blur,
         config.min_area,
@@ -96,6 +100,12 @@ def views_of(config: PretrainConfig, renderer: Renderer = "auto") -> Views:
         warp=config.warp,
         renderer=renderer,
     )
+
+
+def growing(config: PretrainConfig, views: Views) -> list[tuple[float, Views]]:
+    """(share of the steps, the views up to there): smaller ones first in a progressive run, which learns from more."""
+    stages = STAGES if config.progressive else ()
+    return [*((until, views_of(config, views.renderer, share)) for until, share in stages), (1.0, views)]
 
 
 def view_size(images: ImageSet) -> int:
@@ -146,6 +156,8 @@ def build(config: PretrainConfig, images: ImageSet, teacher: Classifier | None =
     """
     encoder = build_encoder(config.encoder, config.stem, config.weights, config.view_size, config.normalize_h)
     encoder.classes = list(images.chosen or [])
+    if config.progressive and not isinstance(encoder.body, ResNet):
+        raise StepclrError(f"--progressive is for ResNets, which take views of any size; {config.encoder} takes one")
     if config.checkpoint_activations:
         checkpoint_activations(encoder)
     if config.loss in CONTRASTIVE:
