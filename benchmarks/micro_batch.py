@@ -2,10 +2,11 @@
 
     python benchmarks/micro_batch.py [--size 32] [--micro-batch 128] [--batches 256,512,1024,2048,4096] [--whole 1024]
 
-ResNet-18 with stem `small-stride2`, SimCLR views of random pictures, float32, SGD; each row is a process of its
-own, its memory the whole process's peak. `--whole` is the largest batch that is also taken at once. The last lines say how far
-the gradient in parts is from the one at once (distance over length, the whole vector; both of a batch of 256): with
-BatchNorm, which sees each part by itself, and with GroupNorm in its place.
+ResNet-18 with stem `small-stride2`, SimCLR views of random pictures, float32, SGD. Each row is a process of its own,
+and its memory the whole process's peak. `--whole` is the largest batch that is also taken at once.
+
+The last lines say how far the gradient in parts is from the one at once (distance over length, the whole vector; of a
+batch of 256): with BatchNorm, which sees each part by itself, and with GroupNorm in its place.
 """
 
 import argparse
