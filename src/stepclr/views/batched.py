@@ -22,7 +22,7 @@ from stepclr.views.color import hue, luma
 from stepclr.views.draw import Draws
 from stepclr.views.ops import CONTRAST, HUE, SATURATION, BlurDraws, Drawn, GreyDraws, JitterDraws, TableDraws, WarpDraws
 from stepclr.views.render import Interpolation, _bicubic, _cut_out, blur_kernel, render
-from stepclr.views.warp import thin_plate_field
+from stepclr.views.warp import bilinear, thin_plate_field
 
 WIDTHS: dict[type[Drawn], tuple[int, ...]] = {  # numbers of a view in each field of what was drawn
     JitterDraws: (1, 4, 4),
@@ -177,19 +177,7 @@ def _warp(
     index = torch.arange(size, dtype=torch.float64, device=x.device)
     pixels = torch.stack([index.repeat_interleave(size), index.repeat(size)], dim=1)
     field = thin_plate_field(knots.view(-1, 4, 2), weights.view(-1, 7, 2), pixels / size)
-    at = (pixels - field * (size * warp[..., None])).clamp(0, size - 1)
-    first = at.floor()
-    down, right = (at - first).float()[:, None].unbind(-1)
-    top, left = first.long().unbind(-1)
-    bottom, far = (top + 1).clamp(max=size - 1), (left + 1).clamp(max=size - 1)
-    flat = x.flatten(2)
-
-    def values(row: Tensor, column: Tensor) -> Tensor:
-        return flat.gather(2, (row * size + column)[:, None].expand(-1, 3, -1))
-
-    upper = values(top, left) * (1 - right) + values(top, far) * right
-    lower = values(bottom, left) * (1 - right) + values(bottom, far) * right
-    return (upper * (1 - down) + lower * down).view_as(x)
+    return bilinear(x, (pixels - field * (size * warp[..., None])).clamp(0, size - 1))
 
 
 CHANGES: dict[type[Drawn], Callable[..., Tensor]] = {

@@ -58,7 +58,12 @@ def sparse_image_warp(
     field = thin_plate_field(
         torch.from_numpy(knots).to(x.device), torch.from_numpy(weights).to(x.device), pixels / size
     )
-    at = (pixels - field * size).clamp(0, size - 1)
+    return bilinear(x, (pixels - field * size).clamp(0, size - 1))
+
+
+def bilinear(x: Float[Tensor, "n 3 s s"], at: Float[Tensor, "n m 2"]) -> Float[Tensor, "n 3 s s"]:
+    """The picture's values at these places, (row, column) in pixels within it, one for each pixel in turn."""
+    size = x.shape[-1]
     first = at.floor()
     down, right = (at - first).to(x)[:, None].unbind(-1)
     top, left = first.long().unbind(-1)
