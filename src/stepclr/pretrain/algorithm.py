@@ -168,7 +168,7 @@ def pretrain(
         else:
             run.write("config.json", json.dumps(facts, indent=2))
         images.list_skipped(run.folder / "skipped.csv")
-        with threads((stored or facts)["threads"]):
+        with run.held(), threads((stored or facts)["threads"]):
             _train(run, config, images, watched, views, model, teacher, report, profile)
             encoder, head, classifier = encoder_of(model), model["head"], None
             save_encoder(encoder, run.folder / "encoder.safetensors")
@@ -202,7 +202,7 @@ def _train(
     for module in (model.train(), teacher.eval() if teacher else nn.Identity()):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config)
-    step, facts = load_checkpoint(run.folder / "checkpoint", model, optimizer)
+    step, facts = load_checkpoint(run.folder / "checkpoint", model, optimizer, report.say)
     run.cut_metrics(step)
     per_epoch = steps_per_epoch(len(images), config.batch_size)
     steps, warmup_steps = config.epochs * per_epoch, round(config.warmup_epochs * per_epoch)

@@ -1,6 +1,8 @@
 """Checkpoints: all that step k needs to go on, in one safetensors file that appears whole or not at all."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,18 +23,22 @@ def save_checkpoint(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"step": str(step), "facts": json.dumps(facts)}
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+    content = save(tensors, metadata | {"digest": _digest(tensors, metadata)})
     write_whole(folder / f"step-{step:08d}.safetensors", lambda file: file.write(content))
     for path in checkpoints(folder)[:-2]:
         if _step(path) not in keep:
             path.unlink()
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> tuple[int, Fields]:
-    """Put the newest checkpoint that can be read into model and optimiser; (0, {}) where there is none.
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], object]
+) -> tuple[int, Fields]:
+    """Put the newest checkpoint that is whole into model and optimiser; (0, {}) where there is none.
 
-    Raises StepclrError if there are checkpoints and none of them can be read, or if one is of another network.
+    `say` is told of each newer one that is torn, or whose bytes have changed since it was written. Raises StepclrError
+    if there are checkpoints and none of them is whole, or if one is of another network.
     """
     for torn in folder.glob(".*.tmp"):  # what a kill left of a checkpoint half written
         torn.unlink()
@@ -40,9 +46,12 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> tup
     for path in reversed(paths):
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, OSError):
+            if metadata.pop("digest", "") != _digest(tensors, metadata):
+                raise OSError("its bytes are not those that were written")
+        except (SafetensorError, OSError) as error:
+            say(f"{path} is damaged ({error}): going on from the one before it")
             continue
         try:
             model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
@@ -60,6 +69,15 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer) -> tup
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint files, oldest first."""
     return sorted(folder.glob("step-*.safetensors"), key=_step)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """A checksum of the tensors' names, kinds and bytes, and of what is said of them."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _step(path: Path) -> int:

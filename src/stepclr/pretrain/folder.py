@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,30 @@ class Run:
                 raise StepclrError(f"{self.folder} holds a run already: go on with --resume, or name another --out")
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise StepclrError(f"{self.folder} exists and is no run: name another --out")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No second process trains in the folder meanwhile; however this one ends, the folder is free again.
+
+        Raises StepclrError if another holds it. Where the system has no such locks, nothing is held.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise StepclrError(
+                        f"another process is training in {self.folder}: let it end, or name another --out"
+                    ) from None
+            yield
+        finally:
+            os.close(folder)
 
     def write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, lambda file: file.write(text.encode()))

@@ -1,0 +1,117 @@
+"""What happens to long runs: checkpoints that rot, and a second run in the same folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import stepclr
+from stepclr.pretrain.checkpoint import checkpoints
+
+SETTINGS: dict[str, Any] = {
+    "encoder": "test_resnet",
+    "stem": "small-stride2",
+    "epochs": 3,
+    "batch_size": 16,
+    "head": "32-16",
+    "limit": 48,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return stepclr.pretrain("sample:unlabeled", out, progress=False, **SETTINGS)
+
+
+def resumed(out: Path) -> stepclr.Run:
+    return stepclr.pretrain("sample:unlabeled", out, resume=True, progress=True, **SETTINGS)
+
+
+def same(a: stepclr.Run, b: stepclr.Run) -> bool:
+    left, right = a.encoder().state_dict(), b.encoder().state_dict()
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("part", ["header", "metadata", "tensors", "cut"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
+    part: str, whole: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One flipped bit anywhere, or a file cut short, and the run still ends bit for bit as it did."""
+    generator = np.random.default_rng(0)
+    for trial in range(1 if part == "cut" else 8):
+        out = tmp_path / str(trial)
+        shutil.copytree(whole.folder, out)
+        newest = checkpoints(out / "checkpoint")[-1]
+        content = bytearray(newest.read_bytes())
+        header = 8 + int.from_bytes(content[:8], "little")
+        start = content.index(b"__metadata__")
+        low, high = {
+            "header": (8, header),
+            "metadata": (start, content.index(b"}", start)),
+            "tensors": (header, len(content)),
+            "cut": (0, 1),
+        }[part]
+        if part == "cut":
+            del content[-1:]
+        else:
+            content[int(generator.integers(low, high))] ^= 1 << int(generator.integers(8))
+        newest.write_bytes(content)
+        assert same(whole, resumed(out))
+        said = capsys.readouterr().err
+        assert f"{newest} is damaged" in said
+        assert "going on after step 6" in said  # of 9
+
+
+def test_where_every_checkpoint_is_damaged_it_says_so(whole: stepclr.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    for path in checkpoints(out / "checkpoint"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        stepclr.StepclrError, match=r"^no checkpoint in .* can be read; begin again with another --out$"
+    ):
+        resumed(out)
+
+
+def test_a_second_run_in_the_folder_refuses_and_the_first_goes_on(whole: stepclr.Run, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    checkpoints(out / "checkpoint")[-1].unlink()
+    before = sorted(path.name for path in (out / "checkpoint").iterdir())
+    words = ["pretrain", "sample:unlabeled", "--out", str(out), "--resume"]
+    with whole.__class__(out).held():
+        second = subprocess.run([sys.executable, "-m", "stepclr", *words], capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert second.stderr.splitlines()[-1] == (
+            f"stepclr: another process is training in {out}: let it end, or name another --out"
+        )
+        assert sorted(path.name for path in (out / "checkpoint").iterdir()) == before
+    assert same(whole, resumed(out))  # it is free again
+
+
+def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    code = (
+        "import sys, time; from pathlib import Path; from stepclr.pretrain import Run\n"
+        "with Run(Path(sys.argv[1])).held():\n    print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, os.fspath(out)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(stepclr.StepclrError, match="another process is training"), stepclr.Run(out).held():
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with stepclr.Run(out).held():
+        pass
