@@ -2,15 +2,16 @@
 
     python benchmarks/micro_batch.py [--size 32] [--micro-batch 128] [--batches 256,512,1024,2048,4096] [--whole 1024]
 
-ResNet-18 with stem `small-stride2`, SimCLR views of random pictures, float32, SGD. Each row is a process of its own,
+ResNet-18 with stem `small-stride2`, SimCLR views of random pictures, SGD. Each row is a process of its own,
 and its memory the whole process's peak. `--whole` is the largest batch that is also taken at once.
 
 The last lines say how far the gradient in parts is from the one at once (distance over length, the whole vector; of a
-batch of 256): with BatchNorm, which sees each part by itself, and with GroupNorm in its place.
+batch of 256, in float32): with BatchNorm, which sees each part by itself, and with GroupNorm in its place.
 """
 
 import argparse
 import time
+from typing import Literal
 
 import torch
 from memory import in_own_process, peak_mebibytes
@@ -23,17 +24,18 @@ from stepclr.pretrain.optimizer import build_optimizer
 from stepclr.pretrain.settle import build, settle, views_of
 
 COMPARED = 256  # pictures
+Precision = Literal["auto", "fp32"]
 
 
 def step(
-    size: int, batch: int, micro_batch: int | None, group_norm: bool = False, steps: int = 2
+    size: int, batch: int, micro_batch: int | None, precision: Precision, group_norm: bool = False, steps: int = 2
 ) -> tuple[float, float, Tensor]:
     """Peak memory in MiB, seconds of the last step, and its gradient."""
     torch.manual_seed(0)
     pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
     images = stepclr.open_images(pictures)
     wanted = PretrainConfig(
-        "resnet18", stem="small-stride2", size=size, batch_size=batch, micro_batch=micro_batch, precision="fp32"
+        "resnet18", stem="small-stride2", size=size, batch_size=batch, micro_batch=micro_batch, precision=precision
     )
     config = settle(wanted, images)
     model = build(config, images).train()
@@ -60,13 +62,13 @@ def _use_group_norm(module: nn.Module) -> None:
 
 def distance(size: int, micro_batch: int, group_norm: bool) -> float:
     """How far the gradient of COMPARED pictures in parts is from the one at once, over the latter's length."""
-    parts, whole = (step(size, COMPARED, micro, group_norm, steps=1)[2] for micro in (micro_batch, None))
+    parts, whole = (step(size, COMPARED, micro, "fp32", group_norm, steps=1)[2] for micro in (micro_batch, None))
     return float((parts - whole).norm() / whole.norm())
 
 
 def memory_and_time(size: int, batch: int, micro_batch: int | None) -> tuple[float, float]:
     """Peak memory in MiB, and seconds of the second step."""
-    return step(size, batch, micro_batch)[:2]
+    return step(size, batch, micro_batch, "auto")[:2]
 
 
 def main() -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import stepclr
+from stepclr.cli import main
+from stepclr.pretrain import algorithm
 from stepclr.pretrain.checkpoint import checkpoints
 
 SETTINGS: dict[str, Any] = {
@@ -115,3 +118,50 @@ def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path)
     child.stdout.close()
     with stepclr.Run(out).held():
         pass
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """48 picture files of the sample, not in the cache."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, picture in enumerate(stepclr.open_images("sample:unlabeled", limit=48).read(range(48))):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
+    return folder
+
+
+def spoil(photos: Path, count: int) -> None:
+    """Some are gone, some are garbage, one is empty."""
+    for i, path in enumerate(sorted(photos.iterdir())[:count]):
+        if i % 3 == 0:
+            path.unlink()
+        else:
+            path.write_bytes(b"no picture" * (i % 3 - 1))
+
+
+@pytest.mark.parametrize("count", [2, 9])  # of 48: 4% and 19%
+def test_pictures_lost_during_a_run_are_counted_and_too_many_end_it(
+    count: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = algorithm.save_checkpoint
+
+    def save_and_spoil(folder: Path, step: int, *rest: Any) -> None:
+        save(folder, step, *rest)
+        if step == 3:
+            spoil(photos, count)
+
+    monkeypatch.setattr(algorithm, "save_checkpoint", save_and_spoil)
+    words = ["pretrain", str(photos), "--out", str(tmp_path / "run"), "--cache-gib", "0.000001"]
+    words += ["--encoder", "test_resnet", "--stem", "small-stride2", "--epochs", "4", "--batch-size", "16"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    said = capsys.readouterr().err.splitlines()[-1]
+    if count == 2:
+        assert not stop.value.code
+        assert (tmp_path / "run" / "skipped.csv").read_text().count("\n") == 1 + count
+        return
+    assert stop.value.code == 2
+    assert "of 48 pictures of" in said
+    assert "--resume goes on" in said
+    assert checkpoints(tmp_path / "run" / "checkpoint")[-1].name == "step-00000003.safetensors"
+    assert (tmp_path / "run" / "skipped.csv").exists()

@@ -50,6 +50,7 @@ from stepclr.views import Views, policy_name, view_keys
 from stepclr.views.batched import compiles, to_device
 
 LOG_EVERY = 10  # steps
+MOST_LOST = 0.05  # of the pictures; more that can no longer be read end a run: it would be another one
 CHECKPOINT_AFTER = 600  # seconds without one; each epoch ends with one anyway,
 SOON = 30  # but on a GPU, where an epoch may take 2 seconds, only if the last is so many seconds old
 
@@ -219,6 +220,7 @@ def _train(
         (until, clock.views(own) if clock else own) for until, own in growing(config, views)
     ]
 
+    unread = len(fed.skipped)
     losses: list[Tensor] = []  # since the last look at them: each look makes a GPU wait
     with (
         Interruption() as interruption,
@@ -230,6 +232,7 @@ def _train(
             feed = batches(fed, config.seed, epoch, config.batch_size, step % per_epoch, config.balanced, device)
             feed = meter.watch(feed)
             for pictures, places in clock.feed(feed) if clock else feed:
+                _check_readable(fed, unread, step, run)
                 rate = rate_at(step, steps, warmup_steps, peak)
                 set_rate(optimizer, rate)
                 # What dropout or drop-path draw depends on the step alone too.
@@ -298,6 +301,18 @@ def _check_finite(losses: list[Tensor], model: nn.ModuleDict, step: int, rate: f
         f"{what} at step {when} (learning rate {rate:.4g}): try a lower --lr, a longer --warmup or --precision fp32; "
         f"the last good checkpoint is in {run.folder / 'checkpoint'}"
     )
+
+
+def _check_readable(images: ImageSet, before: int, step: int, run: Run) -> None:
+    """Raise StepclrError if more than MOST_LOST of the pictures have become unreadable since the run began to read."""
+    lost = len(images.skipped) - before
+    if lost > MOST_LOST * len(images):
+        images.list_skipped(run.folder / "skipped.csv")
+        name, reason = images.skipped[-1]
+        raise StepclrError(
+            f"{lost} of {len(images)} pictures of {images.source} can no longer be read, as {name}: {reason}; stopped "
+            f"at step {step}: bring them back, and the same command with --resume goes on"
+        )
 
 
 def _is_watched(epoch: int, epochs: int) -> bool:
