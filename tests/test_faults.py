@@ -14,8 +14,7 @@ from PIL import Image
 
 import stepclr
 from stepclr.cli import main
-from stepclr.pretrain import algorithm
-from stepclr.pretrain.checkpoint import checkpoints
+from stepclr.pretrain.checkpoint import checkpoints, save_checkpoint
 
 SETTINGS: dict[str, Any] = {
     "encoder": "test_resnet",
@@ -143,14 +142,12 @@ def spoil(photos: Path, count: int) -> None:
 def test_pictures_lost_during_a_run_are_counted_and_too_many_end_it(
     count: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save = algorithm.save_checkpoint
-
     def save_and_spoil(folder: Path, step: int, *rest: Any) -> None:
-        save(folder, step, *rest)
+        save_checkpoint(folder, step, *rest)
         if step == 3:
             spoil(photos, count)
 
-    monkeypatch.setattr(algorithm, "save_checkpoint", save_and_spoil)
+    monkeypatch.setattr("stepclr.pretrain.algorithm.save_checkpoint", save_and_spoil)
     words = ["pretrain", str(photos), "--out", str(tmp_path / "run"), "--cache-gib", "0.000001"]
     words += ["--encoder", "test_resnet", "--stem", "small-stride2", "--epochs", "4", "--batch-size", "16"]
     with pytest.raises(SystemExit) as stop:

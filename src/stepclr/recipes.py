@@ -28,7 +28,7 @@ def sample() -> PretrainConfig:
 
 
 def cifar10() -> PretrainConfig:
-    """CIFAR-10 (32 px), 10,000 pictures in 8 minutes on two cores: kNN .479 (measured, n = 2)."""
+    """CIFAR-10 (32 px): 6 epochs on 10,000 pictures, under 3 minutes on two cores, give kNN .4536 (measured, n = 1)."""
     return PretrainConfig(
         encoder="resnet18",
         stem="small-stride2",
