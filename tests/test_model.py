@@ -202,8 +202,8 @@ def test_a_misspelt_encoder_or_stem_is_answered_with_the_nearest(arguments: tupl
     one_line(error)
 
 
-def test_an_encoder_with_tiny_maps_computes_features_by_plain_convolutions() -> None:
-    """Without gradient or in float32, its numbers are timm's own to the last bit; in bf16 training they are close."""
+def test_an_encoder_with_tiny_maps_has_timms_features_in_float32() -> None:
+    """To the last bit; in bfloat16, where small maps go by patches, as close as timm's own in bfloat16."""
     encoder = trained("resnet18")
     body = timm.create_model("resnet18", num_classes=0)
     body.set_submodule("conv1", nn.Conv2d(3, 64, 3, 1, 1, bias=False))
@@ -215,9 +215,9 @@ def test_an_encoder_with_tiny_maps_computes_features_by_plain_convolutions() -> 
     assert torch.equal(encoder(x), exact)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
-            assert torch.equal(encoder(x), body(normed))
-        error = (encoder(x) - exact).norm()
-    assert 0 < error < 0.02 * exact.norm()
+            error, usual = (encoder(x) - exact).norm(), (body(normed) - exact).norm()
+        assert 0 < error < 1.1 * usual < 0.02 * exact.norm()
+        assert 0 < (encoder(x) - exact).norm() < 1.1 * usual
 
 
 # Preprocessing.
