@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from touches import Forks, forks
 
 # torch is not imported yet, and children inherit it: on a shared machine two threads spin for each other, and what is
 # tested here is small.
@@ -28,3 +29,10 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("STEPCLR_DATA", str(tmp_path_factory.mktemp("data")))
         patch.setenv("STEPCLR_KERNELS", str(tmp_path_factory.mktemp("kernels")))
         yield
+
+
+@pytest.fixture(scope="session")
+def forked(own_caches: None) -> Iterator[Forks]:  # noqa: ARG001
+    """Runs commands in forks of one process, and stops them where a test wants it."""
+    with forks() as server:
+        yield server

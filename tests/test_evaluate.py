@@ -262,7 +262,7 @@ def test_the_fingerprint_sees_weights_and_buffers(run: Path) -> None:
 def test_features_taken_in_train_mode_are_caught(
     run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def in_train_mode(encoder: Encoder, images: ImageSet) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    def in_train_mode(encoder: Encoder, images: ImageSet, **_: Any) -> tuple[torch.Tensor, NDArray[np.int64]]:
         encoder.train()
         with torch.no_grad():
             return encoder(encoder.preprocess(images.read(range(len(images))))), np.arange(len(images))
@@ -422,7 +422,7 @@ def test_a_picture_that_vanishes_on_the_way_is_an_error(
 ) -> None:
     original = represent
 
-    def one_less(encoder: Encoder, images: ImageSet) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    def one_less(encoder: Encoder, images: ImageSet, **_: Any) -> tuple[torch.Tensor, NDArray[np.int64]]:
         h, kept = original(encoder, images)
         return (h[1:], kept[1:]) if encoder.name == "pixels" else (h, kept)
 

@@ -9,21 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from small import SETTINGS, photos_in, same
 
 import stepclr
 from stepclr.cli import main
 from stepclr.pretrain.checkpoint import checkpoints, save_checkpoint
-
-SETTINGS: dict[str, Any] = {
-    "encoder": "test_resnet",
-    "stem": "small-stride2",
-    "epochs": 3,
-    "batch_size": 16,
-    "head": "32-16",
-    "limit": 48,
-}
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +24,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
 
 def resumed(out: Path) -> stepclr.Run:
     return stepclr.pretrain("sample:unlabeled", out, resume=True, progress=True, **SETTINGS)
-
-
-def same(a: stepclr.Run, b: stepclr.Run) -> bool:
-    left, right = a.encoder().state_dict(), b.encoder().state_dict()
-    return all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("part", ["header", "metadata", "tensors", "cut"])
@@ -122,11 +107,7 @@ def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path)
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """48 picture files of the sample, not in the cache."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i, picture in enumerate(stepclr.open_images("sample:unlabeled", limit=48).read(range(48))):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
-    return folder
+    return photos_in(tmp_path / "photos")
 
 
 def spoil(photos: Path, count: int) -> None:
@@ -162,3 +143,11 @@ def test_pictures_lost_during_a_run_are_counted_and_too_many_end_it(
     assert "--resume goes on" in said
     assert checkpoints(tmp_path / "run" / "checkpoint")[-1].name == "step-00000003.safetensors"
     assert (tmp_path / "run" / "skipped.csv").exists()
+
+
+def test_a_copy_beside_the_checkpoints_is_left_alone(whole: stepclr.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    newest = checkpoints(out / "checkpoint")[-1]
+    shutil.copy(newest, newest.with_name("step-9 (copy).safetensors"))
+    assert same(whole, resumed(out))

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 from stepclr import StepclrError, contrastive, nt_xent
 from stepclr.loss import tiles
-from stepclr.loss.tiles import LogSumOfOthers, exact_products, exact_setting
+from stepclr.loss.tiles import Tiles, exact_products, exact_setting
 
 SMALL = {"cpu": (3, 5), "cuda": (3, 5)}
 
@@ -52,11 +52,11 @@ def value_and_gradient(loss: partial[Tensor], z: Tensor) -> tuple[Tensor, Tensor
     return value.detach(), gradient
 
 
-def check(m: int, kind: str, tau: float, dtype: torch.dtype, full_rows: bool = False) -> None:
+def check(m: int, kind: str, tau: float, dtype: torch.dtype) -> None:
     """Equal to the plain form: to 1e-12 in float64, to 1e-5 of the value and of the whole gradient in float32."""
     z = torch.randn(m, 16, generator=torch.Generator().manual_seed(m), dtype=torch.float64).to(dtype)
     groups = groups_of(kind, m)
-    value, gradient = value_and_gradient(partial(contrastive, groups=groups, temperature=tau, full_rows=full_rows), z)
+    value, gradient = value_and_gradient(partial(contrastive, groups=groups, temperature=tau), z)
     expected, slope = value_and_gradient(partial(plain, groups=groups, tau=tau), z)
     error = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(value, expected, rtol=error, atol=error)
@@ -68,15 +68,14 @@ def check(m: int, kind: str, tau: float, dtype: torch.dtype, full_rows: bool = F
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("m", [2, 6, 130])
 @pytest.mark.parametrize("tau", [0.01, 0.1, 0.5])
-@pytest.mark.parametrize("full_rows", [False, True])
 def test_tiles_of_any_shape_add_up_to_the_plain_form(
-    m: int, kind: str, tau: float, dtype: torch.dtype, full_rows: bool, monkeypatch: pytest.MonkeyPatch
+    m: int, kind: str, tau: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(m, kind, tau, dtype, full_rows)
+    check(m, kind, tau, dtype)
     monkeypatch.setattr(tiles, "SIDES", SMALL)
-    check(m, kind, tau, dtype, full_rows)
+    check(m, kind, tau, dtype)
     monkeypatch.setattr(tiles, "KEPT", 40)  # some tiles are kept, others are not
-    check(m, kind, tau, dtype, full_rows)
+    check(m, kind, tau, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -86,13 +85,11 @@ def test_many_rows_with_the_tiles_as_they_are(kind: str, tau: float, dtype: torc
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.3])
-@pytest.mark.parametrize("full_rows", [False, True])
-def test_gradcheck(tau: float, full_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradcheck(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "SIDES", SMALL)
-    z = F.normalize(torch.randn(13, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    assert gradcheck(lambda z: LogSumOfOthers.apply(z, tau, full_rows), (z.requires_grad_(),), eps=1e-7, atol=1e-5)
+    z = torch.randn(13, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     groups = groups_of("some without positives", 13)
-    assert gradcheck(lambda z: contrastive(z, groups, tau, full_rows=full_rows), (z.detach().requires_grad_(),))
+    assert gradcheck(lambda z: contrastive(z, groups, tau), (z,), eps=1e-7, atol=1e-5)
 
 
 def test_backward_twice_gives_the_gradient_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,11 +105,16 @@ def test_backward_twice_gives_the_gradient_twice(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(third, once)
 
 
-def test_full_rows_do_not_depend_on_the_other_rows_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    z = F.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(0)))
-    whole = LogSumOfOthers.apply(z, 0.5, True)
-    monkeypatch.setattr(tiles, "SIDES", {"cpu": (64, 512), "cuda": (64, 512)})
-    torch.testing.assert_close(LogSumOfOthers.apply(z, 0.5, True), whole)
+@pytest.mark.parametrize("tau", [0.01, 0.5])
+@pytest.mark.parametrize("sides", [(3, 5), (64, 512)])
+def test_the_rows_of_a_rank_have_the_sums_that_they_have_among_all(
+    tau: float, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = F.normalize(torch.randn(130, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    whole = (z @ z.T / tau).fill_diagonal_(-torch.inf).logsumexp(1)
+    monkeypatch.setattr(tiles, "SIDES", {"cpu": sides, "cuda": sides})
+    for rows in (slice(0, 130), slice(0, 40), slice(40, 41), slice(41, 130)):
+        torch.testing.assert_close(Tiles(z, tau, rows).log_sums(), whole[rows], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fault", ["the diagonal kept", "a mirror tile forgotten", "rows only", "no temperature"])

@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from small import SETTINGS
 
 import stepclr
 from stepclr.loss import tiles
 from stepclr.pretrain import algorithm
 from stepclr.pretrain.profile import PARTS, WARM_UP
 
-SETTINGS: dict[str, Any] = {
-    "encoder": "test_resnet",
-    "stem": "small-stride2",
-    "epochs": 3,
-    "batch_size": 16,
-    "head": "32-16",
-    "limit": 48,
-}
 STEPS = 3 * 48 // 16
 DELAY = 0.2  # seconds, many times what any part of so small a step takes
 

@@ -28,6 +28,7 @@ COMMANDS = [
 SHORT = {
     "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
     "steps": ["--encoder", "test_resnet"],
+    "doctor": ["--encoder", "test_resnet", "--limit", "48"],
     "evaluate": ["--draws", "2"],
     "finetune": ["--epochs", "1"],
     "distill": ["--epochs", "1", "--limit", "64"],

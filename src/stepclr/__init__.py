@@ -11,9 +11,10 @@ Data flows one way through its rooms; a room imports only from rooms before it.
     step 6   pretrain/         all of the above -> a run folder (Algorithm 1)
     step 7   classify/         encoder, few labels -> classifier -> predictions; teacher -> student
     step 7b  evaluate/         frozen encoder, few labels -> scores beside their baselines
-    step 8   use/, report/     encoder -> embeddings; run -> tables and a walk through the steps
+    step 8   use/, report/     encoder -> embeddings; run -> tables and a walk through the steps; a doctor's findings
 
-Around them: `config.py` (settings), `recipes.py` (named settings), `cli/` (one function a command), `errors.py`.
+Around them: `config.py` (settings), `recipes.py` (named settings), `cli/` (one function a command), `ranks.py` (many
+processes on one job), `errors.py`.
 
 The names below are the public ones; they load on first use, so that `import stepclr` does not import torch.
 """

@@ -3,10 +3,24 @@
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
+
+from stepclr.errors import StepclrError
+
+# What config.json holds besides the settings, and a resumed run asks for.
+FACTS = {
+    "source": str,
+    "classes": list[str],
+    "limit": int | None,
+    "pictures": int,
+    "names_sha256": str,
+    "threads": int,
+    "renderer": str,
+}
 
 
 def _default(when_open: str, metavar: str) -> object:
@@ -130,10 +144,49 @@ class PretrainConfig:
         return self.warmup
 
 
+class Stored(dict[str, Any]):
+    """The fields of a config.json. One that is asked for and not there raises StepclrError."""
+
+    path: Path
+
+    def __missing__(self, name: str) -> Any:
+        raise StepclrError(f"{self.path} is damaged: it has no {name!r}")
+
+
+def stored_fields(run: Path) -> Stored | None:
+    """config.json of the run in that folder; None where there is none. Raises StepclrError if it is damaged."""
+    path = run / "config.json"
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise StepclrError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise StepclrError(f"{path} is damaged: it is no JSON object")
+    for name, kind in {**get_type_hints(PretrainConfig), **FACTS}.items():
+        if name in found and not _is_a(found[name], kind):
+            raise StepclrError(f"{path} is damaged: {name} is {found[name]!r}")
+    stored = Stored(found)
+    stored.path = path
+    return stored
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return any(_is_a(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) in (tuple, list):  # JSON has lists only
+        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    kinds = (int, float) if kind is float else kind
+    return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
+
+
 def stored_config(run: Path) -> PretrainConfig | None:
     """The settings of the run in that folder, as its config.json has them; None where there is none."""
-    path = run / "config.json"
-    return settings_in(json.loads(path.read_text())) if path.exists() else None
+    stored = stored_fields(run)
+    return None if stored is None else settings_in(stored)
 
 
 def settings_in(stored: dict[str, Any]) -> PretrainConfig:

@@ -8,6 +8,11 @@ class StepclrError(ValueError):
     """Input that cannot be used. Its message is one line; the command line prints it and exits with 2."""
 
 
+def one_line(text: str) -> str:
+    """`text` with what would end the line, or move in the terminal, written as an escape: a file's name may hold it."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def choose(what: str, given: str, choices: Iterable[str]) -> str:
     """`given` if it is one of `choices`; else raise `StepclrError` that names the nearest choice and them all."""
     known = list(choices)

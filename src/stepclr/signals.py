@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepclr.loss.tiles import LogSumOfOthers
+from stepclr.loss.tiles import Tiles
 
 ROWS = 1024  # compared with all others at a time: memory stays flat
 
@@ -55,7 +55,7 @@ def uniformity(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """log mean exp(-2 |z_a - z_b|^2) over pairs a < b: 0 is collapsed, about -4 is spread out (Wang & Isola 2020)."""
     z = F.normalize(z.float())
     # |z_a - z_b|^2 = 2 - 2 z_a.z_b, so that the mean over pairs is the loss's own sum at temperature 1/4.
-    total = LogSumOfOthers.apply(z, 0.25, False).logsumexp(0)
+    total = Tiles(z, 0.25).log_sums().logsumexp(0)
     uniform: Tensor = total - 4 - math.log(len(z) * (len(z) - 1))
     return uniform
 

@@ -13,6 +13,7 @@ from stepclr.data import ImageSet
 from stepclr.errors import StepclrError, choose
 from stepclr.model import Classifier, Encoder, represent
 from stepclr.pretrain.supervised import logits
+from stepclr.ranks import ALONE, Ranks
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -44,12 +45,14 @@ def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = No
     return list(classes)
 
 
-def prepare(encoder: Encoder, images: ImageSet, classes: list[str]) -> tuple[ImageSet, np.ndarray, dict[str, Any]]:
+def prepare(
+    encoder: Encoder, images: ImageSet, classes: list[str], ranks: Ranks = ALONE
+) -> tuple[ImageSet, np.ndarray, dict[str, Any]]:
     """The readable labelled pictures of these classes (labels in their order), their h, and how many were left out."""
     labelled = images.keep(images.classes)
     among = labelled.keep(classes)
     readable = among.decoded(2 * encoder.size)
-    h, kept = represent(encoder, readable)
+    h, kept = represent(encoder, readable, ranks=ranks)
     facts = {
         "source": images.source,
         "pictures": len(kept),

@@ -1,5 +1,6 @@
-"""The command line: one function a command, in `training.py`, `scoring.py` and `looking.py`."""
+"""The command line: one function a command, in `training.py`, `scoring.py`, `looking.py` and `packing.py`."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,20 +12,23 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from stepclr.cli.arguments import first_line
-from stepclr.cli.looking import demo, steps, views
+from stepclr.cli.looking import demo, doctor, steps, views
+from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, predict
 from stepclr.cli.training import distill, finetune, pretrain
 from stepclr.config import stored_config
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
 
-SOURCES = """A SOURCE is a folder or zip of pictures (class folders give labels), or NAME:SPLIT:
+SOURCES = """A SOURCE is a folder or zip of pictures (class folders give labels), shards (the folder that pack
+wrote, x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT:
   sample:{unlabeled,train,test}     bundled: Fashion-MNIST pictures
   stl10:{train,test,unlabeled,train+unlabeled}   cifar10:, cifar100:, fashion-mnist:{train,test}"""
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "steps": steps,
+    "doctor": doctor,
     "views": views,
     "pretrain": pretrain,
     "evaluate": evaluate,
@@ -33,7 +37,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
     "compare": compare,
     "embed": embed,
+    "pack": pack,
 }
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -56,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", 2))
     except (RuntimeError, OSError) as error:
         from stepclr.pretrain import Diverged
+        from stepclr.ranks import lost_the_others
 
+        if lost_the_others(error):
+            _fail("another rank has ended; its own error says why", 1)
         if not isinstance(error, Diverged | OSError):
             raise
-        _fail(str(error), 1)
+        _fail(_of_the_system(error) if isinstance(error, OSError) else str(error), 1)
     sys.exit(0)
 
 
@@ -79,7 +89,7 @@ def usage() -> str:
 
 def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
-    if name == "pretrain":  # the options' defaults are the recipe's, or on --resume the run's own
+    if name in ("pretrain", "doctor"):  # the options' defaults are the recipe's, or on --resume the run's own
         run = _peek(arguments, "--out") if "--resume" in arguments else None
         base = (stored_config(Path(run)) if run else None) or recipe_config(_peek(arguments, "--recipe"))
         command = partial(command, config=base)
@@ -96,6 +106,18 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
     return None
 
 
+def _of_the_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    hint = "; make room, and do it again (a run goes on with --resume)" if error.errno in FULL else ""
+    return f"{where}{error.strerror or error}{hint}"
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"stepclr: {message}", file=sys.stderr)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        message = f"rank {os.environ.get('RANK', '?')}: {message}"
+    print(f"stepclr: {one_line(message)}", file=sys.stderr)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(RuntimeError(message))  # torchrun's own last words repeat it
     sys.exit(code)

@@ -1,31 +1,43 @@
 """What the commands share: the kinds of their arguments, what they print, how they count."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 from tyro.conf import arg
+
+from stepclr.errors import one_line
 
 if TYPE_CHECKING:
     from stepclr.data import ImageSet
 
 Source = Annotated[str, arg(metavar="SOURCE")]
 Names = Annotated[str | None, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: all)")]
+Damaged = Annotated[Literal["refuse", "skip"], arg(metavar="{refuse,skip}")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")]
 
 
+def first_rank() -> bool:
+    """Whether this is the one process of those that torchrun has started that speaks of results."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
 def say(text: object) -> None:
-    """Print a result to standard output."""
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    """Print a result to standard output, once."""
+    if not first_rank():
+        return
+    shown = "\n".join(map(one_line, text.split("\n"))) if isinstance(text, str) else text  # which is a table
+    Console(highlight=False, soft_wrap=True).print(shown, markup=False)
 
 
-def open_source(source: str, classes: str | None, limit: int | None) -> "ImageSet":
+def open_source(source: str, classes: str | None, limit: int | None, damaged: Damaged = "refuse") -> "ImageSet":
     """`open_images` of what the command line was given."""
     from stepclr.data import open_images
 
-    return open_images(source, classes=names(classes), limit=limit)
+    return open_images(source, classes=names(classes), limit=limit, damaged=damaged)
 
 
 def names(text: str | None) -> list[str] | None:
@@ -40,6 +52,8 @@ class Counter:
         self.spoke = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        if not first_rank():
+            return
         if sys.stderr.isatty():
             print(f"\r{done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
         elif time.monotonic() - self.spoke > 15:

@@ -1,14 +1,18 @@
-"""Commands that show what the steps do: demo, steps, views. torch is imported inside them: help is instant."""
+"""Commands that show what the steps do or would meet: demo, steps, doctor, views.
 
+torch is imported inside them: help is instant.
+"""
+
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, open_source, say
+from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, open_source, say
 from stepclr.config import PretrainConfig, Strength
 from stepclr.errors import StepclrError
-from stepclr.recipes import recipe_config
+from stepclr.recipes import RECIPES, recipe_config
 
 
 def demo(
@@ -116,11 +120,13 @@ def views(
     """
     from PIL import Image
 
+    from stepclr.data.disk import write_whole
     from stepclr.pretrain.settle import view_size
     from stepclr.views import POLICIES, Views, policy_defaults, policy_sheet, sheet
 
     images = open_source(source, classes, None)
-    some = images.take([k * len(images) // rows for k in range(min(rows, len(images)))])
+    rows = min(rows, len(images))
+    some = images.take([k * len(images) // rows for k in range(rows)])
     side = size or view_size(images)
     shown = []
     for name in POLICIES if policy == "all" else [policy]:
@@ -136,13 +142,56 @@ def views(
             warp=None if "warp" in unused else warp,
         )
         shown.append(how)
-    pictures, _ = some.decoded(2 * side).read_readable(range(len(some)))
-    if out.suffix.lower() not in Image.registered_extensions():
+    some = some.decoded(2 * side)
+    pictures, _ = some.read_readable(range(len(some)))
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if not kind:
         raise StepclrError(f"--out {out} names no picture format; use a suffix as .png")
-    out.parent.mkdir(parents=True, exist_ok=True)
     drawn = policy_sheet(pictures, shown, seed) if policy == "all" else sheet(pictures, shown[0], seed, pairs)
-    drawn.save(out)
+    write_whole(out, lambda file: drawn.save(file, kind))
     what = "one view" if policy == "all" else f"{pairs} times {views} views"
     say(f"{out}: {len(pictures)} pictures, {what} each of")
     for how in shown:
         say(f"  {how.describe()}")
+
+
+def doctor(
+    source: Positional[Source],
+    config: PretrainConfig,
+    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: none)")] = None,
+    recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
+    classes: Names = None,
+    limit: Count = None,
+    out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None,
+    json: bool = False,
+) -> None:
+    """Look at the pictures before training: what is wrong with them, how long and large a run is, a recipe.
+
+    Args:
+        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        config: Settings of the run to reckon with, as pretrain takes them.
+        test: Pictures to score on later: are they among those to train on?
+        recipe: Settings by name, which the other options then change; see stepclr --help.
+        classes: Keep the labelled pictures of these classes only.
+        limit: Keep that many pictures only.
+        out: File for all that was found, as JSON.
+        json: Print that JSON instead of a screen.
+    """
+    from json import dumps
+
+    from stepclr.data.disk import write_whole
+    from stepclr.report.doctor import examine, screen
+
+    if out and out.suffix != ".json":
+        raise StepclrError(f"--out {out} names no format: its suffix must be .json")
+    if recipe:
+        print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
+    images = open_source(source, classes, limit)
+    found = examine(images, config, open_source(test, classes, None) if test else None, Counter())
+    text = dumps(found, indent=2)
+    if out:
+        write_whole(out, lambda file: file.write(text.encode()))
+    if json:
+        print(text)
+    else:
+        say(screen(found))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, names, open_source, say
+from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, names, open_source, say
 from stepclr.errors import StepclrError
 
 
@@ -105,6 +105,7 @@ def embed(
     classes: Names = None,
     limit: Count = None,
     precision: str = "fp32",
+    damaged_shards: Damaged = "refuse",
 ) -> None:
     """Write the representations of all pictures of a source, with their paths and labels.
 
@@ -115,8 +116,10 @@ def embed(
         classes: Keep the labelled pictures of these classes only.
         limit: Keep that many pictures only.
         precision: Arithmetic of the encoder: fp32, bf16.
+        damaged_shards: What to do about a shard that is missing, cut short or altered.
     """
     from stepclr.use import write_embeddings
 
-    written, skipped = write_embeddings(run, open_source(source, classes, limit), out, precision, Counter())
+    images = open_source(source, classes, limit, damaged_shards)
+    written, skipped = write_embeddings(run, images, out, precision, Counter())
     say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, names, say
+from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, first_line, names, open_source, say
 from stepclr.config import PretrainConfig
 from stepclr.recipes import RECIPES
 
@@ -20,6 +20,7 @@ def pretrain(
     limit: Count = None,
     resume: bool = False,
     profile: bool = False,
+    damaged_shards: Damaged = "refuse",
 ) -> None:
     """Pretrain an encoder on pictures without labels.
 
@@ -31,14 +32,16 @@ def pretrain(
         classes: Keep the labelled pictures of these classes only.
         limit: Keep that many pictures only.
         resume: Go on with the run in --out from its newest checkpoint.
+        damaged_shards: What to do about a shard that is missing, cut short or altered.
     """
     import stepclr
     from stepclr.report import loading_snippet
 
     if recipe:
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
+    images = open_source(source, None, None, damaged_shards) if damaged_shards == "skip" else source
     run = stepclr.pretrain(
-        source, out, config=config, classes=names(classes), limit=limit, resume=resume, profile=profile
+        images, out, config=config, classes=names(classes), limit=limit, resume=resume, profile=profile
     )
     say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
 

@@ -10,11 +10,17 @@ SimCLR (section 2) learns from pictures alone; labels are carried along for eval
     folders.py   folders and zips
     memory.py    arrays and torch Datasets
     named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST through torchvision
+    shards.py    tar shards, here or afar; tars.py: one pass over those that came without an index
+    shard_index.py   what lies where in shards: 40 bytes a picture, read where needed
+    shard_cache.py   shards from afar: fetched, verified, kept up to a limit
+    order.py     the order in which an epoch meets pictures in shards
+    packing.py   `pack`: any source -> shards
     sources.py   `open_images`: any of these
 """
 
 from stepclr.data.images import ImageSet
+from stepclr.data.packing import pack
 from stepclr.data.picture import upright_rgb
 from stepclr.data.sources import Source, open_images
 
-__all__ = ["ImageSet", "Source", "open_images", "upright_rgb"]
+__all__ = ["ImageSet", "Source", "open_images", "pack", "upright_rgb"]

@@ -50,6 +50,8 @@ def from_cache(
     progress: Progress | None,
 ) -> Decoded | None:
     """The rows' pictures from the cache, built first if need be; None if they take more than `budget` bytes."""
+    if store.known_sizes and not _fits(store, rows, short_side, budget):
+        return None
     prints = store.contents(rows, folder, False)
     if prints and (found := _load(_path(folder, prints, short_side), len(rows), budget)):
         return found
@@ -89,6 +91,8 @@ def in_memory(
 
 def header_sizes(store: Encoded, rows: NDArray[np.int64], folder: Path) -> Int64[np.ndarray, "n 2"]:
     """(height, width) of each row's whole picture, (0, 0) where it cannot be read; asked once and then remembered."""
+    if store.known_sizes:
+        return store.known_sizes(rows)
 
     def ask(row: int) -> str | None:
         with suppress(UnreadableError):

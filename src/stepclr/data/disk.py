@@ -6,8 +6,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ def user_folder(variable: str, name: str) -> Path:
 
 def write_whole(path: Path, write: Callable[[BufferedWriter], object]) -> None:
     """Write a file that every process sees whole or not at all: beside its place, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with named(path), temporary.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -45,7 +45,23 @@ def write_whole(path: Path, write: Callable[[BufferedWriter], object]) -> None:
         finally:
             os.close(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Errors of the system in here name this file, if no other: it does not say itself where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+def torn(folder: Path) -> list[Path]:
+    """What is left in a folder of files that `write_whole` was killed in, or is at just now."""
+    return list(folder.glob(".*.tmp"))
 
 
 def publish(path: Path, write: Callable[[BufferedWriter], object]) -> None:
@@ -138,7 +154,7 @@ def _hash(path: Path) -> str | None:
 
 
 def _sweep(folder: Path) -> None:
-    for left in folder.glob(".*.tmp"):
+    for left in torn(folder):
         try:
             if left.stat().st_mtime < time.time() - ABANDONED:
                 left.unlink()

@@ -43,7 +43,7 @@ def open_zip(path: Path) -> ImageSet:
     except (OSError, zipfile.BadZipFile) as error:
         raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
     named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.is_dir()}
-    members = {name: info for name, info in named.items() if _is_picture(name)}
+    members = {name: info for name, info in named.items() if is_picture(name)}
     outside = [name for name in members if name.startswith("/") or ".." in name.split("/")]
     paths = sorted(members.keys() - set(outside), key=lambda name: name.split("/"))
     tops = {name.split("/")[0] for name in paths}
@@ -55,7 +55,8 @@ def open_zip(path: Path) -> ImageSet:
         info = members[paths[row]]
         if info.file_size > LARGEST:
             raise UnreadableError(f"{info.file_size:,} bytes, above the limit of {LARGEST:,}")
-        return io.BytesIO(archive.read(info))
+        with archive.open(info) as member:  # `archive.read` would unpack all there is, whatever size the zip says
+            return io.BytesIO(member.read(info.file_size))
 
     def contents(rows: NDArray[np.int64], memory: Path, read: bool) -> list[str]:  # noqa: ARG001
         found = [members[paths[row]] for row in rows]
@@ -83,7 +84,8 @@ def _labelled_by_folder(
     return ImageSet(store, np.arange(len(names)), labels, classes, names, source, skipped)
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a path's suffix is a picture's, and no part of it is hidden."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and all(_is_shown(part) for part in name.split("/"))
 
 
@@ -115,6 +117,6 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                 if _is_shown(entry.name):
                     (waiting.append if entry.is_symlink() else waiting.appendleft)(f"{path}/")
-            elif _is_picture(entry.name) and (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
+            elif is_picture(entry.name) and (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
                 found.append(path)
     return sorted(found, key=lambda path: path.split("/")), skipped

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from stepclr.data.cache import Progress, from_cache, header_sizes, in_memory
 from stepclr.data.disk import user_folder, write_whole
-from stepclr.data.picture import UnreadableError, reduced_size
+from stepclr.data.order import ShardOrder
+from stepclr.data.picture import UnreadableError, reduced_sizes
+from stepclr.data.shard_index import Names
 from stepclr.data.stores import Encoded, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError, choose
 
@@ -32,7 +35,8 @@ class ImageSet:
     Attributes:
         labels: int64 `[n]`, indices into `classes`; -1 where a picture has none.
         classes: the names of the classes.
-        names: of each picture its path relative to the source, or `sample:train/00012` and the like.
+        names: of each picture its path relative to the source, or `sample:train/00012` and the like; of shards a
+            sequence that reads them when asked.
         source: where the pictures come from: a path, `sample:train`, `array`, or a Dataset's type.
         skipped: (name, reason) of each picture found to be unreadable so far.
     """
@@ -42,13 +46,15 @@ class ImageSet:
     """Which row of the store each picture is."""
     labels: NDArray[np.int64]
     classes: list[str]
-    names: list[str]
+    names: list[str] | Names
     source: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
     short_side: int | None = None
     """Pictures are reduced to this short side when read, pixels."""
     chosen: list[str] | None = None
     """The classes that `keep` chose; None where nothing was chosen."""
+    starts: NDArray[np.int64] | None = None
+    """Where each shard's pictures begin, and the last ones end, `[S + 1]`; None where they do not lie in shards."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -92,14 +98,42 @@ class ImageSet:
         """
         if isinstance(self.store, Encoded):
             found = header_sizes(self.store, self.rows, user_folder("STEPCLR_CACHE", "decoded"))
-            return np.array([reduced_size(h, w, self.short_side) for h, w in found.tolist()], np.int64).reshape(-1, 2)
+            return reduced_sizes(found, self.short_side)
         return sizes(self.store, self.rows, self.short_side)
 
     def take(self, indices: Indices) -> ImageSet:
         """The set of these pictures, in this order."""
         at = self._positions(indices)
-        names = [self.names[i] for i in at]
-        return replace(self, rows=self.rows[at], labels=self.labels[at], names=names, skipped=list(self.skipped))
+        names = self.names.take(at) if isinstance(self.names, Names) else [self.names[i] for i in at]
+        in_order = bool((at[1:] > at[:-1]).all())
+        return replace(
+            self,
+            rows=self.rows[at],
+            labels=self.labels[at],
+            names=names,
+            skipped=list(self.skipped),
+            starts=np.searchsorted(at, self.starts) if self.starts is not None and in_order else None,
+        )
+
+    def stream(
+        self, seed: int, epoch: int, batch_size: int, start: int = 0
+    ) -> Iterator[Int64[np.ndarray, " batch"]] | None:
+        """The pictures of batch `start` of an epoch and of those after it, in the order that shards are read best in.
+
+        It is `ShardOrder`'s, a function of (seed, epoch, batch_size) alone. None where pictures do not lie in shards.
+        """
+        if self.starts is None:
+            return None
+        order = ShardOrder(self.starts, seed, epoch, batch_size)
+        if isinstance(self.store, Encoded) and self.store.expect:
+            self.store.expect(order.following())
+        return order.batches(start)
+
+    def names_digest(self) -> str:
+        """SHA-256 of the names, as hexadecimal digits; of shards, that of their checksums, which stand for more."""
+        if isinstance(self.names, Names):
+            return self.names.digest()
+        return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
 
     def keep(self, classes: str | Iterable[str]) -> ImageSet:
         """The labelled pictures of these classes: names, or one string with commas. Their order gives labels 0..C-1.

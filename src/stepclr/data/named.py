@@ -28,10 +28,13 @@ def read_sample(split: str) -> Known:
 
     unlabeled: 10,000 of its training pictures; train: 1,000 others, 100 a class; test: 2,000 of its test pictures.
     """
-    with (files("stepclr.data") / "sample" / "fashion_mnist.npz").open("rb") as file:
-        sample = np.load(file, allow_pickle=False)
-        pictures = sample[split]
-        labels = np.full(len(pictures), -1) if split == "unlabeled" else sample[f"{split}_labels"]
+    try:
+        with (files("stepclr.data") / "sample" / "fashion_mnist.npz").open("rb") as file:
+            sample = np.load(file, allow_pickle=False)
+            pictures = sample[split]
+            labels = np.full(len(pictures), -1) if split == "unlabeled" else sample[f"{split}_labels"]
+    except Exception as error:  # of a damaged file NumPy and zipfile raise whatever they stumble over
+        raise StepclrError(f"the bundled sample cannot be read ({error}); install stepclr again") from error
     return pictures, labels.astype(np.int64), FASHION
 
 

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError, features
 from PIL import __version__ as pillow
@@ -22,6 +22,7 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", "
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
 # Named one by one: among Pillow's other formats are some that start programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}  # else the format's own name
 # JPEG's own reduction (by 2, 4 or 8: fewer cosines, less to decode) leaves at least this factor to the antialiased one.
 # Against a full decoding that keeps real pictures at 37 dB or more; without a margin it would be 31. Of a side that is
 # no multiple, the last, incomplete pixel counts as a whole one.
@@ -39,6 +40,10 @@ File = io.BytesIO | io.BufferedReader  # open for reading
 
 class UnreadableError(StepclrError):
     """A picture that cannot be read; the message is the reason alone, without the picture's name."""
+
+
+class DamagedError(StepclrError):
+    """A shard that is not what its index tells of, or cannot be had: unlike one picture, a reason to stop."""
 
 
 def upright_rgb(picture: bytes | Image.Image) -> UInt8[Tensor, "3 h w"]:
@@ -80,12 +85,27 @@ def size_of(file: File) -> tuple[int, int]:
         return (image.width, image.height) if sideways else (image.height, image.width)
 
 
+def suffix_of(file: File) -> str:
+    """The suffix that names the format of an open file's picture, as `.jpg`."""
+    with reasons(), _opened(file) as image:
+        name = str(image.format)
+    return SUFFIX_OF.get(name, f".{name.lower()}")
+
+
 def reduced_size(a: int, b: int, short_side: int | None) -> tuple[int, int]:
     """Two sides in pixels, in either order, the shorter one reduced to `short_side` if above it."""
     shorter = min(a, b)
     if short_side is None or shorter <= short_side:
         return a, b
     return round(a * short_side / shorter), round(b * short_side / shorter)
+
+
+def reduced_sizes(sizes: Int64[np.ndarray, "n 2"], short_side: int | None) -> Int64[np.ndarray, "n 2"]:
+    """`reduced_size` of each."""
+    if short_side is None:
+        return sizes
+    shorter = sizes.min(axis=1, keepdims=True)
+    return np.where(shorter <= short_side, sizes, np.rint(sizes * short_side / np.maximum(shorter, 1)).astype(np.int64))
 
 
 def reduced(picture: UInt8[Tensor, "3 h w"], short_side: int | None) -> UInt8[Tensor, "3 h2 w2"]:
@@ -101,7 +121,7 @@ def reasons() -> Iterator[None]:
     """Turns whatever Pillow's readers raise on a broken file into one `UnreadableError` that says why."""
     try:
         yield
-    except (UnreadableError, MemoryError):
+    except (UnreadableError, DamagedError, MemoryError):
         raise
     except UnidentifiedImageError:  # its own message names a memory address
         raise UnreadableError("not a picture in a known format") from None

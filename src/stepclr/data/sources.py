@@ -15,18 +15,24 @@ from stepclr.data.folders import open_folder, open_zip
 from stepclr.data.images import ImageSet
 from stepclr.data.memory import Array, open_array, open_dataset
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
+from stepclr.data.shards import is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
 Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
 
 
-def open_images(source: Source, classes: str | Iterable[str] | None = None, limit: int | None = None) -> ImageSet:
+def open_images(
+    source: Source, classes: str | Iterable[str] | None = None, limit: int | None = None, damaged: str = "refuse"
+) -> ImageSet:
     """The pictures of a source, with their labels where it has some (SimCLR section 2: pretraining needs none).
 
     Args:
         source: one of
             - a folder, looked through with all its sub-folders, or a zip: the first folder on a picture's path is its
               class, a loose picture has no label (in a zip, one folder around everything is looked through);
+            - tar shards: the folder that `stepclr pack` wrote, `shards/{0000..0127}.tar`, one `x.tar`, or an fsspec URL
+              of any of these (`s3://...`); of tars from elsewhere a `.cls` beside a picture is its class (WebDataset),
+              else the first folder, as in a zip;
             - `stl10:{train,test,unlabeled,train+unlabeled}`, `cifar10:{train,test}`, `cifar100:{train,test}`,
               `fashion-mnist:{train,test}`: downloaded by torchvision at first use, to `$STEPCLR_DATA` (default
               `~/.cache/stepclr/data`);
@@ -38,11 +44,16 @@ def open_images(source: Source, classes: str | Iterable[str] | None = None, limi
         classes: keep only the labelled pictures of these classes (names, or one string with commas); their order
             gives the labels 0..C-1.
         limit: keep at most so many pictures, spread evenly over the classes and the first ones of each.
+        damaged: what to do about a shard that is missing, cut short or altered: "refuse" it, or "skip" its pictures and
+            list it in `skipped`.
 
     Raises:
         StepclrError: one line, where the source, its split or a class does not exist, or there is no picture in it.
     """
-    images = _open(source)
+    choose("damaged", damaged, ("refuse", "skip"))
+    images = _open(source, damaged)
+    if damaged == "skip" and images.starts is None:
+        raise StepclrError(f"{images.source} is not in shards: there are none to skip")
     if classes is not None:
         images = images.keep(classes)
     if limit is not None:
@@ -52,13 +63,13 @@ def open_images(source: Source, classes: str | Iterable[str] | None = None, limi
     return images
 
 
-def _open(source: object) -> ImageSet:
+def _open(source: object, damaged: str) -> ImageSet:
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, str):
-        return _text(source)
+        return _text(source, damaged)
     if isinstance(source, Path):
-        return _path(source)
+        return _path(source, damaged)
     if isinstance(source, np.ndarray | Tensor):
         return open_array(source)
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
@@ -71,14 +82,16 @@ def _open(source: object) -> ImageSet:
     )
 
 
-def _text(source: str) -> ImageSet:
+def _text(source: str, damaged: str) -> ImageSet:
+    if "://" in source:
+        return open_shards(source, damaged)
     name, colon, split = source.partition(":")
     path = Path(source).expanduser()
     if name in SPLITS and (colon or not path.exists()):
         return _named(name, split)
     if colon and os.sep not in source and not path.exists():
         choose("source", name, SPLITS)
-    return _path(path)
+    return _path(path, damaged)
 
 
 def _named(name: str, split: str) -> ImageSet:
@@ -89,13 +102,15 @@ def _named(name: str, split: str) -> ImageSet:
     return open_array(pictures, labels, classes, source)
 
 
-def _path(path: Path) -> ImageSet:
+def _path(path: Path, damaged: str) -> ImageSet:
     if path.is_dir():
-        return open_folder(path)
+        return open_shards(str(path), damaged) if is_packed(path) else open_folder(path)
     if path.is_file() and path.suffix.lower() == ".zip":
         return open_zip(path)
+    if path.suffix == ".tar" and (path.exists() or "{" in path.name):
+        return open_shards(str(path), damaged)
     if path.exists():
-        raise StepclrError(f"{path} is neither a folder nor a zip; of a single picture, name the folder")
+        raise StepclrError(f"{path} is neither a folder nor a zip nor a tar; of a single picture, name the folder")
     siblings = (
         [other.name for other in path.parent.iterdir()]
         if os.access(path.parent, os.R_OK) and path.parent.is_dir()

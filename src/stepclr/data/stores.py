@@ -1,7 +1,7 @@
 """Where the pictures of a set lie: encoded in files, as equal-sized pixels in an array, or one by one in memory."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.picture import File, UnreadableError, decode, reasons, reduced, reduced_size, size_of, upright_rgb
+from stepclr.data.picture import File, UnreadableError, decode, reasons, reduced, reduced_sizes, size_of, upright_rgb
 
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
 class Encoded:
-    """Pictures in files or in a zip, decoded when read, by several threads."""
+    """Pictures in files, in a zip or in shards, decoded when read, by several threads."""
 
     open: Callable[[int], File]
     """The bytes of a row's picture."""
@@ -30,6 +30,10 @@ class Encoded:
     """(rows, memory folder, may read) -> a fingerprint of each row's bytes; None if they would have to be read."""
     recall: Callable[[str, Callable[[int], str | None], NDArray[np.int64], Path], list[str | None]]
     """(what, ask, rows, memory folder) -> `ask`'s answer for each row, remembered as long as its bytes are the same."""
+    known_sizes: Callable[[NDArray[np.int64]], Int64[np.ndarray, "n 2"]] | None = None
+    """(height, width) of each row's whole picture, (0, 0) if unreadable, where no header need be looked at for it."""
+    expect: Callable[[Mapping[int, Sequence[int]]], None] | None = None
+    """Told which shards are soon read after each; where they are fetched from afar."""
     threads = True
 
     def picture(self, row: int, short_side: int | None) -> Tensor:
@@ -126,9 +130,11 @@ def fetch(store: Store, rows: NDArray[np.int64], short_side: int | None) -> list
 
 def sizes(store: Store, rows: NDArray[np.int64], short_side: int | None) -> Int64[np.ndarray, "n 2"]:
     """(height, width) of each row's picture once reduced to `short_side`; (0, 0) where it cannot be read."""
+    if isinstance(store, Encoded) and store.known_sizes:
+        return reduced_sizes(store.known_sizes(rows), short_side)
     found = attempts(store.size, rows, store.threads)
-    reached = [(0, 0) if isinstance(size, UnreadableError) else reduced_size(*size, short_side) for size in found]
-    return np.array(reached, np.int64).reshape(-1, 2)
+    known = [(0, 0) if isinstance(size, UnreadableError) else size for size in found]
+    return reduced_sizes(np.array(known, np.int64).reshape(-1, 2), short_side)
 
 
 def attempts(ask: Callable[[int], T], rows: NDArray[np.int64], threads: bool) -> list[T | UnreadableError]:
@@ -146,9 +152,9 @@ def attempts(ask: Callable[[int], T], rows: NDArray[np.int64], threads: bool) ->
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """The threads that read and decode, one a core; how many there are changes no pixel."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(cores, "stepclr-read")
+    """The threads that read and decode, one a core, shared with other ranks here; their number changes no pixel."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), "stepclr-read")
 
 
 if hasattr(os, "register_at_fork"):

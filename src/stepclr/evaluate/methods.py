@@ -41,11 +41,15 @@ class Task:
 
 
 class Method(NamedTuple):
-    """`predict` makes a row's values, a draw at a time; `chooses` names what it decides on the draw alone."""
+    """`predict` makes a row's values, a draw at a time; `chooses` names what it decides on the draw alone.
+
+    `by_budget`: a budget's first draw decides for the others.
+    """
 
     predict: Callable[[Draw], Fit]
     chooses: str
     settings: dict[str, Any]
+    by_budget: bool = False
 
 
 def method(name: str, task: Task) -> Method:
@@ -59,7 +63,7 @@ def method(name: str, task: Task) -> Method:
     if name == "scratch":
         min_area, bf16 = task.config.get("min_area", 0.2), task.config.get("precision") == "bf16"
         scratch = Scratch(task.encoder, task.train, task.test, task.scratch_steps, min_area, bf16)
-        return Method(scratch, "rate", scratch.settings())
+        return Method(scratch, "rate", scratch.settings(), by_budget=True)
     if name == "simclr":
         return _linear(task, lambda _: (task.h, task.h_test), "the run's encoder, frozen")
     if name == "finetuned":

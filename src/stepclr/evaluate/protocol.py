@@ -5,10 +5,11 @@ All predictions are made first; then, once, the labels of the test pictures are 
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from itertools import count
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stepclr.classify.draws import Budget, Draw, draw_all, read_budgets
 from stepclr.classify.material import fingerprint, prepare, score_row, shared_classes
@@ -17,11 +18,12 @@ from stepclr.data.sources import Source
 from stepclr.errors import StepclrError, choose
 from stepclr.evaluate import linear
 from stepclr.evaluate.linear import Fit
-from stepclr.evaluate.methods import METHODS, Task, method
+from stepclr.evaluate.methods import METHODS, Method, Task, method
 from stepclr.model import load_encoder
 from stepclr.model.represent import Progress
 from stepclr.pretrain.folder import Run
 from stepclr.pretrain.settle import device_for_training
+from stepclr.ranks import Ranks, join
 
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
 BASELINES = ("pixels", "random", "scratch")
@@ -74,20 +76,21 @@ def evaluate(
             raise StepclrError(f"{what} must be at least {least}, not {value}")
     if not names:
         raise StepclrError(f"no probe and no baseline to score; there are: {', '.join([*PROBES, *BASELINES])}")
+    ranks = join()
     encoder, home = load_encoder(run).to(device_for_training()), Run(Path(run))
     before = fingerprint(encoder)
     train, test = open_images(train), open_images(test)
     classes = shared_classes(encoder, train, test)
     draw_all(train.keep(classes).labels, classes, budgets, 1, seed)  # too few labels: better said now than later
 
-    train, h, train_facts = prepare(encoder, train, classes)
-    test, h_test, test_facts = prepare(encoder, test, classes)
+    train, h, train_facts = prepare(encoder, train, classes, ranks)
+    test, h_test, test_facts = prepare(encoder, test, classes, ranks)
     task = Task(encoder, train, test, h, h_test, seed, scratch_steps, home.config if home.exists() else {})
     plan = draw_all(train.labels, classes, budgets, draws, seed)
     # kNN costs nothing and has nothing to choose: all of train is always told.
     banks = draw_all(train.labels, classes, list(dict.fromkeys([*budgets, "all"])), draws, seed)
     plans = {name: banks if name == "knn" else plan for name in names}
-    predictions, settings = _predict(task, plans, progress)
+    predictions, settings = _predict(task, plans, progress, ranks)
     after = fingerprint(encoder)
     if after != before:
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated: its scores do not count")
@@ -110,7 +113,7 @@ def evaluate(
             "methods": settings,
         },
     }
-    if home.folder.is_dir():
+    if home.folder.is_dir() and ranks.first:
         home.write("evaluation.json", json.dumps(result, indent=2) + "\n")
     return result
 
@@ -121,23 +124,41 @@ def _chosen(what: str, given: str | Iterable[str], choices: Iterable[str]) -> li
 
 
 def _predict(
-    task: Task, plans: dict[str, list[Draw]], progress: Progress | None
+    task: Task, plans: dict[str, list[Draw]], progress: Progress | None, ranks: Ranks
 ) -> tuple[dict[tuple[str, Budget], list[Fit]], dict[str, Json]]:
-    """Every method's fits, by (method, budget), and its settings with what it chose."""
-    done, total = count(1), sum(len(plan) for plan in plans.values())
+    """Every method's fits, by (method, budget), and its settings with what it chose. Ranks share out the draws."""
+    done: list[int] = []
+    total = sum(len(plan) for plan in plans.values())
     predictions: dict[tuple[str, Budget], list[Fit]] = {}
     settings: dict[str, Json] = {}
+
+    def counted(fits: int) -> None:
+        done.append(fits)
+        if progress:
+            progress(min(total, sum(done)), total)
+
     for name, plan in plans.items():
         how = method(name, task)
         chosen: dict[str, list[float]] = {}
-        for draw in plan:
-            fit = how.predict(draw)
+        for draw, fit in zip(plan, _fits(how, plan, ranks, counted), strict=True):
             predictions.setdefault((name, draw.budget), []).append(fit)
             chosen.setdefault(str(draw.budget), []).append(fit.chosen)
-            if progress:
-                progress(next(done), total)
         settings[name] = {**how.settings, how.chooses: chosen}
     return predictions, settings
+
+
+def _fits(how: Method, plan: list[Draw], ranks: Ranks, counted: Callable[[int], object]) -> list[Fit]:
+    """A method's fits of all draws of its plan; this rank works out its share of them, and is told the others."""
+    budgets = list(dict.fromkeys(draw.budget for draw in plan))
+    own = {}
+    for number, draw in enumerate(plan):
+        turn = budgets.index(draw.budget) if how.by_budget else number
+        if turn % ranks.world == ranks.rank:
+            fit = how.predict(draw)
+            own[number] = [fit.predicted.tolist(), fit.chosen]
+            counted(ranks.world)
+    every = {int(number): fit for fits in ranks.objects(own) for number, fit in fits.items()}
+    return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(every.items())]
 
 
 def _score(predictions: dict[tuple[str, Budget], list[Fit]], test: ImageSet) -> list[Json]:

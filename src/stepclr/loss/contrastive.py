@@ -7,6 +7,10 @@ is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the 
 the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
 
 Positives enter through their group's sum alone, so the M x M part knows no labels: `tiles.py` takes it tile by tile.
+
+Many ranks contrast the projections of them all (`ranks`): each brings its own and gets the loss of all, whose gradient
+on its own rows is exact, times the number of ranks, since DistributedDataParallel takes the mean. Projections, group
+ids and M sums are exchanged on the way forward, and nothing on the way back.
 """
 
 from collections.abc import Sequence
@@ -19,11 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
-from stepclr.loss.tiles import LogSumOfOthers
+from stepclr.loss.tiles import MeanLogSum
+from stepclr.ranks import ALONE, Ranks
 
 
 def nt_xent(
-    z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]], temperature: float = 0.5
+    z_i: Float[Tensor, "n d"],
+    z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
+    temperature: float = 0.5,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one picture.
 
@@ -33,7 +41,7 @@ def nt_xent(
     Raises: StepclrError for shapes that differ or a temperature that is not above 0.
     """
     z, views = _stack(z_i, z_j)
-    return contrastive(z, torch.arange(len(z_i), device=z_i.device).repeat(views), temperature)
+    return contrastive(z, _own_ids(z_i, ranks).repeat(views), temperature, ranks=ranks)
 
 
 def supcon(
@@ -42,6 +50,7 @@ def supcon(
     labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
     temperature: float = 0.1,
     variant: Literal["out", "in"] = "out",
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """SupCon's L_out (eq. 2; `variant="in"`: L_in, eq. 3): all views with an anchor's label are its positives.
 
@@ -52,8 +61,8 @@ def supcon(
     labels = torch.as_tensor(labels, device=z_i.device)
     if len(labels) != len(z_i):
         raise StepclrError(f"{len(z_i)} pictures but {len(labels)} labels")
-    groups = torch.where(labels < 0, -1 - torch.arange(len(labels), device=z_i.device), labels)
-    return contrastive(z, groups.repeat(views), temperature, variant)
+    groups = torch.where(labels < 0, -1 - _own_ids(z_i, ranks), labels)
+    return contrastive(z, groups.repeat(views), temperature, variant, ranks)
 
 
 def contrastive(
@@ -61,7 +70,7 @@ def contrastive(
     groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
     temperature: float,
     variant: Literal["out", "in"] = "out",
-    full_rows: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """The equation at the head of this file; `variant="in"` takes the mean of the positives inside the logarithm.
 
@@ -69,7 +78,7 @@ def contrastive(
         z: projections `[M, D]`, of any length and floating type; normalised and reduced in float32 (float64 stays).
         groups: int64 `[M]`; equal numbers are positives of each other.
         temperature: tau > 0.
-        full_rows: let no row's sum depend on which others are at hand, for half as much work again (`tiles.py`).
+        ranks: whose projections are contrasted together; `z` and `groups` are those of this one.
 
     Anchors without a positive are left out of the mean; where none has one, the loss is 0 and so is its gradient.
     """
@@ -81,22 +90,29 @@ def contrastive(
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
     if len(groups) != len(z):
         raise StepclrError(f"{len(z)} projections but {len(groups)} group ids")
+    sizes = ranks.sizes(len(z))
+    groups = ranks.gather(groups, sizes)
     ordered = groups.sort().values
     group = torch.searchsorted(ordered, groups)  # the place where i's group begins: a number for it below M
     count = torch.searchsorted(ordered, groups, right=True) - group - 1  # |P(i)|
-    anchor = count > 0
-    if len(z) < 2:
+    if len(groups) < 2:
         return z.sum() * 0
     with torch.autocast(z.device.type, enabled=False):
-        z = F.normalize(z if z.dtype == torch.float64 else z.float())
-        log_sum: Tensor = LogSumOfOthers.apply(z, temperature, full_rows)
+        z = ranks.together(F.normalize(z if z.dtype == torch.float64 else z.float()), sizes)
+        anchor = (count > 0).double()  # for at a small temperature the loss is the difference of two large means
+        weights = anchor / anchor.sum().clamp(min=1)  # 1/A
+        log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, ranks, sizes)
         if variant == "out":
             others = torch.zeros_like(z).index_add(0, group, z)[group] - z  # summed over P(i)
             attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
         else:
             attraction = _log_mean_of_positives(z, group, count, temperature)
-        loss: Tensor = torch.where(anchor, log_sum - attraction, 0).sum() / anchor.sum().clamp(min=1)
-        return loss
+        return (log_sum - (weights * attraction).sum()).to(z.dtype)
+
+
+def _own_ids(z_i: Float[Tensor, "n d"], ranks: Ranks) -> Int[Tensor, " n"]:
+    """A number for each picture that no picture of another rank has."""
+    return torch.arange(len(z_i), device=z_i.device) * ranks.world + ranks.rank
 
 
 def _log_mean_of_positives(z: Tensor, group: Tensor, count: Tensor, temperature: float) -> Tensor:

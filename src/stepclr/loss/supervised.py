@@ -6,25 +6,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepclr.errors import StepclrError
+from stepclr.ranks import ALONE, Ranks
 
 
-def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"], ranks: Ranks = ALONE) -> Float[Tensor, ""]:
     """-log softmax(logits)[label], the mean over the pictures that have one; 0 where none has (label -1).
 
     Args: logits: `[M, C]`, of any floating type; reduced in float32 (float64 stays). labels: int64 `[M]`.
+    Many ranks take the mean over the pictures of them all; value and gradient are as in `contrastive.py`.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        logits = _precise(logits)
+        sizes = ranks.sizes(len(logits))
+        logits, labels = ranks.together(_precise(logits), sizes), ranks.gather(labels, sizes)
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         return total / (labels >= 0).sum().clamp(min=1)
 
 
 def distillation(
-    logits: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: float = 1.0
+    logits: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: float = 1.0, ranks: Ranks = ALONE
 ) -> Float[Tensor, ""]:
     """- sum_y P_teacher(y) log P_student(y), both softmax(logits / T), the mean over pictures (SimCLRv2 eq. 2).
 
     Args: logits, teacher: `[M, C]`, of any floating type; no gradient reaches the teacher. temperature: T > 0.
+    Many ranks: as in `cross_entropy`.
     Raises: StepclrError for shapes that differ or a temperature that is not above 0.
     """
     if logits.shape != teacher.shape:
@@ -32,8 +36,9 @@ def distillation(
     if not temperature > 0:
         raise StepclrError(f"temperature must be above 0, not {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
-        target = (_precise(teacher.detach()) / temperature).softmax(1)
-        return -(target * (_precise(logits) / temperature).log_softmax(1)).sum(1).mean()
+        sizes = ranks.sizes(len(logits))
+        logits, teacher = ranks.together(_precise(logits), sizes), ranks.gather(_precise(teacher), sizes)
+        return -((teacher / temperature).softmax(1) * (logits / temperature).log_softmax(1)).sum(1).mean()
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -1,22 +1,24 @@
 """log sum_{a != i} exp(z_i.z_a / tau) for all M rows at once, in tiles: memory O(M D + tile^2), not O(M^2).
 
-With e_ij = exp(z_i.z_j / tau) for j != i, e_ii = 0, and S_i = sum_j e_ij, this is log S_i, and for a gradient g on it
+With e_ij = exp(z_i.z_j / tau) for j != i, e_ii = 0, and S_i = sum_j e_ij, the mean of log S_i by weights w has
 
-    dL/dZ = 1/tau W Z,    W_ij = e_ij (g_i/S_i + g_j/S_j)
+    dL/dZ = 1/tau W Z,    W_ij = e_ij (w_i/S_i + w_j/S_j)
 
 e and W are symmetric: a tile above the diagonal serves the rows of both its sides, which halves the work. Unit rows
 keep e below exp(1/tau); where that leaves float32 no room (tau < SAFE) the sums are kept as logarithms, each with the
-maximum seen so far.
+maximum seen so far. Many ranks share out the rows, and each meets all columns.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
+
+from stepclr.ranks import Ranks
 
 SIDES = {"cpu": (256, 512), "cuda": (4096, 4096)}  # of a tile; on a CPU some float32 tiles fit into a core's cache
 KEPT = 2**22  # numbers of the first pass that the second need not compute again: 16 MiB in float32
@@ -24,75 +26,88 @@ SAFE = 0.025  # exp(1/tau) = 2e17: sums of any length stay far from float32's 3e
 EXACT = 1e-6  # relative error that float32 products may have
 
 
-class LogSumOfOthers(torch.autograd.Function):
-    """z `[M, D]` of unit rows, M > 1, float32 or float64 -> log S `[M]`.
+class MeanLogSum(torch.autograd.Function):
+    """sum_i w_i log S_i, a float64, of unit rows z `[M, D]` (M > 1, float32 or float64) and float64 weights w `[M]`.
 
-    full_rows: pass over whole rows instead of half of them twice. Half as much work again, but no row's sums then
-    depend on which other rows are at hand.
+    Of many ranks each has all of z, sums the rows it brought itself and is told the M sums of the others: enough for
+    the whole gradient on its own rows. On the others' rows it is left at 0.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Float[Tensor, "m d"], temperature: float, full_rows: bool) -> Float[Tensor, " m"]:
+    def forward(
+        ctx: Any,
+        z: Float[Tensor, "m d"],
+        weights: Float64[Tensor, " m"],
+        temperature: float,
+        ranks: Ranks,
+        sizes: Sequence[int],
+    ) -> Float64[Tensor, ""]:
         """The sums, tile by tile."""
-        matrix = Tiles(z, temperature, full_rows)
-        room = KEPT if ctx.needs_input_grad[0] and not z.is_cuda else 0
-        sums = torch.full_like(z[:, 0], -torch.inf if matrix.logarithms else 0)
-        add = torch.logaddexp if matrix.logarithms else torch.add
-        with exact_products():
-            for rows, columns, both in matrix.pairs():
-                tile = matrix.tile(rows, columns)
-                across, down = matrix.run(_sums)(tile, matrix.logarithms)
-                add(sums[rows], across, out=sums[rows])
-                if both:
-                    add(sums[columns], down, out=sums[columns])
-                if tile.numel() <= room:
-                    matrix.kept[rows.start, columns.start] = tile
-                    room -= tile.numel()
-        log_sums = sums if matrix.logarithms else sums.log()
-        ctx.save_for_backward(z, log_sums)
+        matrix = Tiles(z, temperature, ranks.rows(sizes))
+        own = matrix.log_sums(KEPT if ctx.needs_input_grad[0] and not z.is_cuda else 0)
+        log_sums = ranks.gather(own, sizes)
+        ctx.save_for_backward(z, weights, log_sums)
         ctx.matrix = matrix
-        return log_sums
+        return (weights * log_sums).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Float[Tensor, " m"]) -> tuple[Float[Tensor, "m d"], None, None]:
-        """1/tau W Z, tile by tile."""
-        z, log_sums = ctx.saved_tensors
+    def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Float[Tensor, "m d"], None, None, None, None]:
+        """1/tau W Z, tile by tile, w having been multiplied by g."""
+        z, weights, log_sums = ctx.saved_tensors
+        w = (g / ctx.matrix.temperature * weights).to(z.dtype)
         matrix: Tiles = ctx.matrix
-        share = log_sums if matrix.logarithms else g * (-log_sums).exp()  # log S, or g/S
+        share = log_sums if matrix.logarithms else w * (-log_sums).exp()  # log S, or w/S
         gradient = torch.zeros_like(z)
         with exact_products():
             for rows, columns, both in matrix.pairs():
                 tile = matrix.tile(rows, columns)
-                w = matrix.run(_weights)(tile, share[rows], share[columns], g[rows], g[columns], matrix.logarithms)
-                gradient[rows].addmm_(w, z[columns])
+                pull = matrix.run(_weights)(tile, share[rows], share[columns], w[rows], w[columns], matrix.logarithms)
+                gradient[rows].addmm_(pull, z[columns])
                 if both:
-                    gradient[columns].addmm_(w.T, z[rows])
-        return gradient / matrix.temperature, None, None
+                    gradient[columns].addmm_(pull.T, z[rows])
+        return gradient, None, None, None, None
 
 
 class Tiles:
-    """The M x M matrix e (or log e, for a small temperature), a tile at a time."""
+    """Rows of the M x M matrix e (or log e, for a small temperature), a tile at a time; all of them by default."""
 
-    def __init__(self, z: Float[Tensor, "m d"], temperature: float, full_rows: bool) -> None:
-        self.temperature, self.full_rows = temperature, full_rows
+    def __init__(self, z: Float[Tensor, "m d"], temperature: float, rows: slice | None = None) -> None:
+        self.temperature, self.rows = temperature, rows or slice(0, len(z))
+        self.symmetric = self.rows == slice(0, len(z))
         self.logarithms = temperature < SAFE
         self.left, self.right = z / temperature, z.T.contiguous()
         self.kept: dict[tuple[int, int], Tensor] = {}  # by their first row and column
 
+    def log_sums(self, room: int = 0) -> Float[Tensor, " rows"]:
+        """log S of the rows; tiles of `room` numbers in all are kept for a second pass."""
+        sums = torch.full_like(self.left[:, 0], -torch.inf if self.logarithms else 0)
+        add = torch.logaddexp if self.logarithms else torch.add
+        with exact_products():
+            for rows, columns, both in self.pairs():
+                tile = self.tile(rows, columns)
+                across, down = self.run(_sums)(tile, self.logarithms)
+                add(sums[rows], across, out=sums[rows])
+                if both:
+                    add(sums[columns], down, out=sums[columns])
+                if tile.numel() <= room:
+                    self.kept[rows.start, columns.start] = tile
+                    room -= tile.numel()
+        return (sums if self.logarithms else sums.log())[self.rows]
+
     def pairs(self) -> Iterator[tuple[slice, slice, bool]]:
         """(rows, columns) of each tile, and whether it stands for its mirror image too.
 
-        Those on the diagonal are square; left of them are others only with `full_rows`.
+        Those on the diagonal are square; left of them are others only where some rows are missing.
         """
         m = len(self.left)
         high, wide = SIDES[self.left.device.type if self.left.is_cuda else "cpu"]
-        for start in range(0, m, high):
-            rows = slice(start, min(start + high, m))
+        for start in range(self.rows.start, self.rows.stop, high):
+            rows = slice(start, min(start + high, self.rows.stop))
             yield rows, rows, False
-            for first, last in ((0, start if self.full_rows else 0), (rows.stop, m)):
+            for first, last in ((0, 0 if self.symmetric else start), (rows.stop, m)):
                 for left in range(first, last, wide):
-                    yield rows, slice(left, min(left + wide, last)), not self.full_rows
+                    yield rows, slice(left, min(left + wide, last)), self.symmetric
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "a b"]:
         """One tile, its diagonal left out. A kept one is handed out once: its next user may change it."""
@@ -125,13 +140,13 @@ def _weights(
     tile: Float[Tensor, "a b"],
     share_i: Float[Tensor, " a"],
     share_j: Float[Tensor, " b"],
-    g_i: Float[Tensor, " a"],
-    g_j: Float[Tensor, " b"],
+    w_i: Float[Tensor, " a"],
+    w_j: Float[Tensor, " b"],
     logarithms: bool,
 ) -> Float[Tensor, "a b"]:
-    """W of a tile; `share` is g/S, or log S. In place: this is a tile's last use."""
+    """W of a tile; `share` is w/S, or log S. In place: this is a tile's last use."""
     if logarithms:
-        return (tile - share_i[:, None]).exp_() * g_i[:, None] + (tile - share_j).exp_() * g_j
+        return (tile - share_i[:, None]).exp_() * w_i[:, None] + (tile - share_j).exp_() * w_j
     return tile.mul_(share_i[:, None] + share_j)
 
 

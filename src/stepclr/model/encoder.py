@@ -25,6 +25,7 @@ from stepclr.errors import StepclrError, choose
 from stepclr.model.tiny_maps import use_tiny_maps
 
 STEMS = ("auto", "imagenet", "small", "small-stride2", "own")
+STRIP = 16  # short sides; of a longer picture only the middle is enlarged, or a line of pixels would fill the memory
 SMALL = 64  # up to this side a 7x7 stride-2 stem with a max-pool throws too much away: about 10 points on CIFAR
 Picture = Image.Image | Tensor | NDArray[np.uint8]
 
@@ -75,6 +76,7 @@ class Encoder(nn.Module):
         side = self.size if self.size <= SMALL else round(self.size / 0.875)
         if x.shape[-2:] != (self.size, self.size) or side != self.size:
             short = min(x.shape[-2:])
+            x = tv.center_crop(x, [min(length, STRIP * short) for length in x.shape[-2:]])
             height, width = (round(length * side / short) for length in x.shape[-2:])
             x = tv.resize(x, [height, width], tv.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
             x = tv.center_crop(x, [self.size, self.size])

@@ -16,6 +16,7 @@ from stepclr.model.encoder import Encoder, build_encoder, load_weights
 
 FILE, CLASSIFIER = "encoder.safetensors", "classifier.safetensors"
 FIELDS = ("name", "stem", "size", "num_features", "classes", "normalize_h")
+KINDS = {"name": str, "stem": str, "size": int, "classes": list, "normalize_h": bool, "labels": list, "kept": list}
 FieldsOf = dict[str, Any]
 
 
@@ -90,9 +91,12 @@ def _read(path: Path) -> FieldsOf:
     try:
         with safe_open(path, framework="pt") as file:
             fields = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StepclrError(f"{path} cannot be read: {error}") from error
     for field in FIELDS[:-1]:
         if field not in fields:
             raise StepclrError(f"{path} is no encoder of stepclr: its metadata has no {field!r}")
+    for field in (field for field in KINDS if field in fields):
+        if not isinstance(fields[field], KINDS[field]):
+            raise StepclrError(f"{path} is damaged: its metadata's {field!r} is {fields[field]!r}")
     return fields

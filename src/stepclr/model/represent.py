@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stepclr.data import ImageSet
 from stepclr.data.images import Pictures
 from stepclr.model.encoder import Encoder
+from stepclr.ranks import ALONE, Ranks
 
 Progress = Callable[[int, int], None]
 TOGETHER = 32  # pictures: their feature maps in bfloat16 stay in a processor's cache
@@ -28,12 +29,14 @@ def represent(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 256,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Float[Tensor, "n features"], Int[np.ndarray, " n"]]:
     """h `[n, F]` in float32 of every readable picture, centre cropped, and the indices of those pictures.
 
     The encoder runs in eval mode without gradient and is handed back in the mode it came in. `dtype` bfloat16 is
     faster, for monitoring and search; scores are always computed from float32. A batch is read while the one before it
-    is worked on.
+    is worked on. Many ranks share out the batches and are each given all of h, the same as from one; `images.skipped`
+    lists what a rank itself could not read.
     """
     training = encoder.training
     encoder.eval()
@@ -42,7 +45,7 @@ def represent(
     try:
         with torch.inference_mode():
             features = encoder if dtype == torch.float32 else _in_bfloat16(encoder)
-            for done, pictures, readable in _read_ahead(images, batch_size):
+            for done, pictures, readable in _read_ahead(images, batch_size, ranks):
                 if len(readable):
                     x = encoder.preprocess(pictures).contiguous(memory_format=torch.channels_last)
                     rows.append(features(x).float().cpu())
@@ -51,14 +54,18 @@ def represent(
                     progress(done, len(images))
     finally:
         encoder.train(training)
-    if not rows:
-        return torch.empty(0, encoder.num_features), np.empty(0, np.int64)
-    return torch.cat(rows), np.concatenate(kept)
+    h = torch.cat([torch.empty(0, encoder.num_features), *rows])
+    at = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *kept]))
+    sizes = ranks.sizes(len(h))
+    h, at = ranks.gather(h, sizes), ranks.gather(at, sizes)
+    order = at.argsort()
+    return h[order], at[order].numpy()
 
 
-def _read_ahead(images: ImageSet, batch_size: int) -> Iterator[tuple[int, Pictures, NDArray[np.int64]]]:
+def _read_ahead(images: ImageSet, batch_size: int, ranks: Ranks) -> Iterator[tuple[int, Pictures, NDArray[np.int64]]]:
     """(pictures looked at so far, the readable ones of a batch, their indices), the next batch being read meanwhile."""
     lots = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    lots = lots[ranks.rank :: ranks.world]
     coming = None
     with ThreadPoolExecutor(1, "read") as ahead:
         for lot, next_lot in pairwise([None, *lots, None]):

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepclr.data.disk import write_whole
+from stepclr.data.disk import torn, write_whole
 from stepclr.errors import StepclrError
 from stepclr.pretrain.folder import Fields
 
@@ -40,8 +40,8 @@ def load_checkpoint(
     `say` is told of each newer one that is torn, or whose bytes have changed since it was written. Raises StepclrError
     if there are checkpoints and none of them is whole, or if one is of another network.
     """
-    for torn in folder.glob(".*.tmp"):  # what a kill left of a checkpoint half written
-        torn.unlink()
+    for half in torn(folder):
+        half.unlink(missing_ok=True)  # another rank may be faster
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
@@ -68,7 +68,7 @@ def load_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint files, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"), key=_step)
+    return sorted((path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()), key=_step)
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

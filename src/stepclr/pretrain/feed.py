@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from stepclr.data import ImageSet
 from stepclr.pretrain.resident import Pictures, Resident, upload
+from stepclr.ranks import ALONE, Ranks
 from stepclr.views.keys import epoch_order
 
 Places = Int64[np.ndarray, " n"]
@@ -29,16 +31,22 @@ def batches(
     start: int,
     balanced: bool = False,
     device: torch.device | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
     """(pictures, their places) of batch `start` and those after it in epoch `epoch`, in the epoch's own order.
 
     A place is the index of a picture; on its r-th repetition in a balanced epoch, that index + r n, so that it has
     other keys, and so other views. A picture that cannot be read any more is left out; `images.skipped` lists it.
     device: a GPU to which each batch is copied ahead too. Pictures that `on_device` put there are there already.
+    ranks: each is given its own part of every batch; the order knows nothing of how many there are.
     """
     n = len(images)
-    order = balanced_order(images.labels, seed, epoch) if balanced else epoch_order(seed, epoch, n)
-    lots = [order[k * batch_size : (k + 1) * batch_size] for k in range(start, steps_per_epoch(n, batch_size))]
+    whole = None if balanced else images.stream(seed, epoch, batch_size, start)  # shards have an order of their own
+    if whole is None:
+        order = balanced_order(images.labels, seed, epoch) if balanced else epoch_order(seed, epoch, n)
+        steps = range(start, steps_per_epoch(n, batch_size))
+        whole = (order[k * batch_size : (k + 1) * batch_size] for k in steps)
+    lots = (lot[ranks.share(len(lot))] for lot in whole)
     if isinstance(images.store, Resident):  # nothing to read, and the work must be in the order of the caller's
         for lot in lots:
             yield images.store.batch(images.rows[lot % n]), lot
@@ -51,7 +59,7 @@ def batches(
 
     with ThreadPoolExecutor(1, "feed") as ahead:
         coming = None
-        for following in [*lots, None]:
+        for following in chain(lots, [None]):
             reading = ahead.submit(read, following) if following is not None else None
             if coming:
                 receive, places = coming.result()

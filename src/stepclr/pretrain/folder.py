@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepclr.data.disk import write_whole
+from stepclr.config import stored_fields
+from stepclr.data.disk import named, torn, write_whole
 from stepclr.errors import StepclrError
 from stepclr.model import Encoder, load_encoder
 
@@ -27,20 +28,17 @@ class Run:
     @property
     def config(self) -> Fields:
         """config.json: every setting as it was decided, the data, the machine."""
-        try:
-            fields: Fields = json.loads((self.folder / "config.json").read_text())
-        except FileNotFoundError:
-            raise StepclrError(f"{self.folder} is no run: it has no config.json") from None
-        except ValueError as error:
-            raise StepclrError(f"{self.folder / 'config.json'} is damaged: {error}") from None
-        return fields
+        stored = stored_fields(self.folder)
+        if stored is None:
+            raise StepclrError(f"{self.folder} is no run: it has no config.json")
+        return stored
 
     @property
     def metrics(self) -> list[Fields]:
         """The lines of metrics.jsonl; a last line that was cut off while it was written is left out."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return [_record(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
 
     def encoder(self) -> Encoder:
         """The pretrained encoder, in eval mode."""
@@ -55,7 +53,9 @@ class Run:
         if self.exists():
             if not resume:
                 raise StepclrError(f"{self.folder} holds a run already: go on with --resume, or name another --out")
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif self.folder.exists() and not (
+            self.folder.is_dir() and set(self.folder.iterdir()) == set(torn(self.folder))
+        ):
             raise StepclrError(f"{self.folder} exists and is no run: name another --out")
 
     @contextmanager
@@ -78,6 +78,8 @@ class Run:
                     raise StepclrError(
                         f"another process is training in {self.folder}: let it end, or name another --out"
                     ) from None
+            for half in torn(self.folder):
+                half.unlink()
             yield
         finally:
             os.close(folder)
@@ -87,13 +89,25 @@ class Run:
 
     def log(self, line: Fields) -> None:
         """Append one line to metrics.jsonl."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        path = self.folder / "metrics.jsonl"
+        with named(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Forget the lines after `step`: the steps they tell of are about to be taken again."""
         lines = [line for line in self.metrics if line["step"] <= step]
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _record(line: bytes, where: str) -> Fields:
+    try:
+        found = json.loads(line)
+        if found["step"] and found["epoch"] and all(isinstance(value, int | float) for value in found.values()):
+            record: Fields = found
+            return record
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise StepclrError(f"{where} is damaged: take the line out")
 
 
 def free_folder(wanted: str | os.PathLike[str]) -> Path:

@@ -34,11 +34,12 @@ class Interruption:
         self.requested = number
         self.__exit__()
 
-    def error(self, step: int, steps: int, folder: Path) -> Interrupted:
-        """What to raise once the checkpoint is written."""
-        name = signal.Signals(self.requested).name
-        return Interrupted(
-            f"stopped by {name} after step {step} of {steps}, all saved: the same command with --resume goes on "
-            f"(--out {folder} --resume)",
-            self.requested,
-        )
+
+def interrupted(number: int, step: int, steps: int, folder: Path) -> Interrupted:
+    """What to raise once the checkpoint is written."""
+    name = signal.Signals(number).name
+    return Interrupted(
+        f"stopped by {name} after step {step} of {steps}, all saved: the same command with --resume goes on "
+        f"(--out {folder} --resume)",
+        number,
+    )

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stepclr.ranks import ALONE, Ranks
+
 Encode = Callable[[Tensor | Sequence[Tensor], Int64[Tensor, " n"]], tuple[Tensor, ...]]
 
 
@@ -24,13 +26,16 @@ def in_micro_batches(
     keys: Int64[Tensor, " n"],
     micro_batch: int | None,
     encoder: nn.Module,
+    ranks: Ranks = ALONE,
 ) -> tuple[Float[Tensor, "v n _"], ...]:
     """`encode(pictures, keys)`, called on equal parts of at most `micro_batch` pictures, and again on the way back.
 
     encode: N pictures and their keys -> tensors `[V, N, _]`. It must draw from its keys, or from torch's generator
     (whose state is replayed). `encoder`: its running statistics move once, by the mean of what the parts would.
+    `ranks`: all take as many parts, each of its own pictures, for BatchNorm meets the same part of all.
     """
-    parts = -(-len(keys) // (micro_batch or len(keys)))
+    sizes = ranks.sizes(len(keys)) if micro_batch else [len(keys)]
+    parts = min(-(-max(sizes) // (micro_batch or len(keys))), *sizes)
     if parts == 1:
         return encode(pictures, keys)
     before = [buffer.clone() for buffer in encoder.buffers()]

@@ -5,6 +5,7 @@ import torch
 
 from stepclr.data import ImageSet
 from stepclr.model import Encoder, represent
+from stepclr.ranks import ALONE, Ranks
 from stepclr.signals import effective_rank, weighted_knn
 from stepclr.views.keys import epoch_order
 
@@ -26,11 +27,11 @@ class Monitor:
         labels = images.labels[images.labels >= 0]
         return len(labels) >= 10 and len(np.unique(labels)) > 1
 
-    def __call__(self, encoder: Encoder, precision: str) -> dict[str, float]:
+    def __call__(self, encoder: Encoder, precision: str, ranks: Ranks = ALONE) -> dict[str, float]:
         """Top-1 of the queries and the effective rank of their h, at the run's own precision."""
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        bank, bank_rows = represent(encoder, self.bank, dtype)
-        h, rows = represent(encoder, self.queries, dtype)
+        bank, bank_rows = represent(encoder, self.bank, dtype, ranks=ranks)
+        h, rows = represent(encoder, self.queries, dtype, ranks=ranks)
         predicted = weighted_knn(bank, torch.from_numpy(self.bank.labels[bank_rows]), h)
         truth = torch.from_numpy(self.queries.labels[rows])
         return {"knn": (predicted == truth).double().mean().item(), "effective_rank": effective_rank(h)}

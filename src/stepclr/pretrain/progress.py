@@ -9,6 +9,7 @@ from rich.progress import Progress as Bar
 
 from stepclr.config import PretrainConfig
 from stepclr.data import ImageSet
+from stepclr.errors import one_line
 from stepclr.pretrain.folder import Fields, Run
 from stepclr.views import Views
 
@@ -31,7 +32,7 @@ class Progress:
         if decoded.skipped:
             path, reason = decoded.skipped[0]
             self.console.print(
-                f"skipped {len(decoded.skipped)} pictures that cannot be read, as {path}: {reason}",
+                f"skipped {len(decoded.skipped)} pictures that cannot be read, as {one_line(path)}: {reason}",
                 markup=False,
             )
         return decoded

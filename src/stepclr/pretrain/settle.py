@@ -1,6 +1,5 @@
 """Decide what the settings leave open, once, before step 1: config.json has it all, and a resumed run reuses it."""
 
-import hashlib
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from stepclr.model.encoder import checkpoint_activations
 from stepclr.pretrain.feed import steps_per_epoch
 from stepclr.pretrain.folder import Fields, Run
 from stepclr.pretrain.optimizer import DEFAULTS
+from stepclr.ranks import ALONE, Ranks
 from stepclr.views import Views, policy_defaults
 from stepclr.views.fused import Renderer
 
@@ -184,7 +184,14 @@ def encoder_of(model: nn.ModuleDict) -> Encoder:
     return encoder
 
 
-def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model: nn.ModuleDict, views: Views) -> Fields:
+def describe(
+    config: PretrainConfig,
+    images: ImageSet,
+    limit: int | None,
+    model: nn.ModuleDict,
+    views: Views,
+    ranks: Ranks = ALONE,
+) -> Fields:
     """config.json: every setting as decided, the pictures, the machine."""
     encoder = encoder_of(model)
     return {
@@ -198,11 +205,12 @@ def describe(config: PretrainConfig, images: ImageSet, limit: int | None, model:
         "limit": limit,
         "pictures": len(images),
         "skipped": len(images.skipped),
-        "names_sha256": _names_digest(images),
+        "names_sha256": images.names_digest(),
         "steps_per_epoch": steps_per_epoch(len(images), config.batch_size),
         "memory_format": "channels_last",
         "renderer": views.renderer,
         "threads": torch.get_num_threads(),
+        "ranks": ranks.world,
         "device": str(device_for_training()),
         "versions": {
             "stepclr": __version__,
@@ -237,10 +245,6 @@ def check_same_pictures(facts: Fields, stored: Fields, run: Run) -> None:
             f"{run.folder} was begun on {stored['pictures']} pictures of {stored['source']}; the {facts['pictures']} "
             f"of {facts['source']} have other names"
         )
-
-
-def _names_digest(images: ImageSet) -> str:
-    return hashlib.sha256("\0".join(images.names).encode(errors="surrogateescape")).hexdigest()
 
 
 @contextmanager

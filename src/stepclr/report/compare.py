@@ -21,7 +21,7 @@ def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
     Raises StepclrError for a folder that is no run, and where two runs were scored on other pictures or classes.
     """
     scores = {run: _scores(run) for run in (Run(Path(path)) for path in runs)}
-    _check_alike({run: found["protocol"] for run, found in scores.items() if found})
+    _check_alike({run: _what(found) for run, found in scores.items() if found})
     columns = [{**_facts(run), **_cells(found)} for run, found in scores.items()]
     table = Table(title="runs, and their top-1 on the test pictures")
     table.add_column("run", no_wrap=True)
@@ -43,7 +43,7 @@ def _facts(run: Run) -> dict[str, str]:
         "encoder": config["encoder"],
         "pictures": f"{config['pictures']:,}",
         "epochs": f"{last['epoch']}{done}",
-        "minutes": f"{last['seconds'] / 60:.1f}",
+        "minutes": f"{last.get('seconds', 0) / 60:.1f}",
         "watched kNN": f"{watched[-1]:.3f}" if watched else "",
     }
 
@@ -58,16 +58,20 @@ def _own(row: Row) -> bool:
     return row["method"] in ("simclr", "knn", "finetuned")
 
 
-def _check_alike(protocols: dict[Run, dict[str, Any]]) -> None:
+def _check_alike(scored: dict[Run, list[Any]]) -> None:
     first: tuple[Run, list[Any]] | None = None
-    for run, protocol in protocols.items():
-        what = [protocol["classes"], protocol["test"]["source"], protocol["test"]["pictures"]]
+    for run, what in scored.items():
         first = first or (run, what)
         if what != first[1]:
             raise StepclrError(
                 f"{first[0].folder} and {run.folder} were not scored alike: {_words(first[1])}, and {_words(what)}; "
                 "evaluate both on the same pictures"
             )
+
+
+def _what(found: Scores) -> list[Any]:
+    protocol = found["protocol"]
+    return [protocol["classes"], protocol["test"]["source"], protocol["test"]["pictures"]]
 
 
 def _words(what: list[Any]) -> str:
@@ -81,6 +85,8 @@ def _scores(run: Run) -> Scores | None:
         return None
     try:
         found: Scores = json.loads(path.read_text())
-    except ValueError as error:
+        _cells(found)
+        _words(_what(found))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StepclrError(f"{path} is damaged: {error}") from None
     return found

@@ -15,6 +15,7 @@ from stepclr.errors import StepclrError, choose
 from stepclr.model import load_encoder, represent
 from stepclr.model.represent import Progress
 from stepclr.pretrain.settle import device_for_training
+from stepclr.ranks import join
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -63,19 +64,21 @@ def write_embeddings(
         labels=source.labels[kept],
         classes=np.array(source.classes, dtype=np.str_),
     )
-    write_whole(path, lambda file: file.write(content.getbuffer()))
-    source.list_skipped(path.with_suffix(".skipped.csv"))
+    if join().first:
+        write_whole(path, lambda file: file.write(content.getbuffer()))
+        source.list_skipped(path.with_suffix(".skipped.csv"))
     return len(kept), len(source) - len(kept)
 
 
 def _represent(
     run: str | os.PathLike[str], images: Source, precision: str, progress: Progress | None
 ) -> tuple[ImageSet, Float32[np.ndarray, "n features"], np.ndarray]:
-    dtype = DTYPES[choose("precision", precision, DTYPES)]
+    dtype, ranks = DTYPES[choose("precision", precision, DTYPES)], join()
     encoder = load_encoder(run).to(device_for_training())
     # Reduced as for training and evaluation, so that h is the same; read once, so not worth a place in the cache.
     source = open_images(images).decoded(2 * encoder.size, budget=0)
-    h, kept = represent(encoder, source, dtype, progress=progress)
+    h, kept = represent(encoder, source, dtype, progress=progress, ranks=ranks)
+    source.skipped = [(name, why) for skipped in ranks.objects(source.skipped) for name, why in skipped]
     if not len(kept):
         raise StepclrError(f"no picture of {source.source} can be read")
     return source, h.numpy(), kept

@@ -1,0 +1,104 @@
+"""How many planted versions of pictures are found as near duplicates, and how many natural pairs are taken for some?
+
+    python benchmarks/duplicates.py DIR [DIR ...]    # folders of pictures, or NAME:SPLIT
+
+Versions of the first 1,000 pictures, each kind against the whole set: found means that the original is among the
+version's near duplicates. Natural: pairs within the set, and the seconds that it takes to find them by their
+thumbnails; which of them are false a person must say, for whom --sheet FILE.png draws some.
+"""
+
+import argparse
+import io
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+import stepclr
+from stepclr.data import upright_rgb
+from stepclr.use.duplicates import near_pairs, thumbnail
+
+PLANTED, SHOWN = 1000, 96
+Picture = Image.Image
+
+
+def compressed(picture: Picture, quality: int) -> Picture:
+    """Through a JPEG."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+def resized(picture: Picture, share: float) -> Picture:
+    """To that share of its sides, through a JPEG of quality 85."""
+    sides = max(1, round(share * picture.width)), max(1, round(share * picture.height))
+    return compressed(picture.resize(sides, Image.Resampling.BICUBIC), 85)
+
+
+def cropped(picture: Picture, share: float) -> Picture:
+    """Without that share of its sides, cut off where chance wills, through a JPEG of quality 85."""
+    width, height = share * picture.width, share * picture.height
+    left, top = random.uniform(0, width), random.uniform(0, height)
+    box = (round(left), round(top), round(picture.width - width + left), round(picture.height - height + top))
+    return compressed(picture.crop(box), 85)
+
+
+def lit(picture: Picture, factor: float) -> Picture:
+    """Brighter or darker, through a JPEG of quality 85."""
+    return compressed(ImageEnhance.Brightness(picture).enhance(factor), 85)
+
+
+KINDS: dict[str, Callable[[Picture], Picture]] = {
+    **{f"quality {quality}": lambda p, quality=quality: compressed(p, quality) for quality in (30, 50, 70, 90)},  # type: ignore[misc]
+    **{f"size {share:.0%}": lambda p, share=share: resized(p, share) for share in (0.6, 1.5)},  # type: ignore[misc]
+    **{f"crop {share:.0%}": lambda p, share=share: cropped(p, share) for share in (0.03, 0.05)},  # type: ignore[misc]
+    **{f"light {factor:.0%}": lambda p, factor=factor: lit(p, factor) for factor in (0.8, 1.2)},  # type: ignore[misc]
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+")
+    parser.add_argument("--limit", type=int, default=50_000)
+    parser.add_argument("--sheet", type=Path)
+    given = parser.parse_args()
+    random.seed(0)
+    print(
+        f"| pictures | natural pairs | seconds | {' | '.join(KINDS)} |\n|---|---|---|{'---|' * len(KINDS)}", flush=True
+    )
+    for source in given.sources:
+        images = stepclr.open_images(source, limit=given.limit)
+        pictures = [images.read([i])[0] for i in range(len(images))]
+        every = torch.stack([thumbnail(picture) for picture in pictures])
+        begun = time.perf_counter()
+        pairs, alike = near_pairs(every)
+        seconds = time.perf_counter() - begun
+        cells = []
+        for version in KINDS.values():
+            planted = [version(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pictures[:PLANTED]]
+            thumbnails = torch.stack([thumbnail(upright_rgb(picture)) for picture in planted])
+            found = {(i, j) for i, j in near_pairs(thumbnails, every)[0].tolist()}
+            cells.append(f"{sum((i, i) in found for i in range(len(planted))) / len(planted):.1%}")
+        print(f"| {source}, {len(images):,} | {len(pairs):,} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)
+        if given.sheet:
+            _draw(pictures, pairs[np.argsort(-alike)], given.sheet.with_stem(f"{given.sheet.stem}-{len(images)}"))
+
+
+def _draw(pictures: list[Tensor], pairs: NDArray[np.int64], path: Path) -> None:
+    """SHOWN of the pairs, from the most alike to the least."""
+    sheet = Image.new("RGB", (12 * 140, -(-SHOWN // 12) * 70), "white")
+    for place, k in enumerate(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int).tolist()):
+        for side, i in enumerate(pairs[k].tolist()):
+            picture = Image.fromarray(pictures[i].permute(1, 2, 0).numpy()).resize((64, 64))
+            sheet.paste(picture, (place % 12 * 140 + side * 66, place // 12 * 70))
+    sheet.save(path)
+
+
+if __name__ == "__main__":
+    main()

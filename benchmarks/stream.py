@@ -1,0 +1,190 @@
+"""Shards: rates, sizes, and the memory of a stream of 10 million pictures.
+
+    python benchmarks/stream.py FOLDER [--pictures 10000000] [--decode 16] [--batch 256] [--seconds 10]
+
+FOLDER holds real pictures of about 96 px. First, each in one process on one core: `pack` with the bytes kept, and
+reading shards in an epoch's order, decoded at 2S as `pretrain` reads them, of FOLDER (S = 96), and of photos of the mix
+of sizes of `loader.py` (S = 224) as they are and packed with --short-side 448.
+
+Then the stream: an index of PICTURES rows over links to FOLDER's shards, repeated as often as it takes. Opening it is
+real, and so are the epoch's order and every picture's bytes, which are read and checked; one batch in DECODE is decoded
+too. Resident memory is that of a process of its own, looked at every second: of the first minute and of the last.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loader import make_photos
+from memory import in_own_process
+
+import stepclr
+from stepclr.data import ImageSet, pack
+from stepclr.data.shard_index import INDEX, MEMBERS, NAMES, checksum
+
+MINUTE = 60  # s
+
+
+def one_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def packed(source: Path, out: Path, short_side: int | None) -> dict[str, float]:
+    """Pictures a second of `pack` on one core, and bytes a picture of its source, shards and index."""
+    one_core()
+    images = stepclr.open_images(source)
+    begun = time.perf_counter()
+    n, _, _ = pack(images, out, per_shard=2000, short_side=short_side)
+    took = time.perf_counter() - begun
+    sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    return {
+        "rate": n / took,
+        "source": sum((source / name).stat().st_size for name in images.names) / n,
+        "shards": sum(size for name, size in sizes.items() if name.endswith(".tar")) / n,
+        "index": sum(sizes[name] for name in (INDEX, MEMBERS, NAMES)) / n,
+    }
+
+
+def read_rates(folder: Path, side: int, batch: int, seconds: float) -> tuple[float, float]:
+    """Pictures a second on one core, in an epoch's order: decoded, and their bytes alone."""
+    one_core()
+    images = stepclr.open_images(folder).decoded(2 * side, budget=0)
+    rates = []
+    for read in (images.read, lambda lot: read_bytes(images, lot)):
+        read(next(order(images, batch)))
+        pictures, begun = 0, time.perf_counter()
+        for lot in order(images, batch):
+            read(lot)
+            pictures += len(lot)
+            if time.perf_counter() - begun > seconds:
+                break
+        rates.append(pictures / (time.perf_counter() - begun))
+    return rates[0], rates[1]
+
+
+def order(images: ImageSet, batch: int) -> Iterator[Any]:
+    for epoch in itertools.count():
+        yield from images.stream(0, epoch, batch) or ()
+
+
+def read_bytes(images: ImageSet, lot: Any) -> None:
+    for row in images.rows[lot].tolist():
+        images.store.open(row)  # type: ignore[union-attr]  # checks them
+
+
+def simulate(shards: Path, out: Path, pictures: int) -> None:
+    """An index of so many pictures over links to the same shards, again and again."""
+    told = json.loads((shards / INDEX).read_text())
+    rows, names = np.load(shards / MEMBERS), (shards / NAMES).read_bytes()
+    times = -(-pictures // len(rows))
+    out.mkdir()
+    header = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": (times * len(rows),)}
+    with (out / MEMBERS).open("wb") as file, (out / NAMES).open("wb") as names_file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(times):
+            file.write(rows.tobytes())
+            rows["name"] += len(names)
+            names_file.write(names)
+    again = []
+    for turn, shard in itertools.product(range(times), told["shards"]):
+        again.append(shard | {"name": f"{turn:05d}-{shard['name']}"})
+        os.link(shards / shard["name"], out / again[-1]["name"])
+    files = {name: checksum(out / name) for name in (MEMBERS, NAMES)}
+    (out / INDEX).write_text(json.dumps(told | {"shards": again, "files": files}))
+
+
+def resident() -> tuple[float, float]:
+    """MiB in memory of this process now: all, and of that its own, not files'."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) / 1024, int(status["RssAnon"].split()[0]) / 1024
+
+
+def stream(folder: Path, batch: int, decode: int) -> dict[str, Any]:
+    """One epoch over the simulated set."""
+    opening = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        images = stepclr.open_images(folder)
+        opening.append(time.perf_counter() - begun)
+    seen: list[tuple[float, float]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(min(1, len(seen))):
+            seen.append(resident())
+
+    watcher = threading.Thread(target=watch)
+    begun, read = time.perf_counter(), 0
+    lots = images.decoded(192).stream(0, 0, batch) or iter(())
+    first = next(lots)
+    to_first = time.perf_counter() - begun
+    watcher.start()
+    for k, lot in enumerate(itertools.chain([first], lots)):
+        if k % decode == 0:
+            images.read(lot)
+        else:
+            read_bytes(images, lot)
+        read += len(lot)
+    over.set()
+    watcher.join()
+    return {
+        "opening": opening,
+        "to_first": to_first,
+        "read": read,
+        "of": len(images),
+        "took": time.perf_counter() - begun,
+        "first": [max(part) for part in zip(*seen[:MINUTE], strict=True)],
+        "last": [max(part) for part in zip(*seen[-MINUTE:], strict=True)],
+        "most": max(seen)[0],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=10_000_000)
+    parser.add_argument("--decode", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--seconds", type=float, default=10)
+    given = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, stepclr {stepclr.__version__}")
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        os.environ["STEPCLR_CACHE"] = str(home / "cache")
+        make_photos(stepclr.open_images(given.folder), home / "photos", 1000)
+        for name, source, side, short_side in (
+            ("96 px", given.folder, 96, None),
+            ("photos", home / "photos", 224, None),
+            ("photos, --short-side 448", home / "photos", 224, 448),
+        ):
+            out = home / f"shards of {name}"
+            made = in_own_process(packed, source, out, short_side)
+            decoded, raw = in_own_process(read_rates, out, side, given.batch, given.seconds)
+            print(
+                f"{name}: packed at {made['rate']:,.0f} pictures/s; bytes a picture: {made['source']:,.0f} of the "
+                f"source, {made['shards']:,.0f} in shards, {made['index']:,.0f} of index; read and decoded at S = "
+                f"{side}: {decoded:,.0f} pictures/s, bytes alone {raw:,.0f}"
+            )
+        simulate(home / "shards of 96 px", home / "simulated", given.pictures)
+        told = in_own_process(stream, home / "simulated", given.batch, given.decode)
+        print(
+            f"stream: {told['read']:,} of {told['of']:,} pictures, one batch of {given.batch} in {given.decode} "
+            f"decoded, in {told['took']:,.0f} s ({told['read'] / told['took']:,.0f} pictures/s)\n"
+            f"opened in {told['opening'][0]:.1f} s with every shard verified, then in {told['opening'][1]:.1f} s; "
+            f"order's first batch after {told['to_first']:.2f} s\n"
+            f"resident: {told['first'][0]:,.0f} MiB at most in the first minute (own {told['first'][1]:,.0f}), "
+            f"{told['last'][0]:,.0f} in the last (own {told['last'][1]:,.0f}), {told['most']:,.0f} in all"
+        )
+
+
+if __name__ == "__main__":
+    main()

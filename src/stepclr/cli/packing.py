@@ -1,0 +1,36 @@
+"""The command that gets data ready for long runs: pack. torch is imported inside it: help is instant."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from stepclr.cli.arguments import Count, Counter, Names, Source, open_source, say
+
+
+def pack(
+    source: Positional[Source],
+    out: Annotated[Path, arg(metavar="DIR")],
+    per_shard: Annotated[int, arg(metavar="N")] = 10_000,
+    short_side: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: keep every byte)")] = None,
+    quality: Annotated[int | None, arg(metavar="1..95", help_behavior_hint="(default: 90 where reduced)")] = None,
+    classes: Names = None,
+    limit: Count = None,
+) -> None:
+    """Write the pictures of a source as tar shards with index and checksums; stopped, the same command goes on.
+
+    Args:
+        source: Pictures: a folder, a zip, shards, or NAME:SPLIT.
+        out: Folder for 0000.tar, 0001.tar, ... and their index.
+        per_shard: Pictures in a shard.
+        short_side: Reduce pictures above it to this short side, as JPEG; twice the views' size is enough.
+        quality: JPEG quality of what is reduced, or of pictures that come from no files (else PNG).
+        classes: Keep the labelled pictures of these classes only.
+        limit: Keep that many pictures only.
+    """
+    from stepclr.data import pack as write_shards
+
+    images = open_source(source, classes, limit)
+    pictures, shards, left_out = write_shards(images, out, per_shard, short_side, quality, Counter())
+    unread = f"; {left_out:,} could not be read, see {out / 'skipped.csv'}" if left_out else ""
+    say(f"{out}: {pictures:,} pictures in {shards:,} shards{unread}")
