@@ -1,8 +1,11 @@
 """What README and docs say to type works as it stands; only epochs, limits and where the pictures are get replaced."""
 
 import hashlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,12 @@ COMMANDS = [
     for text in (README, *DOCS)
     for line in text.splitlines()
     if line.startswith("    stepclr ")
+]
+RANKS = [
+    line.split("  #")[0].strip()
+    for text in (README, *DOCS)
+    for line in text.splitlines()
+    if line.startswith("    torchrun --nproc-per-node ")  # on one machine; test_torchrun.py has two
 ]
 SHORT = {
     "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
@@ -90,6 +99,17 @@ def test_readme_command(command: str) -> None:
     assert out is None or Path(out).exists()
     if words[0] == "evaluate":
         assert (Path(words[1]) / "evaluation.json").exists()
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("command", RANKS)
+def test_torchrun_command(command: str) -> None:
+    words = shlex.split(command)[1:]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words, *SHORT["pretrain"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=250)
+    assert not done.returncode, done.stderr
+    assert stepclr.Run(Path(words[words.index("--out") + 1])).config["ranks"] == 2
 
 
 @pytest.mark.usefixtures("home")
