@@ -20,9 +20,9 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the figures are read from /proc"),
 ]
 SECONDS = int(os.environ.get("STEPCLR_SOAK", "1800"))
-LIFE = max(90, min(240, SECONDS / 6))  # seconds, until the next kill
+LIFE = max(180, min(240, SECONDS / 6))  # seconds, until the next kill
 EVERY = 2  # seconds between two looks
-WARM_UP = 40  # seconds of each life: torch is imported, the first epoch is trained
+WARM_UP = 90  # seconds of each life: until then the allocator has not yet met every size of block
 NOISE = 1.03  # of the memory
 
 
@@ -76,7 +76,7 @@ def test_nothing_grows(tmp_path: Path) -> None:
         rows = zip(Look._fields, first, last, strict=True)
         print(f"  {number}: " + ", ".join(f"{name} {a:,.0f} {b:,.0f}" for name, a, b in rows))
     print(f"  on disk after each kill, KiB: {', '.join(f'{size:,.0f}' for size in between)}")
-    for before, after in [*((life[0], life[-1]) for life in quarters), (quarters[0][-1], quarters[-1][-1])]:
+    for before, after in [*((life[0], life[-1]) for life in quarters), (quarters[1][-1], quarters[-1][-1])]:
         assert after[0] < NOISE * before[0]
         assert (after[1:3] <= before[1:3]).all()
     assert max(between) < 1.5 * disk(run, cache)  # two checkpoints, and at most one half written

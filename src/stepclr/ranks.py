@@ -7,7 +7,8 @@ where the tensors of a GPU travel by NCCL, so that no GPU is waited for. Nothing
 import atexit
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
@@ -99,6 +100,16 @@ class Ranks:
     def wait(self) -> None:
         """Go on when all have come here."""
         self.numbers(0)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """First one process of each machine, then its others, who find in a cache what it has left there."""
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if not first:
+            self.wait()
+        yield
+        if first:
+            self.wait()
 
     def added(self, x: Tensor) -> Tensor:
         """A new tensor, summed over the ranks."""

@@ -64,6 +64,29 @@ def torn(folder: Path) -> list[Path]:
     return list(folder.glob(".*.tmp"))
 
 
+@contextmanager
+def held(folder: Path, busy: str) -> Iterator[None]:
+    """No second process has the folder meanwhile; however this one ends, it is free again.
+
+    Raises StepclrError, saying `busy`, if another has it. Where the system has no such locks, nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StepclrError(busy) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def publish(path: Path, write: Callable[[BufferedWriter], object]) -> None:
     """`write_whole` into a cache folder: clears away what killed processes left there; one line where it fails."""
     try:

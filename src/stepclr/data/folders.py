@@ -42,7 +42,7 @@ def open_zip(path: Path) -> ImageSet:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
-    named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.is_dir()}
+    named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
     members = {name: info for name, info in named.items() if is_picture(name)}
     outside = [name for name in members if name.startswith("/") or ".." in name.split("/")]
     paths = sorted(members.keys() - set(outside), key=lambda name: name.split("/"))

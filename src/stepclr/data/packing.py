@@ -10,7 +10,6 @@ import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import BufferedWriter
@@ -21,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.disk import torn, write_whole
+from stepclr.data.disk import held, torn, write_whole
 from stepclr.data.images import ImageSet
 from stepclr.data.picture import UnreadableError, decode, reasons, reduced, size_of, suffix_of
 from stepclr.data.shard_index import (
@@ -95,7 +94,7 @@ def pack(
     plan |= {"classes": images.classes, **asdict(treatment)}
     _begin(folder, plan)
     parts = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
-    with _held(folder):
+    with held(folder, f"another process is packing into {folder}: let it end"):
         for half in torn(folder):
             half.unlink()
         index = _complete(folder)
@@ -154,26 +153,6 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         name = other[0]
         told = f": {name} was {began[name]!r}, not {plan[name]!r}" if name != "names" else " (their names differ)"
         raise StepclrError(f"{folder} was packed from other pictures or in another way{told}; name another --out")
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """No second process packs into the folder meanwhile, where the system has locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StepclrError(f"another process is packing into {folder}: let it end") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _complete(folder: Path) -> Index | None:

@@ -3,13 +3,13 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stepclr.config import stored_fields
-from stepclr.data.disk import named, torn, write_whole
+from stepclr.data.disk import held, named, torn, write_whole
 from stepclr.errors import StepclrError
 from stepclr.model import Encoder, load_encoder
 
@@ -64,25 +64,10 @@ class Run:
 
         Raises StepclrError if another holds it. Where the system has no such locks, nothing is held.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):  # a file system without locks
-                try:
-                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise StepclrError(
-                        f"another process is training in {self.folder}: let it end, or name another --out"
-                    ) from None
+        with held(self.folder, f"another process is training in {self.folder}: let it end, or name another --out"):
             for half in torn(self.folder):
                 half.unlink()
             yield
-        finally:
-            os.close(folder)
 
     def write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, lambda file: file.write(text.encode()))

@@ -11,8 +11,8 @@ class Meter:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.saved()
         self.restart()
+        self._saved = self._clock
 
     def restart(self) -> None:
         """Begin to count anew: what lay between (logging, kNN) is not training."""
@@ -44,8 +44,10 @@ class Meter:
         return self.seconds + time.perf_counter() - self._clock
 
     def saved(self) -> None:
-        """Note that a checkpoint has been written."""
-        self._saved = time.perf_counter()
+        """Note that a checkpoint has been written: time of the run, but it says nothing of the loop's speed."""
+        self.seconds = self.total()
+        self.restart()
+        self._saved = self._clock
 
     def since_checkpoint(self) -> float:
         """Seconds since the last checkpoint."""

@@ -89,8 +89,9 @@ def pretrain(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build(config, images, teacher)
-        images = report.while_decoding(images, 2 * views.size, config.cache_gib)
-        watched = report.while_decoding(watched, 2 * views.size, config.cache_gib) if watched else images
+        with ranks.in_turn():
+            images = report.while_decoding(images, 2 * views.size, config.cache_gib)
+            watched = report.while_decoding(watched, 2 * views.size, config.cache_gib) if watched else images
         facts = describe(config, images, limit, model, views, ranks)
         ranks.check_same(facts | {"threads": None})  # and nobody goes on to write before all have looked for a run
         _check_enough(images, config, ranks)

@@ -92,7 +92,7 @@ def reckon(
     batch = min(config.batch_size, n)
     at_once = min(config.micro_batch or batch, n)
     step = large.step_seconds * batch / large.batch
-    epoch = step * steps_per_epoch(n, config.batch_size)
+    epoch = step * steps_per_epoch(n, config.batch_size) + large.checkpoint_seconds
     decoding = n / decoded_per_second if pictures.needed and pictures.cached else 0.0
     slope = max(0.0, (large.peak_bytes - small.peak_bytes) / max(1, large.at_once - small.at_once))
     mapped = pictures.bytes_each if pictures.cached and device_for_training().type == "cpu" else 0.0

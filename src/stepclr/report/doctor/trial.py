@@ -38,6 +38,8 @@ class Trial:
     steps: int
     """Steps timed, those of the first epoch left out."""
     step_seconds: float
+    checkpoint_seconds: float
+    """What else an epoch takes: its checkpoint."""
     around_seconds: float
     """All that was not training: start, compiling, decoding, kNN, saving."""
     peak_bytes: int
@@ -79,6 +81,7 @@ def trial(images: ImageSet, config: PretrainConfig, batch: int, steps: int, cach
         pictures=len(chosen),
         steps=found["steps"],
         step_seconds=found["step_seconds"],
+        checkpoint_seconds=found["checkpoint_seconds"],
         around_seconds=seconds - found["seconds"],
         peak_bytes=found["peak_bytes"],
     )
@@ -108,9 +111,12 @@ def _run(folder: Path) -> None:
     ends = {line["epoch"]: line for line in run.metrics}
     clock = [ends[epoch]["seconds"] for epoch in sorted(ends)]
     each = ends[1]["step"]
+    speeds = [line["images_per_second"] for line in ends.values() if line["epoch"] > 1]
+    step = config.batch_size / float(np.median(speeds))  # another job that comes and goes does not count
     took = {
         "steps": ends[config.epochs]["step"] - each,
-        "step_seconds": float(np.median(np.diff(clock))) / each,  # another job that comes and goes does not count
+        "step_seconds": step,
+        "checkpoint_seconds": max(0.0, float(np.median(np.diff(clock))) - each * step),
         "seconds": clock[-1],
         "peak_bytes": _peak_bytes(),
     }
