@@ -7,11 +7,14 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/stepclr demo
 
+# Two files of tests at a time, each with one thread: torch's threads of two processes would be in each other's way.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
 test: .venv/ready
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: .venv/ready
-	$(BIN)/pytest -m ""
+	$(PYTEST) -m ""
 
 check: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files

@@ -240,8 +240,10 @@ def tars() -> list[bytes]:
     for layout in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w", format=layout) as archive:
-            for name, data in (("cat/a.png", pictures("PNG")[1]), ("cat/a.cls", b"3"), ("dog/é.jpg", b"no picture")):
+            left = [("dog/é.jpg", b"no picture"), ("../up.png", b"no picture"), ("link.png", b"")]
+            for name, data in (("cat/a.png", pictures("PNG")[1]), ("cat/a.cls", b"3"), *left):
                 member = tarfile.TarInfo(name)
+                member.type = tarfile.REGTYPE if data else tarfile.SYMTYPE
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         made.append(content.getvalue())

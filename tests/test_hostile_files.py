@@ -259,3 +259,26 @@ def test_a_zip_that_says_less_than_it_holds(photos: Path, tmp_path: Path) -> Non
     assert most < SMALL / 2
     assert [images.names[i] for i in kept] == ["good.png"]
     assert [name for name, _ in images.skipped] == ["bomb.png"]
+
+
+@pytest.mark.parametrize(
+    ("at", "content"),
+    [(6, struct.pack("<H", 117)), (28, struct.pack("<H", 0)), (30, struct.pack("<H", 65_535)), (42, b"\xff" * 4)],
+    ids=["from version 11.7 on", "no name", "more behind the name than there is", "a place outside"],
+)
+def test_a_zip_whose_directory_lies(at: int, content: bytes, photos: Path, tmp_path: Path) -> None:
+    """One line, or the pictures that can be read; zipfile's own errors are of many kinds."""
+    file = tmp_path / "photos.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("00.png", "01.png"):
+            archive.write(photos / name, name)
+    zipped = bytearray(file.read_bytes())
+    entry = zipped.rindex(b"PK\1\2") + at
+    zipped[entry : entry + len(content)] = content
+    file.write_bytes(zipped)
+    try:
+        images = stepclr.open_images(file)
+    except stepclr.StepclrError as error:
+        assert "cannot be read as a zip" in str(error)  # noqa: PT017
+    else:
+        assert 0 in images.read_readable(range(len(images)))[1]

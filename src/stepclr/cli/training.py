@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, first_line, names, open_source, say
+from stepclr.cli.arguments import (
+    Count,
+    Counter,
+    Damaged,
+    Names,
+    Source,
+    first_line,
+    first_rank,
+    names,
+    open_source,
+    say,
+)
 from stepclr.config import PretrainConfig
 from stepclr.recipes import RECIPES
 
@@ -37,7 +48,7 @@ def pretrain(
     import stepclr
     from stepclr.report import loading_snippet
 
-    if recipe:
+    if recipe and first_rank():
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
     images = open_source(source, None, None, damaged_shards) if damaged_shards == "skip" else source
     run = stepclr.pretrain(

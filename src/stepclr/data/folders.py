@@ -40,7 +40,7 @@ def open_zip(path: Path) -> ImageSet:
     """The pictures in a zip, never unpacked to disk; a folder that holds all the others is looked through."""
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # besides its own errors zipfile lets out what its parsers raise on a hostile directory
         raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
     named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
     members = {name: info for name, info in named.items() if is_picture(name)}
