@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.optim import SGD, Optimizer
 
@@ -23,7 +24,7 @@ from stepclr.classify.start import starting_point
 from stepclr.cli import main
 from stepclr.data import ImageSet
 from stepclr.errors import StepclrError
-from stepclr.model import Classifier, build_encoder, load_classifier
+from stepclr.model import Classifier, build_encoder, load_classifier, save_classifier
 from stepclr.pretrain import Diverged
 from stepclr.pretrain.checkpoint import checkpoints
 from stepclr.pretrain.optimizer import LARS, rate_at
@@ -498,3 +499,18 @@ def test_lars_fine_tunes_as_simclrv2_does() -> None:
     assert not torch.equal(classifier.linear.weight, before["linear.weight"])
     with pytest.raises(StepclrError, match="Did you mean 'lars'"):
         stepclr.finetune("nowhere", "sample:train", optimizer="larz")
+
+
+@pytest.mark.parametrize(
+    "kept", ["[96,32,[],1]", "[96,32,16,-1]", "[96,1099511627776,16,1]", '["96",32,16,1]', "[96,1]", ""]
+)
+def test_a_classifier_file_whose_kept_layers_are_no_widths_is_refused(kept: str, tmp_path: Path) -> None:
+    """Found by altering files at random."""
+    encoder = build_encoder("test_resnet", "small-stride2", size=28)
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(Classifier(encoder, ["a", "b"], [96, 32, 16, 1]), path)
+    with safe_open(path, framework="pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "kept"}
+    save_file(load_file(path), path, metadata | ({"kept": kept} if kept else {}))
+    with pytest.raises(StepclrError, match=r"is damaged: its metadata's 'kept'|does not fit the network"):
+        load_classifier(path)

@@ -17,6 +17,8 @@ from stepclr.model.encoder import Encoder, build_encoder, load_weights
 FILE, CLASSIFIER = "encoder.safetensors", "classifier.safetensors"
 FIELDS = ("name", "stem", "size", "num_features", "classes", "normalize_h")
 KINDS = {"name": str, "stem": str, "size": int, "classes": list, "normalize_h": bool, "labels": list, "kept": list}
+PARTS = {"classes": str, "labels": str, "kept": int}  # what is in the lists
+WIDEST = 2**20  # of a layer, in numbers
 FieldsOf = dict[str, Any]
 
 
@@ -60,7 +62,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     fields = _read(path)
     if "labels" not in fields:
         raise StepclrError(f"{path} is an encoder, and a classifier is wanted: stepclr finetune makes one of a run")
-    classifier = Classifier(_build(fields), fields["labels"], fields["kept"])
+    classifier = Classifier(_build(fields), fields["labels"], fields.get("kept", []))  # else the weights will not fit
     try:
         classifier.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError, OSError) as error:
@@ -99,4 +101,10 @@ def _read(path: Path) -> FieldsOf:
     for field in (field for field in KINDS if field in fields):
         if not isinstance(fields[field], KINDS[field]):
             raise StepclrError(f"{path} is damaged: its metadata's {field!r} is {fields[field]!r}")
+    for field in (field for field in PARTS if field in fields):
+        if any(type(part) is not PARTS[field] for part in fields[field]):
+            raise StepclrError(f"{path} is damaged: its metadata's {field!r} is {fields[field]!r}")
+    kept = fields.get("kept") or [1, 1, 1, 1]
+    if len(kept) not in (4, 5) or not all(0 < width <= WIDEST for width in kept):
+        raise StepclrError(f"{path} is damaged: its metadata's 'kept' is {kept!r}")
     return fields
