@@ -14,7 +14,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from stepclr.cli.arguments import first_line
 from stepclr.cli.looking import demo, doctor, steps, views
 from stepclr.cli.packing import pack
-from stepclr.cli.scoring import compare, embed, evaluate, predict
+from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.training import distill, finetune, pretrain
 from stepclr.config import stored_config
 from stepclr.errors import StepclrError, choose, one_line
@@ -37,6 +37,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
     "compare": compare,
     "embed": embed,
+    "export": export,
     "pack": pack,
 }
 
@@ -64,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (RuntimeError, OSError) as error:
         from stepclr.pretrain import Diverged
         from stepclr.ranks import lost_the_others
+        from stepclr.use.exports import Differs
 
         if lost_the_others(error):
             _fail("another rank has ended; its own error says why", 1)
-        if not isinstance(error, Diverged | OSError):
+        if not isinstance(error, Diverged | Differs | OSError):
             raise
         _fail(_of_the_system(error) if isinstance(error, OSError) else str(error), 1)
     sys.exit(0)

@@ -1,7 +1,7 @@
-"""Commands that use what was trained: evaluate, compare, predict, embed. torch is imported inside them."""
+"""Commands that use what was trained: evaluate, compare, predict, embed, export. torch is imported inside them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -123,3 +123,24 @@ def embed(
     images = open_source(source, classes, limit, damaged_shards)
     written, skipped = write_embeddings(run, images, out, precision, Counter())
     say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
+
+
+def export(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    out: Annotated[Path, arg(metavar="FILE|FOLDER")],
+    format: Literal["safetensors", "torchvision", "timm", "onnx", "torch-export"] = "onnx",
+    check: Source = "sample:test",
+) -> None:
+    """Write the encoder as a file for others to load, compared with the original, and a card that says what it is.
+
+    Args:
+        run: The run's folder, an encoder.safetensors, or a classifier file, which is exported as one.
+        out: File to write, or a folder to put it in; the card is FILE.md beside it.
+        format: What reads it. onnx and torch-export take uint8 pictures, with the preprocessing inside.
+        check: Pictures to compare on, at most 64.
+    """
+    import stepclr
+
+    done = stepclr.export(run, out, format, check)
+    say(f"{done.path}: the same as the original; {done.parity}")
+    say(f"{done.card}: how to load it, data, recipe, scores, limits")
