@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import photos_in
 
 import stepclr
 from stepclr.pretrain import Diverged, algorithm
@@ -312,6 +313,19 @@ def test_pictures_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     assert rows[0] == "path,reason"
     assert sorted(row.split(",")[0] for row in rows[1:]) == ["03.png", "11.png"]
     assert run.config["pictures"] == 18
+
+
+def test_they_are_listed_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos_in(tmp_path / "photos", 20)
+    (tmp_path / "photos" / "03.png").write_bytes(b"no picture")
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(algorithm, "train_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        small_run(tmp_path / "run", tmp_path / "photos", limit=None)
+    assert "03.png" in (tmp_path / "run" / "skipped.csv").read_text()
 
 
 def test_labels_watch_and_never_touch(tmp_path: Path) -> None:

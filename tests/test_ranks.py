@@ -3,7 +3,7 @@
 The steps are in `ranks_job.py`; here torchrun starts it with 2 and 4 processes (gloo), and they are held against one.
 """
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,20 +22,15 @@ from stepclr.ranks import ALONE, Ranks
 Results = dict[str, dict[str, Tensor]]
 
 
-def torchrun(count: int, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node COUNT WORDS`, and what it said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
-    own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=own, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture(scope="module")
 def alone() -> Results:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    results = {name: train(case, ALONE) for name, case in CASES.items()}
-    torch.set_num_threads(before)
-    return results
+    return {name: train(case, ALONE) for name, case in CASES.items()}
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -81,6 +76,17 @@ def test_batches_and_so_views_do_not_depend_on_the_number_of_ranks(world: int, b
     for k, (pictures, places) in enumerate(whole):
         assert np.array_equal(np.concatenate([share[k][1] for share in shares]), places)
         assert torch.equal(torch.cat([torch.as_tensor(share[k][0]) for share in shares]), torch.as_tensor(pictures))
+
+
+def test_what_ranks_list_is_listed_once() -> None:
+    """All know what the source itself left out; each, what it could not read."""
+
+    class Two(Ranks):
+        def objects(self, value: Any) -> list[Any]:
+            return json.loads(json.dumps([value, [("../up.png", "leads out"), ("b.png", "torn")]]))  # type: ignore[no-any-return]
+
+    listed = Two(0, 2).union([("../up.png", "leads out"), ("a.png", "torn")])
+    assert listed == [("../up.png", "leads out"), ("a.png", "torn"), ("b.png", "torn")]
 
 
 def test_alone_every_exchange_is_with_oneself() -> None:

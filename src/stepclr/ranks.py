@@ -7,7 +7,7 @@ where the tensors of a GPU travel by NCCL, so that no GPU is waited for. Nothing
 import atexit
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,8 +79,8 @@ class Ranks:
         """Added up over the ranks; the gradient is added up too."""
         if self.world == 1:
             return x
-        added: Tensor = _Sum.apply(x, self)
-        return added
+        total: Tensor = _Sum.apply(x)
+        return total
 
     def objects(self, value: Any) -> list[Any]:
         """Every rank's value, which JSON can hold."""
@@ -89,6 +89,10 @@ class Ranks:
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = self.sizes(len(text))
         return [json.loads(part.numpy().tobytes()) for part in self.gather(text, sizes).split(sizes)]
+
+    def union(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Every rank's pairs, each once."""
+        return list(dict.fromkeys((a, b) for own in self.objects(list(pairs)) for a, b in own))
 
     def check_same(self, facts: dict[str, Any]) -> None:
         """Raise StepclrError, on every rank, where one knows other facts than the first: no job comes of it."""
@@ -110,12 +114,6 @@ class Ranks:
         yield
         if first:
             self.wait()
-
-    def added(self, x: Tensor) -> Tensor:
-        """A new tensor, summed over the ranks."""
-        x = x.contiguous().clone()
-        dist.all_reduce(x)
-        return x
 
     def _exchange(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         longest = max(sizes)
@@ -172,11 +170,16 @@ class _Together(torch.autograd.Function):
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ranks: Ranks) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.added(x)
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return _added(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.ranks.added(gradient), None
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _added(gradient)
+
+
+def _added(x: Tensor) -> Tensor:
+    x = x.contiguous().clone()
+    dist.all_reduce(x)
+    return x

@@ -220,15 +220,21 @@ def _signals(
     sizes = ranks.sizes(len(labels))
     labels, z_i, *z_j = (ranks.gather(rows, sizes) for rows in (labels, *z))
     if config.loss in CONTRASTIVE:
-        _, pictures = labels[labels >= 0].unique(return_counts=True)  # of each class
-        positive = 1.0 if config.loss == "nt_xent" else 1 + float((pictures * (pictures - 1)).sum()) / len(labels)
         names = ("contrastive_top1", "alignment", "uniformity")
         values = contrastive_top1(z_i, z_j[0]), alignment(z_i, z_j[0]), uniformity(torch.cat([z_i, z_j[0]]))
         told = dict(zip(names, torch.stack([value.double() for value in values]).tolist(), strict=True))
-        return {**told, "negatives": config.views * (len(labels) - positive)}  # of an anchor, on average
+        return {**told, "negatives": config.views * (len(labels) - _alike(labels, config.loss))}  # of an anchor
     known = labels >= 0
     right = (z_i.argmax(1) == labels)[known].double().mean().item() if bool(known.any()) else None
     return {} if config.loss == "distill" or right is None else {"top1": right}
+
+
+def _alike(labels: Int64[Tensor, " n"], loss: str) -> float:
+    """How many pictures of the batch, itself included, are a picture's positives, on average."""
+    if loss == "nt_xent":
+        return 1.0
+    _, pictures = labels[labels >= 0].unique(return_counts=True)  # of each class
+    return 1 + float((pictures * (pictures - 1)).sum()) / len(labels)
 
 
 def _check_finite(losses: list[Tensor], model: nn.ModuleDict, step: int, rate: float, run: Run) -> None:
@@ -266,8 +272,6 @@ def _is_watched(epoch: int, epochs: int) -> bool:
 
 def list_skipped(images: ImageSet, run: Run, ranks: Ranks) -> None:
     """skipped.csv, with what any rank could not read."""
-    images.skipped = list(
-        dict.fromkeys((name, why) for skipped in ranks.objects(images.skipped) for name, why in skipped)
-    )
+    images.skipped = ranks.union(images.skipped)
     if ranks.first:
         images.list_skipped(run.folder / "skipped.csv")

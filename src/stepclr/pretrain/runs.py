@@ -99,7 +99,7 @@ def pretrain(
             check_same_pictures(facts, stored, run)
         elif ranks.first:
             run.write("config.json", json.dumps(facts, indent=2))
-        ranks.wait()
+        list_skipped(images, run, ranks)
         with run.held() if ranks.first else nullcontext(), threads((stored or facts)["threads"]):
             train(run, config, images, watched, views, model, teacher, report, profile, ranks)
             if ranks.first:

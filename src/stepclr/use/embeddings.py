@@ -78,7 +78,7 @@ def _represent(
     # Reduced as for training and evaluation, so that h is the same; read once, so not worth a place in the cache.
     source = open_images(images).decoded(2 * encoder.size, budget=0)
     h, kept = represent(encoder, source, dtype, progress=progress, ranks=ranks)
-    source.skipped = [(name, why) for skipped in ranks.objects(source.skipped) for name, why in skipped]
+    source.skipped = ranks.union(source.skipped)
     if not len(kept):
         raise StepclrError(f"no picture of {source.source} can be read")
     return source, h.numpy(), kept
