@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/stepclr demo
 
-# Two files of tests at a time, each with one thread: torch's threads of two processes would be in each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+# Two files of tests at a time, each with one thread (tests/conftest.py): more would be in each other's way.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test: .venv/ready
 	$(PYTEST)

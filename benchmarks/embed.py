@@ -25,7 +25,6 @@ from torchvision.datasets import ImageFolder
 
 import stepclr
 from stepclr.model import save_encoder
-from stepclr.model.encoder import SMALL
 
 
 def untrained(name: str, size: int) -> stepclr.Encoder:
@@ -42,8 +41,7 @@ def untrained(name: str, size: int) -> stepclr.Encoder:
 
 
 def plain_loop(encoder: stepclr.Encoder, folder: Path, size: int, count: int) -> torch.Tensor:
-    side = size if size <= SMALL else round(size / 0.875)
-    transform = tv.Compose([tv.Resize(side), tv.CenterCrop(size), tv.ToTensor()])
+    transform = tv.Compose([tv.Resize(encoder.side), tv.CenterCrop(size), tv.ToTensor()])
     files = ImageFolder(str(folder), transform)
     loader = DataLoader(Subset(files, range(min(count, len(files)))), batch_size=256, num_workers=2)
     with torch.no_grad():

@@ -29,7 +29,8 @@ from memory import in_own_process
 
 import stepclr
 from stepclr.data import ImageSet, pack
-from stepclr.data.shard_index import INDEX, MEMBERS, NAMES, checksum
+from stepclr.data.disk import checksum
+from stepclr.data.shard_index import INDEX, MEMBERS, NAMES
 
 MINUTE = 60  # s
 

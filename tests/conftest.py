@@ -31,6 +31,16 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with photos/."""
+    from small import photos_in
+
+    folder = tmp_path_factory.mktemp("here")
+    photos_in(folder / "photos")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def forked(own_caches: None) -> Iterator[Forks]:  # noqa: ARG001
     """Runs commands in forks of one process, and stops them where a test wants it."""

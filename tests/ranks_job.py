@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from small import without_batch_statistics
+from torch import Tensor
 
 import stepclr
 from stepclr import ranks as exchange
@@ -52,17 +53,6 @@ CASES = {
     "cross-entropy": Case({"loss": "cross-entropy"}),
     "distill": Case({"loss": "distill", "teacher": "planted"}),
 }
-
-
-def without_batch_statistics(module: nn.Module) -> nn.Module:
-    """Every BatchNorm2d becomes a GroupNorm (of one group): it looks at one picture alone."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            relu = getattr(child, "act", nn.Identity())  # timm's BatchNormAct2d has its activation inside
-            module.set_submodule(name, nn.Sequential(nn.GroupNorm(1, child.num_features), relu))
-        else:
-            without_batch_statistics(child)
-    return module
 
 
 def train(case: Case, ranks: Ranks) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What several tests train: a run of seconds."""
+"""What several tests train: a run of seconds, and a network without batch statistics."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch import nn
 
 import stepclr
 
@@ -34,6 +35,11 @@ def photos_in(folder: Path, count: int = 48) -> Path:
     return folder
 
 
+def training(here: Path, out: Path) -> list[str]:
+    """The command that trains on `here`/photos into `out`/run."""
+    return ["pretrain", str(here / "photos"), "--out", str(out / "run"), *WORDS]
+
+
 def differences(a: Path, b: Path) -> list[str]:
     """Which of two finished runs' files differ, timings aside."""
     found = [str(one_has_it) for one_has_it in sorted(_files(a) ^ _files(b))]
@@ -58,3 +64,14 @@ def _files(run: Path) -> set[Path]:
 def _metrics(run: Path) -> list[dict[str, Any]]:
     timings = ("images_per_second", "waiting", "seconds")
     return [{k: v for k, v in line.items() if k not in timings} for line in stepclr.Run(run).metrics]
+
+
+def without_batch_statistics(module: nn.Module) -> nn.Module:
+    """Every BatchNorm2d becomes a GroupNorm (of one group): it looks at one picture alone."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            relu = getattr(child, "act", nn.Identity())  # timm's BatchNormAct2d has its activation inside
+            module.set_submodule(name, nn.Sequential(nn.GroupNorm(1, child.num_features), relu))
+        else:
+            without_batch_statistics(child)
+    return module

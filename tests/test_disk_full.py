@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small import WORDS, differences, photos_in
+from small import WORDS, differences, training
 from touches import End, Forks
 
 from stepclr.cli import main
@@ -16,20 +16,9 @@ LABELLED = ["--train", "sample:train", "--test", "sample:test"]
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("full")
-    photos_in(folder / "photos")
-    return folder
-
-
-def words(here: Path, out: Path) -> list[str]:
-    return ["pretrain", str(here / "photos"), "--out", str(out / "run"), *WORDS]
-
-
-@pytest.fixture(scope="module")
 def whole(forked: Forks, here: Path) -> End:
     (here / "whole").mkdir()
-    end = forked.run(*words(here, here / "whole"), under=here / "whole")
+    end = forked.run(*training(here, here / "whole"), under=here / "whole")
     assert end.code == 0, end.said
     return end
 
@@ -51,11 +40,11 @@ def test_full_from_the_nth_touch_of_the_disk_on(every: int, forked: Forks, here:
     for at in range(1, whole.touches + 1, every):
         out = here / str(at)
         out.mkdir()
-        end = forked.run(*words(here, out), under=out, how="full", at=at)
+        end = forked.run(*training(here, out), under=out, how="full", at=at)
         if end.code:  # behind the last thing that is written there is nothing to fail
             check_said(end, out)
             failed.add(end.said.splitlines()[-1].split(": ")[1].removeprefix(str(out)))
-        end = forked.run(*words(here, out), "--resume", under=out)
+        end = forked.run(*training(here, out), "--resume", under=out)
         assert end.code == 0, (at, end.said)
         assert differences(here / "whole" / "run", out / "run") == [], at
         shutil.rmtree(out)
@@ -101,10 +90,10 @@ def test_a_small_disk(kib: int, forked: Forks, here: Path, whole: End, tmp_path:
     if os.geteuid() or subprocess.run(mounting, capture_output=True, check=False).returncode:
         pytest.skip("only root may make a file system")
     try:
-        end = forked.run(*words(here, small), under=small)
+        end = forked.run(*training(here, small), under=small)
         check_said(end, small)
         subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        end = forked.run(*words(here, small), "--resume", under=small)
+        end = forked.run(*training(here, small), "--resume", under=small)
         assert end.code == 0, end.said
         assert differences(here / "whole" / "run", small / "run") == []
     finally:

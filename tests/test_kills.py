@@ -10,24 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from small import WORDS, differences, photos_in
+from small import differences, training
 from touches import Forks
 
 from stepclr.pretrain.checkpoint import checkpoints
 
 pytest.importorskip("fcntl")
 KILLS = 20
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kills")
-    photos_in(folder / "photos")
-    return folder
-
-
-def words(here: Path, out: Path) -> list[str]:
-    return ["pretrain", str(here / "photos"), "--out", str(out / "run"), *WORDS]
 
 
 def unlike(here: Path, out: Path) -> list[str]:
@@ -40,11 +29,11 @@ def try_moment(forked: Forks, here: Path, how: str, at: int) -> None:
     """A run that is stopped at its `at`-th touch of the disk, and goes on, ends as the one in `here`."""
     out = here / f"{how}-{at}"
     out.mkdir()
-    stopped = forked.run(*words(here, out), under=out, how=how, at=at)
+    stopped = forked.run(*training(here, out), under=out, how=how, at=at)
     expected = {"killed": -signal.SIGKILL, "half-way": -signal.SIGXFSZ}[how]
     # How often files are looked at depends on how old they are; and behind the last one nothing is written.
     assert stopped.code == expected or (stopped.code == 0 and (how == "half-way" or stopped.touches < at)), stopped
-    end = forked.run(*words(here, out), "--resume", under=out)
+    end = forked.run(*training(here, out), "--resume", under=out)
     assert end.code == 0, (how, at, end.said)
     assert unlike(here, out) == [], (how, at)
     pixels = [path.read_bytes() for place in (here / "whole", out) for path in (place / "cache").glob("*.pixels")]
@@ -57,7 +46,7 @@ def try_moment(forked: Forks, here: Path, how: str, at: int) -> None:
 def touches(forked: Forks, here: Path) -> int:
     """How often a run that nobody stops touches the disk: the cache, then its folder."""
     (here / "whole").mkdir()
-    whole = forked.run(*words(here, here / "whole"), under=here / "whole")
+    whole = forked.run(*training(here, here / "whole"), under=here / "whole")
     assert whole.code == 0, whole.said
     return whole.touches
 
@@ -76,7 +65,7 @@ def test_killed_at_random_moments(kills: int, here: Path, tmp_path: Path, touche
     generator = random.Random(kills)
 
     def begin(out: Path, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "stepclr", *words(here, out), *more]
+        command = [sys.executable, "-m", "stepclr", *training(here, out), *more]
         environment = {**os.environ, "STEPCLR_CACHE": str(out / "cache")}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import without_batch_statistics
 from torch import Tensor, nn
 
 import stepclr
@@ -21,17 +22,6 @@ from stepclr.pretrain.settle import build, settle, views_of
 
 CONFIG = PretrainConfig("test_resnet", stem="small-stride2", head="32-16", batch_size=22, epochs=1, precision="fp32")
 N = 22  # in parts of 8: 8, 7 and 7
-
-
-def without_batch_statistics(module: nn.Module) -> nn.Module:
-    """Every BatchNorm2d becomes a GroupNorm (of one group): it looks at one picture alone."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            relu = getattr(child, "act", nn.Identity())  # timm's BatchNormAct2d has its activation inside
-            module.set_submodule(name, nn.Sequential(nn.GroupNorm(1, child.num_features), relu))
-        else:
-            without_batch_statistics(child)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -352,7 +352,7 @@ def test_verified_shards_are_not_read_again_while_they_do_not_change(
 ) -> None:
     monkeypatch.setattr("stepclr.data.disk.SETTLED", 0)
     stepclr.open_images(shards)
-    monkeypatch.setattr("stepclr.data.disk._hash", None)
+    monkeypatch.setattr("stepclr.data.disk.checksum", None)
     stepclr.open_images(shards)
     assert not list(cache.glob("shard-*"))  # and never copied
 

@@ -1,7 +1,6 @@
 """The same command on many ranks, as a user starts it: torchrun and the command line, on real pictures (gloo, CPU)."""
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -26,9 +25,8 @@ PRETRAIN = ["-m", "stepclr", "pretrain", "sample:train", *SMALL, "--batch-size",
 Say = subprocess.CompletedProcess[str]
 
 
-def run(words: list[str], **environment: str) -> Say:
-    own = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(words, env=own, capture_output=True, text=True, timeout=280, check=False)
+def run(words: list[str], folder: Path | None = None) -> Say:
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
 
 
 def ranks(count: int, *words: str, restarts: int = 0) -> Say:
@@ -152,7 +150,7 @@ def test_bad_input_is_one_line_a_rank(tmp_path: Path) -> None:
 def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *PRETRAIN, "--epochs", "4000", "--out", str(out)]
-    job = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
         _wait(lambda: (out / "metrics.jsonl").exists() and bool((out / "metrics.jsonl").read_text()))
         job.send_signal(signal.SIGTERM)
@@ -177,8 +175,7 @@ def test_two_nodes_are_two_torchruns_that_find_each_other(two: Path, tmp_path: P
         place = f"localhost:{free.getsockname()[1]}"
     meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", place]
     words = [*TORCHRUN, *meet, "--nproc-per-node", "1", *PRETRAIN, "--epochs", "4", "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    nodes = [subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    nodes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [node.communicate(timeout=120)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert last(tmp_path / "run")["loss"] == last(two)["loss"]
@@ -195,15 +192,7 @@ def test_evaluate_and_embed_write_the_files_of_one_process(one: Path, tmp_path: 
         shutil.copytree(one, home / "run")
         start = [sys.executable] if count == 1 else [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
         for command in (evaluate, embed):
-            done = subprocess.run(
-                [*start, *command],
-                cwd=home,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=250,
-            )
+            done = run([*start, *command], home)
             assert not done.returncode, done.stderr
             assert done.stdout.count("700 embeddings" if command is embed else "protocol and every value") == 1
     assert (tmp_path / "1/run/evaluation.json").read_text() == (tmp_path / "2/run/evaluation.json").read_text()

@@ -51,7 +51,8 @@ def prepare(
     """The readable labelled pictures of these classes (labels in their order), their h, and how many were left out."""
     labelled = images.keep(images.classes)
     among = labelled.keep(classes)
-    readable = among.decoded(2 * encoder.size)
+    with ranks.in_turn():
+        readable = among.decoded(2 * encoder.size)
     h, kept = represent(encoder, readable, ranks=ranks)
     facts = {
         "source": images.source,

@@ -68,8 +68,18 @@ def torn(folder: Path) -> list[Path]:
 def held(folder: Path, busy: str) -> Iterator[None]:
     """No second process has the folder meanwhile; however this one ends, it is free again.
 
+    What a process that was killed has left half written there is cleared away.
+
     Raises StepclrError, saying `busy`, if another has it. Where the system has no such locks, nothing is held.
     """
+    with _locked(folder, busy):
+        for half in torn(folder):
+            half.unlink()
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, busy: str) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows
@@ -97,9 +107,23 @@ def publish(path: Path, write: Callable[[BufferedWriter], object]) -> None:
         raise StepclrError(f"cannot write in {path.parent}: {why}; STEPCLR_CACHE may name another folder") from error
 
 
+def blake() -> "hashlib.blake2b":
+    """The hash that files' bytes are known by."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def checksum(path: Path) -> str | None:
+    """The hash of a file's bytes; None where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, blake).hexdigest()
+    except OSError:
+        return None
+
+
 def fingerprints(root: Path, paths: list[str], folder: Path, read: bool) -> list[str] | None:
     """A hash of each file's bytes, `paths` relative to `root`; None if one is not known and `read` is false."""
-    found = recall("contents", root, paths, stamps(root, paths), lambda i: _hash(root / paths[i]), folder, read)
+    found = recall("contents", root, paths, stamps(root, paths), lambda i: checksum(root / paths[i]), folder, read)
     return None if found is None else [known or UNREAD for known in found]
 
 
@@ -166,14 +190,6 @@ def _stamp(path: str) -> Stamp:
     except OSError:
         return ()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _hash(path: Path) -> str | None:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
-        return None
 
 
 def _sweep(folder: Path) -> None:

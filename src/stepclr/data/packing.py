@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.disk import held, torn, write_whole
+from stepclr.data.disk import blake, checksum, held, torn, write_whole
 from stepclr.data.images import ImageSet
 from stepclr.data.picture import UnreadableError, decode, reasons, reduced, size_of, suffix_of
 from stepclr.data.shard_index import (
@@ -30,8 +30,6 @@ from stepclr.data.shard_index import (
     Index,
     Part,
     Shard,
-    blake,
-    checksum,
     load_index,
     write_index,
 )
@@ -95,12 +93,10 @@ def pack(
     _begin(folder, plan)
     parts = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
     with held(folder, f"another process is packing into {folder}: let it end"):
-        for half in torn(folder):
-            half.unlink()
         index = _complete(folder)
         for k, rows in enumerate(parts):
             whole = index.shards[k] if index else _shard_of(folder, k)
-            if whole and _checksum(folder / _name(k)) == whole.checksum:
+            if whole and checksum(folder / _name(k)) == whole.checksum:
                 if progress:
                     progress(rows.stop, len(images))
                 continue
@@ -166,7 +162,7 @@ def _complete(folder: Path) -> Index | None:
 
 
 def _intact(folder: Path, name: str, expected: str) -> Path:
-    if _checksum(folder / name) != expected:
+    if checksum(folder / name) != expected:
         raise ValueError(f"{name} has other bytes")
     return folder / name
 
@@ -194,10 +190,6 @@ def _name(k: int) -> str:
 
 def _part_path(folder: Path, k: int) -> Path:
     return folder / f"{k:04d}.part"
-
-
-def _checksum(path: Path) -> str | None:
-    return checksum(path) if path.exists() else None
 
 
 def _write_shard(path: Path, images: ImageSet, rows: range, treatment: Treatment, progress: Progress | None) -> Part:

@@ -67,7 +67,7 @@ def decode(file: File, short_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
 
     The whole picture, once for all its views, whichever part of it they will crop: pixels depend on no random draw.
     """
-    with reasons(), _opened(file) as image:
+    with reasons(), opened(file) as image:
         width, height = reduced_size(image.width, image.height, short_side)
         reduce = (width, height) != image.size
         if reduce:
@@ -78,7 +78,7 @@ def decode(file: File, short_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
 
 def size_of(file: File) -> tuple[int, int]:
     """(height, width) in pixels, upright, from the header of an open file; its pixels may yet prove broken."""
-    with reasons(), _opened(file) as image:
+    with reasons(), opened(file) as image:
         # Of a PNG Pillow would decode all in search of EXIF data behind the pixels; a TIFF's size is upright already.
         as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         sideways = not as_is and _orientation(image) in SIDEWAYS
@@ -87,7 +87,7 @@ def size_of(file: File) -> tuple[int, int]:
 
 def suffix_of(file: File) -> str:
     """The suffix that names the format of an open file's picture, as `.jpg`."""
-    with reasons(), _opened(file) as image:
+    with reasons(), opened(file) as image:
         name = str(image.format)
     return SUFFIX_OF.get(name, f".{name.lower()}")
 
@@ -132,7 +132,8 @@ def reasons() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(file: File) -> Iterator[Image.Image]:
+def opened(file: File) -> Iterator[Image.Image]:
+    """A picture's header, by Pillow, in one of FORMATS and of no more pixels than are allowed."""
     _silence_pillow()
     with Image.open(file, formats=_formats()) as image:
         _check_pixels(image)

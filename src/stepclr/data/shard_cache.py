@@ -18,9 +18,9 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
-from stepclr.data.disk import fingerprints, publish, user_folder
+from stepclr.data.disk import blake, fingerprints, publish, user_folder
 from stepclr.data.picture import DamagedError
-from stepclr.data.shard_index import INDEX, Shard, blake, read_at
+from stepclr.data.shard_index import INDEX, Shard, read_at
 from stepclr.errors import StepclrError
 
 CHUNK = 2**22  # bytes

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from stepclr.data.disk import write_whole
+from stepclr.data.disk import checksum, write_whole
 from stepclr.errors import StepclrError
 
 FORMAT = "stepclr shards 1"
@@ -40,11 +40,6 @@ MEMBER = np.dtype(
 )
 CHECKSUM = re.compile(r"[0-9a-f]{32}")
 RECORD = struct.Struct("<qqqIIII")
-
-
-def blake() -> "hashlib.blake2b":
-    """The hash that checksums of shards are taken with."""
-    return hashlib.blake2b(digest_size=16)
 
 
 def read_at(path: str | Path, offset: int, size: int) -> bytes:
@@ -236,11 +231,6 @@ def write_index(
         "shards": [asdict(part.shard) for part in told],
     }
     write_whole(folder / INDEX, lambda file: file.write(json.dumps(content, indent=1).encode()))
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, blake).hexdigest()
 
 
 def _light(part: Part) -> Part:

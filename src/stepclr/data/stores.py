@@ -150,11 +150,15 @@ def attempts(ask: Callable[[int], T], rows: NDArray[np.int64], threads: bool) ->
     return list(each(attempt, rows.tolist()))
 
 
+def cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def pool() -> ThreadPoolExecutor:
     """The threads that read and decode, one a core, shared with other ranks here; their number changes no pixel."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return ThreadPoolExecutor(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), "stepclr-read")
+    return ThreadPoolExecutor(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), "stepclr-read")
 
 
 if hasattr(os, "register_at_fork"):

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from stepclr.data.disk import SETTLED, stamps
+from stepclr.data.disk import SETTLED, blake, stamps
 from stepclr.data.folders import LARGEST, is_picture
 from stepclr.data.memory import MOST_CLASSES
 from stepclr.data.picture import DamagedError, UnreadableError, size_of
 from stepclr.data.shard_cache import Place, copy, folder, index_file, make_room
-from stepclr.data.shard_index import INDEX, MEMBER, Index, Part, Shard, blake, load_index, write_index
+from stepclr.data.shard_index import INDEX, MEMBER, Index, Part, Shard, load_index, write_index
 from stepclr.data.stores import pool
 from stepclr.errors import StepclrError
 

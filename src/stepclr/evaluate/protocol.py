@@ -6,6 +6,7 @@ All predictions are made first; then, once, the labels of the test pictures are 
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +128,13 @@ def _predict(
     task: Task, plans: dict[str, list[Draw]], progress: Progress | None, ranks: Ranks
 ) -> tuple[dict[tuple[str, Budget], list[Fit]], dict[str, Json]]:
     """Every method's fits, by (method, budget), and its settings with what it chose. Ranks share out the draws."""
-    done: list[int] = []
-    total = sum(len(plan) for plan in plans.values())
+    done, total = count(ranks.world, ranks.world), sum(len(plan) for plan in plans.values())
     predictions: dict[tuple[str, Budget], list[Fit]] = {}
     settings: dict[str, Json] = {}
 
-    def counted(fits: int) -> None:
-        done.append(fits)
+    def counted() -> None:
         if progress:
-            progress(min(total, sum(done)), total)
+            progress(min(total, next(done)), total)
 
     for name, plan in plans.items():
         how = method(name, task)
@@ -147,7 +146,7 @@ def _predict(
     return predictions, settings
 
 
-def _fits(how: Method, plan: list[Draw], ranks: Ranks, counted: Callable[[int], object]) -> list[Fit]:
+def _fits(how: Method, plan: list[Draw], ranks: Ranks, counted: Callable[[], object]) -> list[Fit]:
     """A method's fits of all draws of its plan; this rank works out its share of them, and is told the others."""
     budgets = list(dict.fromkeys(draw.budget for draw in plan))
     own = {}
@@ -156,7 +155,7 @@ def _fits(how: Method, plan: list[Draw], ranks: Ranks, counted: Callable[[int], 
         if turn % ranks.world == ranks.rank:
             fit = how.predict(draw)
             own[number] = [fit.predicted.tolist(), fit.chosen]
-            counted(ranks.world)
+            counted()
     every = {int(number): fit for fits in ranks.objects(own) for number, fit in fits.items()}
     return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(every.items())]
 

@@ -67,13 +67,18 @@ class Encoder(nn.Module):
             raise StepclrError("there are no pictures to preprocess")
         return torch.cat([self._centre(_chw(picture)[None]) for picture in pictures])
 
+    @property
+    def side(self) -> int:
+        """The short side to which a picture is resized before its centre is cropped, pixels."""
+        return self.size if self.size <= SMALL else round(self.size / 0.875)
+
     def _centre(self, pictures: Tensor) -> Tensor:
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
             raise StepclrError(
                 f"preprocess takes uint8 pictures [n, 3, H, W], not {pictures.dtype} {list(pictures.shape)}"
             )
         x = pictures.to(self.mean.device).float() / 255
-        side = self.size if self.size <= SMALL else round(self.size / 0.875)
+        side = self.side
         if x.shape[-2:] != (self.size, self.size) or side != self.size:
             short = min(x.shape[-2:])
             x = tv.center_crop(x, [min(length, STRIP * short) for length in x.shape[-2:]])

@@ -55,11 +55,13 @@ def represent(
     finally:
         encoder.train(training)
     h = torch.cat([torch.empty(0, encoder.num_features), *rows])
-    at = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *kept]))
+    at = np.concatenate([np.empty(0, np.int64), *kept])
+    if ranks.world == 1:
+        return h, at
     sizes = ranks.sizes(len(h))
-    h, at = ranks.gather(h, sizes), ranks.gather(at, sizes)
-    order = at.argsort()
-    return h[order], at[order].numpy()
+    every = ranks.gather(torch.from_numpy(at), sizes)
+    order = every.argsort()
+    return ranks.gather(h, sizes)[order], every[order].numpy()
 
 
 def _read_ahead(images: ImageSet, batch_size: int, ranks: Ranks) -> Iterator[tuple[int, Pictures, NDArray[np.int64]]]:

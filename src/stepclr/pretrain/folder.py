@@ -65,8 +65,6 @@ class Run:
         Raises StepclrError if another holds it. Where the system has no such locks, nothing is held.
         """
         with held(self.folder, f"another process is training in {self.folder}: let it end, or name another --out"):
-            for half in torn(self.folder):
-                half.unlink()
             yield
 
     def write(self, name: str, text: str) -> None:

@@ -5,7 +5,6 @@ process of its own, from which `estimate.py` reckons a run; `advice.py` suggests
 Nothing is changed: no file of the source, no run, no cache.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 
 from stepclr.config import PretrainConfig
 from stepclr.data import ImageSet
+from stepclr.data.stores import cores
 from stepclr.pretrain.settle import device_for_training, settle, view_size
 from stepclr.report.doctor.advice import advice
 from stepclr.report.doctor.copies import of_duplicates, of_leakage
@@ -82,7 +82,7 @@ def examine(
         "settings": asdict(config),
         "machine": {
             "device": str(device_for_training()),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": cores(),
             "threads": torch.get_num_threads(),
             "available_bytes": available(),
         },

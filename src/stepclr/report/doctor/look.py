@@ -5,18 +5,19 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags
 from torch import Tensor
 
 from stepclr.data import ImageSet
-from stepclr.data.picture import FORMATS, UnreadableError, decode, reasons, reduced, size_of
+from stepclr.data.disk import blake
+from stepclr.data.picture import UnreadableError, decode, opened, reasons, reduced, size_of
 from stepclr.data.stores import Encoded, Store, attempts
 from stepclr.use.duplicates import SIDE, thumbnail
 
@@ -92,7 +93,7 @@ def _seen(store: Store, row: int) -> Seen:
         return _pixels(Seen(), store.picture(row, None))
     seen = Seen()
     with reasons(), store.open(row) as file:
-        seen.content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        seen.content = hashlib.file_digest(file, blake).digest()
         seen.length = file.seek(0, os.SEEK_END)
         if not seen.length:
             seen.why = "the file is empty"
@@ -103,7 +104,7 @@ def _seen(store: Store, row: int) -> Seen:
             file.seek(0)
             picture = decode(file, LOOKED_AT)
             file.seek(0)
-            with Image.open(file, formats=_formats()) as image:
+            with opened(file) as image:
                 seen.mode, seen.animated = image.mode, getattr(image, "is_animated", False)
                 with suppress(Exception):  # broken EXIF data does not make a picture unreadable
                     seen.turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
@@ -122,12 +123,6 @@ def _pixels(seen: Seen, picture: UInt8[Tensor, "3 h w"]) -> Seen:
     seen.blank = bool((picture == picture[:, :1, :1]).all())
     seen.small = thumbnail(reduced(picture, LOOKED_AT))
     return seen
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _knowing_sizes(images: ImageSet, each: list[Seen]) -> ImageSet:

@@ -12,7 +12,7 @@ from stepclr.classify.material import fingerprint
 from stepclr.config import PretrainConfig, stored_fields
 from stepclr.errors import StepclrError, one_line
 from stepclr.model import Classifier
-from stepclr.model.encoder import SMALL, STRIP
+from stepclr.model.encoder import STRIP
 from stepclr.use.exports.formats import FORMATS, Network, encoder_of, out_of
 
 Fields = dict[str, Any]
@@ -80,7 +80,7 @@ def _loading(name: str, code: str) -> Iterator[str]:
 
 def _preprocessing(network: Network, format: str) -> Iterator[str]:
     encoder = encoder_of(network)
-    size, side = encoder.size, encoder.size if encoder.size <= SMALL else round(encoder.size / 0.875)
+    size, side = encoder.size, encoder.side
     mean, std = (", ".join(map(str, buffer.flatten().numpy())) for buffer in (encoder.mean, encoder.std))
     inside = "inside the file" if format in ("onnx", "torch-export") else "in the code above"
     yield (

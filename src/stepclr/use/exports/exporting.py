@@ -18,7 +18,6 @@ from stepclr.data import ImageSet, Source, open_images
 from stepclr.data.disk import write_whole
 from stepclr.errors import StepclrError, choose
 from stepclr.model import Classifier, Encoder, load_classifier, load_encoder, represent
-from stepclr.model.encoder import SMALL
 from stepclr.model.files import FILE
 from stepclr.pretrain.supervised import logits
 from stepclr.use.exports.card import Parity, card
@@ -136,8 +135,7 @@ def _by_us(network: Network, pictures: UInt8[Tensor, "n 3 s s"]) -> Float[np.nda
 
     Both crop: the pictures get the border that will be cut off.
     """
-    size = encoder_of(network).size
-    border = 0 if size <= SMALL else round(size / 0.875) - size
+    border = encoder_of(network).side - encoder_of(network).size
     before = round(border / 2)
     framed = open_images(F.pad(pictures, (before, border - before) * 2))
     out, _ = logits(network, framed) if isinstance(network, Classifier) else represent(network, framed)
