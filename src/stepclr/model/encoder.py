@@ -44,7 +44,8 @@ class Encoder(nn.Module):
     def __init__(self, body: nn.Module, name: str, stem: str, size: int, normalize_h: bool = False) -> None:
         super().__init__()
         self.body, self.name, self.stem, self.size, self.normalize_h = body, name, stem, size, normalize_h
-        self.num_features = int(body.num_features)  # type: ignore[arg-type]  # timm sets it on every model
+        # Some have a layer between the pooling and the classifier; timm keeps it, and its width is another.
+        self.num_features = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         self.classes: list[str] = []
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] as it is
         self.register_buffer("std", torch.ones(3, 1, 1))
