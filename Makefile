@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check docs bench clean
 
 demo: .venv/ready
 	$(BIN)/stepclr demo
@@ -18,6 +18,10 @@ test-all: .venv/ready
 
 check: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
+
+# The site, in site/: open site/index.html. The variable keeps the theme from printing its news.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The short benchmarks, beside the peers; those of pictures where CIFAR=DIR and IMAGENETTE=DIR name class folders of JPEGs.
 bench: .venv/bench

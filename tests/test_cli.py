@@ -196,7 +196,7 @@ def test_embed_writes_paths_labels_and_what_it_skipped(
     with pytest.warns(UserWarning, match="1 pictures of"):
         h = stepclr.embed(run, tmp_path / "photos")
     assert np.isnan(h).any(axis=1).sum() == 1
-    assert call("embed", run, "sample:test", "--out", tmp_path / "h.parquet") == 2
+    assert call("embed", run, "sample:test", "--out", tmp_path / "h.csv") == 2
     assert ".npz" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ Data flows one way through its rooms; a room imports only from rooms before it.
     step 6   pretrain/         all of the above -> a run folder (Algorithm 1)
     step 7   classify/         encoder, few labels -> classifier -> predictions; teacher -> student
     step 7b  evaluate/         frozen encoder, few labels -> scores beside their baselines
-    step 8   use/, report/     encoder -> embeddings, exports; run -> tables, a walk of the steps, doctor's findings
+    step 8   use/, report/     encoder -> embeddings, search, exports; run -> a page, tables; doctor's findings
 
 Around them: `config.py` (settings), `recipes.py` (named settings), `cli/` (one function a command), `ranks.py` (many
 processes on one job), `errors.py`.
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from stepclr.model import load_encoder as load_encoder
     from stepclr.pretrain import Run as Run
     from stepclr.pretrain import pretrain as pretrain
+    from stepclr.use import SimCLRTransformer as SimCLRTransformer
     from stepclr.use import embed as embed
     from stepclr.use import export as export
     from stepclr.views import Views as Views
@@ -71,6 +72,7 @@ _ROOM_OF = {
     "predict": "classify",
     "distill": "classify",
     "evaluate": "evaluate",
+    "SimCLRTransformer": "use",
     "embed": "use",
     "export": "use",
 }

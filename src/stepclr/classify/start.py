@@ -46,30 +46,39 @@ def starting_point(run: Run, start: str = "encoder") -> Start:
     encoder = load_encoder(run)
     if start == "encoder":
         return Start(encoder)
+    try:
+        head = trained_head(run, encoder)
+    except StepclrError as error:
+        raise StepclrError(f"--from {start}: {error}") from None
+    layers = int(start.removeprefix("head."))
+    widths = [encoder.num_features, *map(int, run.config["head"].split("-"))]
+    return Start(encoder, [*widths, layers], first_layers(head, layers).state_dict())
+
+
+def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
+    """The projection head that belongs to the run's `encoder`, from its newest checkpoint.
+
+    Raises StepclrError where there is no such head, or it does not belong to the encoder.
+    """
     if not run.exists():
-        raise StepclrError(f"--from {start} needs the folder of a run, with its checkpoints; {run.folder} is none")
+        raise StepclrError(f"the head needs the folder of a run, with its checkpoints; {run.folder} is none")
     config, paths = run.config, checkpoints(run.folder / "checkpoint")
     if config["loss"] not in CONTRASTIVE:
-        raise StepclrError(f"--from {start}: {run.folder} was trained with --loss {config['loss']}, with no head")
+        raise StepclrError(f"{run.folder} was trained with --loss {config['loss']}, with no head")
     if not paths:
-        raise StepclrError(f"--from {start}: {run.folder} has no checkpoint, and the head's weights are in there")
+        raise StepclrError(f"{run.folder} has no checkpoint, and the head's weights are in there")
     tensors = _model_tensors(paths[-1])
     own, stored = encoder.state_dict(), tensors["encoder"]
-    if own.keys() != stored.keys() or not all(torch.equal(value, stored[name]) for name, value in own.items()):
-        raise StepclrError(
-            f"--from {start}: {paths[-1]} has another encoder than the run; finish the run with --resume"
-        )
+    if own.keys() != stored.keys() or not all(torch.equal(value.cpu(), stored[name]) for name, value in own.items()):
+        raise StepclrError(f"{paths[-1]} has another encoder than the run; finish the run with --resume")
     widths = [encoder.num_features, *map(int, config["head"].split("-"))]
     with torch.device("meta"):  # nothing to initialise: the weights are there
         head = ProjectionHead(widths[0], widths[1], widths[-1], len(widths) - 1)
     try:
         head.load_state_dict(tensors["head"], assign=True)
     except RuntimeError:
-        raise StepclrError(
-            f"--from {start}: the head in {paths[-1]} is not {config['head']}, as config.json has it"
-        ) from None
-    layers = int(start.removeprefix("head."))
-    return Start(encoder, [*widths, layers], first_layers(head, layers).state_dict())
+        raise StepclrError(f"the head in {paths[-1]} is not {config['head']}, as config.json has it") from None
+    return head
 
 
 def _model_tensors(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The command line: one function a command, in `training.py`, `scoring.py`, `looking.py` and `packing.py`."""
+"""The command line: one function a command, in the modules beside this one."""
 
 import errno
 import os
@@ -12,9 +12,11 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from stepclr.cli.arguments import first_line
-from stepclr.cli.looking import demo, doctor, steps, views
+from stepclr.cli.finding import find
+from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
+from stepclr.cli.searching import search
 from stepclr.cli.training import distill, finetune, pretrain
 from stepclr.config import stored_config
 from stepclr.errors import StepclrError, choose, one_line
@@ -37,8 +39,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "distill": distill,
     "compare": compare,
     "embed": embed,
+    "search": search,
+    "find": find,
     "export": export,
     "pack": pack,
+    "report": report,
 }
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

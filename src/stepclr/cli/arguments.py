@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import arg
 
-from stepclr.errors import one_line
+from stepclr.errors import StepclrError, one_line
 
 if TYPE_CHECKING:
     from stepclr.data import ImageSet
@@ -38,6 +38,18 @@ def open_source(source: str, classes: str | None, limit: int | None, damaged: Da
     from stepclr.data import open_images
 
     return open_images(source, classes=names(classes), limit=limit, damaged=damaged)
+
+
+def page_of(run: str | os.PathLike[str]) -> None:
+    """report.html of a run that has come this far whatever becomes of its page."""
+    if not first_rank():
+        return
+    from stepclr.report.page import write_page
+
+    try:
+        say(f"the page that shows its eight steps: {write_page(run)}")
+    except StepclrError as error:
+        print(f"its page was not written: {one_line(str(error))}", file=sys.stderr)
 
 
 def names(text: str | None) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Commands that show what the steps do or would meet: demo, steps, doctor, views.
+"""Commands that show what the steps do, did or would meet: demo, steps, doctor, views, report.
 
 torch is imported inside them: help is instant.
 """
@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, open_source, say
+from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, open_source, page_of, say
 from stepclr.config import PretrainConfig, Strength
 from stepclr.errors import StepclrError
 from stepclr.recipes import RECIPES, recipe_config
@@ -57,7 +57,8 @@ def demo(
     say(score_table(scores))
     for line in paired_lines(scores):
         say(line)
-    say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}")
+    say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}\n")
+    page_of(run)
 
 
 def steps(
@@ -195,3 +196,18 @@ def doctor(
         print(text)
     else:
         say(screen(found))
+
+
+def report(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    source: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's own)")] = None,
+) -> None:
+    """Write a run's page again: report.html, its eight steps on its own pictures.
+
+    Args:
+        run: The run's folder.
+        source: Where its pictures are, if they have moved.
+    """
+    from stepclr.report.page import write_page
+
+    say(f"{write_page(run, source)}")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, names, open_source, say
+from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, names, open_source, page_of, say
 from stepclr.errors import StepclrError
 
 
@@ -63,6 +63,8 @@ def evaluate(
 
         write_curve(scores, run / "evaluation.png")
         say(f"the curve: {run / 'evaluation.png'}")
+    if (run / "config.json").is_file():
+        page_of(run)
 
 
 def compare(runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]]) -> None:
@@ -101,7 +103,7 @@ def predict(
 def embed(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     source: Positional[Source],
-    out: Annotated[Path, arg(metavar="FILE.npz")],
+    out: Annotated[Path, arg(metavar="FOLDER|FILE")],
     classes: Names = None,
     limit: Count = None,
     precision: str = "fp32",
@@ -109,20 +111,30 @@ def embed(
 ) -> None:
     """Write the representations of all pictures of a source, with their paths and labels.
 
+    A folder becomes an index for search and find: run again, it follows the source and embeds only what is new.
+
     Args:
         run: The run's folder, or an encoder.safetensors.
         source: Pictures: a folder, a zip, or NAME:SPLIT.
-        out: File to write; its suffix picks the format.
+        out: Folder of the index, or file to write: .parquet, .npz.
         classes: Keep the labelled pictures of these classes only.
         limit: Keep that many pictures only.
         precision: Arithmetic of the encoder: fp32, bf16.
         damaged_shards: What to do about a shard that is missing, cut short or altered.
     """
-    from stepclr.use import write_embeddings
+    from stepclr.use import build_index, write_embeddings
 
     images = open_source(source, classes, limit, damaged_shards)
-    written, skipped = write_embeddings(run, images, out, precision, Counter())
-    say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
+    if out.suffix and not out.is_dir():
+        written, skipped = write_embeddings(run, images, out, precision, Counter())
+        say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
+        return
+    built = build_index(run, images, out, precision, Counter())
+    say(
+        f"{out}: {built.rows:,} embeddings, {built.added:,} of them new, {built.removed:,} removed"
+        + (f"; {built.skipped:,} pictures could not be read" if built.skipped else "")
+        + (f"; approximate search, recall at 10 {built.recall:.3f}" if built.recall is not None else "")
+    )
 
 
 def export(

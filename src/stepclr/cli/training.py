@@ -16,6 +16,7 @@ from stepclr.cli.arguments import (
     first_rank,
     names,
     open_source,
+    page_of,
     say,
 )
 from stepclr.config import PretrainConfig
@@ -31,6 +32,7 @@ def pretrain(
     limit: Count = None,
     resume: bool = False,
     profile: bool = False,
+    tensorboard: bool = False,
     damaged_shards: Damaged = "refuse",
 ) -> None:
     """Pretrain an encoder on pictures without labels.
@@ -43,6 +45,7 @@ def pretrain(
         classes: Keep the labelled pictures of these classes only.
         limit: Keep that many pictures only.
         resume: Go on with the run in --out from its newest checkpoint.
+        tensorboard: Write the metrics to TensorBoard's event files in RUN/tensorboard too.
         damaged_shards: What to do about a shard that is missing, cut short or altered.
     """
     import stepclr
@@ -52,9 +55,17 @@ def pretrain(
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
     images = open_source(source, None, None, damaged_shards) if damaged_shards == "skip" else source
     run = stepclr.pretrain(
-        images, out, config=config, classes=names(classes), limit=limit, resume=resume, profile=profile
+        images,
+        out,
+        config=config,
+        classes=names(classes),
+        limit=limit,
+        resume=resume,
+        profile=profile,
+        tensorboard=tensorboard,
     )
-    say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
+    say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}\n")
+    page_of(run)
 
 
 def finetune(

@@ -18,6 +18,7 @@ from stepclr.data import ImageSet, open_images
 from stepclr.data.sources import Source
 from stepclr.errors import StepclrError, choose
 from stepclr.evaluate import linear
+from stepclr.evaluate.confusion import MOST, confusion
 from stepclr.evaluate.linear import Fit
 from stepclr.evaluate.methods import METHODS, Method, Task, method
 from stepclr.model import load_encoder
@@ -27,6 +28,7 @@ from stepclr.pretrain.settle import device_for_training
 from stepclr.ranks import Ranks, join
 
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
+SHOWN = ("simclr", "finetuned", "knn")  # whose mistakes are told: the first of these
 BASELINES = ("pixels", "random", "scratch")
 Json = dict[str, Any]
 
@@ -64,6 +66,7 @@ def evaluate(
 
     Returns `{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`: a value is the
     top-1 (0 to 1) of one draw, std the sample standard deviation over the draws, None where there is one value.
+    With the run's own row also "confusion": which classes are taken for which, at the last of `labels_per_class`.
 
     Raises StepclrError for an unknown name, classes that differ between train and test, and a class with too few
     labels; RuntimeError if the encoder did not stay as it was, or a linear layer did not converge.
@@ -114,6 +117,11 @@ def evaluate(
             "methods": settings,
         },
     }
+    shown = next((name for name in SHOWN if name in names), None)
+    if shown and len(classes) <= MOST:
+        fits = predictions[shown, budgets[-1]]
+        told = [fit.predicted for fit in fits]
+        result["confusion"] = confusion(shown, budgets[-1], told, test.labels, classes, test.names)
     if home.folder.is_dir() and ranks.first:
         home.write("evaluation.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -161,7 +169,7 @@ def _fits(how: Method, plan: list[Draw], ranks: Ranks, counted: Callable[[], obj
 
 
 def _score(predictions: dict[tuple[str, Budget], list[Fit]], test: ImageSet) -> list[Json]:
-    truth = test.labels  # the one place that sees them
+    truth = test.labels  # seen here, and in what is told of the confusion, once all predictions are made
     return [
         score_row(name, budget, [fit.predicted for fit in fits], truth) for (name, budget), fits in predictions.items()
     ]

@@ -11,15 +11,23 @@ from stepclr.config import PretrainConfig
 from stepclr.data import ImageSet
 from stepclr.errors import one_line
 from stepclr.pretrain.folder import Fields, Run
+from stepclr.pretrain.tensorboard import Events, check_tensorboard
 from stepclr.views import Views
 
 EVERY = 15  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Settings, images a second, time left and scores, to standard error; silent if not `enabled`."""
+    """Settings, images a second, time left and scores, to standard error; silent if not `enabled`.
 
-    def __init__(self, enabled: bool) -> None:
+    tensorboard: write each line of metrics to TensorBoard's event files too.
+    """
+
+    def __init__(self, enabled: bool, tensorboard: bool = False) -> None:
+        if tensorboard:
+            check_tensorboard()
+        self.tensorboard = tensorboard
+        self.events: Events | None = None
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
         self.bar: Bar | None = None
         self.spoke = time.monotonic()
@@ -63,6 +71,7 @@ class Progress:
             markup=False,
         )
         self.begun = (time.monotonic(), step)
+        self.events = Events(run) if self.tensorboard else None
         if self.console.is_terminal and not self.console.quiet:
             text = TextColumn("{task.description}")
             columns = (BarColumn(bar_width=16), MofNCompleteColumn(), text, TimeRemainingColumn())
@@ -72,6 +81,8 @@ class Progress:
 
     def line(self, line: Fields, steps: int) -> None:
         """Show one line of metrics."""
+        if self.events:
+            self.events.add(line)
         if "knn" in line:
             self.knn = f", kNN {line['knn']:.3f}"
         speed = f"{self.knn}, {line['images_per_second']:,.0f} images/s"
@@ -93,6 +104,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar:
             self.bar.stop()
+        if self.events:
+            self.events.close()
 
 
 def _top1(line: Fields) -> str:

@@ -45,6 +45,7 @@ def pretrain(
     resume: bool = False,
     progress: bool = True,
     profile: bool = False,
+    tensorboard: bool = False,
     **options: Any,
 ) -> Run:
     """Pretrain an encoder on pictures without labels (SimCLR Algorithm 1) into the run folder `out`.
@@ -58,6 +59,7 @@ def pretrain(
             bit for bit as one that never stopped. Its settings stay, but for epochs, keep_every, monitor and cache_gib.
         progress: print settings and progress to standard error.
         profile: print where a step's time went, at the end of the training.
+        tensorboard: write the metrics to TensorBoard's event files in `out`/tensorboard too (extra `tensorboard`).
         options: fields of `PretrainConfig`, as `epochs=100`, `encoder="resnet50"`; `policy` may be a list of ops.
 
     Started by torchrun, every rank calls this alike, and they train as one: `batch_size` counts the pictures of all,
@@ -83,7 +85,7 @@ def pretrain(
     images = open_images(images, classes=classes, limit=limit)
     teacher = load_classifier(config.teacher) if config.teacher else None
     config = settle(config, images, teacher)
-    report = Progress(progress and ranks.first)
+    report = Progress(progress and ranks.first, tensorboard and ranks.first)
     watched = open_images(config.monitor, classes=images.chosen) if config.monitor else None
     views = views_of(config, stored["renderer"] if stored else "auto")
     with torch.random.fork_rng():

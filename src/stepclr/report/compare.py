@@ -1,6 +1,5 @@
 """Runs side by side: what each was, how long it took, what it scored."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from stepclr.errors import StepclrError
 from stepclr.pretrain import Run
-from stepclr.report.scores import Row, budget_words, cell
+from stepclr.report.scores import Row, budget_words, cell, stored_scores
 
 Scores = dict[str, Any]  # evaluation.json
 
@@ -20,7 +19,7 @@ def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
 
     Raises StepclrError for a folder that is no run, and where two runs were scored on other pictures or classes.
     """
-    scores = {run: _scores(run) for run in (Run(Path(path)) for path in runs)}
+    scores = {run: stored_scores(run) for run in (Run(Path(path)) for path in runs)}
     _check_alike({run: _what(found) for run, found in scores.items() if found})
     columns = [{**_facts(run), **_cells(found)} for run, found in scores.items()]
     table = Table(title="runs, and their top-1 on the test pictures")
@@ -77,16 +76,3 @@ def _what(found: Scores) -> list[Any]:
 def _words(what: list[Any]) -> str:
     classes, source, pictures = what
     return f"{pictures:,} pictures of {source}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
-
-
-def _scores(run: Run) -> Scores | None:
-    path = run.folder / "evaluation.json"
-    if not path.exists():
-        return None
-    try:
-        found: Scores = json.loads(path.read_text())
-        _cells(found)
-        _words(_what(found))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StepclrError(f"{path} is damaged: {error}") from None
-    return found

@@ -1,5 +1,6 @@
 """evaluation.json as a table, and what to do with the encoder next."""
 
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -8,10 +9,28 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from stepclr.errors import StepclrError
 from stepclr.model import load_encoder
+from stepclr.pretrain import Run
 
 Row = dict[str, Any]
 BASELINES_OF = {"simclr": ("pixels", "random", "scratch"), "finetuned": ("scratch",)}
+
+
+def stored_scores(run: Run) -> dict[str, Any] | None:
+    """evaluation.json of the run; None where there is none. Raises StepclrError if it is damaged."""
+    path = run.folder / "evaluation.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        for row in found["rows"]:
+            cell(row), budget_words(row["labels_per_class"]), row["method"], row["values"]
+        protocol = found["protocol"]
+        f"{protocol['classes'][0]} {protocol['test']['source']} {protocol['test']['pictures']:,}"
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StepclrError(f"{path} is damaged: {error}") from None
+    return found
 
 
 def score_table(scores: dict[str, Any]) -> Table:

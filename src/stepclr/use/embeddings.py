@@ -50,11 +50,18 @@ def write_embeddings(
 ) -> tuple[int, int]:
     """Write `out` (.npz): `embeddings` float32 `[n, F]`, `paths`, `labels` int64 (-1: none), `classes`.
 
+    Or a .parquet of `vector`, `path`, `label` (null: none) and `thumbnail` (JPEG), as `search.build_index` keeps them.
     Pictures that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
     """
     path = Path(out)
+    if path.suffix == ".parquet":
+        from stepclr.use.search.table import write_parquet
+
+        return write_parquet(run, images, path, precision, progress)
     if path.suffix != ".npz":
-        raise StepclrError(f"--out {path} names no format: its suffix must be .npz")
+        raise StepclrError(
+            f"--out {path} names no format: it must end in .npz or .parquet, or be a folder for an index"
+        )
     source, h, kept = _represent(run, images, precision, progress)
     content = io.BytesIO()
     np.savez(

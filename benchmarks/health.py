@@ -1,0 +1,88 @@
+"""What separates sick runs from a healthy one: the figures that `report/health.py` judges, of planted runs.
+
+    python benchmarks/health.py [--kinds healthy collapsed ...] [--seeds 0 1 2] [--epochs 4] [--limit 1000]
+        [--batch 64] [--temperature 0.2]
+
+All train a test_resnet on the sample, without labels; the sample's 1,000 labelled pictures watch. `way` is how far the
+loss came from chance (0) to its least (1), `early` the contrastive top-1 by step 100, `contrast` that of the end.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import stepclr
+from stepclr.pretrain import Diverged
+from stepclr.report.health import SOON, Log, health
+
+PLANTED: dict[str, dict[str, Any]] = {
+    "healthy": {},
+    "crop": {"policy": "crop", "strength": None, "blur": None},
+    "collapsed": {"weight_decay": 30.0},
+    "decay": {"weight_decay": 1.0},
+    "rate 30": {"lr": 30.0},  # it recovers as the rate falls
+    "rate 100": {"lr": 100.0},
+    "rate 1000": {"lr": 1000.0},
+    "rate 100000": {"lr": 1e5},  # it ends by Diverged
+    "vit": {"encoder": "test_vit", "stem": "own", "size": 32},
+    "vit, rate 10": {"encoder": "test_vit", "stem": "own", "size": 32, "lr": 10.0},
+}
+
+
+def planted(kind: str, seed: int, out: Path, **options: Any) -> stepclr.Run:
+    """A run of that kind, to its end or to `Diverged`."""
+    settings: dict[str, Any] = {
+        "encoder": "test_resnet",
+        "stem": "small-stride2",
+        "lr": 0.3,
+        "head": "128-64",
+        "strength": 1.0,
+        "blur": 0.5,
+        "min_area": 0.4,
+        "monitor": "sample:train",
+        "progress": False,
+    }
+    try:
+        return stepclr.pretrain("sample:unlabeled", out, **{**settings, **options, **PLANTED[kind], "seed": seed})
+    except Diverged:
+        return stepclr.Run(out)
+
+
+def main() -> None:
+    """Print a line a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="+", default=list(PLANTED), choices=list(PLANTED))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.2)
+    wanted = parser.parse_args()
+    options = {name: getattr(wanted, name) for name in ("epochs", "limit", "temperature")}
+    columns = ("loss", "way", "uniformity", "highest", "rank", "early", "contrast", "knn at first", "knn")
+    print(f"{'kind':14}{'seed':>5}{'steps':>6}", *(f"{name:>12}" for name in columns), " verdict")
+    for kind in wanted.kinds:
+        for seed in wanted.seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                run = planted(kind, seed, Path(folder) / "run", batch_size=wanted.batch, **options)
+                log = Log(run.config, run.metrics)
+                verdict = health(run.config, run.metrics)[0]
+            early, knn, uniformity = log.of("contrastive_top1", SOON)[-3:], log.of("knn"), log.of("uniformity")
+            figures = (
+                log.end("loss"),
+                log.way,
+                log.end("uniformity"),
+                max(uniformity, default=None),
+                log.last("effective_rank"),
+                early.mean() if len(early) else None,
+                log.end("contrastive_top1"),
+                knn[0] if len(knn) else None,
+                log.last("knn"),
+            )
+            cells = (f"{figure:12.3f}" if figure is not None else " " * 11 + "-" for figure in figures)
+            print(f"{kind:14}{seed:5}{log.last('step') or 0:6.0f}", *cells, f" {verdict.name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Step 5 on a page: the similarity matrix of a real batch, one anchor's loss in numbers, its hardest negatives."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stepclr.errors import StepclrError
+from stepclr.loss import contrastive
+from stepclr.report.page.material import Material, spread
+from stepclr.report.page.pictures import thumbnails
+from stepclr.report.page.plots import similarities
+from stepclr.views import view_keys
+
+Json = dict[str, Any]
+BATCH = 32  # pictures of the batch that is shown
+HARDEST, SUSPECTS = 6, 6
+TWINS = 0.9  # cosine of h from which two pictures are likely of one kind: a false negative, whatever their labels
+
+
+def contrast(made: Material) -> Json:
+    """A batch of views before and after training, through encoder and head, BatchNorm as in a step of training."""
+    if made.images is None or not made.contrastive:
+        return {"why": made.why or f"the loss of this run, {made.config['loss']}, contrasts no projections"}
+    try:
+        before, after = made.untrained, made.trained
+    except StepclrError as error:
+        return {"why": str(error)}
+    some = made.some.take(spread(len(made.some), BATCH))
+    pictures, kept = some.read_readable(range(len(some)))
+    views = made.views(pictures, view_keys(made.settings.seed, 0, range(len(pictures))))[:2]
+    x = views.transpose(0, 1).flatten(0, 1)  # a picture's two views are neighbours: [2N, 3, S, S]
+    names = [f"{some.names[i]}, view {v}" for i in kept for v in (1, 2)]
+    labels = torch.from_numpy(some.labels[kept])
+    groups = torch.arange(len(kept)).repeat_interleave(2)
+    if made.config["loss"] == "supcon":
+        groups = torch.where(labels >= 0, labels, labels.max() + 1 + torch.arange(len(labels))).repeat_interleave(2)
+    small = thumbnails(x, 64)
+    z = {"before": _projections(before, x), "after": _projections(after, x)}
+    tau = made.settings.temperature
+    losses = {when: float(contrastive(rows, groups, tau)) for when, rows in z.items()}
+    anchor = _middle(z["after"], groups, tau)
+    return {
+        "pictures": len(kept),
+        "negatives": len(x) - 2,
+        "temperature": tau,
+        "losses": losses,
+        "chance": math.log(len(x) - 1),
+        "matrices": [
+            similarities(
+                f"{when.capitalize()} training",
+                _matrix_words(when, rows, groups),
+                (rows @ rows.T).numpy(),
+                small,
+                names,
+            )
+            for when, rows in z.items()
+        ],
+        "anchor": _worked_out(z["after"], groups, tau, anchor, small, names),
+        "suspects": _suspects(made, some.take(kept), list(pictures), labels),
+    }
+
+
+def _projections(model: nn.ModuleDict, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
+    """Unit-norm z; the running statistics stay as they are."""
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            z = model.train()["head"](model["encoder"](x.to(device)))
+    finally:
+        model.load_state_dict(state)
+        for module, mode in modes.items():
+            module.training = mode
+    return F.normalize(z.float()).cpu()
+
+
+def anchor_losses(z: Float[Tensor, "m d"], groups: Tensor, tau: float) -> Float[Tensor, " m"]:
+    """-1/|P| sum_p log(exp(z_i.z_p / tau) / sum_{a != i} exp(z_i.z_a / tau)) of each anchor: eq. 1, or SupCon eq. 2."""
+    logits = z @ z.T / tau
+    own = torch.eye(len(z), dtype=torch.bool)
+    positive = (groups[:, None] == groups) & ~own
+    return logits.masked_fill(own, -torch.inf).logsumexp(1) - (logits * positive).sum(1) / positive.sum(1)
+
+
+def _middle(z: Float[Tensor, "m d"], groups: Tensor, tau: float) -> int:
+    """The anchor of median loss: neither the easiest nor the hardest."""
+    return int(anchor_losses(z, groups, tau).argsort()[len(z) // 2])
+
+
+def _worked_out(z: Tensor, groups: Tensor, tau: float, anchor: int, pictures: list[str], names: list[str]) -> Json:
+    cosine = z @ z[anchor]
+    others = torch.arange(len(z)) != anchor
+    positive = (groups == groups[anchor]) & others
+    log_sum = (cosine[others] / tau).logsumexp(0)
+    negatives = torch.where(~positive & others)[0]
+    hardest = negatives[cosine[negatives].argsort(descending=True)][:HARDEST]
+    share = ((cosine / tau) - log_sum).exp()
+    ranked = [*torch.where(positive)[0].tolist()[:1], *hardest.tolist()]
+    return {
+        "src": pictures[anchor],
+        "name": names[anchor],
+        "positives": int(positive.sum()),
+        "cosine": float(cosine[positive].mean()),
+        "logit": float(cosine[positive].mean() / tau),
+        "log_sum": float(log_sum),
+        "others": int(others.sum()),
+        "loss": float(anchor_losses(z, groups, tau)[anchor]),
+        "mean": float(anchor_losses(z, groups, tau).mean()),
+        "ranked": [
+            {
+                "src": pictures[k],
+                "name": names[k],
+                "positive": bool(positive[k]),
+                "cosine": float(cosine[k]),
+                "share": float(share[k]),
+            }
+            for k in ranked
+        ],
+    }
+
+
+def _suspects(made: Material, images: Any, pictures: list[Tensor], labels: Tensor) -> list[Json]:
+    """Pairs of the batch that the trained encoder finds most alike: the loss pushes them apart, and perhaps wrongly."""
+    x = made.encoder.preprocess(pictures)
+    with torch.inference_mode():
+        h = F.normalize(made.encoder.eval()(x).float().cpu())
+    cosine = (h @ h.T).triu(1)
+    order = cosine.flatten().argsort(descending=True)[:SUSPECTS]
+    small = thumbnails(pictures, 64)
+    found = []
+    for place in order.tolist():
+        i, j = divmod(place, len(h))
+        if i >= j:
+            continue
+        known = bool(labels[i] >= 0 and labels[j] >= 0)
+        same = bool(labels[i] == labels[j])
+        if made.config["loss"] == "supcon" and known and same:
+            continue  # a positive pair there
+        word = ("the same label" if same else "other labels") if known else "no labels to tell"
+        if not known and cosine[i, j] >= TWINS:
+            word = "very alike"
+        found.append(
+            {
+                "pair": [small[i], small[j]],
+                "names": [images.names[i], images.names[j]],
+                "cosine": float(cosine[i, j]),
+                "word": word,
+            }
+        )
+    return found
+
+
+def _matrix_words(when: str, z: Float[Tensor, "m d"], groups: Tensor) -> str:
+    cosine = z @ z.T
+    own = torch.eye(len(z), dtype=torch.bool)
+    positive = (groups[:, None] == groups) & ~own
+    away = cosine[~positive & ~own]
+    first = cosine.masked_fill(own, -2).argmax(1)
+    found = np.mean([bool(positive[i, j]) for i, j in enumerate(first.tolist())])
+    return (
+        f"{when.capitalize()} training, {len(z)} x {len(z)} cosines: positive pairs {cosine[positive].mean():.2f} on "
+        f"average, negatives {away.mean():.2f}; {found:.0%} of the anchors are nearest to a positive."
+    )

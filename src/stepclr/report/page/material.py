@@ -1,0 +1,117 @@
+"""What the sections of a page are made of: a run and its pictures, each read once, and its networks."""
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stepclr.classify.start import trained_head
+from stepclr.config import PretrainConfig, settings_in
+from stepclr.data import ImageSet, open_images
+from stepclr.errors import StepclrError
+from stepclr.model import Encoder, represent
+from stepclr.pretrain.folder import Run
+from stepclr.pretrain.settle import CONTRASTIVE, build, device_for_training, views_of
+from stepclr.report.scores import stored_scores
+from stepclr.views import Views
+
+Json = dict[str, Any]
+LOOKED_AT = 1000  # pictures of the source on the map
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A run, and the pictures it was trained on where they can still be found: else `images` is None and `why` says so.
+
+    Attributes: config: of config.json, and `settings` its settings. metrics: the lines of metrics.jsonl.
+    scores: evaluation.json, or None.
+    """
+
+    run: Run
+    images: ImageSet | None
+    why: str = ""
+
+    @cached_property
+    def config(self) -> Json:
+        return self.run.config
+
+    @cached_property
+    def settings(self) -> PretrainConfig:
+        return settings_in(self.config)
+
+    @cached_property
+    def metrics(self) -> list[Json]:
+        return self.run.metrics
+
+    @cached_property
+    def scores(self) -> Json | None:
+        return stored_scores(self.run)
+
+    @cached_property
+    def skipped(self) -> list[list[str]]:
+        """The lines of skipped.csv: (path, reason)."""
+        path = self.run.folder / "skipped.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return [row for row in csv.reader(file) if len(row) == 2][1:]
+
+    @cached_property
+    def views(self) -> Views:
+        return views_of(self.settings, self.config.get("renderer", "auto"))
+
+    @cached_property
+    def contrastive(self) -> bool:
+        """Whether the run has projections that a loss contrasts."""
+        return self.config["loss"] in CONTRASTIVE
+
+    @cached_property
+    def some(self) -> ImageSet:
+        """Readable pictures, spread evenly over the source, reduced as for the views."""
+        assert self.images is not None
+        return self.images.take(spread(len(self.images), LOOKED_AT)).decoded(2 * self.views.size, budget=0)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return self.run.encoder().to(device_for_training())
+
+    @cached_property
+    def embedded(self) -> tuple[Float[Tensor, "n f"], NDArray[np.int64]]:
+        """h `[n, F]` of `some`, and which of them could be read."""
+        return represent(self.encoder, self.some)
+
+    @cached_property
+    def trained(self) -> nn.ModuleDict:
+        """Encoder and head after training. Raises StepclrError where the head is not to be had."""
+        head = trained_head(self.run, self.encoder)
+        return nn.ModuleDict({"encoder": self.encoder, "head": head.to(device_for_training())})
+
+    @cached_property
+    def untrained(self) -> nn.ModuleDict:
+        """Encoder and head as they were before the first step."""
+        assert self.images is not None
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            return build(self.settings, self.images).to(device_for_training())
+
+
+def material(run: Run, source: str | ImageSet | None) -> Material:
+    """The run's material; source: where its pictures are, if no longer where config.json says."""
+    config = run.config
+    try:
+        return Material(
+            run, open_images(source or config["source"], classes=config["classes"] or None, limit=config["limit"])
+        )
+    except (StepclrError, OSError) as error:
+        return Material(run, None, f"the pictures of {config['source']} cannot be shown: {error}")
+
+
+def spread(n: int, k: int) -> NDArray[np.int64]:
+    """At most k of n places, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(np.int64))

@@ -1,0 +1,83 @@
+"""Step 8 on a page: a map of the embeddings, neighbours, odd ones out, near-duplicates, the lines that load it."""
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from stepclr.report.page.material import Material, spread
+from stepclr.report.page.pictures import thumbnails
+from stepclr.report.page.plots import points
+from stepclr.report.scores import loading_snippet
+from stepclr.use.duplicates import near_pairs
+from stepclr.use.duplicates import thumbnail as detail_of
+
+Json = dict[str, Any]
+QUERIES, NEIGHBOURS = 6, 6
+ODD, TWICE = 8, 8
+
+
+def usage(made: Material) -> Json:
+    """What the encoder makes of pictures of the source."""
+    found: Json = {"snippet": loading_snippet(made.run), "run": str(made.run.folder), "why": made.why}
+    if made.images is None or len(made.some) < 3:
+        return found
+    h, kept = made.embedded
+    some = made.some.take(kept)
+    pictures = list(some.read(range(len(some))))
+    small, names = thumbnails(pictures, 64), [some.names[i] for i in range(len(some))]
+    unit = F.normalize(h)
+    cosine = unit @ unit.T
+    cosine.fill_diagonal_(-torch.inf)
+
+    def card(i: int, value: float | None = None) -> Json:
+        return {"src": small[i], "name": names[i], "cosine": value}
+
+    pairs, alike = near_pairs(torch.stack([detail_of(picture) for picture in pictures]))
+    order = np.argsort(-alike, kind="stable")[:TWICE]
+    nearest = cosine.topk(min(10, len(h) - 1)).values.mean(1)
+    return found | {
+        "shown": len(some),
+        "count": len(made.images),
+        "maps": _maps(made, unit, some.labels, small, names),
+        "neighbours": [
+            {
+                "query": card(i),
+                "hits": [
+                    card(j, float(cosine[i, j])) for j in cosine[i].topk(min(NEIGHBOURS, len(h) - 1)).indices.tolist()
+                ],
+            }
+            for i in spread(len(h), QUERIES).tolist()
+        ],
+        "odd": [card(i, float(nearest[i])) for i in nearest.argsort()[:ODD].tolist()],
+        "twice": [
+            {"pair": [card(int(i)), card(int(j))], "alike": float(alike[k])} for k in order for i, j in [pairs[k]]
+        ],
+        "twice_count": len(pairs),
+    }
+
+
+def _maps(
+    made: Material, unit: Float[Tensor, "n f"], labels: np.ndarray, small: list[str], names: list[str]
+) -> list[Any]:
+    classes = made.images.classes if made.images is not None else []
+    captions = [f"{name} ({classes[label]})" if label >= 0 else name for name, label in zip(names, labels, strict=True)]
+    centred = (unit - unit.mean(0)).double()
+    u, singular, _ = torch.linalg.svd(centred, full_matrices=False)
+    share = (singular[:2].square().sum() / singular.square().sum()).item()
+    at = (u[:, :2] * singular[:2]).numpy()
+    words = (
+        f"{len(unit)} pictures on the two directions in which h differs most; they hold {share:.0%} of its variance."
+    )
+    found = [points("PCA of h", words, at, labels, classes, small, captions)]
+    with suppress(ImportError):
+        from umap import UMAP
+
+        placed = UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(unit.numpy())
+        words = "UMAP: near neighbours of h lie near each other; far distances mean little."
+        found.append(points("UMAP of h", words, placed, labels, classes, small, captions))
+    return found
