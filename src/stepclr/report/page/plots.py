@@ -136,6 +136,7 @@ def confusion(title: str, classes: Sequence[str], matrix: Int[np.ndarray, "c c"]
                 "zmin": 0,
                 "zmax": 1,
                 "colorscale": "Blues",
+                "reversescale": True,  # white is none
                 "colorbar": {"thickness": 12, "tickformat": ".0%"},
                 "hovertemplate": "%{y} taken for %{x}: %{z:.1%}<extra></extra>",
             }

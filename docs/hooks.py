@@ -1,0 +1,149 @@
+"""What mkdocs calls while it builds the site: code comes from the source, commands from their help, steps from a run.
+
+A line of a page that is only a link, with one of these titles, is replaced; elsewhere it stays a link that works:
+
+    [nt_xent](../src/stepclr/loss/contrastive.py "code")     the function, class or constant of that name, as it stands
+    [what it says](../src/stepclr/report/walk.py "step 5")   what `stepclr steps` says of step 5
+
+A name that the file does not have ends the build. README, CONTRIBUTING and the results are pages as they are; links
+between files of the repository become links between pages.
+"""
+
+import ast
+import io
+import os
+import posixpath
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ELSEWHERE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "results.md": "benchmarks/RESULTS.md"}
+LATER = "three-commands.md"  # the second page, where it is there
+WIDTH = 88  # of the commands' help, characters
+CODE = re.compile(r'^\[([\w.]+)\]\(\.\./(src/stepclr/[\w/]+\.py) "code"\)$', re.MULTILINE)
+STEP = re.compile(r'^\[[^]]+\]\(\.\./src/stepclr/report/walk\.py "step (\d)"\)$', re.MULTILINE)
+LINK = re.compile(r"\[([^]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """No 404 page, which only a server has a use for; the nav's second page if it exists."""
+    config.theme.static_templates -= {"404.html"}
+    if (Path(config.docs_dir) / LATER).exists() and config.nav is not None:
+        config.nav.insert(1, LATER)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """The pages that are not in docs/: three files of the repository, and the commands."""
+    for page, path in ELSEWHERE.items():
+        files.append(File.generated(config, page, content=(root(config) / path).read_text()))
+    files.append(File.generated(config, "commands.md", content=reference()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Code, then what it says when it runs, then links."""
+    here = root(config)
+    markdown = CODE.sub(lambda found: fenced(here, found[2], found[1]), markdown)
+    markdown = STEP.sub(lambda found: f"```text\n{steps()[found[1]]}\n```", markdown)
+    return relinked(markdown, page.file.src_uri, here)
+
+
+def root(config: MkDocsConfig) -> Path:
+    """The repository."""
+    return Path(config.config_file_path).parent
+
+
+def fenced(here: Path, path: str, name: str) -> str:
+    """The code of that name as a block of Markdown, with its file above and the file's line numbers."""
+    first, code = lines_of((here / path).read_text(), name, path)
+    return f'```python title="{path}" linenums="{first}"\n{code}\n```'
+
+
+def lines_of(source: str, name: str, path: str) -> tuple[int, str]:
+    """Where the function, class or constant `name` (or `Class.method`) begins, and its lines, not indented."""
+    body: list[ast.stmt] = ast.parse(source).body
+    node: ast.stmt | None = None
+    for part in name.split("."):
+        node = next((one for one in body if part in _names(one)), None)
+        if node is None:
+            raise PluginError(f"{path} has no {name}")
+        body = getattr(node, "body", [])
+    assert node is not None
+    above = [decorator.lineno for decorator in getattr(node, "decorator_list", [])]
+    first = min([node.lineno, *above])
+    return first, textwrap.dedent("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+@cache
+def steps() -> dict[str, str]:
+    """What the walk through 64 bundled pictures says of each step."""
+    import stepclr
+    from stepclr.recipes import recipe_config
+    from stepclr.report import STEPS, Walk
+
+    walk = Walk(stepclr.open_images("sample:train", limit=64), recipe_config("sample"))
+    return {str(step): "\n".join(walk.lines(step)) for step in STEPS}
+
+
+def reference() -> str:
+    """The page of commands: what each prints for --help, at a fixed width and without colours."""
+    from stepclr.cli import COMMANDS, main, usage
+    from stepclr.cli.arguments import first_line
+
+    def said(name: str) -> str:
+        shown = io.StringIO()
+        with redirect_stdout(shown), suppress(SystemExit):
+            main([name, "--help"])
+        return "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
+
+    parts = ["# Commands", "What each command says to `--help`.", f"```text\n{usage()}\n```"]
+    with _plain_terminal():
+        for name, command in COMMANDS.items():
+            parts += [f"## stepclr {name}", first_line(command), f"```text\n{said(name)}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+@contextmanager
+def _plain_terminal() -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ |= {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "TERM": "dumb"}
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+        os.environ.pop(name, None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def relinked(markdown: str, page: str, here: Path) -> str:
+    """Links between files of the repository as links between pages; to a file that is no page, its name alone."""
+    folder = posixpath.dirname(ELSEWHERE.get(page, f"docs/{page}"))
+    pages = {path: page for page, path in ELSEWHERE.items()}
+
+    def link(found: re.Match[str]) -> str:
+        text, target, anchor = found[1], posixpath.normpath(posixpath.join(folder, found[2])), found[3] or ""
+        if target in pages:
+            return f"[{text}]({pages[target]}{anchor})"
+        if target.startswith("docs/"):
+            return f"[{text}]({target.removeprefix('docs/')}{anchor})"
+        if not (here / target).exists():
+            raise PluginError(f"{page} links to {found[2]}, which does not exist")
+        return text if text.rstrip("/") == target else f"{text} (`{target}`)"
+
+    return LINK.sub(link, markdown)

@@ -1,0 +1,349 @@
+"""The site is built without a warning, from the project's own code, and needs nothing but its own files to be read."""
+
+import dataclasses
+import html
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from tyro.conf import Positional
+
+from stepclr.cli import COMMANDS
+from stepclr.config import PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+ELSEWHERE = ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")  # pages that are not in docs/
+COMPILING = "compiling the renderer of views"  # said once for a machine, and each session of tests is a new one
+LOADED = {"src", "srcset", "poster", "data"}  # attributes by which a page loads what they name
+INCLUDED = [
+    pytest.param(page.name, name, path, id=f"{page.stem}-{name}")
+    for page in sorted(DOCS.glob("*.md"))
+    for name, path in re.findall(r'^\[([\w.]+)\]\(\.\./src/([\w/]+)\.py "code"\)$', page.read_text(), re.MULTILINE)
+]
+
+
+def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    """`make docs`, elsewhere."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site = tmp_path_factory.mktemp("docs") / "site"
+    done = build(ROOT, site)
+    assert not done.returncode, done.stderr
+    for line in done.stderr.splitlines():
+        assert line.startswith(("INFO", COMPILING)), line
+    assert not done.stdout
+    return site
+
+
+class Page(HTMLParser):
+    """What a page has: ids to link to, links, what it loads, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("id", "name"):
+                self.ids.add(value or "")
+            elif name == "href" and tag in ("a", "area"):
+                self.links.append(value or "")
+            elif name in LOADED or name == "href":
+                self.loads.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def test_there_is_a_page_for_everything(site: Path, pages: dict[Path, Page]) -> None:
+    names = {path.relative_to(site).as_posix() for path in pages}
+    own = {f"{path.stem}.html" for path in DOCS.glob("*.md")}
+    assert names == own | {"index.html", "contributing.html", "results.html", "commands.html"}
+    assert not list(site.rglob("*.py*"))
+
+
+def test_every_internal_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
+    seen = 0
+    for path, page in pages.items():
+        for link in [*page.links, *page.loads]:
+            parts = urlsplit(link)
+            if parts.scheme in ("http", "https", "mailto", "data", "javascript"):
+                continue
+            assert not parts.path.startswith("/"), f"{path.name}: {link} needs a server"
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.is_file(), f"{path.name}: {link}"
+            assert target.is_relative_to(site), f"{path.name}: {link}"
+            if parts.fragment and target.suffix == ".html":
+                assert unquote(parts.fragment) in pages[target].ids | {"__toc"}, f"{path.name}: {link}"
+            seen += 1
+    assert seen > 200
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        assert page.loads
+        for what in page.loads:
+            assert urlsplit(what).scheme in ("", "data"), f"{path.name} loads {what}"
+            assert not what.startswith("//"), f"{path.name} loads {what}"
+        assert 'class="mermaid"' not in path.read_text()  # for these the theme would fetch a script
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text()), sheet
+
+
+def test_the_search_has_its_index_and_its_worker_beside_it(site: Path, pages: dict[Path, Page]) -> None:
+    index = (site / "search" / "search_index.js").read_text()
+    found = {entry["location"].split("#")[0] for entry in json.loads(index.removeprefix("var __index = "))["docs"]}
+    assert {"walk.html", "commands.html"} <= found
+    assert "assets/iframe-worker.js" in pages[site / "index.html"].loads
+
+
+# Code that is included.
+
+
+def of_name(path: str, name: str) -> Any:
+    """The object of that name, by importing its file."""
+    found: Any = importlib.import_module(path.replace("/", "."))
+    for part in name.split("."):
+        found = inspect.unwrap(getattr(found, part))
+    return found
+
+
+@pytest.mark.parametrize(("page", "name", "path"), INCLUDED)
+def test_included_code_is_the_source(page: str, name: str, path: str, site: Path) -> None:
+    text = (site / page).with_suffix(".html").read_text()
+    blocks = [html.unescape(re.sub(r"<[^>]+>", "", block)) for block in re.findall(r"<code>(.*?)</code>", text, re.S)]
+    source = inspect.getsource(of_name(path, name))
+    assert inspect.cleandoc("\n" + source) in [inspect.cleandoc("\n" + block) for block in blocks]
+    assert f"src/{path}.py" in text
+
+
+def test_the_walk_shows_algorithm_1_and_the_loss() -> None:
+    assert {"contrast", "train_step", "nt_xent", "contrastive", "ProjectionHead"} <= {
+        param.values[1] for param in INCLUDED
+    }
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """What a build reads, to be changed."""
+    copy = tmp_path / "repository"
+    shutil.copytree(DOCS, copy / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    for name in ("mkdocs.yml", *ELSEWHERE):
+        (copy / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+def test_a_function_that_is_gone_ends_the_build(repository: Path) -> None:
+    loss = repository / "src" / "stepclr" / "loss" / "contrastive.py"
+    loss.write_text(loss.read_text().replace("def nt_xent(", "def nt_xentropy("))
+    done = build(repository, repository / "site")
+    assert done.returncode
+    assert "src/stepclr/loss/contrastive.py has no nt_xent" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def hooks() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        yield importlib.import_module("hooks")
+
+
+def test_a_name_stands_for_its_lines(hooks: ModuleType) -> None:
+    source = """A: int = 1
+
+
+@one
+@two
+def f(
+    x,
+):
+    'Says.'
+    return x  # so
+
+
+class C:
+    def f(self):
+        g()
+
+        h()
+
+    B = (
+        2,
+    )
+"""
+    assert hooks.lines_of(source, "A", "x.py") == (1, "A: int = 1")
+    assert hooks.lines_of(source, "f", "x.py") == (4, "\n".join(source.splitlines()[3:10]))
+    assert hooks.lines_of(source, "C.f", "x.py") == (14, "def f(self):\n    g()\n\n    h()")
+    assert hooks.lines_of(source, "C.B", "x.py") == (19, "B = (\n    2,\n)")
+    for name in ("g", "C.g", "f.x", "B"):
+        with pytest.raises(Exception, match=rf"^x.py has no {name}$"):
+            hooks.lines_of(source, name, "x.py")
+
+
+def test_links_between_files_become_links_between_pages(hooks: ModuleType) -> None:
+    def relinked(page: str, text: str) -> str:
+        linked: str = hooks.relinked(text, page, ROOT)
+        return linked
+
+    assert relinked("index.md", "[a](docs/scale.md#b) [c](https://x.y/z.md) [d](#e)").startswith(
+        "[a](scale.md#b) [c](h"
+    )
+    assert relinked("scale.md", "[RESULTS](../benchmarks/RESULTS.md)") == "[RESULTS](results.md)"
+    assert relinked("contributing.md", "[README](README.md#the-floor-plan)") == "[README](index.md#the-floor-plan)"
+    assert relinked("walk.md", "![p](pictures/views.png)") == "![p](pictures/views.png)"
+    assert relinked("index.md", "[LICENSE](LICENSE), [docs/](docs/)") == "LICENSE, docs/"
+    with pytest.raises(Exception, match="which does not exist"):
+        relinked("index.md", "[a](src/stepclr/gone.py)")
+
+
+def test_a_page_that_may_come_is_in_the_nav_when_it_is_there(hooks: ModuleType, tmp_path: Path) -> None:
+    def nav() -> list[Any]:
+        theme = SimpleNamespace(static_templates={"404.html"})
+        config = SimpleNamespace(docs_dir=str(tmp_path), nav=[{"Start": "index.md"}, "walk.md"], theme=theme)
+        return list(hooks.on_config(config).nav)
+
+    assert nav() == [{"Start": "index.md"}, "walk.md"]
+    (tmp_path / "three-commands.md").write_text("# Three commands\n")
+    assert nav() == [{"Start": "index.md"}, "three-commands.md", "walk.md"]
+
+
+# What was made by running it.
+
+
+def test_the_walk_says_what_the_steps_do(site: Path, pages: dict[Path, Page]) -> None:
+    text = pages[site / "walk.html"].text
+    for step, name in enumerate(("data", "views", "encoder", "projection head", "contrastive loss"), 1):
+        assert f"step {step}  {name}\n  in " in text
+    assert "sample:train: 64 pictures, 64 of them with a label, 0 unreadable" in text
+    assert "z_i, z_j [64, 128] each, temperature 0.2: 128 anchors, 126 negatives each" in text
+
+
+def test_the_sheet_of_views_is_what_the_recipe_draws() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        pictures = importlib.import_module("pictures")
+    stored = np.asarray(Image.open(DOCS / "pictures" / "views.png"), np.int16)
+    drawn = np.asarray(pictures.views(), np.int16)
+    assert stored.shape == drawn.shape
+    assert np.abs(stored - drawn).max() <= 2  # levels, of 255: another renderer may round otherwise
+
+
+# The commands.
+
+
+def options(command: Any) -> set[str]:
+    """A command's options, from its signature."""
+    positional = typing.get_args(Positional[int])[1]
+    found = set()
+    for name, kind in typing.get_type_hints(command, include_extras=True).items():
+        said = getattr(kind, "__metadata__", ())
+        if kind is PretrainConfig:
+            found |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PretrainConfig)}
+        elif name != "return" and positional not in said:
+            other = next((one.name for one in said if getattr(one, "name", None)), None)
+            found.add(f"--{other or name.replace('_', '-')}")
+    return found
+
+
+def test_every_command_is_there_with_every_option(site: Path) -> None:
+    text = (site / "commands.html").read_text()
+    sections = re.split(r'<h2 id="[\w-]+">stepclr ', text)[1:]
+    assert [re.match(r"[\w-]+", section)[0] for section in sections] == list(COMMANDS)  # type: ignore[index]
+    for section, command in zip(sections, COMMANDS.values(), strict=True):
+        shown = html.unescape(re.sub(r"<[^>]+>", "", section))
+        for option in options(command):
+            assert re.search(rf"^ +(-\w.*, )?{option}\b", shown, re.MULTILINE), f"{command.__name__} {option}"
+    assert options(COMMANDS["finetune"]) >= {"--train", "--labels-per-class", "--from"}
+    assert options(COMMANDS["pretrain"]) >= {"--resume", "--encoder", "--keep-every"}
+    assert "\x1b" not in text
+    shown = html.unescape(re.sub(r"<[^>]+>", "", text))
+    assert 80 < max(map(len, re.findall(r"^  +--\w.*$", shown, re.MULTILINE))) <= 88
+
+
+# The notebook.
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    stored = json.loads((DOCS / "walk.ipynb").read_text())
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in stored["cells"])
+    code = (
+        "import sys, nbformat, nbclient\n"
+        "book = nbformat.read(sys.argv[1], 4)\n"
+        "nbclient.NotebookClient(book, timeout=200).execute()\n"
+        "nbformat.write(book, 'ran.ipynb')\n"
+    )
+    command = [sys.executable, "-c", code, str(DOCS / "walk.ipynb")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250)
+    assert not done.returncode, done.stderr
+    outputs = [o for cell in json.loads((tmp_path / "ran.ipynb").read_text())["cells"] for o in cell.get("outputs", [])]
+    said = "".join("".join(o["text"]) for o in outputs if o.get("name") == "stdout")
+    assert not [o for o in outputs if o.get("name") == "stderr" and not "".join(o["text"]).startswith(COMPILING)]
+    assert len([o for o in outputs if "image/png" in o.get("data", {})]) == 4
+    by_hand = re.search(r"by hand ([\d.]+), nt_xent ([\d.]+)", said)
+    assert by_hand
+    assert abs(float(by_hand[1]) - float(by_hand[2])) < 1e-4
+    for method in ("pixels", "random", "simclr", "knn"):
+        assert re.search(rf"^{method} .* top-1 0\.\d+", said, re.MULTILINE)
+
+
+def test_the_notebook_walks_through_the_same_steps_as_the_page() -> None:
+    cells = json.loads((DOCS / "walk.ipynb").read_text())["cells"]
+    told = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    heads = [re.findall(r"^## (Step \d: .*)$", text, re.MULTILINE) for text in (told, (DOCS / "walk.md").read_text())]
+    assert heads[0] == heads[1]
+    assert len(heads[0]) == 8
+
+
+# Contributing.
+
+
+def test_what_contributing_names_exists() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    quoted = re.findall(r"`([^`\n]+)`", text)
+    paths = {word for word in quoted if re.fullmatch(r"(src|tests|docs|benchmarks)/[\w./-]*|[\w-]+\.(py|yml)", word)}
+    rooms = ROOT / "src" / "stepclr"
+    missing = {path for path in paths if not any((place / path).exists() for place in (ROOT, rooms, rooms / "loss"))}
+    assert not missing
+    assert len(paths) > 25
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/*.py")]
+    known = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
+    names = {name for word in quoted for name in re.findall(r"^(\w+)(?:\(.*\))?$", word)}
+    assert not names - known
+
+
+@pytest.mark.parametrize("target", ["check", "test", "docs"])
+def test_contributing_names_what_make_makes(target: str) -> None:
+    assert f"make {target}" in (ROOT / "CONTRIBUTING.md").read_text()
+    assert re.search(rf"^{target}: .venv/ready", (ROOT / "Makefile").read_text(), re.MULTILINE)
