@@ -72,9 +72,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, list[Fit]]]:
     seen: list[dict[Any, list[Fit]]] = []
     score = protocol._score
 
-    def spy(predictions: dict[Any, list[Fit]], test: ImageSet) -> list[Scores]:
+    def spy(predictions: dict[Any, list[Fit]], truth: np.ndarray) -> list[Scores]:
         seen.append(predictions)
-        return score(predictions, test)
+        return score(predictions, truth)
 
     monkeypatch.setattr(protocol, "_score", spy)
     return seen

@@ -25,6 +25,7 @@ SMALL = 20_000_000  # bytes; for a bomb
 TINY = ["--encoder", "test_resnet", "--epochs", "1", "--batch-size", "8", "--size", "32", "--head", "32-16"]
 NAMES = [
     b"two\nlines.png",
+    b"back\rto the start.png",
     b"\x1b[2Jterminal.png",
     b"[red]markup[bold].png",
     b"[[]].png",

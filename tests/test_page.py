@@ -147,7 +147,7 @@ def test_before_training_is_the_runs_own_beginning(photos: Path, tmp_path: Path)
 
 def test_the_confusion_matrix_is_that_of_the_scores(run: stepclr.Run, photos: Path) -> None:
     scores = json.loads((run.folder / "evaluation.json").read_text())
-    told = scores["confusion"]
+    told = scores["protocol"]["confusion"]
     [row] = [row for row in scores["rows"] if (row["method"], row["labels_per_class"]) == ("simclr", "all")]
     matrix = np.array(told["matrix"])
     assert matrix.sum() == 90 * len(row["values"])

@@ -53,7 +53,7 @@ def write_predictions(
         raise StepclrError(f"--out {path} names no format: its suffix must be .csv")
     source, probabilities, kept, classes = _predict(classifier, images, progress)
     text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
+    table = csv.writer(text)
     table.writerow(["path", "predicted", "probability", *(f"p:{name}" for name in classes)])
     for i, row in zip(kept, probabilities.tolist(), strict=True):
         best = int(np.argmax(row))

@@ -66,7 +66,7 @@ def find(
     text = io.StringIO()
     # Python quotes a lone carriage return only if told to quote all text: a file's name may hold one, and then
     # it need not be text either, and is written as it came.
-    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).writerows([found.header, *found.table])
+    csv.writer(text).writerows([found.header, *found.table])
     write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
     say(found.summary)
     say(f"{path}: the table")

@@ -57,8 +57,8 @@ def demo(
     say(score_table(scores))
     for line in paired_lines(scores):
         say(line)
-    say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}\n")
-    page_of(run)
+    page_of(out)
+    say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}")
 
 
 def steps(

@@ -64,8 +64,8 @@ def pretrain(
         profile=profile,
         tensorboard=tensorboard,
     )
-    say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}\n")
-    page_of(run)
+    page_of(out)
+    say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
 
 
 def finetune(

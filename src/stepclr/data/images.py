@@ -87,7 +87,7 @@ class ImageSet:
         """Write a CSV of (path, reason) of every picture found to be unreadable so far; no file where there is none."""
         if self.skipped:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *self.skipped])
+            csv.writer(text).writerows([("path", "reason"), *self.skipped])
             # A file name need not be text: what cannot be encoded is written as it came.
             write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepclr.classify.draws import Budget, Draw, draw_all, read_budgets
 from stepclr.classify.material import fingerprint, prepare, score_row, shared_classes
@@ -31,6 +32,7 @@ PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
 SHOWN = ("simclr", "finetuned", "knn")  # whose mistakes are told: the first of these
 BASELINES = ("pixels", "random", "scratch")
 Json = dict[str, Any]
+Predictions = dict[tuple[str, Budget], list[Fit]]
 
 
 def evaluate(
@@ -66,7 +68,7 @@ def evaluate(
 
     Returns `{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`: a value is the
     top-1 (0 to 1) of one draw, std the sample standard deviation over the draws, None where there is one value.
-    With the run's own row also "confusion": which classes are taken for which, at the last of `labels_per_class`.
+    The protocol's "confusion" says which classes the run's own method takes for which, with the most labels it had.
 
     Raises StepclrError for an unknown name, classes that differ between train and test, and a class with too few
     labels; RuntimeError if the encoder did not stay as it was, or a linear layer did not converge.
@@ -98,8 +100,10 @@ def evaluate(
     after = fingerprint(encoder)
     if after != before:
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated: its scores do not count")
+    truth = test.labels  # the one place that sees them
+    shown = next((name for name in SHOWN if name in names), None)
     result = {
-        "rows": _score(predictions, test),
+        "rows": _score(predictions, truth),
         "protocol": {
             "run": os.fspath(run),
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
@@ -115,13 +119,9 @@ def evaluate(
             "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
             "linear_evaluation": linear.SETTINGS,
             "methods": settings,
+            "confusion": _confused(shown, predictions, truth, classes, test) if shown else None,
         },
     }
-    shown = next((name for name in SHOWN if name in names), None)
-    if shown and len(classes) <= MOST:
-        fits = predictions[shown, budgets[-1]]
-        told = [fit.predicted for fit in fits]
-        result["confusion"] = confusion(shown, budgets[-1], told, test.labels, classes, test.names)
     if home.folder.is_dir() and ranks.first:
         home.write("evaluation.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -134,10 +134,10 @@ def _chosen(what: str, given: str | Iterable[str], choices: Iterable[str]) -> li
 
 def _predict(
     task: Task, plans: dict[str, list[Draw]], progress: Progress | None, ranks: Ranks
-) -> tuple[dict[tuple[str, Budget], list[Fit]], dict[str, Json]]:
+) -> tuple[Predictions, dict[str, Json]]:
     """Every method's fits, by (method, budget), and its settings with what it chose. Ranks share out the draws."""
     done, total = count(ranks.world, ranks.world), sum(len(plan) for plan in plans.values())
-    predictions: dict[tuple[str, Budget], list[Fit]] = {}
+    predictions: Predictions = {}
     settings: dict[str, Json] = {}
 
     def counted() -> None:
@@ -168,8 +168,17 @@ def _fits(how: Method, plan: list[Draw], ranks: Ranks, counted: Callable[[], obj
     return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(every.items())]
 
 
-def _score(predictions: dict[tuple[str, Budget], list[Fit]], test: ImageSet) -> list[Json]:
-    truth = test.labels  # seen here, and in what is told of the confusion, once all predictions are made
+def _score(predictions: Predictions, truth: NDArray[np.int64]) -> list[Json]:
     return [
         score_row(name, budget, [fit.predicted for fit in fits], truth) for (name, budget), fits in predictions.items()
     ]
+
+
+def _confused(
+    name: str, predictions: Predictions, truth: NDArray[np.int64], classes: list[str], test: ImageSet
+) -> Json | None:
+    """Which classes the method takes for which, at its last budget; None where there are too many to read."""
+    if len(classes) > MOST:
+        return None
+    budget, fits = [(budget, fits) for (method, budget), fits in predictions.items() if method == name][-1]
+    return confusion(name, budget, [fit.predicted for fit in fits], truth, classes, test.names)

@@ -46,9 +46,9 @@ def near_pairs(
     queries = pictures.float()
     bank = queries if others is None else others.float()
     small = [detail(F.adaptive_avg_pool2d(x, SMALL)) for x in ([queries] if others is None else [queries, bank])]
-    bar = _bar(small[-1])
+    bar = threshold(small[-1])
     pairs = neighbours(small[0], small[-1], bar - SLACK, MOST, same=others is None)
-    alike = torch.cat([_alike(queries[p[:, 0]], bank[p[:, 1]]) for p in pairs.split(BLOCK)])
+    alike = torch.cat([likeness(queries[p[:, 0]], bank[p[:, 1]]) for p in pairs.split(BLOCK)])
     near = alike >= bar
     return pairs[near].numpy(), alike[near].numpy()
 
@@ -101,7 +101,7 @@ def detail(grey: Float[Tensor, "n s s"]) -> Float[Tensor, "n pixels"]:
     return F.normalize((difference / (contrast + FLOOR)).flatten(1), dim=1)
 
 
-def _bar(small: Float[Tensor, "n pixels"]) -> float:
+def threshold(small: Float[Tensor, "n pixels"]) -> float:
     """From which cosine on two pictures are one, by how alike any two of these are."""
     some = small[:: 1 + len(small) // BLOCK]
     if len(some) < FEW:
@@ -111,7 +111,7 @@ def _bar(small: Float[Tensor, "n pixels"]) -> float:
     return min(STRICTEST, ALIKE + RISE * max(0.0, usual - NATURAL))
 
 
-def _alike(a: Float[Tensor, "n s s"], b: Float[Tensor, "n s s"]) -> Float[Tensor, " n"]:
+def likeness(a: Float[Tensor, "n s s"], b: Float[Tensor, "n s s"]) -> Float[Tensor, " n"]:
     """The cosine of the details of each pair, where one is laid over the other's crop that fits best."""
     best = torch.full((len(a),), -1.0)
     for whole, part in ((a, b), (b, a)):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stepclr.evaluate.linear import principal_axes, standardise
 from stepclr.evaluate.solver import solve
-from stepclr.use.duplicates import SMALL, _alike, _bar, detail
+from stepclr.use.duplicates import SMALL, detail, likeness, threshold
 
 BLOCK = 1000  # rows compared with all others at a time
 SURROUNDED = 50  # pictures nearer than this one, and a picture is not odd
@@ -67,7 +67,7 @@ def duplicates(h: Float[np.ndarray, "n features"], thumbnails: UInt8[Tensor, "n 
     scores, bar = 1 - r, CLOSE
     if thumbnails is not None:
         small = detail(F.adaptive_avg_pool2d(thumbnails.float(), SMALL))
-        scores, bar = (1 - r / 2) * _details_alike(thumbnails, pairs), _bar(small) - RELAXED
+        scores, bar = (1 - r / 2) * _details_alike(thumbnails, pairs), threshold(small) - RELAXED
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= bar]
     return Pairs(pairs[order].numpy(), scores[order].numpy())
@@ -150,7 +150,7 @@ def _details_alike(
     alike = [torch.empty(0)]
     for i, j in ((part[:, 0], part[:, 1]) for part in pairs.split(BLOCK) if len(part)):
         a, b = thumbnails[i].float(), thumbnails[j].float()
-        alike.append(torch.maximum(_alike(a, b), _alike(a.flip(2), b)))
+        alike.append(torch.maximum(likeness(a, b), likeness(a.flip(2), b)))
     return torch.cat(alike)
 
 

@@ -49,13 +49,13 @@ def _told(scores: Json) -> Json:
         "paired": list(paired_lines(scores)),
         "protocol": _protocol(scores["protocol"]),
     }
-    if "confusion" in scores:
+    if scores["protocol"].get("confusion"):
         found |= _confusion(scores)
     return found
 
 
 def _confusion(scores: Json) -> Json:
-    told = scores["confusion"]
+    told = scores["protocol"]["confusion"]
     title = f"Confusion of {told['method']} with {budget_words(told['labels_per_class'])}, over all draws"
     matrix = np.array(told["matrix"], dtype=np.int64)
     return {"confusion": confusion(title, told["classes"], matrix), "confused": _pictured(scores)}
@@ -63,7 +63,7 @@ def _confusion(scores: Json) -> Json:
 
 def _pictured(scores: Json) -> list[Json]:
     """The most confused pairs, with the pictures where the test set can still be read."""
-    pairs: list[Json] = scores["confusion"]["pairs"]
+    pairs: list[Json] = scores["protocol"]["confusion"]["pairs"]
     try:
         test = open_images(scores["protocol"]["test"]["source"])
         place = {name: i for i, name in enumerate(test.names)}

@@ -13,8 +13,8 @@ from stepclr.report.page.material import Material, spread
 from stepclr.report.page.pictures import thumbnails
 from stepclr.report.page.plots import points
 from stepclr.report.scores import loading_snippet
-from stepclr.use.duplicates import near_pairs
 from stepclr.use.duplicates import thumbnail as detail_of
+from stepclr.use.find import duplicates, outliers
 
 Json = dict[str, Any]
 QUERIES, NEIGHBOURS = 6, 6
@@ -35,11 +35,10 @@ def usage(made: Material) -> Json:
     cosine.fill_diagonal_(-torch.inf)
 
     def card(i: int, value: float | None = None) -> Json:
-        return {"src": small[i], "name": names[i], "cosine": value}
+        return {"src": small[i], "name": names[i], "value": value}
 
-    pairs, alike = near_pairs(torch.stack([detail_of(picture) for picture in pictures]))
-    order = np.argsort(-alike, kind="stable")[:TWICE]
-    nearest = cosine.topk(min(10, len(h) - 1)).values.mean(1)
+    twice = duplicates(h.numpy(), torch.stack([detail_of(picture) for picture in pictures]))
+    odd = outliers(h.numpy())
     return found | {
         "shown": len(some),
         "count": len(made.images),
@@ -53,11 +52,12 @@ def usage(made: Material) -> Json:
             }
             for i in spread(len(h), QUERIES).tolist()
         ],
-        "odd": [card(i, float(nearest[i])) for i in nearest.argsort()[:ODD].tolist()],
+        "odd": [card(i, float(odd[i])) for i in np.argsort(-odd, kind="stable")[:ODD].tolist()],
         "twice": [
-            {"pair": [card(int(i)), card(int(j))], "alike": float(alike[k])} for k in order for i, j in [pairs[k]]
+            {"pair": [card(int(i)), card(int(j))], "alike": float(score)}
+            for (i, j), score in zip(twice.rows[:TWICE], twice.scores[:TWICE], strict=True)
         ],
-        "twice_count": len(pairs),
+        "twice_count": len(twice.rows),
     }
 
 
