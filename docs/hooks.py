@@ -27,7 +27,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ELSEWHERE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "results.md": "benchmarks/RESULTS.md"}
-LATER = "three-commands.md"  # the second page, where it is there
 WIDTH = 88  # of the commands' help, characters
 CODE = re.compile(r'^\[([\w.]+)\]\(\.\./(src/stepclr/[\w/]+\.py) "code"\)$', re.MULTILINE)
 STEP = re.compile(r'^\[[^]]+\]\(\.\./src/stepclr/report/walk\.py "step (\d)"\)$', re.MULTILINE)
@@ -35,10 +34,8 @@ LINK = re.compile(r"\[([^]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """No 404 page, which only a server has a use for; the nav's second page if it exists."""
+    """No 404 page, which only a server has a use for."""
     config.theme.static_templates -= {"404.html"}
-    if (Path(config.docs_dir) / LATER).exists() and config.nav is not None:
-        config.nav.insert(1, LATER)
     return config
 
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 import stepclr
+from stepclr.classify.start import trained_head
 from stepclr.pretrain.settle import views_of
 from stepclr.recipes import recipe_config
 from stepclr.report.curve import label_curve
@@ -104,12 +104,7 @@ def neighbours(images: stepclr.ImageSet, h: Tensor, queries: Sequence[int], coun
 def _projections(encoder: stepclr.Encoder, pair: Tensor, run: stepclr.Run | None = None) -> Tensor:
     """z of both views, with a new head or that of the run's last checkpoint."""
     torch.manual_seed(0)
-    head = stepclr.ProjectionHead(encoder.num_features, 512, 128)
-    if run:
-        stored = load_file(max((run.folder / "checkpoint").glob("*.safetensors")))
-        head.load_state_dict(
-            {n.removeprefix("model.head."): t for n, t in stored.items() if n.startswith("model.head")}
-        )
+    head = trained_head(run, encoder) if run else stepclr.ProjectionHead(encoder.num_features, 512, 128)
     with torch.no_grad():
         z: Tensor = head.train(run is None)(encoder.train(run is None)(pair.flatten(0, 1)))
     return z

@@ -1,7 +1,9 @@
 """The one error for what a user can put right: a line that says what is wrong, where, and the nearest right thing."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class StepclrError(ValueError):
@@ -11,6 +13,15 @@ class StepclrError(ValueError):
 def one_line(text: str) -> str:
     """`text` with what would end the line, or move in the terminal, written as an escape: a file's name may hold it."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def installed(package: str, extra: str, by: str) -> ModuleType:
+    """The module `package`, of the optional dependencies `extra`; StepclrError where it is not installed."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        name = package.split(".")[0]
+        raise StepclrError(f"{by} needs the package {name}: pip install 'stepclr[{extra}]'") from None
 
 
 def choose(what: str, given: str, choices: Iterable[str]) -> str:

@@ -1,7 +1,5 @@
 """A classifier and new pictures -> the probability of each class."""
 
-import csv
-import io
 import os
 import warnings
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from stepclr.data import ImageSet, Source, open_images
-from stepclr.data.disk import write_whole
+from stepclr.data.disk import write_csv
 from stepclr.errors import StepclrError
 from stepclr.model import load_classifier
 from stepclr.model.represent import Progress
@@ -52,14 +50,11 @@ def write_predictions(
     if path.suffix != ".csv":
         raise StepclrError(f"--out {path} names no format: its suffix must be .csv")
     source, probabilities, kept, classes = _predict(classifier, images, progress)
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(["path", "predicted", "probability", *(f"p:{name}" for name in classes)])
+    table = [["path", "predicted", "probability", *(f"p:{name}" for name in classes)]]
     for i, row in zip(kept, probabilities.tolist(), strict=True):
         best = int(np.argmax(row))
-        table.writerow([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
-    # A file name need not be text: what cannot be encoded is written as it came.
-    write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+        table.append([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
+    write_csv(path, table)
     source.list_skipped(path.with_suffix(".skipped.csv"))
     return len(kept), len(source) - len(kept)
 

@@ -55,7 +55,7 @@ def find(
     for file in labels:
         if file.exists() and path.exists() and file.samefile(path):
             raise StepclrError(f"{path} holds the labels and would be written over: name another file with --out")
-    from stepclr.data.disk import write_whole
+    from stepclr.data.disk import write_csv, write_whole
     from stepclr.use.search import contact_sheet, open_index
     from stepclr.use.search.sheet import stacked
 
@@ -63,11 +63,7 @@ def find(
     for file in labels:
         opened = _labelled(opened, file)
     found = tell[what](opened, n, seed)
-    text = io.StringIO()
-    # Python quotes a lone carriage return only if told to quote all text: a file's name may hold one, and then
-    # it need not be text either, and is written as it came.
-    csv.writer(text).writerows([found.header, *found.table])
-    write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+    write_csv(path, [found.header, *found.table])
     say(found.summary)
     say(f"{path}: the table")
     if not found.sheet:

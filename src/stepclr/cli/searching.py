@@ -74,12 +74,9 @@ def search(
 
 def _index_of(run: Path) -> Path:
     """RUN/index, an index of the pictures that the run was trained on, as they are now."""
-    from stepclr.data import open_images
     from stepclr.pretrain import Run
     from stepclr.use.search import build_index
 
-    config = Run(run).config
-    images = open_images(config["source"], classes=config["classes"] or None, limit=config["limit"])
-    built = build_index(run, images, run / "index", progress=Counter())
+    built = build_index(run, Run(run).images(), run / "index", progress=Counter())
     say(f"{run / 'index'}: {built.rows:,} pictures, {built.added:,} of them new")
     return run / "index"

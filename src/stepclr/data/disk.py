@@ -1,12 +1,14 @@
 """What is kept on disk: where, how a file appears there whole or not at all, and what is known of files' bytes."""
 
+import csv
 import hashlib
+import io
 import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
@@ -47,6 +49,15 @@ def write_whole(path: Path, write: Callable[[BufferedWriter], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, whole or not at all; names in it come back as they were, whatever is in them."""
+    text = io.StringIO()
+    # A file's name may hold a lone carriage return, which Python quotes only where lines end as its csv ends them, and
+    # need not be text: what cannot be encoded is written as it came.
+    csv.writer(text).writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import io
 import os
 import zipfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,11 @@ LARGEST = 2**30  # bytes; a zip's member is read whole
 def open_folder(root: Path) -> ImageSet:
     """The pictures under a folder; the first folder on a picture's path is its class."""
     paths, skipped = _find(root)
-    base = root.absolute()  # the working directory may change later
+    return _labelled_by_folder(in_files(root.absolute(), paths), paths, paths, str(root), skipped)
+
+
+def in_files(base: Path, paths: Sequence[str]) -> Encoded:
+    """The files of these paths under `base`, which is absolute: the working directory may change later."""
 
     def contents(rows: NDArray[np.int64], memory: Path, read: bool) -> list[str] | None:
         return fingerprints(base, [paths[row] for row in rows], memory, read)
@@ -32,8 +36,7 @@ def open_folder(root: Path) -> ImageSet:
         named = [paths[row] for row in rows]
         return recall(what, base, named, stamps(base, named), lambda i: ask(int(rows[i])), memory) or []
 
-    store = Encoded(lambda row: (base / paths[row]).open("rb"), contents, remember)
-    return _labelled_by_folder(store, paths, paths, str(root), skipped)
+    return Encoded(lambda row: (base / paths[row]).open("rb"), contents, remember)
 
 
 def open_zip(path: Path) -> ImageSet:

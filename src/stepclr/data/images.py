@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepclr.data.cache import Progress, from_cache, header_sizes, in_memory
-from stepclr.data.disk import user_folder, write_whole
+from stepclr.data.disk import user_folder, write_csv
 from stepclr.data.order import ShardOrder
 from stepclr.data.picture import UnreadableError, reduced_sizes
 from stepclr.data.shard_index import Names
@@ -86,10 +84,7 @@ class ImageSet:
     def list_skipped(self, path: Path) -> None:
         """Write a CSV of (path, reason) of every picture found to be unreadable so far; no file where there is none."""
         if self.skipped:
-            text = io.StringIO()
-            csv.writer(text).writerows([("path", "reason"), *self.skipped])
-            # A file name need not be text: what cannot be encoded is written as it came.
-            write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+            write_csv(path, [("path", "reason"), *self.skipped])
 
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
         """(height, width) of each picture as `read` gives it, (0, 0) where it cannot be read.

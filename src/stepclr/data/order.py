@@ -74,3 +74,8 @@ class ShardOrder:
         # Raw numbers of a counter-based generator: NumPy promises that these, unlike `permutation`, never change.
         numbers = np.random.Philox(key=self.key, counter=np.array([0, 0, lane, draw], np.uint64)).random_raw(n)
         return np.argsort(numbers, kind="stable").astype(np.int64)
+
+
+def spread(n: int, k: int) -> Int64[np.ndarray, " some"]:
+    """At most k of n places, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(np.int64))

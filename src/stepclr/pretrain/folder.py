@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stepclr.config import stored_fields
+from stepclr.data import ImageSet, Source, open_images
 from stepclr.data.disk import held, named, torn, write_whole
 from stepclr.errors import StepclrError
 from stepclr.model import Encoder, load_encoder
@@ -39,6 +40,11 @@ class Run:
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [_record(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+
+    def images(self, source: Source | None = None) -> ImageSet:
+        """The pictures that it was trained on, as they are now; `source`: where they are, if they have moved."""
+        config = self.config
+        return open_images(source or config["source"], classes=config["classes"] or None, limit=config["limit"])
 
     def encoder(self) -> Encoder:
         """The pretrained encoder, in eval mode."""

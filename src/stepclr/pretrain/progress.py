@@ -11,7 +11,7 @@ from stepclr.config import PretrainConfig
 from stepclr.data import ImageSet
 from stepclr.errors import one_line
 from stepclr.pretrain.folder import Fields, Run
-from stepclr.pretrain.tensorboard import Events, check_tensorboard
+from stepclr.pretrain.tensorboard import Events, summary_writer
 from stepclr.views import Views
 
 EVERY = 15  # seconds between two lines where there is no terminal
@@ -25,7 +25,7 @@ class Progress:
 
     def __init__(self, enabled: bool, tensorboard: bool = False) -> None:
         if tensorboard:
-            check_tensorboard()
+            summary_writer()  # what is missing is said now
         self.tensorboard = tensorboard
         self.events: Events | None = None
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)

@@ -7,16 +7,13 @@ from stepclr.pretrain.folder import Fields, Run
 
 
 class Events:
-    """What is in metrics.jsonl when it begins, and each line that is added; what an earlier process wrote is replaced.
-
-    Raises StepclrError where the package is missing.
-    """
+    """What is in metrics.jsonl when it begins, and each line that is added, in place of what is there already."""
 
     def __init__(self, run: Run) -> None:
         folder = run.folder / "tensorboard"
         for path in folder.glob("events.out.tfevents.*"):  # it may tell of steps that a resumed run takes again
             path.unlink()
-        self.writer = _writer()(str(folder))
+        self.writer = summary_writer()(str(folder))
         for line in run.metrics:
             self.add(line)
 
@@ -31,12 +28,8 @@ class Events:
         self.writer.close()
 
 
-def check_tensorboard() -> None:
-    """Raise StepclrError where the package is missing."""
-    _writer()
-
-
-def _writer() -> Any:
+def summary_writer() -> Any:
+    """TensorBoard's class; StepclrError where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float32
 from stepclr.data import ImageSet, Source, open_images
 from stepclr.data.disk import write_whole
 from stepclr.errors import StepclrError, choose
-from stepclr.model import load_encoder, represent
+from stepclr.model import Encoder, load_encoder, represent
 from stepclr.model.represent import Progress
 from stepclr.pretrain.settle import device_for_training
 from stepclr.ranks import join
@@ -29,7 +30,7 @@ def embed(
     precision: arithmetic of the encoder, "fp32" or "bf16".
     A picture that cannot be read has a row of NaN, and a warning says how many there are.
     """
-    source, h, kept = _represent(run, images, precision, progress)
+    _, source, h, kept = represented(run, images, precision, progress)
     if len(kept) == len(source):
         return h
     warnings.warn(
@@ -62,7 +63,7 @@ def write_embeddings(
         raise StepclrError(
             f"--out {path} names no format: it must end in .npz or .parquet, or be a folder for an index"
         )
-    source, h, kept = _represent(run, images, precision, progress)
+    _, source, h, kept = represented(run, images, precision, progress)
     content = io.BytesIO()
     np.savez(
         content,
@@ -77,15 +78,24 @@ def write_embeddings(
     return len(kept), len(source) - len(kept)
 
 
-def _represent(
-    run: str | os.PathLike[str], images: Source, precision: str, progress: Progress | None
-) -> tuple[ImageSet, Float32[np.ndarray, "n features"], np.ndarray]:
+def reduced(source: ImageSet, side: int) -> ImageSet:
+    """As for training and evaluation, so that h is the same; read once, so not worth a place in the cache."""
+    return source.decoded(side, budget=0)
+
+
+def represented(
+    run: str | os.PathLike[str],
+    images: Source,
+    precision: str,
+    progress: Progress | None,
+    reduce: Callable[[ImageSet, int], ImageSet] = reduced,
+) -> tuple[Encoder, ImageSet, Float32[np.ndarray, "n features"], np.ndarray]:
+    """The run's encoder, the pictures as it saw them (`reduce` to a short side of 2S), h, and which could be read."""
     dtype, ranks = DTYPES[choose("precision", precision, DTYPES)], join()
     encoder = load_encoder(run).to(device_for_training())
-    # Reduced as for training and evaluation, so that h is the same; read once, so not worth a place in the cache.
-    source = open_images(images).decoded(2 * encoder.size, budget=0)
+    source = reduce(open_images(images), 2 * encoder.size)
     h, kept = represent(encoder, source, dtype, progress=progress, ranks=ranks)
     source.skipped = ranks.union(source.skipped)
     if not len(kept):
         raise StepclrError(f"no picture of {source.source} can be read")
-    return source, h.numpy(), kept
+    return encoder, source, h.numpy(), kept

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stepclr.data import ImageSet, open_images
-from stepclr.data.disk import fingerprints, recall, stamps
-from stepclr.data.stores import Encoded
+from stepclr.data.folders import in_files
 from stepclr.errors import StepclrError, choose
 from stepclr.model import Encoder, load_encoder, represent, save_encoder
 from stepclr.pretrain import pretrain
@@ -249,16 +248,9 @@ def _open_files(paths: Sequence[Path]) -> ImageSet:
     absolute = [os.path.abspath(path) for path in paths]
     base = Path(os.path.commonpath([os.path.dirname(path) for path in absolute]))
     names = [os.path.relpath(path, base) for path in absolute]
-
-    def contents(rows: NDArray[np.int64], memory: Path, read: bool) -> list[str] | None:
-        return fingerprints(base, [names[row] for row in rows], memory, read)
-
-    def remember(what: str, ask: Any, rows: NDArray[np.int64], memory: Path) -> list[str | None]:
-        named = [names[row] for row in rows]
-        return recall(what, base, named, stamps(base, named), lambda i: ask(int(rows[i])), memory) or []
-
-    store = Encoded(lambda row: (base / names[row]).open("rb"), contents, remember)
-    return ImageSet(store, np.arange(len(names)), np.full(len(names), -1), [], names, f"{len(names)} files")
+    return ImageSet(
+        in_files(base, names), np.arange(len(names)), np.full(len(names), -1), [], names, f"{len(names)} files"
+    )
 
 
 def _labelled(images: ImageSet, y: Any) -> ImageSet:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from stepclr.config import PretrainConfig, settings_in
 from stepclr.data import ImageSet, open_images
+from stepclr.data.order import spread
 from stepclr.data.picture import suffix_of
 from stepclr.data.stores import Encoded
 from stepclr.errors import StepclrError
@@ -51,8 +52,7 @@ def trial(images: ImageSet, config: PretrainConfig, batch: int, steps: int, cach
 
     cached: whether a whole run would find its pictures decoded. Raises StepclrError where the run refuses or is killed.
     """
-    n = min(len(images), batch * max(1, steps // TIMED))
-    chosen = np.unique(np.linspace(0, len(images) - 1, n).round().astype(np.int64))
+    chosen = spread(len(images), batch * max(1, steps // TIMED))
     batch = min(batch, len(chosen))
     epochs = 1 + max(TIMED, -(-steps // (len(chosen) // batch)))
     changes = {"epochs": epochs, "batch_size": batch, "monitor": None, "keep_every": None, "linear_epochs": 0}

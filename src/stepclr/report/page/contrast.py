@@ -1,17 +1,19 @@
 """Step 5 on a page: the similarity matrix of a real batch, one anchor's loss in numbers, its hardest negatives."""
 
+import copy
 import math
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from stepclr.data.order import spread
 from stepclr.errors import StepclrError
 from stepclr.loss import contrastive
-from stepclr.report.page.material import Material, spread
+from stepclr.report.page.material import Material
 from stepclr.report.page.pictures import thumbnails
 from stepclr.report.page.plots import similarities
 from stepclr.views import view_keys
@@ -38,12 +40,11 @@ def contrast(made: Material) -> Json:
     labels = torch.from_numpy(some.labels[kept])
     groups = torch.arange(len(kept)).repeat_interleave(2)
     if made.config["loss"] == "supcon":
-        groups = torch.where(labels >= 0, labels, labels.max() + 1 + torch.arange(len(labels))).repeat_interleave(2)
+        groups = torch.where(labels < 0, -1 - torch.arange(len(labels)), labels).repeat_interleave(2)
     small = thumbnails(x, 64)
     z = {"before": _projections(before, x), "after": _projections(after, x)}
     tau = made.settings.temperature
     losses = {when: float(contrastive(rows, groups, tau)) for when, rows in z.items()}
-    anchor = _middle(z["after"], groups, tau)
     return {
         "pictures": len(kept),
         "negatives": len(x) - 2,
@@ -60,40 +61,36 @@ def contrast(made: Material) -> Json:
             )
             for when, rows in z.items()
         ],
-        "anchor": _worked_out(z["after"], groups, tau, anchor, small, names),
+        "anchor": _worked_out(z["after"], groups, tau, small, names),
         "suspects": _suspects(made, some.take(kept), list(pictures), labels),
     }
 
 
 def _projections(model: nn.ModuleDict, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
-    """Unit-norm z; the running statistics stay as they are."""
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    try:
-        with torch.no_grad():
-            z = model.train()["head"](model["encoder"](x.to(device)))
-    finally:
-        model.load_state_dict(state)
-        for module, mode in modes.items():
-            module.training = mode
+    """Unit-norm z, of a copy: the model's running statistics stay as they are."""
+    model = copy.deepcopy(model).train()
+    with torch.no_grad():
+        z = model["head"](model["encoder"](x.to(next(model.parameters()).device)))
     return F.normalize(z.float()).cpu()
 
 
 def anchor_losses(z: Float[Tensor, "m d"], groups: Tensor, tau: float) -> Float[Tensor, " m"]:
     """-1/|P| sum_p log(exp(z_i.z_p / tau) / sum_{a != i} exp(z_i.z_a / tau)) of each anchor: eq. 1, or SupCon eq. 2."""
     logits = z @ z.T / tau
-    own = torch.eye(len(z), dtype=torch.bool)
-    positive = (groups[:, None] == groups) & ~own
+    own, positive = _pairs(groups)
     return logits.masked_fill(own, -torch.inf).logsumexp(1) - (logits * positive).sum(1) / positive.sum(1)
 
 
-def _middle(z: Float[Tensor, "m d"], groups: Tensor, tau: float) -> int:
+def _pairs(groups: Tensor) -> tuple[Bool[Tensor, "m m"], Bool[Tensor, "m m"]]:
+    """Which pairs are a projection with itself, and which are positive."""
+    own = torch.eye(len(groups), dtype=torch.bool)
+    return own, (groups[:, None] == groups) & ~own
+
+
+def _worked_out(z: Tensor, groups: Tensor, tau: float, pictures: list[str], names: list[str]) -> Json:
     """The anchor of median loss: neither the easiest nor the hardest."""
-    return int(anchor_losses(z, groups, tau).argsort()[len(z) // 2])
-
-
-def _worked_out(z: Tensor, groups: Tensor, tau: float, anchor: int, pictures: list[str], names: list[str]) -> Json:
+    losses = anchor_losses(z, groups, tau)
+    anchor = int(losses.argsort()[len(z) // 2])
     cosine = z @ z[anchor]
     others = torch.arange(len(z)) != anchor
     positive = (groups == groups[anchor]) & others
@@ -110,8 +107,8 @@ def _worked_out(z: Tensor, groups: Tensor, tau: float, anchor: int, pictures: li
         "logit": float(cosine[positive].mean() / tau),
         "log_sum": float(log_sum),
         "others": int(others.sum()),
-        "loss": float(anchor_losses(z, groups, tau)[anchor]),
-        "mean": float(anchor_losses(z, groups, tau).mean()),
+        "loss": float(losses[anchor]),
+        "mean": float(losses.mean()),
         "ranked": [
             {
                 "src": pictures[k],
@@ -158,8 +155,7 @@ def _suspects(made: Material, images: Any, pictures: list[Tensor], labels: Tenso
 
 def _matrix_words(when: str, z: Float[Tensor, "m d"], groups: Tensor) -> str:
     cosine = z @ z.T
-    own = torch.eye(len(z), dtype=torch.bool)
-    positive = (groups[:, None] == groups) & ~own
+    own, positive = _pairs(groups)
     away = cosine[~positive & ~own]
     first = cosine.masked_fill(own, -2).argmax(1)
     found = np.mean([bool(positive[i, j]) for i, j in enumerate(first.tolist())])

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stepclr.report.page.material import Material, spread
+from stepclr.data.order import spread
+from stepclr.report.page.material import Material
 from stepclr.report.page.pictures import thumbnail, thumbnails
 from stepclr.report.page.plots import bars
 from stepclr.views import Views, view_keys

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from stepclr.classify.start import trained_head
 from stepclr.config import PretrainConfig, settings_in
-from stepclr.data import ImageSet, open_images
+from stepclr.data import ImageSet
+from stepclr.data.order import spread
 from stepclr.errors import StepclrError
 from stepclr.model import Encoder, represent
 from stepclr.pretrain.folder import Run
@@ -105,13 +106,6 @@ def material(run: Run, source: str | ImageSet | None) -> Material:
     """The run's material; source: where its pictures are, if no longer where config.json says."""
     config = run.config
     try:
-        return Material(
-            run, open_images(source or config["source"], classes=config["classes"] or None, limit=config["limit"])
-        )
+        return Material(run, run.images(source))
     except (StepclrError, OSError) as error:
         return Material(run, None, f"the pictures of {config['source']} cannot be shown: {error}")
-
-
-def spread(n: int, k: int) -> NDArray[np.int64]:
-    """At most k of n places, evenly spread."""
-    return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(np.int64))

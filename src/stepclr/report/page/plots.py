@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from stepclr.data.order import spread
 from stepclr.report.curve import STYLES
 
 Json = dict[str, Any]
@@ -40,7 +41,7 @@ def line(title: str, x: Sequence[float], y: Sequence[float], unit: str, log: boo
     words = (
         f"{title} over {x[-1]:g} epochs: {_n(y[0])} at first, {_n(y[-1])} at last, between {_n(low)} and {_n(high)}."
     )
-    some = np.unique(np.linspace(0, len(x) - 1, ROWS).astype(int))
+    some = spread(len(x), ROWS)
     return Plot(
         title,
         words,

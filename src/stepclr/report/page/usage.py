@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stepclr.report.page.material import Material, spread
+from stepclr.data.order import spread
+from stepclr.report.page.material import Material
 from stepclr.report.page.pictures import thumbnails
 from stepclr.report.page.plots import points
 from stepclr.report.scores import loading_snippet
@@ -31,8 +32,6 @@ def usage(made: Material) -> Json:
     pictures = list(some.read(range(len(some))))
     small, names = thumbnails(pictures, 64), [some.names[i] for i in range(len(some))]
     unit = F.normalize(h)
-    cosine = unit @ unit.T
-    cosine.fill_diagonal_(-torch.inf)
 
     def card(i: int, value: float | None = None) -> Json:
         return {"src": small[i], "name": names[i], "value": value}
@@ -44,12 +43,7 @@ def usage(made: Material) -> Json:
         "count": len(made.images),
         "maps": _maps(made, unit, some.labels, small, names),
         "neighbours": [
-            {
-                "query": card(i),
-                "hits": [
-                    card(j, float(cosine[i, j])) for j in cosine[i].topk(min(NEIGHBOURS, len(h) - 1)).indices.tolist()
-                ],
-            }
+            {"query": card(i), "hits": [card(j, cosine) for cosine, j in _nearest(unit, i)]}
             for i in spread(len(h), QUERIES).tolist()
         ],
         "odd": [card(i, float(odd[i])) for i in np.argsort(-odd, kind="stable")[:ODD].tolist()],
@@ -59,6 +53,14 @@ def usage(made: Material) -> Json:
         ],
         "twice_count": len(twice.rows),
     }
+
+
+def _nearest(unit: Float[Tensor, "n f"], query: int) -> list[tuple[float, int]]:
+    """Cosines to, and rows of, the NEIGHBOURS nearest others of a row."""
+    cosine = unit @ unit[query]
+    cosine[query] = -torch.inf
+    values, rows = cosine.topk(min(NEIGHBOURS, len(unit) - 1))
+    return list(zip(values.tolist(), rows.tolist(), strict=True))
 
 
 def _maps(

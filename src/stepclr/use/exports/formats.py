@@ -3,7 +3,6 @@
 That code is given `path` and `pictures`, uint8 `[n, 3, S, S]`, and makes `h` of them, or `logits`.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, installed
 from stepclr.model import Classifier, Encoder, save_classifier, save_encoder
 
 Network = Encoder | Classifier
@@ -37,10 +36,7 @@ class Format:
     def check_packages(self) -> None:
         """Raise StepclrError if one is not installed."""
         for name in self.packages:
-            try:
-                importlib.import_module(name)
-            except ImportError:
-                raise StepclrError(f"this format needs the package {name}: pip install 'stepclr[export]'") from None
+            installed(name, "export", "this format")
 
 
 class FromPixels(nn.Module):

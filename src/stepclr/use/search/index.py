@@ -1,7 +1,7 @@
 """What an index holds, and how it is read back from a folder, a .parquet or an .npz."""
 
 import errno
-import importlib
+import hashlib
 import json
 import os
 import re
@@ -14,11 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 
-from stepclr.data.disk import blake
-from stepclr.errors import StepclrError
+from stepclr.classify.material import fingerprint
+from stepclr.errors import StepclrError, installed
 from stepclr.model import Encoder
 
 FOLDER_FILE, TABLE = "index.json", "pictures"  # in an index's folder: what makes it one, and the table
@@ -150,12 +149,8 @@ def open_table(folder: Path) -> tuple[Made, Any]:
 
 def checksum_of(encoder: Encoder) -> str:
     """A hash of all that decides about h: an encoder's network and weights."""
-    digest = blake()
-    digest.update(json.dumps([encoder.name, encoder.stem, encoder.size, encoder.normalize_h]).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    decides = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, fingerprint(encoder)]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def vectors_of(chunks: Sequence[Any], features: int, where: Path) -> Float32[np.ndarray, "n features"]:
@@ -180,11 +175,7 @@ def from_text(text: str) -> str:
 def needed(package: str) -> ModuleType:
     """A package that only an index needs; StepclrError where it is not installed."""
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are to programmers
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        name = package.split(".")[0]
-        raise StepclrError(f"an index needs the package {name}: pip install 'stepclr[search]'") from None
+    return installed(package, "search", "an index")
 
 
 @contextmanager

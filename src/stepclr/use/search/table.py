@@ -30,7 +30,7 @@ from stepclr.model.files import FILE
 from stepclr.model.represent import Progress
 from stepclr.pretrain.settle import device_for_training
 from stepclr.ranks import Ranks, join
-from stepclr.use.embeddings import DTYPES
+from stepclr.use.embeddings import DTYPES, represented
 from stepclr.use.search.index import FOLDER_FILE, KEY, TABLE, Made, as_text, checksum_of, needed, open_table, reading
 from stepclr.use.search.nearest import lay_out
 from stepclr.use.search.sheet import thumbnail
@@ -119,18 +119,17 @@ def write_parquet(
     run: str | os.PathLike[str], images: Source, out: Path, precision: str, progress: Progress | None
 ) -> tuple[int, int]:
     """Write `out` with the columns of an index; pictures that cannot be read go to `<out>.skipped.csv`."""
-    dtype, ranks = DTYPES[choose("precision", precision, DTYPES)], join()
     parquet = needed("pyarrow.parquet")
-    encoder = load_encoder(run).to(device_for_training())
-    source = open_images(images)
-    some = Watched.of(_reduced(source, 2 * encoder.size))
-    h, kept = represent(encoder, some, dtype, progress=progress, ranks=ranks)
-    thumbnails = some.gathered(ranks)
-    source.skipped = ranks.union(some.skipped)
-    if not len(kept):
-        raise StepclrError(f"no picture of {source.source} can be read")
+
+    def watched(images: ImageSet, side: int) -> Watched:
+        return Watched.of(_reduced(images, side))
+
+    encoder, source, h, kept = represented(run, images, precision, progress, watched)
+    assert isinstance(source, Watched)
+    ranks = join()
+    thumbnails = source.gathered(ranks)
     if ranks.first:
-        rows = _rows(source, kept, h.numpy(), [thumbnails[i] for i in kept.tolist()])
+        rows = _rows(source, kept, h, [thumbnails[i] for i in kept.tolist()])
         rows = rows.replace_schema_metadata({KEY: made_by(encoder, source, precision, run).to_json()})
         write_whole(out, lambda file: parquet.write_table(rows, file))
         source.list_skipped(out.with_suffix(".skipped.csv"))
