@@ -15,6 +15,7 @@ from PIL import Image
 
 import stepclr
 from stepclr.cli import main
+from stepclr.evaluate.confusion import confusion
 from stepclr.report.page import contrast as step_5
 from stepclr.report.page import write_page
 from stepclr.report.page.material import Material, material
@@ -159,6 +160,19 @@ def test_the_confusion_matrix_is_that_of_the_scores(run: stepclr.Run, photos: Pa
     for pair in told["pairs"]:
         assert matrix[told["classes"].index(pair["is"]), told["classes"].index(pair["taken_for"])] == pair["times"]
         assert all(name in names and name.startswith(pair["is"]) for name in pair["names"])
+
+
+def test_the_confusion_counts_rows_that_are_and_columns_that_they_are_taken_for() -> None:
+    truth = np.array([0, 0, 1, 1, 2])
+    draws = [np.array([0, 1, 1, 1, 0]), np.array([1, 1, 1, 2, 0])]
+    told = confusion("simclr", 10, draws, truth, ["a", "b", "c"], ["p", "q", "r", "s", "t"])
+    counted = [[sum(int(((truth == i) & (d == j)).sum()) for d in draws) for j in range(3)] for i in range(3)]
+    assert told["matrix"] == counted == [[1, 3, 0], [0, 3, 1], [2, 0, 0]]
+    assert told["pairs"] == [
+        {"is": "a", "taken_for": "b", "times": 3, "names": ["q", "p"]},  # q twice, p once
+        {"is": "c", "taken_for": "a", "times": 2, "names": ["t"]},
+        {"is": "b", "taken_for": "c", "times": 1, "names": ["s"]},
+    ]
 
 
 def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,7 +340,10 @@ def test_the_map_and_the_slider_work_by_keyboard(browser: Any, run: stepclr.Run)
     first = figure.locator(".beside").inner_text()
     window.page.keyboard.press("ArrowRight")
     assert figure.locator(".beside img").count() == 1
-    assert figure.locator(".beside").inner_text() != first
+    second = figure.locator(".beside").inner_text()
+    assert second != first
+    window.page.keyboard.press("ArrowLeft")
+    assert figure.locator(".beside").inner_text() == first
     slider = window.page.locator("#strength")
     slider.focus()
     window.page.keyboard.press("Home")
