@@ -273,11 +273,16 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+# Charts that are drawn meanwhile move those below: so it is gone to again until it is drawn too.
+NEAR = "plot => { plot.scrollIntoView({behavior: 'instant'}); return plot.classList.contains('js-plotly-plot') }"
+
+
 class Window:
     """The page in a window, and what it complained of or asked for."""
 
     def __init__(self, browser: Any, path: Path, width: int, scheme: str = "light") -> None:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        context.set_default_timeout(120_000)  # ms; the machines are shared
         self.page = context.new_page()
         self.complaints: list[str] = []
         self.asked: list[str] = []
@@ -288,8 +293,7 @@ class Window:
 
     def draw_all(self) -> None:
         for plot in self.page.query_selector_all(".plot"):
-            plot.scroll_into_view_if_needed()
-            self.page.wait_for_function("plot => plot.classList.contains('js-plotly-plot')", arg=plot)
+            self.page.wait_for_function(NEAR, arg=plot)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")], ids=["desktop", "phone, dark"])
