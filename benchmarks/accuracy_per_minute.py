@@ -1,4 +1,4 @@
-"""Accuracy per minute: stepclr's CPU recipe against lightly's documented loop, on CIFAR-10 pictures without labels.
+"""Accuracy per minute: stepclr's CPU recipe against lightly's documented loop, on CIFAR-10 images without labels.
 
     pip install '.[bench]'
     python benchmarks/accuracy_per_minute.py speed TRAIN [--epochs 2]
@@ -16,7 +16,7 @@ to the end. The product is the time that a score takes.
 The score is weighted kNN (k = 20, T = 0.1, float32 h of the last epoch, TRAIN with its labels as the bank, TEST as the
 queries). Seconds are wall time: lightly's of so many epochs, from the first batch asked for on; stepclr's of the whole
 `pretrain` call over so many epochs, start, decoding and checkpoints included; a progressive recipe is timed over its
-whole schedule. Nobody watches kNN meanwhile. Numbers of epochs are chosen beforehand, on other pictures.
+whole schedule. Nobody watches kNN meanwhile. Numbers of epochs are chosen beforehand, on other images.
 """
 
 import argparse
@@ -31,11 +31,11 @@ import torch
 from lightly_loop import LightlyLoop, Settings
 
 import stepclr
-from stepclr.model import represent
-from stepclr.pretrain.optimizer import peak_rate
-from stepclr.pretrain.settle import settle
+from stepclr.metrics import weighted_knn
+from stepclr.model.features import represent
+from stepclr.pretraining.optim import peak_rate
+from stepclr.pretraining.resolve import settle
 from stepclr.recipes import recipe_config
-from stepclr.signals import weighted_knn
 
 SIZE = 32
 STEM: Literal["small-stride2"] = "small-stride2"
@@ -60,7 +60,7 @@ def lightly(train: Path, settings: Settings, epochs: int, seed: int) -> tuple[fl
 
 
 def ours(train: Path, recipe: str, epochs: int, seed: int) -> tuple[float, stepclr.Encoder]:
-    """Seconds and encoder of `stepclr.pretrain`, given pictures without their labels: there is no kNN to watch."""
+    """Seconds and encoder of `stepclr.pretrain`, given images without their labels: there is no kNN to watch."""
     images = stepclr.open_images(train)
     images = replace(images, classes=[], labels=images.labels * 0 - 1)
     with tempfile.TemporaryDirectory() as out:

@@ -1,4 +1,4 @@
-"""Time to 90% kNN on CIFAR-10: a ResNet-18 by SimCLR on all training pictures without labels, on one GPU.
+"""Time to 90% kNN on CIFAR-10: a ResNet-18 by SimCLR on all training images without labels, on one GPU.
 
     python benchmarks/cifar10_record.py TRAIN TEST [--out runs/record] [--minutes 9]
 
@@ -8,11 +8,11 @@ status is 3 until the run is done. Where there is no network: `pip download` ste
 `pip install --no-index --find-links WHEELS --target SITE` those that are missing, and set PYTHONPATH=SITE:src.
 
 The protocol was fixed before any run. One schedule with a fixed number of epochs; the encoder of the LAST epoch counts
-and is scored once: weighted kNN, k = 10, T = 0.1, cosine of float32 h, all training pictures with their labels as the
-bank, top-1 on all test pictures. The time is that of the training loop over all pieces, as metrics.jsonl has it:
+and is scored once: weighted kNN, k = 10, T = 0.1, cosine of float32 h, all training images with their labels as the
+bank, top-1 on all test images. The time is that of the training loop over all pieces, as metrics.jsonl has it:
 waiting for data, the compilation at the start of every piece, logging and checkpoints count; decoding before the first
 step, the kNN watched while training and the score do not. That watched kNN, which is printed over time, is of held-out
-TRAINING pictures (k = 20), so that nothing is chosen by the test pictures. The settings are published ones that reach
+TRAINING images (k = 20), so that nothing is chosen by the test images. The settings are published ones that reach
 kNN 90.3 in 500 epochs at batch 512 (github.com/dkobak/simclr-cifar10), with epochs to spare; not measured here yet.
 """
 
@@ -35,11 +35,12 @@ from PIL import Image
 
 import stepclr
 from stepclr.config import PretrainConfig
-from stepclr.model import represent
-from stepclr.pretrain import Interrupted, Run
-from stepclr.pretrain.resident import on_device
-from stepclr.pretrain.settle import device_for_training
-from stepclr.signals import weighted_knn
+from stepclr.device import default_device
+from stepclr.metrics import weighted_knn
+from stepclr.model.features import represent
+from stepclr.pretraining.gpu_cache import on_device
+from stepclr.pretraining.interrupt import Interrupted
+from stepclr.pretraining.run import Run
 
 BAR = 0.90
 K, TEMPERATURE = 10, 0.1
@@ -50,7 +51,7 @@ class Stopped(Exception):
     """Asked to stop while nothing was being trained."""
 
 
-def open_pictures(path: str | Path, limit: int | None = None) -> stepclr.ImageSet:
+def open_images(path: str | Path, limit: int | None = None) -> stepclr.ImageSet:
     """What `open_images` opens, or an `.npz` of JPEGs."""
     if Path(path).suffix != ".npz":
         return stepclr.open_images(path, limit=limit)
@@ -61,8 +62,8 @@ def open_pictures(path: str | Path, limit: int | None = None) -> stepclr.ImageSe
         return Image.open(io.BytesIO(files[ends[row] : ends[row + 1]])).convert("RGB")
 
     with ThreadPoolExecutor() as pool:
-        pictures = np.stack(list(pool.map(np.asarray, map(decode, range(len(labels))))))
-    return stepclr.open_images((pictures, labels), limit=limit)
+        images = np.stack(list(pool.map(np.asarray, map(decode, range(len(labels))))))
+    return stepclr.open_images((images, labels), limit=limit)
 
 
 def settings(given: argparse.Namespace) -> PretrainConfig:
@@ -108,8 +109,8 @@ def time_limit(minutes: float | None) -> Iterator[None]:
 
 
 def score(run: Run, train: stepclr.ImageSet, test: stepclr.ImageSet) -> float:
-    """Top-1 of the test pictures by weighted kNN in the training pictures."""
-    device = device_for_training()
+    """Top-1 of the test images by weighted kNN in the training images."""
+    device = default_device()
     encoder = run.encoder().to(device)
     bank, rows = represent(encoder, on_device(train, device))
     h, queries = represent(encoder, on_device(test, device))
@@ -119,7 +120,7 @@ def score(run: Run, train: stepclr.ImageSet, test: stepclr.ImageSet) -> float:
 
 
 def print_log(run: Run) -> None:
-    print("| epoch | training seconds | loss | kNN of held-out training pictures |\n|---|---|---|---|")
+    print("| epoch | training seconds | loss | kNN of held-out training images |\n|---|---|---|---|")
     for line in run.metrics:
         if "knn" in line:
             print(f"| {line['epoch']} | {line['seconds']:.0f} | {line['loss']:.3f} | {line['knn']:.4f} |")
@@ -129,14 +130,14 @@ def verdict(knn: float, run: Run) -> str:
     last = run.metrics[-1]
     reached = f"reached {BAR:.0%}" if knn >= BAR else f"did NOT reach {BAR:.0%}"
     return (
-        f"kNN (k = {K}) {knn:.4f} on the test pictures after the last epoch, {last['epoch']}: {reached}, "
+        f"kNN (k = {K}) {knn:.4f} on the test images after the last epoch, {last['epoch']}: {reached}, "
         f"in {last['seconds']:.0f} s ({last['seconds'] / 60:.1f} min) of training"
     )
 
 
 def measure(given: argparse.Namespace) -> None:
     """Train on, to the end, score and print; StepclrError, `Interrupted` and `Stopped` go to the caller."""
-    train, test = (open_pictures(path, given.limit) for path in (given.train, given.test))
+    train, test = (open_images(path, given.limit) for path in (given.train, given.test))
     run, result = Run(given.out), given.out / "record.json"
     if not result.exists():
         stepclr.pretrain(train, given.out, config=settings(given), resume=run.exists())
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/record"))
     parser.add_argument("--minutes", type=float, help="stop after so many, to go on by the same command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="of the pictures, to try the script")
+    parser.add_argument("--limit", type=int, help="of the images, to try the script")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--stem", default="small")
     parser.add_argument("--epochs", type=int, default=600)

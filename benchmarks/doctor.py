@@ -2,7 +2,7 @@
 
     python benchmarks/doctor.py [--cifar DIR] [--imagenette DIR] [--epochs 2]
 
-DIR: class folders of pictures. Each set: the doctor in a process of its own, then pretrain in another, then the doctor
+DIR: class folders of images. Each set: the doctor in a process of its own, then pretrain in another, then the doctor
 once more, as other jobs come and go; all with the same settings and an empty cache. A run's seconds are those of
 `metrics.jsonl` (training, its first steps included), over its epochs; its memory is the largest resident size of the
 process. 25% either way is the bar.
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     given = parser.parse_args()
     options = {"epochs": given.epochs}
-    print("| recipe, pictures | doctor took | an epoch, told (before, after) / true | memory | the whole run | load |")
+    print("| recipe, images | doctor took | an epoch, told (before, after) / true | memory | the whole run | load |")
     print("|---|---|---|---|---|---|", flush=True)
     compare("sample:unlabeled", "sample", options | {"epochs": recipe_config("sample").epochs}, 10_000)
     if given.cifar:

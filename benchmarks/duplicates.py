@@ -1,8 +1,8 @@
-"""How many planted versions of pictures are found as near duplicates, and how many natural pairs are taken for some?
+"""How many planted versions of images are found as near duplicates, and how many natural pairs are taken for some?
 
-    python benchmarks/duplicates.py DIR [DIR ...]    # folders of pictures, or NAME:SPLIT
+    python benchmarks/duplicates.py DIR [DIR ...]    # folders of images, or NAME:SPLIT
 
-Versions of the first 1,000 pictures, each kind against the whole set: found means that the original is among the
+Versions of the first 1,000 images, each kind against the whole set: found means that the original is among the
 version's near duplicates. Natural: pairs within the set, and the seconds that it takes to find them by their
 thumbnails; which of them are false a person must say, for whom --sheet FILE.png draws some.
 """
@@ -21,40 +21,40 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 import stepclr
-from stepclr.data import upright_rgb
-from stepclr.use.duplicates import near_pairs, thumbnail
+from stepclr.data.decode import upright_rgb
+from stepclr.tools.curate.duplicates import near_pairs, thumbnail
 
 PLANTED, SHOWN = 1000, 96
-Picture = Image.Image
+AnyImage = Image.Image
 
 
-def compressed(picture: Picture, quality: int) -> Picture:
+def compressed(image: AnyImage, quality: int) -> AnyImage:
     """Through a JPEG."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
-def resized(picture: Picture, share: float) -> Picture:
+def resized(image: AnyImage, share: float) -> AnyImage:
     """To that share of its sides, through a JPEG of quality 85."""
-    sides = max(1, round(share * picture.width)), max(1, round(share * picture.height))
-    return compressed(picture.resize(sides, Image.Resampling.BICUBIC), 85)
+    sides = max(1, round(share * image.width)), max(1, round(share * image.height))
+    return compressed(image.resize(sides, Image.Resampling.BICUBIC), 85)
 
 
-def cropped(picture: Picture, share: float) -> Picture:
+def cropped(image: AnyImage, share: float) -> AnyImage:
     """Without that share of its sides, cut off where chance wills, through a JPEG of quality 85."""
-    width, height = share * picture.width, share * picture.height
+    width, height = share * image.width, share * image.height
     left, top = random.uniform(0, width), random.uniform(0, height)
-    box = (round(left), round(top), round(picture.width - width + left), round(picture.height - height + top))
-    return compressed(picture.crop(box), 85)
+    box = (round(left), round(top), round(image.width - width + left), round(image.height - height + top))
+    return compressed(image.crop(box), 85)
 
 
-def lit(picture: Picture, factor: float) -> Picture:
+def lit(image: AnyImage, factor: float) -> AnyImage:
     """Brighter or darker, through a JPEG of quality 85."""
-    return compressed(ImageEnhance.Brightness(picture).enhance(factor), 85)
+    return compressed(ImageEnhance.Brightness(image).enhance(factor), 85)
 
 
-KINDS: dict[str, Callable[[Picture], Picture]] = {
+KINDS: dict[str, Callable[[AnyImage], AnyImage]] = {
     **{f"quality {quality}": lambda p, quality=quality: compressed(p, quality) for quality in (30, 50, 70, 90)},  # type: ignore[misc]
     **{f"size {share:.0%}": lambda p, share=share: resized(p, share) for share in (0.6, 1.5)},  # type: ignore[misc]
     **{f"crop {share:.0%}": lambda p, share=share: cropped(p, share) for share in (0.03, 0.05)},  # type: ignore[misc]
@@ -69,34 +69,32 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     given = parser.parse_args()
     random.seed(0)
-    print(
-        f"| pictures | natural pairs | seconds | {' | '.join(KINDS)} |\n|---|---|---|{'---|' * len(KINDS)}", flush=True
-    )
+    print(f"| images | natural pairs | seconds | {' | '.join(KINDS)} |\n|---|---|---|{'---|' * len(KINDS)}", flush=True)
     for source in given.sources:
         images = stepclr.open_images(source, limit=given.limit)
-        pictures = [images.read([i])[0] for i in range(len(images))]
-        every = torch.stack([thumbnail(picture) for picture in pictures])
+        pixels = [images.read([i])[0] for i in range(len(images))]
+        every = torch.stack([thumbnail(image) for image in pixels])
         begun = time.perf_counter()
         pairs, alike = near_pairs(every)
         seconds = time.perf_counter() - begun
         cells = []
         for version in KINDS.values():
-            planted = [version(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pictures[:PLANTED]]
-            thumbnails = torch.stack([thumbnail(upright_rgb(picture)) for picture in planted])
+            planted = [version(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pixels[:PLANTED]]
+            thumbnails = torch.stack([thumbnail(upright_rgb(image)) for image in planted])
             found = {(i, j) for i, j in near_pairs(thumbnails, every)[0].tolist()}
             cells.append(f"{sum((i, i) in found for i in range(len(planted))) / len(planted):.1%}")
         print(f"| {source}, {len(images):,} | {len(pairs):,} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)
         if given.sheet:
-            _draw(pictures, pairs[np.argsort(-alike)], given.sheet.with_stem(f"{given.sheet.stem}-{len(images)}"))
+            _draw(pixels, pairs[np.argsort(-alike)], given.sheet.with_stem(f"{given.sheet.stem}-{len(images)}"))
 
 
-def _draw(pictures: list[Tensor], pairs: NDArray[np.int64], path: Path) -> None:
+def _draw(images: list[Tensor], pairs: NDArray[np.int64], path: Path) -> None:
     """SHOWN of the pairs, from the most alike to the least."""
     sheet = Image.new("RGB", (12 * 140, -(-SHOWN // 12) * 70), "white")
     for place, k in enumerate(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int).tolist()):
         for side, i in enumerate(pairs[k].tolist()):
-            picture = Image.fromarray(pictures[i].permute(1, 2, 0).numpy()).resize((64, 64))
-            sheet.paste(picture, (place % 12 * 140 + side * 66, place // 12 * 70))
+            image = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize((64, 64))
+            sheet.paste(image, (place % 12 * 140 + side * 66, place // 12 * 70))
     sheet.save(path)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/embed.py FOLDER [--encoder resnet18] [--size 96] [--count 4000]
 
-FOLDER holds class folders of pictures. Both compute h of the same pictures with the same untrained encoder, its
+FOLDER holds class folders of images. Both compute h of the same images with the same untrained encoder, its
 BatchNorms moved off their start. The plain loop: torchvision's ImageFolder, Resize, CenterCrop and ToTensor, a
 DataLoader with two workers, the encoder's body in eval mode without gradient, batches of 256. Ours: `stepclr.embed`
 with precision="bf16", opening the folder included. The two take turns, three times. Last, how alike h in bfloat16 and
@@ -24,7 +24,7 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 import stepclr
-from stepclr.model import save_encoder
+from stepclr.model.files import save_encoder
 
 
 def untrained(name: str, size: int) -> stepclr.Encoder:
@@ -59,7 +59,7 @@ def main() -> None:
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; torch {version('torch')}, "
         f"torchvision {version('torchvision')}, stepclr {stepclr.__version__}\n"
-        f"{given.encoder}, stem {encoder.stem}, {given.size} px, the first {given.count} pictures"
+        f"{given.encoder}, stem {encoder.stem}, {given.size} px, the first {given.count} images"
     )
 
     def ours(precision: str) -> np.ndarray:

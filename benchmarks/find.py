@@ -1,13 +1,13 @@
-"""How many planted duplicates and foreign pictures `stepclr find` finds; what labels that `find next` chose are worth.
+"""How many planted duplicates and foreign images `stepclr find` finds; what labels that `find next` chose are worth.
 
     python benchmarks/find.py RUN TRAIN TEST [FOREIGN ...]    # class folders or NAME:SPLIT; foreign ones need no label
 
-Duplicates: versions of 200 of PICTURES pictures of TRAIN are put beside them, a kind at a time; found means paired with
+Duplicates: versions of 200 of IMAGES images of TRAIN are put beside them, a kind at a time; found means paired with
 the original, false is what is paired besides. Three judges: h alone, the thumbnails' details alone
-(`duplicates.near_pairs`), both. Outliers: 5 or 40 foreign pictures (and noise) among PICTURES, found among the 40
+(`duplicates.near_pairs`), both. Outliers: 5 or 40 foreign images (and noise) among IMAGES, found among the 40
 oddest; mean of 5 draws. Next: top-1 on TEST of a linear layer on h (lambda 0.1, fixed) from 10, 50, 100 labels of
-PICTURES pictures: drawn at random; chosen once, with no labels; chosen in three rounds, each told the labels before.
-5 draws of the pictures (of 3/4 of TRAIN, if that is fewer), the same for all three.
+IMAGES images: drawn at random; chosen once, with no labels; chosen in three rounds, each told the labels before.
+5 draws of the images (of 3/4 of TRAIN, if that is fewer), the same for all three.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import stepclr
-from stepclr.data import upright_rgb
-from stepclr.evaluate.linear import principal_axes, standardise
-from stepclr.evaluate.solver import solve
-from stepclr.use.duplicates import near_pairs, thumbnail
-from stepclr.use.find import duplicates, outliers, to_label_next
-from stepclr.use.search.sheet import thumbnail as jpeg
+from stepclr.data.decode import upright_rgb
+from stepclr.evaluation.linear import principal_axes, standardize
+from stepclr.evaluation.solver import solve
+from stepclr.tools.curate.duplicates import near_pairs, thumbnail
+from stepclr.tools.curate.find import duplicates, outliers, to_label_next
+from stepclr.tools.search.sheet import thumbnail as jpeg
 
-PICTURES, PLANTED, FOREIGN, ODDEST, DRAWS, BUDGETS, L2 = 2000, 200, (5, 40), 40, 5, (10, 50, 100), 0.1
+IMAGES, PLANTED, FOREIGN, ODDEST, DRAWS, BUDGETS, L2 = 2000, 200, (5, 40), 40, 5, (10, 50, 100), 0.1
 MORE: dict[str, Callable[[Image.Image], Image.Image]] = {
     **{kind: KINDS[kind] for kind in ("quality 30", "quality 70", "size 60%", "crop 5%", "light 80%")},
     "crop 10%": lambda p: cropped(p, 0.1),
@@ -42,16 +42,16 @@ Rows = NDArray[np.int64]
 
 
 class Versions(Dataset[tuple[Image.Image, int]]):
-    """Pictures of any size."""
+    """Images of any size."""
 
-    def __init__(self, pictures: list[Tensor]) -> None:
-        self.pictures = pictures
+    def __init__(self, images: list[Tensor]) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pictures[i].permute(1, 2, 0).numpy()), -1
+        return Image.fromarray(self.images[i].permute(1, 2, 0).numpy()), -1
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
     train = stepclr.open_images(given.train)
     h = stepclr.embed(given.run, train)
     generator = np.random.default_rng(0)
-    some = np.sort(generator.permutation(len(train))[:PICTURES])
+    some = np.sort(generator.permutation(len(train))[:IMAGES])
     plant(given.run, [train.read([int(i)])[0] for i in some], h[some])
     hide(given.run, given.foreign, h)
     test = stepclr.open_images(given.test)
@@ -73,15 +73,15 @@ def main() -> None:
     print(f"{time.perf_counter() - begun:.0f} s")
 
 
-def plant(run: str, pictures: list[Tensor], h: Vectors) -> None:
+def plant(run: str, images: list[Tensor], h: Vectors) -> None:
     """The table of duplicates."""
-    n, small = len(pictures), [thumbnail(upright_rgb(jpeg(picture))) for picture in pictures]
+    n, small = len(images), [thumbnail(upright_rgb(jpeg(image))) for image in images]
     print(f"| duplicates found, false of {n:,} + {PLANTED} | h | details | both |\n|---|---|---|---|", flush=True)
     for kind, version in MORE.items():
         random.seed(0)
-        versions = [upright_rgb(version(Image.fromarray(p.permute(1, 2, 0).numpy()))) for p in pictures[:PLANTED]]
+        versions = [upright_rgb(version(Image.fromarray(p.permute(1, 2, 0).numpy()))) for p in images[:PLANTED]]
         every = np.concatenate([h, stepclr.embed(run, Versions(versions))])
-        thumbnails = torch.stack([*small, *(thumbnail(upright_rgb(jpeg(picture))) for picture in versions)])
+        thumbnails = torch.stack([*small, *(thumbnail(upright_rgb(jpeg(image))) for image in versions)])
         cells = []
         for pairs in (duplicates(every)[0], near_pairs(thumbnails)[0], duplicates(every, thumbnails)[0]):
             found = {(i, j) for i, j in pairs.tolist()}
@@ -103,7 +103,7 @@ def hide(run: str, sources: list[str], h: Vectors) -> None:
         for planted in FOREIGN:
             rates = []
             for _ in range(DRAWS):
-                usual = h[generator.permutation(len(h))[:PICTURES]]
+                usual = h[generator.permutation(len(h))[:IMAGES]]
                 score = outliers(np.concatenate([usual, strange[generator.permutation(len(strange))[:planted]]]))
                 rates.append((np.argsort(-score)[:ODDEST] >= len(usual)).sum() / planted)
             cells.append(f"{np.mean(rates):.0%}")
@@ -114,7 +114,7 @@ def choose(h: Vectors, labels: Rows, h_test: Vectors, truth: Rows) -> None:
     """The table of `next`."""
     scores: dict[str, dict[int, list[float]]] = {how: {} for how in ("random", "next, no labels", "next, in rounds")}
     for draw in range(DRAWS):
-        pool = np.random.default_rng(draw).permutation(len(h))[: min(PICTURES, 3 * len(h) // 4)]
+        pool = np.random.default_rng(draw).permutation(len(h))[: min(IMAGES, 3 * len(h) // 4)]
         x, y = h[pool], labels[pool]
         none, told = np.full(len(x), -1), np.full(len(x), -1)
         once = to_label_next(x, none, max(BUDGETS), draw).rows
@@ -140,7 +140,7 @@ def choose(h: Vectors, labels: Rows, h_test: Vectors, truth: Rows) -> None:
 def top1(h: Vectors, labels: Rows, h_test: Vectors, truth: Rows) -> float:
     """Of a linear layer on h; `linear_evaluation` is for draws that have each class equally often."""
     classes, y = np.unique(labels, return_inverse=True)
-    x, x_test = standardise(h, h_test)
+    x, x_test = standardize(h, h_test)
     x, basis = principal_axes(x)
     layer = solve(x, y, np.full((len(x), 1), 1 / len(x)), L2)
     return float((classes[layer.logits(x_test @ basis)[:, 0].argmax(1)] == truth).mean())

@@ -4,17 +4,17 @@
     python benchmarks/gpu.py --device cpu --quick ...  # tries the script, in tiny sizes: no number means anything
 
 TRAIN is CIFAR-10 as a class folder, a zip or an `.npz` of JPEGs (see cifar10_record.py), SOURCE Imagenette as a folder
-or a zip; pictures for 224 px are Imagenette's, enlarged. Where there is no network: `pip download` what is missing
+or a zip; images for 224 px are Imagenette's, enlarged. Where there is no network: `pip download` what is missing
 elsewhere, here `pip install --no-index --find-links WHEELS --target SITE`, and set PYTHONPATH=SITE:src.
 
 - The roof is measured first, on this card: TFLOP/s of one large bf16 product of matrices, and GB/s of a large copy
-  (read and write counted). A network's FLOPs are torch's flop counter's: forward and backward, all views of a picture.
+  (read and write counted). A network's FLOPs are torch's flop counter's: forward and backward, all views of an image.
 - Training is the real `stepclr.pretrain` (its data, views, steps, log and checkpoints), stopped after `--seconds`:
-  pictures over time after a warm-up, in which everything compiles, and beside it the batch over the median step.
-- Views: `Views` of pictures in the GPU's memory; the share is that of the bytes that must be read and written.
+  images over time after a warm-up, in which everything compiles, and beside it the batch over the median step.
+- Views: `Views` of images in the GPU's memory; the share is that of the bytes that must be read and written.
 - The loss: `nt_xent` of M projections of 128, forward and backward; the share is that of 4 M^2 128 FLOPs in bf16, and
   the loss computes in float32. Peaks of memory are all that torch allocated.
-- lightly: the loop that its documentation shows, float32, a DataLoader with up to 8 workers, same GPU, same pictures.
+- lightly: the loop that its documentation shows, float32, a DataLoader with up to 8 workers, same GPU, same images.
 
 A row that fails says why and takes no other with it; one that time did not allow says so. Without a GPU all rows do.
 """
@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cifar10_record import open_pictures
+from cifar10_record import open_images
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -47,11 +47,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import stepclr
 from stepclr.config import PretrainConfig
-from stepclr.pretrain import algorithm
-from stepclr.pretrain.resident import on_device
+from stepclr.pretraining import loop
+from stepclr.pretraining.gpu_cache import on_device
 
 D = 128
-LARGE = 256  # px: side to which pictures are enlarged for views of 224
+LARGE = 256  # px: side to which images are enlarged for views of 224
 
 
 class OutOfTime(Exception):
@@ -68,7 +68,7 @@ class NotMeasured(Exception):
 
 @dataclass
 class Bench:
-    """The device, its measured roof, how long to measure, and the pictures."""
+    """The device, its measured roof, how long to measure, and the images."""
 
     device: torch.device
     seconds: float
@@ -153,7 +153,7 @@ def roof(bench: Bench) -> Row:
 def train(bench: Bench, images: stepclr.ImageSet, config: PretrainConfig) -> Row:
     """The real `pretrain`, stopped after so many seconds."""
     batch, warm_up = min(config.batch_size, len(images)), 1 if bench.quick else 10
-    marks, step, begun = Marks(bench.device), algorithm.train_step, 0.0
+    marks, step, begun = Marks(bench.device), loop.train_step, 0.0
 
     def timed(*args: Any, **options: Any) -> Any:
         nonlocal begun
@@ -166,7 +166,7 @@ def train(bench: Bench, images: stepclr.ImageSet, config: PretrainConfig) -> Row
         return step(*args, **options)
 
     _forget_peak(bench.device)
-    algorithm.train_step = timed
+    loop.train_step = timed
     try:
         with tempfile.TemporaryDirectory() as out:
             stepclr.pretrain(images, Path(out) / "run", config=config, progress=False)
@@ -174,19 +174,19 @@ def train(bench: Bench, images: stepclr.ImageSet, config: PretrainConfig) -> Row
         wait(bench.device)
         spent = time.perf_counter() - begun
     finally:
-        algorithm.train_step = step
+        loop.train_step = step
     gaps = marks.gaps()[warm_up:]
     speed = batch * (len(gaps) + 1) / spent
     return Row(
         f"{speed:,.0f} images/s",
         f"{speed * flops(config) / bench.flops:.0%}",
         f"median step {batch / statistics.median(gaps):,.0f} images/s; batch {batch}; {_peak(bench.device)}; "
-        f"{flops(config) / 1e9:.1f} GFLOP a picture",
+        f"{flops(config) / 1e9:.1f} GFLOP an image",
     )
 
 
 def flops(config: PretrainConfig) -> int:
-    """Of a picture: all its views through encoder and head, forward and backward."""
+    """Of an image: all its views through encoder and head, forward and backward."""
     encoder = stepclr.build_encoder(config.encoder, config.stem, size=config.view_size)
     head = stepclr.ProjectionHead(encoder.num_features, encoder.num_features, D)
     with FlopCounterMode(display=False) as counter:
@@ -196,23 +196,23 @@ def flops(config: PretrainConfig) -> int:
 
 def views(bench: Bench, images: stepclr.ImageSet, size: int, n: int) -> Row:
     there = on_device(images.take(range(min(n, len(images)))), bench.device)
-    pictures = there.read(range(len(there)))
-    if not isinstance(pictures, Tensor):
-        raise NotMeasured("the pictures differ in size")
-    pictures = pictures.to(bench.device)
+    pixels = there.read(range(len(there)))
+    if not isinstance(pixels, Tensor):
+        raise NotMeasured("the images differ in size")
+    pixels = pixels.to(bench.device)
     policy, epoch = stepclr.Views("simclr", size), itertools.count()
 
     def keys() -> Tensor:
-        return stepclr.view_keys(0, next(epoch), range(len(pictures)))
+        return stepclr.view_keys(0, next(epoch), range(len(pixels)))
 
-    rendering = median_seconds(lambda: policy(pictures, keys()), bench.device, bench.seconds / 4)
-    drawing = median_seconds(lambda: policy.draw(pictures, keys()), torch.device("cpu"), bench.seconds / 20)
-    made = len(pictures) * policy.views
-    moved = pictures.numel() + made * 3 * size * size * 4
+    rendering = median_seconds(lambda: policy(pixels, keys()), bench.device, bench.seconds / 4)
+    drawing = median_seconds(lambda: policy.draw(pixels, keys()), torch.device("cpu"), bench.seconds / 20)
+    made = len(pixels) * policy.views
+    moved = pixels.numel() + made * 3 * size * size * 4
     return Row(
         f"{made / rendering:,.0f} views/s",
         f"{moved / rendering / bench.bandwidth:.0%} of the bandwidth",
-        f"{len(pictures)} pictures of {pictures.shape[-1]} px, {policy.describe()}; "
+        f"{len(pixels)} images of {pixels.shape[-1]} px, {policy.describe()}; "
         f"drawing alone, on the host: {made / drawing:,.0f} views/s",
     )
 
@@ -230,28 +230,28 @@ def loss(bench: Bench, m: int) -> Row:
 
 
 class Arrays(Dataset[tuple[Any, int, str]]):
-    """Pictures for lightly, as its data sets hand them out: (transformed, label, name)."""
+    """Images for lightly, as its data sets hand them out: (transformed, label, name)."""
 
-    def __init__(self, pictures: Tensor, transform: Callable[[Image.Image], Any]) -> None:
-        self.pictures, self.transform = pictures.permute(0, 2, 3, 1).numpy(), transform
+    def __init__(self, images: Tensor, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images.permute(0, 2, 3, 1).numpy(), transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int, str]:
-        return self.transform(Image.fromarray(self.pictures[index])), 0, str(index)
+        return self.transform(Image.fromarray(self.images[index])), 0, str(index)
 
 
 def lightly(bench: Bench, images: stepclr.ImageSet, encoder: str, size: int, batch: int) -> Row:
-    """Its documented loop; only the encoder's stem and the picture size differ from its page."""
+    """Its documented loop; only the encoder's stem and the image size differ from its page."""
     if not find_spec("lightly"):
         raise NotMeasured("lightly is not installed")
     from lightly_loop import LightlyLoop, Settings
 
-    pictures = images.read(range(len(images)))
-    assert isinstance(pictures, Tensor)
+    pixels = images.read(range(len(images)))
+    assert isinstance(pixels, Tensor)
     workers = 0 if bench.quick else min(8, os.cpu_count() or 1)
-    arrays = partial(Arrays, pictures)
+    arrays = partial(Arrays, pixels)
     loop = LightlyLoop(arrays, size, "small", Settings(batch), encoder, workers, bench.device)
     going, warm_up = loop.steps(), 1 if bench.quick else 5
     for _ in range(warm_up):
@@ -266,7 +266,7 @@ def lightly(bench: Bench, images: stepclr.ImageSet, encoder: str, size: int, bat
     return Row(f"{speed:,.0f} images/s", "", f"lightly {version('lightly')}, batch {batch}, {workers} workers, float32")
 
 
-# Pictures.
+# Images.
 
 
 def cifar(bench: Bench) -> stepclr.ImageSet:
@@ -283,7 +283,7 @@ def imagenette(bench: Bench) -> stepclr.ImageSet:
 
 @cache
 def _opened(path: Path, limit: int | None, short_side: int) -> stepclr.ImageSet:
-    return open_pictures(path, limit).decoded(short_side)
+    return open_images(path, limit).decoded(short_side)
 
 
 def enlarged(bench: Bench) -> stepclr.ImageSet:
@@ -292,13 +292,13 @@ def enlarged(bench: Bench) -> stepclr.ImageSet:
 
 @cache
 def _enlarged(images: stepclr.ImageSet) -> stepclr.ImageSet:
-    """The pictures at LARGE px, in memory."""
+    """The images at LARGE px, in memory."""
     parts = []
     for start in range(0, len(images), 64):
-        pictures = images.read(range(start, min(start + 64, len(images))))
-        if not isinstance(pictures, Tensor):
-            raise NotMeasured("the pictures differ in size")
-        grown = F.interpolate(pictures.float(), (LARGE, LARGE), mode="bicubic", antialias=True)
+        pixels = images.read(range(start, min(start + 64, len(images))))
+        if not isinstance(pixels, Tensor):
+            raise NotMeasured("the images differ in size")
+        grown = F.interpolate(pixels.float(), (LARGE, LARGE), mode="bicubic", antialias=True)
         parts.append(grown.round().clamp(0, 255).byte())
     return stepclr.open_images(torch.cat(parts))
 

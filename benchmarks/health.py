@@ -1,9 +1,9 @@
-"""What separates sick runs from a healthy one: the figures that `report/health.py` judges, of planted runs.
+"""What separates sick runs from a healthy one: the figures that `tools/report/health.py` judges, of planted runs.
 
     python benchmarks/health.py [--kinds healthy collapsed ...] [--seeds 0 1 2] [--epochs 4] [--limit 1000]
         [--batch 64] [--temperature 0.2]
 
-All train a test_resnet on the sample, without labels; the sample's 1,000 labelled pictures watch. `way` is how far the
+All train a test_resnet on the sample, without labels; the sample's 1,000 labelled images watch. `way` is how far the
 loss came from chance (0) to its least (1), `early` the contrastive top-1 by step 100, `contrast` that of the end.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import stepclr
-from stepclr.pretrain import Diverged
-from stepclr.report.health import SOON, Log, health
+from stepclr.pretraining.loop import Diverged
+from stepclr.tools.report.health import SOON, Log, health
 
 PLANTED: dict[str, dict[str, Any]] = {
     "healthy": {},

@@ -1,8 +1,8 @@
-"""Memory and time of one optimisation step of the large encoders, with and without keeping activations.
+"""Memory and time of one optimization step of the large encoders, with and without keeping activations.
 
     python benchmarks/large_encoders.py [--size 96] [--batch 32]
 
-Each row is a process of its own: a step of SimCLR (two views, NT-Xent, LARS) on random pictures, float32; its memory is
+Each row is a process of its own: a step of SimCLR (two views, NT-Xent, LARS) on random images, float32; its memory is
 that of the whole process, Python and torch included (the row "nothing" is what those take).
 """
 
@@ -14,10 +14,11 @@ from memory import in_own_process, peak_mebibytes
 
 import stepclr
 from stepclr.config import PretrainConfig
-from stepclr.pretrain.algorithm import train_step
-from stepclr.pretrain.optimizer import build_optimizer
-from stepclr.pretrain.settle import build, settle
-from stepclr.views import Views, view_keys
+from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.optim import build_optimizer
+from stepclr.pretraining.resolve import build, settle
+from stepclr.views.keys import view_keys
+from stepclr.views.views import Views
 
 ENCODERS = ("nothing", "resnet18", "resnet50", "resnet50x2", "resnet200", "vit_small_patch16_224")
 
@@ -26,8 +27,8 @@ def one_step(name: str, size: int, batch: int, again: bool) -> tuple[float, floa
     """(peak memory in MiB, seconds of the second of two steps)."""
     seconds = 0.0
     if name != "nothing":
-        pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-        images = stepclr.open_images(pictures)
+        pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+        images = stepclr.open_images(pixels)
         wanted = PretrainConfig(
             name, size=size, batch_size=batch, optimizer="lars", precision="fp32", checkpoint_activations=again
         )
@@ -37,7 +38,7 @@ def one_step(name: str, size: int, batch: int, again: bool) -> tuple[float, floa
         for step in range(2):
             begun = time.perf_counter()
             keys = view_keys(0, step, range(batch))
-            train_step(model, Views("simclr", size), optimizer, config, pictures, keys, torch.zeros(batch).long())
+            train_step(model, Views("simclr", size), optimizer, config, pixels, keys, torch.zeros(batch).long())
             seconds = time.perf_counter() - begun
     return peak_mebibytes(), seconds
 

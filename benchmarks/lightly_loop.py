@@ -1,6 +1,6 @@
 """lightly's documented SimCLR loop, for the scripts that compare with it: its transform, loader, head, loss, plain SGD.
 
-Only what its page leaves to the reader differs: the pictures, their size, the encoder.
+Only what its page leaves to the reader differs: the images, their size, the encoder.
 """
 
 import itertools
@@ -36,11 +36,11 @@ class Settings:
 
 
 class LightlyLoop:
-    """A ResNet-18 with that stem, float32, on the pictures of a folder, or of a data set that takes the transform."""
+    """A ResNet-18 with that stem, float32, on the images of a folder, or of a data set that takes the transform."""
 
     def __init__(
         self,
-        pictures: Path | Callable[[Any], Dataset[Any]],
+        images: Path | Callable[[Any], Dataset[Any]],
         size: int,
         stem: str,
         settings: Settings,
@@ -50,9 +50,7 @@ class LightlyLoop:
     ) -> None:
         blur = 0.0 if size <= 32 else 0.5
         transform = SimCLRTransform(input_size=size, gaussian_blur=blur, min_scale=settings.min_area)
-        dataset = (
-            LightlyDataset(str(pictures), transform=transform) if isinstance(pictures, Path) else pictures(transform)
-        )
+        dataset = LightlyDataset(str(images), transform=transform) if isinstance(images, Path) else images(transform)
         self.device = device
         self.loader = DataLoader(dataset, settings.batch, shuffle=True, drop_last=True, num_workers=workers)
         self.encoder = stepclr.build_encoder(encoder, stem, size=size)
@@ -62,7 +60,7 @@ class LightlyLoop:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=settings.rate)
 
     def steps(self, epochs: int | None = None) -> Iterator[int]:
-        """Train, and yield the number of pictures after each step."""
+        """Train, and yield the number of images after each step."""
         for _ in itertools.count() if epochs is None else range(epochs):
             for (x0, x1), _target, _name in self.loader:
                 loss = self.loss(self.model(x0.to(self.device)), self.model(x1.to(self.device)))

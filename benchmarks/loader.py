@@ -2,11 +2,11 @@
 
     python benchmarks/loader.py FOLDER [--size 224] [--count 400] [--seconds 20]
 
-FOLDER holds real pictures of about 96 px. They are laid out unscaled as mosaics, so that the entropy is real, in a
-photo folder's mix of sizes: of 10 pictures four of 500x375, two of 375x500, three of 640x480 and one of 1600x1200, JPEG
-of quality 90 in two class folders. Both sides deliver batches of 64 pictures, two float32 views each.
+FOLDER holds real images of about 96 px. They are laid out unscaled as mosaics, so that the entropy is real, in a
+photo folder's mix of sizes: of 10 images four of 500x375, two of 375x500, three of 640x480 and one of 1600x1200, JPEG
+of quality 90 in two class folders. Both sides deliver batches of 64 images, two float32 views each.
 
-torchvision's side is ImageFolder, SimCLR's transform on PIL pictures twice, and a DataLoader with two workers.
+torchvision's side is ImageFolder, SimCLR's transform on PIL images twice, and a DataLoader with two workers.
 stepclr's side is `pretrain`'s own feed and `Views`: decoded anew each epoch (a budget of 0), and from the cache.
 The sides take turns, twice. Also the memory of stepclr's uncached side, early and in all: it holds one batch ahead,
 however long the epoch; and the cache's feed alone, beside reading the cache's file from end to end.
@@ -31,15 +31,15 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 import stepclr
-from stepclr.data import ImageSet
-from stepclr.pretrain.feed import Batch, batches
+from stepclr.data.images import ImageSet
+from stepclr.pretraining.batches import Batch, batches
 
 BATCH, WARM_UP, TILE = 64, 2, 96
 MIX = [(500, 375)] * 4 + [(375, 500)] * 2 + [(640, 480)] * 3 + [(1600, 1200)]
 
 
 class TwoViews:
-    """SimCLR's transform (App. A) on a PIL picture, drawn twice."""
+    """SimCLR's transform (App. A) on a PIL image, drawn twice."""
 
     def __init__(self, size: int) -> None:
         self.transform = tv.Compose(
@@ -53,18 +53,18 @@ class TwoViews:
             ]
         )
 
-    def __call__(self, picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.transform(picture), self.transform(picture)
+    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(image), self.transform(image)
 
 
-def make_photos(pictures: ImageSet, folder: Path, count: int) -> None:
-    """Mosaics of the pictures, cut or padded to tiles of one size."""
+def make_photos(images: ImageSet, folder: Path, count: int) -> None:
+    """Mosaics of the images, cut or padded to tiles of one size."""
     random = np.random.default_rng(0)
     for i in range(count):
         width, height = MIX[i % len(MIX)]
         photo = Image.new("RGB", (width, height))
         places = list(itertools.product(range(0, width, TILE), range(0, height, TILE)))
-        for place, tile in zip(places, pictures.read(random.integers(len(pictures), size=len(places))), strict=True):
+        for place, tile in zip(places, images.read(random.integers(len(images), size=len(places))), strict=True):
             photo.paste(Image.fromarray(tile.permute(1, 2, 0).numpy()), place)
         path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,18 +83,18 @@ def torchvision_batches(folder: Path, size: int) -> Iterator[int]:
 def stepclr_batches(images: ImageSet, size: int) -> Iterator[int]:
     views = stepclr.Views("simclr", size)
     for epoch in itertools.count():
-        for pictures, places in batches(images, 0, epoch, BATCH, 0):
-            view_i, _view_j = views(pictures, stepclr.view_keys(0, epoch, places))
+        for pixels, places in batches(images, 0, epoch, BATCH, 0):
+            view_i, _view_j = views(pixels, stepclr.view_keys(0, epoch, places))
             yield len(view_i)
 
 
 def images_a_second(delivered: Iterator[int], seconds: float) -> float:
     for _ in range(WARM_UP):
         next(delivered)
-    pictures, begun = 0, time.perf_counter()
+    images, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        pictures += next(delivered)
-    return pictures / (time.perf_counter() - begun)
+        images += next(delivered)
+    return images / (time.perf_counter() - begun)
 
 
 def feed_beside_file(images: ImageSet, file: Path, seconds: float) -> tuple[float, float, float]:
@@ -104,17 +104,17 @@ def feed_beside_file(images: ImageSet, file: Path, seconds: float) -> tuple[floa
         for epoch in itertools.count():
             yield from batches(images, 0, epoch, BATCH, 0)
 
-    pictures = bytes_ = 0
+    pixels = bytes_ = 0
     begun = time.perf_counter()
     for batch, places in feed():
-        pictures += len(places)
-        bytes_ += sum(picture.numel() for picture in batch)
+        pixels += len(places)
+        bytes_ += sum(image.numel() for image in batch)
         if (took := time.perf_counter() - begun) > seconds:
             break
     read, begun = 0, time.perf_counter()
     while (file_took := time.perf_counter() - begun) < seconds:
         read += len(file.read_bytes())
-    return pictures / took, bytes_ / took / 1e9, read / file_took / 1e9
+    return pixels / took, bytes_ / took / 1e9, read / file_took / 1e9
 
 
 def peak_mib() -> float:

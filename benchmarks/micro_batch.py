@@ -2,7 +2,7 @@
 
     python benchmarks/micro_batch.py [--size 32] [--micro-batch 128] [--batches 256,512,1024,2048,4096] [--whole 1024]
 
-ResNet-18 with stem `small-stride2`, SimCLR views of random pictures, SGD. Each row is a process of its own,
+ResNet-18 with stem `small-stride2`, SimCLR views of random images, SGD. Each row is a process of its own,
 and its memory the whole process's peak. `--whole` is the largest batch that is also taken at once.
 
 The last lines say how far the gradient in parts is from the one at once (distance over length, the whole vector; of a
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import stepclr
 from stepclr.config import PretrainConfig
-from stepclr.pretrain.algorithm import train_step
-from stepclr.pretrain.optimizer import build_optimizer
-from stepclr.pretrain.settle import build, settle, views_of
+from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.optim import build_optimizer
+from stepclr.pretraining.resolve import build, settle, views_of
 
-COMPARED = 256  # pictures
+COMPARED = 256  # images
 Precision = Literal["auto", "fp32"]
 
 
@@ -32,8 +32,8 @@ def step(
 ) -> tuple[float, float, Tensor]:
     """Peak memory in MiB, seconds of the last step, and its gradient."""
     torch.manual_seed(0)
-    pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-    images = stepclr.open_images(pictures)
+    pixels = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    images = stepclr.open_images(pixels)
     wanted = PretrainConfig(
         "resnet18", stem="small-stride2", size=size, batch_size=batch, micro_batch=micro_batch, precision=precision
     )
@@ -46,7 +46,7 @@ def step(
     seconds = 0.0
     for number in range(steps):
         begun = time.perf_counter()
-        train_step(model, views, optimizer, config, pictures, stepclr.view_keys(0, number, range(batch)), labels)
+        train_step(model, views, optimizer, config, pixels, stepclr.view_keys(0, number, range(batch)), labels)
         seconds = time.perf_counter() - begun
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return peak_mebibytes(), seconds, gradient
@@ -61,7 +61,7 @@ def _use_group_norm(module: nn.Module) -> None:
 
 
 def distance(size: int, micro_batch: int, group_norm: bool) -> float:
-    """How far the gradient of COMPARED pictures in parts is from the one at once, over the latter's length."""
+    """How far the gradient of COMPARED images in parts is from the one at once, over the latter's length."""
     parts, whole = (step(size, COMPARED, micro, "fp32", group_norm, steps=1)[2] for micro in (micro_batch, None))
     return float((parts - whole).norm() / whole.norm())
 

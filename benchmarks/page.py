@@ -3,7 +3,7 @@
     python benchmarks/page.py RUN [--times 5] [--shots FOLDER]
 
 Writes RUN's report.html again, and opens it in Chromium that many times, each in a new window of 1280 x 900 (and of
-390 x 844, a phone's), until the browser says that it has loaded. --shots keeps a picture of each whole page.
+390 x 844, a phone's), until the browser says that it has loaded. --shots keeps an image of each whole page.
 Needs the extra `browser` and Chromium.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from stepclr.report.page import write_page
+from stepclr.tools.report.writing import write_page
 
 WINDOWS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "light"), "dark": (1280, 900, "dark")}
 OPENED = "performance.getEntriesByType('navigation')[0].loadEventStart / 1000"
@@ -23,7 +23,7 @@ NEAR = """plot => { plot.scrollIntoView(); return plot.classList.contains('js-pl
 
 
 def opened(browser: Browser, page: Path, window: str, shot: Path | None) -> float:
-    """Seconds until it has loaded; with `shot`, a picture of it once every chart is drawn."""
+    """Seconds until it has loaded; with `shot`, an image of it once every chart is drawn."""
     width, height, scheme = WINDOWS[window]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"

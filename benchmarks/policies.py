@@ -1,8 +1,8 @@
-"""Which views? Every augmentation policy with the same pictures, encoder, schedule and seeds, scored on held-out ones.
+"""Which views? Every augmentation policy with the same images, encoder, schedule and seeds, scored on held-out ones.
 
     python benchmarks/policies.py TRAIN TEST [--per-class 200] [--epochs 12] [--seeds 0,1] [--out runs/policies]
 
-TRAIN and TEST are folders with a folder a class. `--per-class` pictures of each class of TRAIN are pretrained on
+TRAIN and TEST are folders with a folder a class. `--per-class` images of each class of TRAIN are pretrained on
 without their labels; then, with them, they are the bank of weighted kNN and what the linear layer learns from. Nothing
 is chosen here: a policy has its defaults. Runs that are there already are not repeated: the script can be stopped.
 """
@@ -28,7 +28,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 
 
 def first_of_each_class(source: str, count: int) -> stepclr.ImageSet:
-    """The first `count` pictures of each class, by name."""
+    """The first `count` images of each class, by name."""
     images = stepclr.open_images(source)
     rows = [np.flatnonzero(images.labels == label)[:count] for label in range(len(images.classes))]
     return images.take(np.concatenate(rows))

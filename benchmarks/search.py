@@ -1,11 +1,11 @@
-"""Two bars of `stepclr search`: the bundled pictures embedded and searched in 60 s, a query of a million in 50 ms.
+"""Two bars of `stepclr search`: the bundled images embedded and searched in 60 s, a query of a million in 50 ms.
 
     python benchmarks/search.py [--encoder test_resnet] [--rows 1000000] [--features 512] [--folder /tmp]
 
 First the command line as a user types it, in processes of their own: `embed sample:train --out index` with an
-untrained encoder, by default that of the recipe for these pictures, and `search index picture.png`. Then ROWS
-synthetic h in an index's folder, as `embed` lays it out: Gaussian around 1000 Gaussian centres, as far from them as
-these are from 0, so that neighbours are there to be found and are not easy. What is measured: the time to write and to
+untrained encoder, by default that of the recipe for these images, and `search index image.png`. Then ROWS
+synthetic h in an index's folder, as `embed` lays it out: Gaussian around 1000 Gaussian centers, as far from them as
+these are from 0, so that neighbors are there to be found and are not easy. What is measured: the time to write and to
 index them, of the first query after opening, of 200 more (the hits' thumbnails included), and recall at 10 against
 comparing every row, on 100 rows. A million rows take 3.1 GB of disk, twice that for moments; it is freed at the end.
 """
@@ -26,26 +26,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import stepclr
-from stepclr.data.stores import cores
-from stepclr.model import save_encoder
-from stepclr.use.search.index import needed
-from stepclr.use.search.nearest import CELL, PROBES, REFINED, approximate, lay_out
-from stepclr.use.search.table import schema_of
+from stepclr.model.files import save_encoder
+from stepclr.threads import cores
+from stepclr.tools.search.index import needed
+from stepclr.tools.search.nearest import CELL, PROBES, REFINED, approximate, lay_out
+from stepclr.tools.search.table import schema_of
 
-CENTRES, LOT, QUERIES = 1000, 20_000, 200
+CENTERS, LOT, QUERIES = 1000, 20_000, 200
 THUMBNAIL = os.urandom(1000)
 
 
 def sample(folder: Path, encoder: str) -> None:
-    """Embedding and searching the bundled pictures, each a process."""
+    """Embedding and searching the bundled images, each a process."""
     torch.manual_seed(0)
     save_encoder(stepclr.build_encoder(encoder, size=28), folder / "encoder.safetensors")
-    picture = stepclr.open_images("sample:test").read([0])[0]
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / "picture.png")
+    image = stepclr.open_images("sample:test").read([0])[0]
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "image.png")
     total = 0.0
     for words in (
         ["embed", "encoder.safetensors", "sample:train", "--out", "index"],
-        ["search", "index", "picture.png"],
+        ["search", "index", "image.png"],
     ):
         begun = time.perf_counter()
         subprocess.run([sys.executable, "-m", "stepclr", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -59,12 +59,12 @@ def many(folder: Path, rows: int, features: int) -> None:
     import pyarrow as pa
 
     generator = np.random.default_rng(0)
-    centres = generator.standard_normal((CENTRES, features), np.float32)
+    centers = generator.standard_normal((CENTERS, features), np.float32)
 
     def drawn(n: int) -> NDArray[np.float32]:
-        return centres[generator.integers(0, CENTRES, n)] + generator.standard_normal((n, features), np.float32)
+        return centers[generator.integers(0, CENTERS, n)] + generator.standard_normal((n, features), np.float32)
 
-    table = needed("lancedb").connect(folder).create_table("pictures", schema=schema_of(features))
+    table = needed("lancedb").connect(folder).create_table("images", schema=schema_of(features))
     begun = time.perf_counter()
     for start in range(0, rows, LOT):
         h = drawn(min(LOT, rows - start))
@@ -83,7 +83,7 @@ def many(folder: Path, rows: int, features: int) -> None:
         f"{rows:,} rows of {features}: written in {written - begun:.0f} s; tidied, indexed (cells of {CELL} rows) and "
         f"recall measured in {time.perf_counter() - written:.0f} s"
     )
-    table = needed("lancedb").connect(folder).open_table("pictures")
+    table = needed("lancedb").connect(folder).open_table("images")
     times = []
     for query in drawn(QUERIES + 1):
         begun = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Shards: rates, sizes, and the memory of a stream of 10 million pictures.
+"""Shards: rates, sizes, and the memory of a stream of 10 million images.
 
-    python benchmarks/stream.py FOLDER [--pictures 10000000] [--decode 16] [--batch 256] [--seconds 10]
+    python benchmarks/stream.py FOLDER [--images 10000000] [--decode 16] [--batch 256] [--seconds 10]
 
-FOLDER holds real pictures of about 96 px. First, each in one process on one core: `pack` with the bytes kept, and
+FOLDER holds real images of about 96 px. First, each in one process on one core: `pack` with the bytes kept, and
 reading shards in an epoch's order, decoded at 2S as `pretrain` reads them, of FOLDER (S = 96), and of photos of the mix
 of sizes of `loader.py` (S = 224) as they are and packed with --short-side 448.
 
-Then the stream: an index of PICTURES rows over links to FOLDER's shards, repeated as often as it takes. Opening it is
-real, and so are the epoch's order and every picture's bytes, which are read and checked; one batch in DECODE is decoded
+Then the stream: an index of IMAGES rows over links to FOLDER's shards, repeated as often as it takes. Opening it is
+real, and so are the epoch's order and every image's bytes, which are read and checked; one batch in DECODE is decoded
 too. Resident memory is that of a process of its own, looked at every second: of the first minute and of the last.
 """
 
@@ -28,9 +28,10 @@ from loader import make_photos
 from memory import in_own_process
 
 import stepclr
-from stepclr.data import ImageSet, pack
-from stepclr.data.disk import checksum
-from stepclr.data.shard_index import INDEX, MEMBERS, NAMES
+from stepclr.data.images import ImageSet
+from stepclr.data.shards.index import INDEX, MEMBERS, NAMES
+from stepclr.data.shards.packing import pack
+from stepclr.io import checksum
 
 MINUTE = 60  # s
 
@@ -40,7 +41,7 @@ def one_core() -> None:
 
 
 def packed(source: Path, out: Path, short_side: int | None) -> dict[str, float]:
-    """Pictures a second of `pack` on one core, and bytes a picture of its source, shards and index."""
+    """Images a second of `pack` on one core, and bytes an image of its source, shards and index."""
     one_core()
     images = stepclr.open_images(source)
     begun = time.perf_counter()
@@ -56,19 +57,19 @@ def packed(source: Path, out: Path, short_side: int | None) -> dict[str, float]:
 
 
 def read_rates(folder: Path, side: int, batch: int, seconds: float) -> tuple[float, float]:
-    """Pictures a second on one core, in an epoch's order: decoded, and their bytes alone."""
+    """Images a second on one core, in an epoch's order: decoded, and their bytes alone."""
     one_core()
     images = stepclr.open_images(folder).decoded(2 * side, budget=0)
     rates = []
     for read in (images.read, lambda lot: read_bytes(images, lot)):
         read(next(order(images, batch)))
-        pictures, begun = 0, time.perf_counter()
+        pixels, begun = 0, time.perf_counter()
         for lot in order(images, batch):
             read(lot)
-            pictures += len(lot)
+            pixels += len(lot)
             if time.perf_counter() - begun > seconds:
                 break
-        rates.append(pictures / (time.perf_counter() - begun))
+        rates.append(pixels / (time.perf_counter() - begun))
     return rates[0], rates[1]
 
 
@@ -82,11 +83,11 @@ def read_bytes(images: ImageSet, lot: Any) -> None:
         images.store.open(row)  # type: ignore[union-attr]  # checks them
 
 
-def simulate(shards: Path, out: Path, pictures: int) -> None:
-    """An index of so many pictures over links to the same shards, again and again."""
+def simulate(shards: Path, out: Path, images: int) -> None:
+    """An index of so many images over links to the same shards, again and again."""
     told = json.loads((shards / INDEX).read_text())
     rows, names = np.load(shards / MEMBERS), (shards / NAMES).read_bytes()
-    times = -(-pictures // len(rows))
+    times = -(-images // len(rows))
     out.mkdir()
     header = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": (times * len(rows),)}
     with (out / MEMBERS).open("wb") as file, (out / NAMES).open("wb") as names_file:
@@ -152,7 +153,7 @@ def stream(folder: Path, batch: int, decode: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=10_000_000)
+    parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--decode", type=int, default=16)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10)
@@ -171,15 +172,15 @@ def main() -> None:
             made = in_own_process(packed, source, out, short_side)
             decoded, raw = in_own_process(read_rates, out, side, given.batch, given.seconds)
             print(
-                f"{name}: packed at {made['rate']:,.0f} pictures/s; bytes a picture: {made['source']:,.0f} of the "
+                f"{name}: packed at {made['rate']:,.0f} images/s; bytes an image: {made['source']:,.0f} of the "
                 f"source, {made['shards']:,.0f} in shards, {made['index']:,.0f} of index; read and decoded at S = "
-                f"{side}: {decoded:,.0f} pictures/s, bytes alone {raw:,.0f}"
+                f"{side}: {decoded:,.0f} images/s, bytes alone {raw:,.0f}"
             )
-        simulate(home / "shards of 96 px", home / "simulated", given.pictures)
+        simulate(home / "shards of 96 px", home / "simulated", given.images)
         told = in_own_process(stream, home / "simulated", given.batch, given.decode)
         print(
-            f"stream: {told['read']:,} of {told['of']:,} pictures, one batch of {given.batch} in {given.decode} "
-            f"decoded, in {told['took']:,.0f} s ({told['read'] / told['took']:,.0f} pictures/s)\n"
+            f"stream: {told['read']:,} of {told['of']:,} images, one batch of {given.batch} in {given.decode} "
+            f"decoded, in {told['took']:,.0f} s ({told['read'] / told['took']:,.0f} images/s)\n"
             f"opened in {told['opening'][0]:.1f} s with every shard verified, then in {told['opening'][1]:.1f} s; "
             f"order's first batch after {told['to_first']:.2f} s\n"
             f"resident: {told['first'][0]:,.0f} MiB at most in the first minute (own {told['first'][1]:,.0f}), "

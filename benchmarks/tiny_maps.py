@@ -1,9 +1,9 @@
-"""Convolutions over tiny feature maps, as `model/tiny_maps.py` does them and as oneDNN does, in one run on one thread.
+"""Convolutions over tiny feature maps, as `model/small_conv.py` does them and as oneDNN does, in one run on one thread.
 
     python benchmarks/tiny_maps.py
 
 Prints milliseconds of forward and backward in bfloat16, and their ratio, for batches from 32 (fine-tuning) to 512 (both
-views of 256 pictures). Maps of at most 2x2 are taken as one matrix, larger ones tap by tap: the weights' gradient only.
+views of 256 images). Maps of at most 2x2 are taken as one matrix, larger ones tap by tap: the weights' gradient only.
 """
 
 import time
@@ -11,7 +11,7 @@ import time
 import torch
 from torch import nn
 
-from stepclr.model.tiny_maps import TinyMapConv2d
+from stepclr.model.small_conv import TinyMapConv2d
 
 SHAPES = (  # channels in and out, side, stride: ResNet-18's
     (512, 512, 2, 1),  # last stages at 32 px, stem small-stride2

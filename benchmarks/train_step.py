@@ -3,7 +3,7 @@
     pip install '.[bench]'
     python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--seconds 60]
 
-FOLDER holds pictures (any class folders are ignored). Both train a ResNet-18 of the same shape on the same pictures
+FOLDER holds images (any class folders are ignored). Both train a ResNet-18 of the same shape on the same images
 with the same batch. lightly's side is the loop its documentation shows: its SimCLRTransform, a DataLoader with two
 workers, SimCLRProjectionHead, NTXentLoss, plain SGD, float32. stepclr's side is `stepclr pretrain` with its defaults.
 Each side runs for the given time after a warm-up; loading and start-up do not count. The two take turns, twice.
@@ -22,30 +22,30 @@ from lightly_loop import LightlyLoop, Settings
 
 import stepclr
 from stepclr.config import PretrainConfig
-from stepclr.pretrain import algorithm
-from stepclr.pretrain.settle import bf16_helps
+from stepclr.device import bf16_helps
+from stepclr.pretraining import loop
 
 WARM_UP = 3  # steps
 Stem = Literal["imagenet", "small", "small-stride2"]
 
 
 def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> float:
-    """Pictures over time of lightly's loop."""
-    pictures, begun = 0, 0.0
+    """Images over time of lightly's loop."""
+    images, begun = 0, 0.0
     for step, count in enumerate(LightlyLoop(folder, size, stem, Settings(batch=batch)).steps(), 1):
         if step == WARM_UP:
             begun = time.perf_counter()
         elif step > WARM_UP:
-            pictures += count
+            images += count
             if time.perf_counter() - begun > seconds:
                 break
-    return pictures / (time.perf_counter() - begun)
+    return images / (time.perf_counter() - begun)
 
 
 def stepclr_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> float:
-    """The real `pretrain`, stopped after `seconds`: pictures over time between two lines of its own log."""
+    """The real `pretrain`, stopped after `seconds`: images over time between two lines of its own log."""
     begun: list[float] = []
-    step = algorithm.train_step
+    step = loop.train_step
 
     def timed(*args: object) -> object:
         if len(begun) > WARM_UP and time.perf_counter() - begun[WARM_UP] > seconds:
@@ -53,7 +53,7 @@ def stepclr_images_a_second(folder: Path, size: int, batch: int, stem: Stem, sec
         begun.append(time.perf_counter())
         return step(*args)  # type: ignore[arg-type]
 
-    algorithm.train_step = timed  # type: ignore[assignment]
+    loop.train_step = timed  # type: ignore[assignment]
     try:
         with tempfile.TemporaryDirectory() as out:
             config = PretrainConfig("resnet18", stem=stem, size=size, batch_size=batch, epochs=1000)
@@ -61,7 +61,7 @@ def stepclr_images_a_second(folder: Path, size: int, batch: int, stem: Stem, sec
     except TimeoutError:
         pass
     finally:
-        algorithm.train_step = step
+        loop.train_step = step
     return batch * (len(begun) - 1 - WARM_UP) / (begun[-1] - begun[WARM_UP])
 
 

@@ -3,12 +3,12 @@
     pip install '.[bench]'
     python benchmarks/views.py --cifar DIR --imagenette DIR
 
-The folders hold class folders of pictures, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
-decoded pictures: crop of 0.08 (at 32 px: 0.2) to 1 of the area, bicubic, flip, colour jitter of strength 1 with
-probability 0.8, grey 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Pictures are uint8 as each
+The folders hold class folders of images, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
+decoded images: crop of 0.08 (at 32 px: 0.2) to 1 of the area, bicubic, flip, color jitter of strength 1 with
+probability 0.8, grey 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Images are uint8 as each
 likes them best: a batch for stepclr, whose time includes keys and drawing; arrays `[H, W, 3]`, with OpenCV on one
-thread, for albumentations; PIL pictures for torchvision. Where a crop shrinks, stepclr and torchvision antialias,
-albumentations does not. At 224 px the pictures are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of
+thread, for albumentations; PIL images for torchvision. Where a crop shrinks, stepclr and torchvision antialias,
+albumentations does not. At 224 px the images are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of
 5 x 4 of Imagenette's. The four take turns of half a second; the table has the medians of their turns and what these
 are to each other.
 """
@@ -30,7 +30,7 @@ from PIL import Image
 from torchvision import transforms
 
 from stepclr import Views, view_keys
-from stepclr.views.render import blur_kernel
+from stepclr.views.reference import blur_kernel
 
 try:
     import albumentations
@@ -40,36 +40,36 @@ except ModuleNotFoundError as missing:
     sys.exit(f"this compares with albumentations, and {missing.name} is not installed: pip install '.[bench]'")
 
 TURNS, SECONDS = 5, 0.5
-PICTURES = {32: 256, 96: 128, 224: 16}
+IMAGES = {32: 256, 96: 128, 224: 16}
 Array = NDArray[np.uint8]  # [H, W, 3]
 Turn = Callable[[], int]  # makes some views and says how many
 
 
 def read(folder: Path, count: int) -> list[Array]:
-    """So many pictures of all classes, evenly chosen."""
+    """So many images of all classes, evenly chosen."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if len(files) < count:
-        sys.exit(f"{folder}: {len(files)} pictures where {count} are wanted")
+        sys.exit(f"{folder}: {len(files)} images where {count} are wanted")
     return [np.array(Image.open(file).convert("RGB")) for file in files[:: len(files) // count][:count]]
 
 
-def mosaics(pictures: list[Array], count: int) -> list[Array]:
-    """Pictures of 4 rows and 5 columns of pictures."""
-    source = itertools.cycle(pictures)
+def mosaics(images: list[Array], count: int) -> list[Array]:
+    """Images of 4 rows and 5 columns of images."""
+    source = itertools.cycle(images)
     return [
         np.concatenate([np.concatenate([next(source) for _ in range(5)], axis=1) for _ in range(4)])
         for _ in range(count)
     ]
 
 
-def stepclr_turn(pictures: list[Array], size: int, min_area: float, renderer: str) -> Turn:
+def stepclr_turn(images: list[Array], size: int, min_area: float, renderer: str) -> Turn:
     views = Views("simclr", size, strength=1.0, blur=0.5, min_area=min_area, renderer=renderer)  # type: ignore[arg-type]
-    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     epochs = itertools.count()
     return lambda: views(batch, view_keys(0, next(epochs), range(len(batch)))).shape[:2].numel()
 
 
-def albumentations_turn(pictures: list[Array], size: int, min_area: float) -> Turn:
+def albumentations_turn(images: list[Array], size: int, min_area: float) -> Turn:
     a, kernel = albumentations, blur_kernel(size)
     augment = a.Compose(
         [
@@ -82,10 +82,10 @@ def albumentations_turn(pictures: list[Array], size: int, min_area: float) -> Tu
             ToTensorV2(),
         ]
     )
-    return lambda: len([augment(image=picture)["image"] for picture in pictures for _ in range(2)])
+    return lambda: len([augment(image=image)["image"] for image in images for _ in range(2)])
 
 
-def torchvision_turn(pictures: list[Array], size: int, min_area: float) -> Turn:
+def torchvision_turn(pixels: list[Array], size: int, min_area: float) -> Turn:
     t = transforms
     augment = t.Compose(
         [
@@ -97,7 +97,7 @@ def torchvision_turn(pictures: list[Array], size: int, min_area: float) -> Turn:
             t.ToTensor(),
         ]
     )
-    images = [Image.fromarray(picture) for picture in pictures]
+    images = [Image.fromarray(pixels) for pixels in pixels]
     return lambda: len([augment(image) for image in images for _ in range(2)])
 
 
@@ -119,15 +119,15 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, 1 thread; {', '.join(f'{p} {version(p)}' for p in packages)}")
     names = ("stepclr numba", "stepclr torch", "albumentations", "torchvision PIL")
     print(f"| px | {' | '.join(names)} | numba / albumentations | numba / PIL |\n|{'---|' * 7}")
-    imagenette = read(given.imagenette, PICTURES[96])
-    for size, count in PICTURES.items():
+    imagenette = read(given.imagenette, IMAGES[96])
+    for size, count in IMAGES.items():
         square = {32: read(given.cifar, count) if size == 32 else [], 96: imagenette, 224: mosaics(imagenette, count)}
-        pictures, min_area = square[size], 0.2 if size == 32 else 0.08
+        images, min_area = square[size], 0.2 if size == 32 else 0.08
         turns = [
-            stepclr_turn(pictures, size, min_area, "numba"),
-            stepclr_turn(pictures, size, min_area, "torch"),
-            albumentations_turn(pictures, size, min_area),
-            torchvision_turn(pictures, size, min_area),
+            stepclr_turn(images, size, min_area, "numba"),
+            stepclr_turn(images, size, min_area, "torch"),
+            albumentations_turn(images, size, min_area),
+            torchvision_turn(images, size, min_area),
         ]
         for turn in turns:
             turn()  # what is compiled or allocated once does not count

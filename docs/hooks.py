@@ -3,7 +3,7 @@
 A line of a page that is only a link, with one of these titles, is replaced; elsewhere it stays a link that works:
 
     [nt_xent](../src/stepclr/loss/contrastive.py "code")     the function, class or constant of that name, as it stands
-    [what it says](../src/stepclr/report/walk.py "step 5")   what `stepclr steps` says of step 5
+    [what it says](../src/stepclr/tools/walk.py "step 5")   what `stepclr steps` says of step 5
 
 A name that the file does not have ends the build. README, CONTRIBUTING and the results are pages as they are; links
 between files of the repository become links between pages.
@@ -29,7 +29,7 @@ from mkdocs.structure.pages import Page
 ELSEWHERE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "results.md": "benchmarks/RESULTS.md"}
 WIDTH = 88  # of the commands' help, characters
 CODE = re.compile(r'^\[([\w.]+)\]\(\.\./(src/stepclr/[\w/]+\.py) "code"\)$', re.MULTILINE)
-STEP = re.compile(r'^\[[^]]+\]\(\.\./src/stepclr/report/walk\.py "step (\d)"\)$', re.MULTILINE)
+STEP = re.compile(r'^\[[^]]+\]\(\.\./src/stepclr/tools/walk\.py "step (\d)"\)$', re.MULTILINE)
 LINK = re.compile(r"\[([^]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -90,17 +90,17 @@ def _names(node: ast.stmt) -> list[str]:
 
 @cache
 def steps() -> dict[str, str]:
-    """What the walk through 64 bundled pictures says of each step."""
+    """What the walk through 64 bundled images says of each step."""
     import stepclr
     from stepclr.recipes import recipe_config
-    from stepclr.report import STEPS, Walk
+    from stepclr.tools.walk import STEPS, Walk
 
     walk = Walk(stepclr.open_images("sample:train", limit=64), recipe_config("sample"))
     return {str(step): "\n".join(walk.lines(step)) for step in STEPS}
 
 
 def reference() -> str:
-    """The page of commands: what each prints for --help, at a fixed width and without colours."""
+    """The page of commands: what each prints for --help, at a fixed width and without colors."""
     from stepclr.cli import COMMANDS, main, usage
     from stepclr.cli.arguments import first_line
 

@@ -28,10 +28,10 @@ def same(a: stepclr.Run, b: stepclr.Run) -> bool:
 
 
 def photos_in(folder: Path, count: int = 48) -> Path:
-    """A folder of picture files, made of the sample."""
+    """A folder of image files, made of the sample."""
     folder.mkdir(parents=True)
-    for i, picture in enumerate(stepclr.open_images("sample:unlabeled", limit=count).read(range(count))):
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
+    for i, image in enumerate(stepclr.open_images("sample:unlabeled", limit=count).read(range(count))):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
     return folder
 
 
@@ -67,7 +67,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def without_batch_statistics(module: nn.Module) -> nn.Module:
-    """Every BatchNorm2d becomes a GroupNorm (of one group): it looks at one picture alone."""
+    """Every BatchNorm2d becomes a GroupNorm (of one group): it looks at one image alone."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             relu = getattr(child, "act", nn.Identity())  # timm's BatchNormAct2d has its activation inside

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import stepclr
-from stepclr.pretrain import algorithm
+from stepclr.pretraining import loop
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 N = 40
@@ -40,23 +40,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return gpu
 
 
-def pictures(n: int = N) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """The sample's pictures and labels, at CIFAR's size, RGB."""
+def pixels(n: int = N) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The sample's images and labels, at CIFAR's size, RGB."""
     images = stepclr.open_images("sample:train", limit=n)
-    each = [Image.fromarray(picture[0].numpy()).resize((32, 32)).convert("RGB") for picture in images.read(range(n))]
-    return np.stack([np.asarray(picture) for picture in each]), images.labels
+    each = [Image.fromarray(image[0].numpy()).resize((32, 32)).convert("RGB") for image in images.read(range(n))]
+    return np.stack([np.asarray(image) for image in each]), images.labels
 
 
 @pytest.fixture
 def jpegs(tmp_path: Path) -> Path:
     """An .npz of JPEGs."""
-    arrays, labels = pictures()
+    arrays, labels = pixels()
     files = []
     for array in arrays:
         file = io.BytesIO()
         Image.fromarray(array).save(file, "JPEG", quality=95)
         files.append(file.getvalue())
-    path = tmp_path / "pictures.npz"
+    path = tmp_path / "images.npz"
     offsets = np.cumsum([0, *map(len, files)])
     np.savez(path, jpeg=np.frombuffer(b"".join(files), np.uint8), offsets=offsets, labels=labels)
     return path
@@ -75,11 +75,11 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_npz_of_jpegs_is_read_in_order_with_its_labels(record: types.ModuleType, jpegs: Path) -> None:
-    images = record.open_pictures(jpegs)
-    arrays, labels = pictures()
+    images = record.open_images(jpegs)
+    arrays, labels = pixels()
     assert images.labels.tolist() == labels.tolist()
     read = images.read(range(N)).numpy().transpose(0, 2, 3, 1).astype(int)
-    assert np.abs(read - arrays).mean() < 4  # and other pictures are far
+    assert np.abs(read - arrays).mean() < 4  # and other images are far
     assert np.abs(read[::-1] - arrays).mean() > 20
 
 
@@ -98,7 +98,7 @@ def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step, taken = algorithm.train_step, 0
+    step, taken = loop.train_step, 0
 
     def interrupted(*args: Any, **options: Any) -> Any:
         nonlocal taken
@@ -107,7 +107,7 @@ def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*args, **options)
 
-    monkeypatch.setattr(algorithm, "train_step", interrupted)
+    monkeypatch.setattr(loop, "train_step", interrupted)
     asked = arguments(jpegs, tmp_path / "run")
     assert record.main(asked) == record.UNFINISHED
     assert re.search(r"not finished .*stopped by SIGTERM after step 7 of 20", capsys.readouterr().out)
@@ -118,7 +118,7 @@ def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
     printed = capsys.readouterr().out
     stored = json.loads((tmp_path / "run" / "record.json").read_text())
     assert stored["seconds"] > first > 0
-    assert f"kNN (k = 10) {stored['knn']:.4f} on the test pictures after the last epoch, 4:" in printed
+    assert f"kNN (k = 10) {stored['knn']:.4f} on the test images after the last epoch, 4:" in printed
     assert [row[0] for row in rows(printed)] == ["1", "2", "3", "4"]  # kNN over time
     before = signal.getsignal(signal.SIGTERM)
     assert record.main(asked) == 0  # a third time: the verdict again, and no step
@@ -130,7 +130,7 @@ def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
 def test_the_score_is_knn_by_hand(record: types.ModuleType, jpegs: Path, tmp_path: Path) -> None:
     assert record.main(arguments(jpegs, tmp_path / "run", epochs=1)) == 0
     stored = json.loads((tmp_path / "run" / "record.json").read_text())
-    images = record.open_pictures(jpegs)
+    images = record.open_images(jpegs)
     h = torch.from_numpy(stepclr.embed(tmp_path / "run", images)).double()
     h = h / h.norm(dim=1, keepdim=True)
 

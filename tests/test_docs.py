@@ -222,7 +222,7 @@ def test_links_between_files_become_links_between_pages(hooks: ModuleType) -> No
     )
     assert relinked("scale.md", "[RESULTS](../benchmarks/RESULTS.md)") == "[RESULTS](results.md)"
     assert relinked("contributing.md", "[README](README.md#the-floor-plan)") == "[README](index.md#the-floor-plan)"
-    assert relinked("walk.md", "![p](pictures/views.png)") == "![p](pictures/views.png)"
+    assert relinked("walk.md", "![p](images/views.png)") == "![p](images/views.png)"
     assert relinked("index.md", "[LICENSE](LICENSE), [docs/](docs/)") == "LICENSE, docs/"
     with pytest.raises(Exception, match="which does not exist"):
         relinked("index.md", "[a](src/stepclr/gone.py)")
@@ -242,16 +242,16 @@ def test_the_walk_says_what_the_steps_do(site: Path, pages: dict[Path, Page]) ->
     text = pages[site / "walk.html"].text
     for step, name in enumerate(("data", "views", "encoder", "projection head", "contrastive loss"), 1):
         assert f"step {step}  {name}\n  in " in text
-    assert "sample:train: 64 pictures, 64 of them with a label, 0 unreadable" in text
+    assert "sample:train: 64 images, 64 of them with a label, 0 unreadable" in text
     assert "z_i, z_j [64, 128] each, temperature 0.2: 128 anchors, 126 negatives each" in text
 
 
 def test_the_sheet_of_views_is_what_the_recipe_draws() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(DOCS))
-        pictures = importlib.import_module("pictures")
-    stored = np.asarray(Image.open(DOCS / "pictures" / "views.png"), np.int16)
-    drawn = np.asarray(pictures.views(), np.int16)
+        images = importlib.import_module("images")
+    stored = np.asarray(Image.open(DOCS / "images" / "views.png"), np.int16)
+    drawn = np.asarray(images.views(), np.int16)
     assert stored.shape == drawn.shape
     assert np.abs(stored - drawn).max() <= 2  # levels, of 255: another renderer may round otherwise
 
@@ -333,7 +333,7 @@ def test_what_contributing_names_exists() -> None:
     missing = {path for path in paths if not any((place / path).exists() for place in (ROOT, rooms, rooms / "loss"))}
     assert not missing
     assert len(paths) > 25
-    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/*.py")]
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("tests/**/*.py")]
     known = set(re.findall(r"\w+", "\n".join(file.read_text() for file in files)))
     names = {name for word in quoted for name in re.findall(r"^(\w+)(?:\(.*\))?$", word)}
     assert not names - known

@@ -32,11 +32,12 @@ from small import SETTINGS
 from torch import nn
 
 import stepclr
+from stepclr import io as stepclr_io
 from stepclr.config import stored_fields
-from stepclr.data import cache, disk, named, picture
+from stepclr.data import cache, decode, named
 from stepclr.model.files import save_classifier
-from stepclr.pretrain.checkpoint import load_checkpoint, save_checkpoint
-from stepclr.report.compare import compare_table
+from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from stepclr.tools.compare import compare_table
 
 IN_ALL = int(os.environ.get("STEPCLR_FUZZ", "2000"))
 SECONDS = 5  # that reading one file may take
@@ -56,7 +57,7 @@ SHARES = {
     "cache": 6,
     "cache's index": 6,
 }
-GIB = 1.5  # that all of them may add to the process; a picture of 89 million pixels takes half a GiB
+GIB = 1.5  # that all of them may add to the process; an image of 89 million pixels takes half a GiB
 NUMBERS = [0, 1, 2, 127, 128, 255, 256, 32_767, 32_768, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 WORDS = [b"null", b"true", b"[]", b"{}", b'""', b'"x"', b"-1", b"0", b"1e999", b"NaN", b"9" * 30, b"[" * 2000]
 WORDS += [b"../", b"\0", b"\xff\xd8", b"IHDR", b"PK\3\4", b"\n", b'"F4"', b'"BOOL"', b'"__metadata__"']
@@ -203,8 +204,8 @@ def in_time() -> Iterator[None]:
 # Formats
 
 
-def pictures(kind: str) -> list[bytes]:
-    """A picture of the sample as grey, RGB, with transparency or a palette, EXIF, progressive, as the format has it."""
+def images(kind: str) -> list[bytes]:
+    """An image of the sample as grey, RGB, with transparency or a palette, EXIF, progressive, as the format has it."""
     drawn = stepclr.open_images("sample:train", limit=1).read([0])[0].permute(1, 2, 0).numpy()
     rgb = Image.fromarray(drawn).resize((40, 30))
     exif = Image.Exif()
@@ -230,7 +231,7 @@ def zips() -> list[bytes]:
         with zipfile.ZipFile(content, "w", how) as archive:
             archive.comment = b"a comment"
             for name in ("top/cat/a.png", "top/dog/b.jpg", "top/notes.txt"):
-                archive.writestr(name, pictures("JPEG" if name.endswith("jpg") else "PNG")[1])
+                archive.writestr(name, images("JPEG" if name.endswith("jpg") else "PNG")[1])
         made.append(content.getvalue())
     return made
 
@@ -240,8 +241,8 @@ def tars() -> list[bytes]:
     for layout in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w", format=layout) as archive:
-            left = [("dog/é.jpg", b"no picture"), ("../up.png", b"no picture"), ("link.png", b"")]
-            for name, data in (("cat/a.png", pictures("PNG")[1]), ("cat/a.cls", b"3"), *left):
+            left = [("dog/é.jpg", b"no image"), ("../up.png", b"no image"), ("link.png", b"")]
+            for name, data in (("cat/a.png", images("PNG")[1]), ("cat/a.cls", b"3"), *left):
                 member = tarfile.TarInfo(name)
                 member.type = tarfile.REGTYPE if data else tarfile.SYMTYPE
                 member.size = len(data)
@@ -250,12 +251,12 @@ def tars() -> list[bytes]:
     return made
 
 
-def read_picture(path: Path) -> None:
+def read_image(path: Path) -> None:
     content = path.read_bytes()
     for short_side in (None, 8):
-        decoded = picture.decode(io.BytesIO(content), short_side)
+        decoded = decode.decode(io.BytesIO(content), short_side)
         assert decoded.dtype == torch.uint8
-        assert picture.reduced_size(*picture.size_of(io.BytesIO(content)), short_side) == tuple(decoded.shape[1:])
+        assert decode.reduced_size(*decode.size_of(io.BytesIO(content)), short_side) == tuple(decoded.shape[1:])
 
 
 def read_archive(path: Path) -> None:
@@ -266,7 +267,7 @@ def read_archive(path: Path) -> None:
 
 
 def read_config(path: Path) -> None:
-    assert stepclr.Run(path.parent).config["pictures"]
+    assert stepclr.Run(path.parent).config["images"]
     assert stored_fields(path.parent)
 
 
@@ -274,13 +275,15 @@ def read_cache(path: Path) -> None:
     found = cache._load(path, 3, 10**6)
     if found:
         for row in range(len(found.kept)):
-            found.store.picture(row, None)
+            found.store.image(row, None)
 
 
 def read_index(path: Path) -> None:
     digest = hashlib.blake2b(os.fsencode(path.parent) + b"question", digest_size=16).hexdigest()
     path.rename(path.with_name(f"index-{digest}.json"))
-    answers = disk.recall("question", path.parent, ["a", "b"], [(1, 2, 3), (4, 5, 6)], lambda _: "answer", path.parent)
+    answers = stepclr_io.recall(
+        "question", path.parent, ["a", "b"], [(1, 2, 3), (4, 5, 6)], lambda _: "answer", path.parent
+    )
     assert answers is not None
     assert all(isinstance(answer, str) for answer in answers)
 
@@ -288,8 +291,8 @@ def read_index(path: Path) -> None:
 def read_sample(path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(named, "files", lambda _: path.parent.parent)
-        pictures, labels, _ = named.read_sample("train")
-    assert pictures.dtype == np.uint8
+        images, labels, _ = named.read_sample("train")
+    assert images.dtype == np.uint8
     assert labels.dtype == np.int64
 
 
@@ -310,12 +313,12 @@ def formats(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fo
     optimizer.step()
     save_checkpoint(folder, 3, tiny, optimizer, {"seconds": 1.0}, [])
     row = {"method": "simclr", "labels_per_class": 10, "mean": 0.5, "std": 0.1, "values": [0.4, 0.6]}
-    protocol = {"classes": ["cat", "dog"], "test": {"source": "photos", "pictures": 10}, "labels_per_class": [10]}
+    protocol = {"classes": ["cat", "dog"], "test": {"source": "photos", "images": 10}, "labels_per_class": [10]}
     scores = json.dumps({"rows": [row, {**row, "method": "knn", "labels_per_class": "all"}], "protocol": protocol})
     sample = io.BytesIO()
     np.savez_compressed(sample, train=np.zeros((3, 28, 28), np.uint8), train_labels=np.arange(3))
     shapes = np.array([[2, 3], [0, 0], [4, 4]], "<i4").tobytes()
-    header = json.dumps({"unreadable": {"1": "not a picture"}}).encode()
+    header = json.dumps({"unreadable": {"1": "not an image"}}).encode()
     decoded = bytes(3 * (2 * 3 + 4 * 4)) + shapes + header + cache.TAIL.pack(len(header), cache.MARK)
 
     def read_checkpoint(path: Path) -> None:
@@ -328,8 +331,8 @@ def formats(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fo
         return [(run / name).read_bytes()]
 
     made = {
-        "JPEG": Format(pictures("JPEG"), read_picture, "a.jpg"),
-        "PNG": Format(pictures("PNG"), read_picture, "a.png"),
+        "JPEG": Format(images("JPEG"), read_image, "a.jpg"),
+        "PNG": Format(images("PNG"), read_image, "a.png"),
         "zip": Format(zips(), read_archive, "a.zip"),
         "tar": Format(tars(), read_archive, "a.tar"),
         "encoder": Format(text("encoder.safetensors"), stepclr.load_encoder, "encoder.safetensors"),

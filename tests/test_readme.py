@@ -1,4 +1,4 @@
-"""What README and docs say to type works as it stands; only epochs, limits and where the pictures are get replaced."""
+"""What README and docs say to type works as it stands; only epochs, limits and where the images are get replaced."""
 
 import hashlib
 import re
@@ -15,8 +15,8 @@ import torchvision
 from PIL import Image
 
 import stepclr
-from stepclr.classify import finetuning
 from stepclr.cli import main
+from stepclr.evaluation import finetune
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -45,22 +45,20 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos/, labelled/{train,test}/, and STL-10 in its official layout (pictures of the sample)."""
+    """A folder with photos/, labelled/{train,test}/, and STL-10 in its official layout (images of the sample)."""
     home = tmp_path_factory.mktemp("home")
     sample = stepclr.open_images("sample:test", limit=200)
-    pictures = np.stack(
-        [np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96))) for p in _each(sample)]
-    )
+    images = np.stack([np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96))) for p in _each(sample)])
     place = [int((sample.labels[:i] == label).sum()) for i, label in enumerate(sample.labels)]  # in its class, 0 to 19
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         for folder in ("photos", f"labelled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
             (home / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(home / folder / f"{i:03}.png")
+            Image.fromarray(image).save(home / folder / f"{i:03}.png")
     stl = home / "data" / "stl10_binary"
     stl.mkdir(parents=True)
     (stl / "class_names.txt").write_text("airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n")
     for split, rows in (("train", slice(0, 120)), ("test", slice(120, 200))):
-        pictures[rows].transpose(0, 3, 2, 1).tofile(stl / f"{split}_X.bin")
+        images[rows].transpose(0, 3, 2, 1).tofile(stl / f"{split}_X.bin")
         (sample.labels[rows] + 1).astype(np.uint8).tofile(stl / f"{split}_y.bin")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
@@ -70,7 +68,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             listed = [[file.name, hashlib.md5(file.read_bytes()).hexdigest()] for file in files]
             patch.setattr(torchvision.datasets.STL10, f"{name}_list", listed)
         for name in ("EPOCHS", "LEAST_STEPS"):  # of evaluate --finetune
-            patch.setattr(finetuning, name, 1)
+            patch.setattr(finetune, name, 1)
         yield home
 
 

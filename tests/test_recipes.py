@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import stepclr
-from stepclr.pretrain.settle import build, settle
+from stepclr.pretraining.resolve import build, settle
 from stepclr.recipes import RECIPES, recipe_config
 
 RESULTS = (Path(__file__).resolve().parents[1] / "benchmarks" / "RESULTS.md").read_text()

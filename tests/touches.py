@@ -56,7 +56,7 @@ def forks() -> Iterator[Forks]:
 
 
 def serve(requests: IO[str]) -> None:
-    from stepclr.views.fused.compiled import compiled
+    from stepclr.views.numba.compiled import compiled
 
     compiled()
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would miss the other threads"

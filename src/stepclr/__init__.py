@@ -1,20 +1,24 @@
 """stepclr: SimCLR, step by step.
 
-Data flows one way through its rooms; a room imports only from rooms before it.
+The ground floor is the paper: one room for each of its steps. Data flows one way through the rooms, and a room imports
+only from rooms before it.
 
-    step 1   data/             a source -> `ImageSet` -> uint8 batch [N, 3, H, W], labels [N]
-    step 2   views/            uint8 batch -> two random views [2, N, 3, S, S], or more
+    step 1   data/             a source -> `ImageSet` -> uint8 images [N, 3, H, W], labels [N] (-1: none)
+    step 2   views/            images -> two random views [2, N, 3, S, S], or more
     step 3   model/encoder.py  view -> representation h [N, F]
     step 4   model/head.py     h -> projection z [N, D]
     step 5   loss/             z_i, z_j (, labels) -> scalar
-    step 5b  signals.py        stored h, z, labels -> kNN, contrastive top-1, alignment, uniformity, rank
-    step 6   pretrain/         all of the above -> a run folder (Algorithm 1)
-    step 7   classify/         encoder, few labels -> classifier -> predictions; teacher -> student
-    step 7b  evaluate/         frozen encoder, few labels -> scores beside their baselines
-    step 8   use/, report/     encoder -> embeddings, search, exports; run -> a page, tables; doctor's findings
+    step 6   pretraining/      all of the above -> a run folder (Algorithm 1)
+    step 7   evaluation/       encoder, few labels -> probes, a fine-tuned classifier, scores beside baselines
 
-Around them: `config.py` (settings), `recipes.py` (named settings), `cli/` (one function a command), `ranks.py` (many
-processes on one job), `errors.py`.
+Upstairs are the tools: what one does with an encoder, and how one asks for it.
+
+    step 8   tools/            embeddings, search, curation, exports, the report of a run, the doctor for a data set
+             cli/              the command line: one function for each command
+
+Foundations: `config.py` (what a user may set), `recipes.py` (named settings), `metrics.py` (what stored h, z and labels
+say of a run), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `device.py`,
+`threads.py`, `errors.py`.
 
 The names below are the public ones; they load on first use, so that `import stepclr` does not import torch.
 """
@@ -23,68 +27,68 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stepclr.classify import distill as distill
-    from stepclr.classify import finetune as finetune
-    from stepclr.classify import predict as predict
     from stepclr.config import PretrainConfig as PretrainConfig
-    from stepclr.data import ImageSet as ImageSet
-    from stepclr.data import open_images as open_images
+    from stepclr.data.images import ImageSet as ImageSet
+    from stepclr.data.sources import open_images as open_images
     from stepclr.errors import StepclrError as StepclrError
-    from stepclr.evaluate import evaluate as evaluate
-    from stepclr.loss import contrastive as contrastive
-    from stepclr.loss import nt_xent as nt_xent
-    from stepclr.loss import supcon as supcon
-    from stepclr.model import Classifier as Classifier
-    from stepclr.model import Encoder as Encoder
-    from stepclr.model import ProjectionHead as ProjectionHead
-    from stepclr.model import build_encoder as build_encoder
-    from stepclr.model import load_classifier as load_classifier
-    from stepclr.model import load_encoder as load_encoder
-    from stepclr.pretrain import Run as Run
-    from stepclr.pretrain import pretrain as pretrain
-    from stepclr.use import SimCLRTransformer as SimCLRTransformer
-    from stepclr.use import embed as embed
-    from stepclr.use import export as export
-    from stepclr.views import Views as Views
-    from stepclr.views import view_keys as view_keys
+    from stepclr.evaluation.api import evaluate as evaluate
+    from stepclr.evaluation.distill import distill as distill
+    from stepclr.evaluation.finetune import finetune as finetune
+    from stepclr.evaluation.predict import predict as predict
+    from stepclr.loss.contrastive import contrastive as contrastive
+    from stepclr.loss.contrastive import nt_xent as nt_xent
+    from stepclr.loss.contrastive import supcon as supcon
+    from stepclr.model.classifier import Classifier as Classifier
+    from stepclr.model.encoder import Encoder as Encoder
+    from stepclr.model.encoder import build_encoder as build_encoder
+    from stepclr.model.files import load_classifier as load_classifier
+    from stepclr.model.files import load_encoder as load_encoder
+    from stepclr.model.head import ProjectionHead as ProjectionHead
+    from stepclr.pretraining.api import pretrain as pretrain
+    from stepclr.pretraining.run import Run as Run
+    from stepclr.tools.embed import embed as embed
+    from stepclr.tools.export.convert import export as export
+    from stepclr.tools.sklearn import SimCLRTransformer as SimCLRTransformer
+    from stepclr.views.keys import view_keys as view_keys
+    from stepclr.views.views import Views as Views
 
 __version__ = "0.1.0"
 
-_ROOM_OF = {
+# The file that defines each public name; a test compares it with the imports above, which are for type checkers.
+_DEFINED_IN = {
     "PretrainConfig": "config",
+    "ImageSet": "data.images",
+    "open_images": "data.sources",
     "StepclrError": "errors",
-    "ImageSet": "data",
-    "open_images": "data",
-    "Views": "views",
-    "view_keys": "views",
-    "Encoder": "model",
-    "ProjectionHead": "model",
-    "build_encoder": "model",
-    "load_encoder": "model",
-    "Classifier": "model",
-    "load_classifier": "model",
-    "contrastive": "loss",
-    "nt_xent": "loss",
-    "supcon": "loss",
-    "Run": "pretrain",
-    "pretrain": "pretrain",
-    "finetune": "classify",
-    "predict": "classify",
-    "distill": "classify",
-    "evaluate": "evaluate",
-    "SimCLRTransformer": "use",
-    "embed": "use",
-    "export": "use",
+    "evaluate": "evaluation.api",
+    "distill": "evaluation.distill",
+    "finetune": "evaluation.finetune",
+    "predict": "evaluation.predict",
+    "contrastive": "loss.contrastive",
+    "nt_xent": "loss.contrastive",
+    "supcon": "loss.contrastive",
+    "Classifier": "model.classifier",
+    "Encoder": "model.encoder",
+    "build_encoder": "model.encoder",
+    "load_classifier": "model.files",
+    "load_encoder": "model.files",
+    "ProjectionHead": "model.head",
+    "pretrain": "pretraining.api",
+    "Run": "pretraining.run",
+    "embed": "tools.embed",
+    "export": "tools.export.convert",
+    "SimCLRTransformer": "tools.sklearn",
+    "view_keys": "views.keys",
+    "Views": "views.views",
 }
 
-__all__ = sorted(_ROOM_OF)
+__all__ = sorted(_DEFINED_IN)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _ROOM_OF:
+    if name not in _DEFINED_IN:
         raise AttributeError(f"module 'stepclr' has no attribute {name!r}")
-    room = importlib.import_module(f"stepclr.{_ROOM_OF[name]}")
-    return room if _ROOM_OF[name] == name else getattr(room, name)  # the rooms pretrain and evaluate can be called
+    return getattr(importlib.import_module(f"stepclr.{_DEFINED_IN[name]}"), name)
 
 
 def __dir__() -> list[str]:

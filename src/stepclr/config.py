@@ -16,7 +16,7 @@ FACTS = {
     "source": str,
     "classes": list[str],
     "limit": int | None,
-    "pictures": int,
+    "images": int,
     "names_sha256": str,
     "threads": int,
     "renderer": str,
@@ -52,13 +52,13 @@ Strength = Annotated[
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of a pretraining run; None: decided from pictures or machine, and printed at the start."""
+    """Settings of a pretraining run; None: decided from images or machine, and printed at the start."""
 
     encoder: str = "resnet18"
     """Network: resnet18 ... resnet200, or any timm name."""
     stem: Literal["auto", "imagenet", "small", "small-stride2", "own"] = "auto"
     """First layers of a ResNet; auto: small up to 64 pixels, the network's own above."""
-    weights: Annotated[str | None, _default("a new initialisation", "NAME|PATH")] = None
+    weights: Annotated[str | None, _default("a new initialization", "NAME|PATH")] = None
     """Start from "timm" (its pretrained weights), a checkpoint file or a run."""
     normalize_h: bool = False
     """Divide h by its length, before the head and wherever the encoder is used (SupCon)."""
@@ -68,19 +68,19 @@ class PretrainConfig:
     """Augmentation policy of the views: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE],
     stacked, crop; or ops joined by +, as "ColorJitter(strength=0.5)+Blur(p=0.3)"."""
     views: int = 2
-    """Views of a picture; in the contrastive losses each is a positive of each."""
+    """Views of an image; in the contrastive losses each is a positive of each."""
     size: Annotated[
-        int | None, _default("the pictures' own side if all are square, equal and at most 96, else 224", "PX")
+        int | None, _default("the images' own side if all are square, equal and at most 96, else 224", "PX")
     ] = None
     """Side of a view, pixels."""
     strength: Strength = None
-    """Strength s of the colour jitter, in policies that have it; with commas one for each view."""
+    """Strength s of the color jitter, in policies that have it; with commas one for each view."""
     blur: Annotated[float | None, _default("0 up to 32 px, 0.5 above", "P")] = None
     """Probability of the Gaussian blur, in policies that have it."""
     warp: Annotated[float | None, _default("0.5", "P")] = None
     """Probability of the sparse image warp, in policies that have it (simaugment, stacked)."""
     min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
-    """Smallest crop, share of the picture's area."""
+    """Smallest crop, share of the image's area."""
     progressive: bool = False
     """Begin with smaller views: half the side for the first 0.4 of the steps, three quarters of it up to 0.75."""
     loss: Literal["nt_xent", "supcon", "cross-entropy", "distill"] = "nt_xent"
@@ -91,7 +91,7 @@ class PretrainConfig:
     temperature: float = 0.5
     """Temperature tau of the loss; cross-entropy has none."""
     balanced: bool = False
-    """Let every class have as many places in a batch: those of few pictures are repeated, of many left out."""
+    """Let every class have as many places in a batch: those of few images are repeated, of many left out."""
     head: Annotated[str | None, _default("F-128, F the encoder's features", "WIDTHS")] = None
     """Widths of the projection head, as 2048-128 (two layers) or 2048-2048-128 (three); the losses with a linear layer
     in its place have none."""
@@ -108,22 +108,22 @@ class PretrainConfig:
     warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
     """Epochs of linear warm-up, before the cosine to 0."""
     epochs: int = 100
-    """Passes over the pictures; one pass is floor(n / batch) full batches."""
+    """Passes over the images; one pass is floor(n / batch) full batches."""
     batch_size: int = 256
-    """Pictures in a batch."""
+    """Images in a batch."""
     micro_batch: Annotated[int | None, _default("the whole batch", "N")] = None
-    """Pictures to put through the encoder at a time; the loss still contrasts the whole batch. Less memory, about a
-    third more time; BatchNorm in the encoder normalises each such part by itself."""
+    """Images to put through the encoder at a time; the loss still contrasts the whole batch. Less memory, about a
+    third more time; BatchNorm in the encoder normalizes each such part by itself."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of encoder and head; auto: bf16 where the processor has it and a probe finds it correct, else fp32."""
     seed: int = 0
-    """Seed of initialisation, batch order and views."""
+    """Seed of initialization, batch order and views."""
     monitor: Annotated[str | None, _default("the source itself, where it has labels", "SOURCE")] = None
-    """Labelled pictures for the kNN score while training."""
+    """Labelled images for the kNN score while training."""
     keep_every: Annotated[int | None, _default("keep the last two only", "EPOCHS")] = None
     """Keep the checkpoint of every so many epochs."""
     cache_gib: float = 4.0
-    """GiB of decoded pictures to keep in the cache; a larger set is decoded again each epoch."""
+    """GiB of decoded images to keep in the cache; a larger set is decoded again each epoch."""
 
     @property
     def view_size(self) -> int:

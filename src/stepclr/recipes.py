@@ -28,7 +28,7 @@ def sample() -> PretrainConfig:
 
 
 def cifar10() -> PretrainConfig:
-    """CIFAR-10 (32 px): 6 epochs on 10,000 pictures, under 3 minutes on two cores, give kNN .4536 (measured, n = 1)."""
+    """CIFAR-10 (32 px): 6 epochs on 10,000 images, under 3 minutes on two cores, give kNN .4536 (measured, n = 1)."""
     return PretrainConfig(
         encoder="resnet18",
         stem="small-stride2",
@@ -69,7 +69,7 @@ def stl10_walk() -> PretrainConfig:
 
 
 def imagenette() -> PretrainConfig:
-    """Imagenette (96 px), ResNet-18: after 12 epochs on 2,000 pictures kNN .377 (measured, n = 2)."""
+    """Imagenette (96 px), ResNet-18: after 12 epochs on 2,000 images kNN .377 (measured, n = 2)."""
     return replace(stl10(), epochs=100)
 
 
@@ -122,7 +122,7 @@ def cifar100_supcon() -> PretrainConfig:
 
 
 def stl10_supcon() -> PretrainConfig:
-    """STL-10's twin with labels, for stl10:train, with or without the unlabelled pictures (not measured)."""
+    """STL-10's twin with labels, for stl10:train, with or without the unlabelled images (not measured)."""
     return _supcon(stl10(), linear_epochs=20)
 
 

@@ -22,9 +22,9 @@ from stepclr.config import stored_config
 from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
 
-SOURCES = """A SOURCE is a folder or zip of pictures (class folders give labels), shards (the folder that pack
+SOURCES = """A SOURCE is a folder or zip of images (class folders give labels), shards (the folder that pack
 wrote, x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT:
-  sample:{unlabeled,train,test}     bundled: Fashion-MNIST pictures
+  sample:{unlabeled,train,test}     bundled: Fashion-MNIST images
   stl10:{train,test,unlabeled,train+unlabeled}   cifar10:, cifar100:, fashion-mnist:{train,test}"""
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt as stop:
         _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", 2))
     except (RuntimeError, OSError) as error:
-        from stepclr.pretrain import Diverged
-        from stepclr.ranks import lost_the_others
-        from stepclr.use.exports import Differs
+        from stepclr.distributed import lost_the_others
+        from stepclr.pretraining.loop import Diverged
+        from stepclr.tools.export.convert import Differs
 
         if lost_the_others(error):
             _fail("another rank has ended; its own error says why", 1)

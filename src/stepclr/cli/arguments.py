@@ -12,7 +12,7 @@ from tyro.conf import arg
 from stepclr.errors import StepclrError, one_line
 
 if TYPE_CHECKING:
-    from stepclr.data import ImageSet
+    from stepclr.data.images import ImageSet
 
 Source = Annotated[str, arg(metavar="SOURCE")]
 Names = Annotated[str | None, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: all)")]
@@ -35,7 +35,7 @@ def say(text: object) -> None:
 
 def open_source(source: str, classes: str | None, limit: int | None, damaged: Damaged = "refuse") -> "ImageSet":
     """`open_images` of what the command line was given."""
-    from stepclr.data import open_images
+    from stepclr.data.sources import open_images
 
     return open_images(source, classes=names(classes), limit=limit, damaged=damaged)
 
@@ -44,7 +44,7 @@ def page_of(run: str | os.PathLike[str]) -> None:
     """report.html of a run that has come this far whatever becomes of its page."""
     if not first_rank():
         return
-    from stepclr.report.page import write_page
+    from stepclr.tools.report.writing import write_page
 
     try:
         say(f"the page that shows its eight steps: {write_page(run)}")

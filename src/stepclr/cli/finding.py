@@ -13,13 +13,13 @@ from stepclr.cli.arguments import say
 from stepclr.errors import StepclrError, choose, one_line
 
 if TYPE_CHECKING:
-    from stepclr.use.search import Index
+    from stepclr.tools.search.index import Index
 
 COLUMNS = 6  # of a contact sheet; of a group of duplicates it shows as many
 
 
 class Found(NamedTuple):
-    """A table, and the rows of a contact sheet: (picture's number in the index, first line of its caption)."""
+    """A table, and the rows of a contact sheet: (image's number in the index, first line of its caption)."""
 
     header: Sequence[str]
     table: list[tuple[str | int | float, ...]]
@@ -35,12 +35,12 @@ def find(
     seed: int = 0,
     out: Annotated[Path | None, arg(metavar="FOLDER|FILE.csv", help_behavior_hint="(default: WHAT.csv)")] = None,
 ) -> None:
-    """Find near duplicates, odd ones out, or the pictures to label next; writes a CSV and a contact sheet.
+    """Find near duplicates, odd ones out, or the images to label next; writes a CSV and a contact sheet.
 
     Args:
-        what: duplicates, outliers, or next: pictures to label, each speaking for many that no label speaks for yet.
+        what: duplicates, outliers, or next: images to label, each speaking for many that no label speaks for yet.
         index: What stepclr embed wrote: a folder, a .parquet or an .npz.
-        n: Groups of duplicates, or pictures, to tell of.
+        n: Groups of duplicates, or images, to tell of.
         labels: Labels for next besides the index's own: the CSV that it wrote, its column label filled in; several too.
         seed: Which part of a large index next looks at.
         out: CSV to write, or a folder to put it in; the contact sheet is the .png beside it.
@@ -55,9 +55,9 @@ def find(
     for file in labels:
         if file.exists() and path.exists() and file.samefile(path):
             raise StepclrError(f"{path} holds the labels and would be written over: name another file with --out")
-    from stepclr.data.disk import write_csv, write_whole
-    from stepclr.use.search import contact_sheet, open_index
-    from stepclr.use.search.sheet import stacked
+    from stepclr.io import write_csv, write_whole
+    from stepclr.tools.search.index import open_index
+    from stepclr.tools.search.sheet import contact_sheet, stacked
 
     opened = open_index(index)
     for file in labels:
@@ -71,12 +71,12 @@ def find(
     if not opened.thumbnails:
         say(f"no contact sheet: {index} has no thumbnails; a folder or a .parquet has them")
         return
-    picture, sheets = path.with_suffix(".png"), []
+    image, sheets = path.with_suffix(".png"), []
     for row in found.sheet:
         captions = [f"{caption}\n{one_line(Path(opened.paths[i]).name)}" for i, caption in row]
         sheets.append(contact_sheet([opened.thumbnails[i] for i, _ in row], captions, COLUMNS))
-    write_whole(picture, lambda file: stacked(sheets).save(file, "PNG"))
-    say(f"{picture}: the contact sheet")
+    write_whole(image, lambda file: stacked(sheets).save(file, "PNG"))
+    say(f"{image}: the contact sheet")
 
 
 def _place(what: str, out: Path | None) -> Path:
@@ -92,9 +92,9 @@ def _place(what: str, out: Path | None) -> Path:
 def _duplicates(index: "Index", n: int, seed: int) -> Found:  # noqa: ARG001
     import torch
 
-    from stepclr.data import upright_rgb
-    from stepclr.use.duplicates import SIDE, groups, thumbnail
-    from stepclr.use.find import duplicates
+    from stepclr.data.decode import upright_rgb
+    from stepclr.tools.curate.duplicates import SIDE, groups, thumbnail
+    from stepclr.tools.curate.find import duplicates
 
     def small(content: bytes) -> torch.Tensor:
         try:
@@ -123,7 +123,7 @@ def _duplicates(index: "Index", n: int, seed: int) -> Found:  # noqa: ARG001
         ("group", "path", "other", "score"),
         sorted(table, key=lambda row: row[0]),
         sheet,
-        f"{len(place):,} of {len(index):,} pictures are versions of another: {len(every):,} groups"
+        f"{len(place):,} of {len(index):,} images are versions of another: {len(every):,} groups"
         + (f", of which the {n:,} surest are told" if len(every) > n else ""),
     )
 
@@ -131,7 +131,7 @@ def _duplicates(index: "Index", n: int, seed: int) -> Found:  # noqa: ARG001
 def _outliers(index: "Index", n: int, seed: int) -> Found:  # noqa: ARG001
     import numpy as np
 
-    from stepclr.use.find import outliers
+    from stepclr.tools.curate.find import outliers
 
     scores = outliers(index.vectors)
     rows = np.argsort(-scores, kind="stable")[:n].tolist()
@@ -139,14 +139,14 @@ def _outliers(index: "Index", n: int, seed: int) -> Found:  # noqa: ARG001
         ("rank", "path", "label", "score"),
         [(rank, index.paths[i], _label(index, i), round(float(scores[i]), 4)) for rank, i in enumerate(rows, 1)],
         [[(i, f"{rank}  {scores[i]:.3f}") for rank, i in enumerate(rows, 1)]],
-        f"the {len(rows):,} oddest of {len(index):,} pictures",
+        f"the {len(rows):,} oddest of {len(index):,} images",
     )
 
 
 def _next(index: "Index", n: int, seed: int) -> Found:
     import numpy as np
 
-    from stepclr.use.find import to_label_next
+    from stepclr.tools.curate.find import to_label_next
 
     rows, uncertainty = to_label_next(index.vectors, index.labels, n, seed)
     known = index.labels[index.labels >= 0]
@@ -156,7 +156,7 @@ def _next(index: "Index", n: int, seed: int) -> Found:
         ("path", "label", "rank", "uncertainty"),  # the label, empty, is the user's to fill in
         [(index.paths[i], "", rank, round(unsure, 4)) for rank, (i, unsure) in ranked],
         [[(i, f"{rank}  unsure {unsure:.2f}") for rank, (i, unsure) in ranked]] if ranked else [],
-        f"{len(rows):,} of {len(index):,} pictures to label next; {how}",
+        f"{len(rows):,} of {len(index):,} images to label next; {how}",
     )
 
 
@@ -167,7 +167,7 @@ def _label(index: "Index", row: int) -> str:
 def _labelled(index: "Index", file: Path) -> "Index":
     """The index with the labels of a CSV of path and label; an empty label changes nothing.
 
-    Raises StepclrError where it is no such table, or names a picture that the index has not.
+    Raises StepclrError where it is no such table, or names an image that the index has not.
     """
     try:
         text = file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")  # as Excel begins it
@@ -184,7 +184,7 @@ def _labelled(index: "Index", file: Path) -> "Index":
         if not label:
             continue
         if path not in place:
-            raise StepclrError(f"{file}: the index has no picture {path!r}")
+            raise StepclrError(f"{file}: the index has no image {path!r}")
         if label not in classes:
             classes.append(label)
         labels[place[path]] = classes.index(label)

@@ -21,20 +21,20 @@ def demo(
     limit: Count = None,
     scratch_steps: int = 1000,
 ) -> None:
-    """The whole of it on the bundled pictures, in minutes: eight steps, and a table of what pretraining bought.
+    """The whole of it on the bundled images, in minutes: eight steps, and a table of what pretraining bought.
 
     Args:
         out: The run's folder; where it exists, the next free of RUN-2, RUN-3, ...
-        epochs: Passes over the pictures.
-        limit: Keep that many unlabelled pictures only.
-        scratch_steps: Steps of 32 pictures for the baseline that learns from scratch.
+        epochs: Passes over the images.
+        limit: Keep that many unlabelled images only.
+        scratch_steps: Steps of 32 images for the baseline that learns from scratch.
     """
     from dataclasses import replace
 
     import stepclr
-    from stepclr.pretrain.folder import free_folder
-    from stepclr.report import Walk, loading_snippet, score_table
-    from stepclr.report.scores import paired_lines
+    from stepclr.pretraining.run import free_folder
+    from stepclr.tools.scores import loading_snippet, paired_lines, score_table
+    from stepclr.tools.walk import Walk
 
     config = recipe_config("sample")
     config = replace(config, epochs=epochs or config.epochs)
@@ -68,16 +68,16 @@ def steps(
     classes: Names = None,
     seed: int = 0,
 ) -> None:
-    """Walk through steps 1 to 8 on 64 pictures, saying what comes in, what goes out, and where to read about it.
+    """Walk through steps 1 to 8 on 64 images, saying what comes in, what goes out, and where to read about it.
 
     Args:
-        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip, or NAME:SPLIT.
         only: Show this step alone; those before it run silently.
         encoder: Network: resnet18 ... resnet200, or any timm name.
-        classes: Keep the labelled pictures of these classes only.
-        seed: Seed of initialisation and views.
+        classes: Keep the labelled images of these classes only.
+        seed: Seed of initialization and views.
     """
-    from stepclr.report import STEPS, Walk
+    from stepclr.tools.walk import STEPS, Walk
 
     if only is not None and only not in STEPS:
         raise StepclrError(f"--only {only}: the steps are 1 to 8")
@@ -101,29 +101,31 @@ def views(
     seed: int = 0,
     classes: Names = None,
 ) -> None:
-    """Draw a sheet of views: a row a picture, the original and its pairs; or a column a policy.
+    """Draw a sheet of views: a row an image, the original and its pairs; or a column a policy.
 
     Args:
-        source: Pictures: a folder, a zip, or NAME:SPLIT.
-        out: Picture file to write.
+        source: Images: a folder, a zip, or NAME:SPLIT.
+        out: Image file to write.
         policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
             crop; all for one view under each.
         size: Side of a view, pixels.
-        strength: Strength s of the colour jitter; with commas one for each view.
+        strength: Strength s of the color jitter; with commas one for each view.
         blur: Probability of the Gaussian blur.
         warp: Probability of the sparse image warp.
-        min_area: Smallest crop, share of the picture's area.
+        min_area: Smallest crop, share of the image's area.
         views: Views in a pair: 2, or more.
-        rows: Pictures to show, spread evenly over the source.
-        pairs: Pairs of views a picture.
+        rows: Images to show, spread evenly over the source.
+        pairs: Pairs of views an image.
         seed: Seed of the views.
-        classes: Keep the labelled pictures of these classes only.
+        classes: Keep the labelled images of these classes only.
     """
     from PIL import Image
 
-    from stepclr.data.disk import write_whole
-    from stepclr.pretrain.settle import view_size
-    from stepclr.views import POLICIES, Views, policy_defaults, policy_sheet, sheet
+    from stepclr.io import write_whole
+    from stepclr.pretraining.resolve import view_size
+    from stepclr.tools.sheet import policy_sheet, sheet
+    from stepclr.views.policies import POLICIES, policy_defaults
+    from stepclr.views.views import Views
 
     images = open_source(source, classes, None)
     rows = min(rows, len(images))
@@ -144,14 +146,14 @@ def views(
         )
         shown.append(how)
     some = some.decoded(2 * side)
-    pictures, _ = some.read_readable(range(len(some)))
+    pixels, _ = some.read_readable(range(len(some)))
     kind = Image.registered_extensions().get(out.suffix.lower())
     if not kind:
-        raise StepclrError(f"--out {out} names no picture format; use a suffix as .png")
-    drawn = policy_sheet(pictures, shown, seed) if policy == "all" else sheet(pictures, shown[0], seed, pairs)
+        raise StepclrError(f"--out {out} names no image format; use a suffix as .png")
+    drawn = policy_sheet(pixels, shown, seed) if policy == "all" else sheet(pixels, shown[0], seed, pairs)
     write_whole(out, lambda file: drawn.save(file, kind))
     what = "one view" if policy == "all" else f"{pairs} times {views} views"
-    say(f"{out}: {len(pictures)} pictures, {what} each of")
+    say(f"{out}: {len(pixels)} images, {what} each of")
     for how in shown:
         say(f"  {how.describe()}")
 
@@ -166,22 +168,23 @@ def doctor(
     out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None,
     json: bool = False,
 ) -> None:
-    """Look at the pictures before training: what is wrong with them, how long and large a run is, a recipe.
+    """Look at the images before training: what is wrong with them, how long and large a run is, a recipe.
 
     Args:
-        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip, or NAME:SPLIT.
         config: Settings of the run to reckon with, as pretrain takes them.
-        test: Pictures to score on later: are they among those to train on?
+        test: Images to score on later: are they among those to train on?
         recipe: Settings by name, which the other options then change; see stepclr --help.
-        classes: Keep the labelled pictures of these classes only.
-        limit: Keep that many pictures only.
+        classes: Keep the labelled images of these classes only.
+        limit: Keep that many images only.
         out: File for all that was found, as JSON.
         json: Print that JSON instead of a screen.
     """
     from json import dumps
 
-    from stepclr.data.disk import write_whole
-    from stepclr.report.doctor import examine, screen
+    from stepclr.io import write_whole
+    from stepclr.tools.doctor.examine import examine
+    from stepclr.tools.doctor.screen import screen
 
     if out and out.suffix != ".json":
         raise StepclrError(f"--out {out} names no format: its suffix must be .json")
@@ -202,12 +205,12 @@ def report(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     source: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's own)")] = None,
 ) -> None:
-    """Write a run's page again: report.html, its eight steps on its own pictures.
+    """Write a run's page again: report.html, its eight steps on its own images.
 
     Args:
         run: The run's folder.
-        source: Where its pictures are, if they have moved.
+        source: Where its images are, if they have moved.
     """
-    from stepclr.report.page import write_page
+    from stepclr.tools.report.writing import write_page
 
     say(f"{write_page(run, source)}")

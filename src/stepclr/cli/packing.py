@@ -17,20 +17,20 @@ def pack(
     classes: Names = None,
     limit: Count = None,
 ) -> None:
-    """Write the pictures of a source as tar shards with index and checksums; stopped, the same command goes on.
+    """Write the images of a source as tar shards with index and checksums; stopped, the same command goes on.
 
     Args:
-        source: Pictures: a folder, a zip, shards, or NAME:SPLIT.
+        source: Images: a folder, a zip, shards, or NAME:SPLIT.
         out: Folder for 0000.tar, 0001.tar, ... and their index.
-        per_shard: Pictures in a shard.
-        short_side: Reduce pictures above it to this short side, as JPEG; twice the views' size is enough.
-        quality: JPEG quality of what is reduced, or of pictures that come from no files (else PNG).
-        classes: Keep the labelled pictures of these classes only.
-        limit: Keep that many pictures only.
+        per_shard: Images in a shard.
+        short_side: Reduce images above it to this short side, as JPEG; twice the views' size is enough.
+        quality: JPEG quality of what is reduced, or of images that come from no files (else PNG).
+        classes: Keep the labelled images of these classes only.
+        limit: Keep that many images only.
     """
-    from stepclr.data import pack as write_shards
+    from stepclr.data.shards.packing import pack as write_shards
 
     images = open_source(source, classes, limit)
-    pictures, shards, left_out = write_shards(images, out, per_shard, short_side, quality, Counter())
+    pixels, shards, left_out = write_shards(images, out, per_shard, short_side, quality, Counter())
     unread = f"; {left_out:,} could not be read, see {out / 'skipped.csv'}" if left_out else ""
-    say(f"{out}: {pictures:,} pictures in {shards:,} shards{unread}")
+    say(f"{out}: {pixels:,} images in {shards:,} shards{unread}")

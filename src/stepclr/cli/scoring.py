@@ -27,18 +27,18 @@ def evaluate(
 
     Args:
         run: The run's folder.
-        train: Labelled pictures to learn from.
-        test: Labelled pictures to score on; their labels are read once, at the end.
+        train: Labelled images to learn from.
+        test: Labelled images to score on; their labels are read once, at the end.
         labels_per_class: Labels a class to learn from, several with commas; all for every one.
         draws: Random draws of those labels.
-        seed: Seed of the draws and of the baselines' initialisations.
+        seed: Seed of the draws and of the baselines' initializations.
         probe: What reads the features: linear, knn.
         baselines: What stands beside: pixels, random, scratch (supervised from scratch: slow); none for none.
-        scratch_steps: Steps of 32 pictures that scratch trains for.
+        scratch_steps: Steps of 32 images that scratch trains for.
         finetune: Score fine-tuning on the same labels too (slow).
     """
     import stepclr
-    from stepclr.report.scores import paired_lines, score_table
+    from stepclr.tools.scores import paired_lines, score_table
 
     scores = stepclr.evaluate(
         run,
@@ -59,7 +59,7 @@ def evaluate(
     if run.is_dir():
         say(f"protocol and every value: {run / 'evaluation.json'}")
     if run.is_dir() and len(scores["protocol"]["labels_per_class"]) > 1:
-        from stepclr.report.curve import write_curve
+        from stepclr.tools.curve import write_curve
 
         write_curve(scores, run / "evaluation.png")
         say(f"the curve: {run / 'evaluation.png'}")
@@ -73,7 +73,7 @@ def compare(runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]]) -
     Args:
         runs: The runs' folders.
     """
-    from stepclr.report.compare import compare_table
+    from stepclr.tools.compare import compare_table
 
     if not runs:
         raise StepclrError("compare takes the folders of runs: stepclr compare runs/a runs/b")
@@ -86,18 +86,18 @@ def predict(
     out: Annotated[Path, arg(metavar="FILE.csv")],
     limit: Count = None,
 ) -> None:
-    """Write what a classifier says of each picture of a source: the class, and the probability of each.
+    """Write what a classifier says of each image of a source: the class, and the probability of each.
 
     Args:
         classifier: The classifier, as stepclr finetune wrote it: a file, or a run's folder.
-        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip, or NAME:SPLIT.
         out: File to write; its suffix picks the format.
-        limit: Keep that many pictures only.
+        limit: Keep that many images only.
     """
-    from stepclr.classify import write_predictions
+    from stepclr.evaluation.predict import write_predictions
 
     written, skipped = write_predictions(classifier, open_source(source, None, limit), out, Counter())
-    say(f"{out}: {written:,} predictions" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
+    say(f"{out}: {written:,} predictions" + (f"; {skipped:,} images could not be read" if skipped else ""))
 
 
 def embed(
@@ -109,30 +109,30 @@ def embed(
     precision: str = "fp32",
     damaged_shards: Damaged = "refuse",
 ) -> None:
-    """Write the representations of all pictures of a source, with their paths and labels.
+    """Write the representations of all images of a source, with their paths and labels.
 
     A folder becomes an index for search and find: run again, it follows the source and embeds only what is new.
 
     Args:
         run: The run's folder, or an encoder.safetensors.
-        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip, or NAME:SPLIT.
         out: Folder of the index, or file to write: .parquet, .npz.
-        classes: Keep the labelled pictures of these classes only.
-        limit: Keep that many pictures only.
+        classes: Keep the labelled images of these classes only.
+        limit: Keep that many images only.
         precision: Arithmetic of the encoder: fp32, bf16.
         damaged_shards: What to do about a shard that is missing, cut short or altered.
     """
-    from stepclr.use import build_index, write_embeddings
+    from stepclr.tools.search.table import build_index, write_embeddings
 
     images = open_source(source, classes, limit, damaged_shards)
     if out.suffix and not out.is_dir():
         written, skipped = write_embeddings(run, images, out, precision, Counter())
-        say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} pictures could not be read" if skipped else ""))
+        say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} images could not be read" if skipped else ""))
         return
     built = build_index(run, images, out, precision, Counter())
     say(
         f"{out}: {built.rows:,} embeddings, {built.added:,} of them new, {built.removed:,} removed"
-        + (f"; {built.skipped:,} pictures could not be read" if built.skipped else "")
+        + (f"; {built.skipped:,} images could not be read" if built.skipped else "")
         + (f"; approximate search, recall at 10 {built.recall:.3f}" if built.recall is not None else "")
     )
 
@@ -148,8 +148,8 @@ def export(
     Args:
         run: The run's folder, an encoder.safetensors, or a classifier file, which is exported as one.
         out: File to write, or a folder to put it in; the card is FILE.md beside it.
-        format: What reads it. onnx and torch-export take uint8 pictures, with the preprocessing inside.
-        check: Pictures to compare on, at most 64.
+        format: What reads it. onnx and torch-export take uint8 images, with the preprocessing inside.
+        check: Images to compare on, at most 64.
     """
     import stepclr
 

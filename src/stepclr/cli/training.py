@@ -35,21 +35,21 @@ def pretrain(
     tensorboard: bool = False,
     damaged_shards: Damaged = "refuse",
 ) -> None:
-    """Pretrain an encoder on pictures without labels.
+    """Pretrain an encoder on images without labels.
 
     Args:
-        source: Pictures: a folder, a zip, or NAME:SPLIT as sample:unlabeled, stl10:train, cifar10:train.
+        source: Images: a folder, a zip, or NAME:SPLIT as sample:unlabeled, stl10:train, cifar10:train.
         out: The run's folder.
-        config: Settings; None leaves them to the pictures.
+        config: Settings; None leaves them to the images.
         recipe: Settings by name, which the other options then change; see stepclr --help.
-        classes: Keep the labelled pictures of these classes only.
-        limit: Keep that many pictures only.
+        classes: Keep the labelled images of these classes only.
+        limit: Keep that many images only.
         resume: Go on with the run in --out from its newest checkpoint.
         tensorboard: Write the metrics to TensorBoard's event files in RUN/tensorboard too.
         damaged_shards: What to do about a shard that is missing, cut short or altered.
     """
     import stepclr
-    from stepclr.report import loading_snippet
+    from stepclr.tools.scores import loading_snippet
 
     if recipe and first_rank():
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
@@ -87,21 +87,21 @@ def finetune(
 
     Args:
         run: The run's folder.
-        train: Labelled pictures to learn from.
-        test: Labelled pictures to score on; their labels are read once, at the end.
+        train: Labelled images to learn from.
+        test: Labelled images to score on; their labels are read once, at the end.
         labels_per_class: Labels a class to learn from, several with commas; all for every one.
         draws: Random draws of those labels to score.
         seed: Seed of the draws and of the training.
         start: encoder; head.1 or head.2 keeps so many layers of the projection head.
         out: File for the classifier of the most labels' first draw.
-        epochs: Passes over the drawn pictures.
-        batch_size: Pictures in a batch.
+        epochs: Passes over the drawn images.
+        batch_size: Images in a batch.
         optimizer: sgd, as in SimCLR, or lars, as in SimCLRv2.
         lr: Peak learning rate at batch 256; grows with the root of the batch.
-        min_area: Smallest crop, share of the picture's area.
+        min_area: Smallest crop, share of the image's area.
     """
     import stepclr
-    from stepclr.report.scores import budget_words, score_table
+    from stepclr.tools.scores import budget_words, score_table
 
     scores = stepclr.finetune(
         run,
@@ -123,7 +123,7 @@ def finetune(
         say(score_table(scores))
     made = scores["protocol"]["classifier"]
     say(f"{made['file']}: the classifier of {budget_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
-    say(f"stepclr predict {made['file']} SOURCE --out predictions.csv names new pictures by it")
+    say(f"stepclr predict {made['file']} SOURCE --out predictions.csv names new images by it")
 
 
 def distill(
@@ -131,7 +131,7 @@ def distill(
     source: Positional[Source],
     out: Annotated[Path, arg(metavar="RUN")],
     student: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: resnet18)")] = None,
-    weights: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: a new initialisation)")] = None,
+    weights: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: a new initialization)")] = None,
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None,
     batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 256)")] = None,
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.12 at batch 256)")] = None,
@@ -141,21 +141,21 @@ def distill(
     limit: Count = None,
     resume: bool = False,
 ) -> None:
-    """Teach a student what a classifier predicts of pictures without labels (SimCLRv2's third stage).
+    """Teach a student what a classifier predicts of images without labels (SimCLRv2's third stage).
 
     Args:
         classifier: The teacher, as stepclr finetune wrote it: a file, or a run's folder.
-        source: Pictures: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip, or NAME:SPLIT.
         out: The run's folder; its classifier.safetensors is for stepclr predict.
         student: The student's encoder: resnet18 ... resnet200, or any timm name.
         weights: Start the student from a run or a checkpoint file.
-        epochs: Passes over the pictures.
-        batch_size: Pictures in a batch.
+        epochs: Passes over the images.
+        batch_size: Images in a batch.
         lr: Peak learning rate at batch 256.
         temperature: Temperature T of both softmax.
-        seed: Seed of initialisation, batch order and views.
-        monitor: Labelled pictures for the kNN score while training.
-        limit: Keep that many pictures only.
+        seed: Seed of initialization, batch order and views.
+        monitor: Labelled images for the kNN score while training.
+        limit: Keep that many images only.
         resume: Go on with the run in --out from its newest checkpoint.
     """
     import stepclr
@@ -171,4 +171,4 @@ def distill(
     }
     options = {name: value for name, value in given.items() if value is not None}
     stepclr.distill(classifier, source, out, student=student, limit=limit, resume=resume, **options)
-    say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv names new pictures by it")
+    say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv names new images by it")

@@ -1,6 +1,6 @@
-"""Decoded pictures in one memory-mapped file, named by what went in: the files' bytes, the size, the decoder.
+"""Decoded images in one memory-mapped file, named by what went in: the files' bytes, the size, the decoder.
 
-The file: the pixels, picture after picture, each `[3, H, W]`; their sizes, int32 `[n, 2]`, (0, 0) for a picture that
+The file: the pixels, image after image, each `[3, H, W]`; their sizes, int32 `[n, 2]`, (0, 0) for an image that
 cannot be read; a JSON header with the reasons; the header's length and a mark. What a crash leaves has no mark.
 """
 
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.disk import publish
-from stepclr.data.picture import DECODER, UnreadableError
+from stepclr.data.decode import DECODER, UnreadableError
 from stepclr.data.stores import Encoded, Items, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError
+from stepclr.io import publish
 
 MARK = b"stepclr1"
 TAIL = struct.Struct("<Q8s")
-CHUNK = 256  # pictures; what is decoded ahead of being written
+CHUNK = 256  # images; what is decoded ahead of being written
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(eq=False)
 class Decoded:
-    """The pictures of a set once decoded: those that can be read, their positions, and why the others cannot."""
+    """The images of a set once decoded: those that can be read, their positions, and why the others cannot."""
 
     store: Store
     kept: NDArray[np.int64]
@@ -49,7 +49,7 @@ def from_cache(
     folder: Path,
     progress: Progress | None,
 ) -> Decoded | None:
-    """The rows' pictures from the cache, built first if need be; None if they take more than `budget` bytes."""
+    """The rows' images from the cache, built first if need be; None if they take more than `budget` bytes."""
     if store.known_sizes and not _fits(store, rows, short_side, budget):
         return None
     prints = store.contents(rows, folder, False)
@@ -64,7 +64,7 @@ def from_cache(
     def write(file: BufferedWriter) -> None:
         _write(file, store, rows, short_side, progress)
         if store.contents(rows, folder, True) != prints:
-            raise StepclrError("pictures changed while they were being decoded; start again")
+            raise StepclrError("images changed while they were being decoded; start again")
 
     if not (found := _load(path, len(rows), budget)):
         publish(path, write)
@@ -75,22 +75,22 @@ def from_cache(
 def in_memory(
     store: Store, rows: NDArray[np.int64], short_side: int, budget: int, progress: Progress | None
 ) -> Decoded | None:
-    """The rows' pictures decoded into memory; None if they take more than `budget` bytes."""
-    pictures, kept, reasons, used = [], [], {}, 0
-    for position, picture in _decode(store, rows, short_side, progress):
-        if isinstance(picture, UnreadableError):
-            reasons[position] = str(picture)
+    """The rows' images decoded into memory; None if they take more than `budget` bytes."""
+    images, kept, reasons, used = [], [], {}, 0
+    for position, image in _decode(store, rows, short_side, progress):
+        if isinstance(image, UnreadableError):
+            reasons[position] = str(image)
         else:
-            pictures.append(picture)
+            images.append(image)
             kept.append(position)
-            used += picture.numel()
+            used += image.numel()
         if used > budget:
             return None
-    return Decoded(Items(pictures), np.array(kept, np.int64), reasons)
+    return Decoded(Items(images), np.array(kept, np.int64), reasons)
 
 
 def header_sizes(store: Encoded, rows: NDArray[np.int64], folder: Path) -> Int64[np.ndarray, "n 2"]:
-    """(height, width) of each row's whole picture, (0, 0) where it cannot be read; asked once and then remembered."""
+    """(height, width) of each row's whole image, (0, 0) where it cannot be read; asked once and then remembered."""
     if store.known_sizes:
         return store.known_sizes(rows)
 
@@ -107,8 +107,8 @@ def _decode(
     store: Store, rows: NDArray[np.int64], short_side: int, progress: Progress | None
 ) -> Iterator[tuple[int, Tensor | UnreadableError]]:
     for start in range(0, len(rows), CHUNK):
-        for offset, picture in enumerate(fetch(store, rows[start : start + CHUNK], short_side)):
-            yield start + offset, picture
+        for offset, image in enumerate(fetch(store, rows[start : start + CHUNK], short_side)):
+            yield start + offset, image
             if progress:
                 progress(start + offset + 1, len(rows))
 
@@ -130,18 +130,18 @@ def _write(
     file: BufferedWriter, store: Store, rows: NDArray[np.int64], short_side: int, progress: Progress | None
 ) -> None:
     shapes, reasons = np.zeros((len(rows), 2), "<i4"), {}
-    for position, picture in _decode(store, rows, short_side, progress):
-        if isinstance(picture, UnreadableError):
-            reasons[position] = str(picture)
+    for position, image in _decode(store, rows, short_side, progress):
+        if isinstance(image, UnreadableError):
+            reasons[position] = str(image)
         else:
-            shapes[position] = picture.shape[1:]
-            file.write(picture.numpy().data)
+            shapes[position] = image.shape[1:]
+            file.write(image.numpy().data)
     header = json.dumps({"short_side": short_side, "decoder": DECODER, "unreadable": reasons}).encode()
     file.write(shapes.tobytes() + header + TAIL.pack(len(header), MARK))
 
 
 def _load(path: Path, n: int, budget: int) -> Decoded | None:
-    """The pictures in a cache file; None if there is no such file, it is not whole, or above the budget."""
+    """The images in a cache file; None if there is no such file, it is not whole, or above the budget."""
     try:
         with path.open("rb") as file:
             end = file.seek(-TAIL.size, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Pictures in a folder or a zip: which there are, what class each has, where its bytes are."""
+"""Images in a folder or a zip: which there are, what class each has, where its bytes are."""
 
 import io
 import os
@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stepclr.data.disk import fingerprints, recall, stamps
+from stepclr.data.decode import SUFFIXES, UnreadableError
 from stepclr.data.images import ImageSet
-from stepclr.data.picture import SUFFIXES, UnreadableError
 from stepclr.data.stores import Encoded
 from stepclr.errors import StepclrError
+from stepclr.io import fingerprints, recall, stamps
 
 Ask = Callable[[int], str | None]
 LARGEST = 2**30  # bytes; a zip's member is read whole
 
 
 def open_folder(root: Path) -> ImageSet:
-    """The pictures under a folder; the first folder on a picture's path is its class."""
+    """The images under a folder; the first folder on an image's path is its class."""
     paths, skipped = _find(root)
     return _labelled_by_folder(in_files(root.absolute(), paths), paths, paths, str(root), skipped)
 
@@ -40,13 +40,13 @@ def in_files(base: Path, paths: Sequence[str]) -> Encoded:
 
 
 def open_zip(path: Path) -> ImageSet:
-    """The pictures in a zip, never unpacked to disk; a folder that holds all the others is looked through."""
+    """The images in a zip, never unpacked to disk; a folder that holds all the others is looked through."""
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # besides its own errors zipfile lets out what its parsers raise on a hostile directory
         raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
     named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
-    members = {name: info for name, info in named.items() if is_picture(name)}
+    members = {name: info for name, info in named.items() if is_image(name)}
     outside = [name for name in members if name.startswith("/") or ".." in name.split("/")]
     paths = sorted(members.keys() - set(outside), key=lambda name: name.split("/"))
     tops = {name.split("/")[0] for name in paths}
@@ -79,7 +79,7 @@ def _labelled_by_folder(
 ) -> ImageSet:
     if not names:
         why = f"; {': '.join(skipped[0])}" if skipped else ""
-        raise StepclrError(f"{source} holds no picture ({', '.join(sorted(SUFFIXES))}){why}")
+        raise StepclrError(f"{source} holds no image ({', '.join(sorted(SUFFIXES))}){why}")
     folders = [path.split("/")[0] if "/" in path else "" for path in paths]
     classes = sorted(set(folders) - {""})
     number = {name: label for label, name in enumerate(classes)} | {"": -1}
@@ -87,8 +87,8 @@ def _labelled_by_folder(
     return ImageSet(store, np.arange(len(names)), labels, classes, names, source, skipped)
 
 
-def is_picture(name: str) -> bool:
-    """Whether a path's suffix is a picture's, and no part of it is hidden."""
+def is_image(name: str) -> bool:
+    """Whether a path's suffix is an image's, and no part of it is hidden."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and all(_is_shown(part) for part in name.split("/"))
 
 
@@ -97,7 +97,7 @@ def _is_shown(part: str) -> bool:
 
 
 def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The pictures' paths under a folder, sorted, and (path, reason) of folders that cannot be looked into.
+    """The images' paths under a folder, sorted, and (path, reason) of folders that cannot be looked into.
 
     Links are followed, each folder is entered once: real folders before links, so that it is known by its own name.
     """
@@ -120,6 +120,6 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
                 if _is_shown(entry.name):
                     (waiting.append if entry.is_symlink() else waiting.appendleft)(f"{path}/")
-            elif is_picture(entry.name) and (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
+            elif is_image(entry.name) and (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
                 found.append(path)
     return sorted(found, key=lambda path: path.split("/")), skipped

@@ -1,4 +1,4 @@
-"""`ImageSet`: n pictures, wherever they lie, with their labels and names."""
+"""`ImageSet`: n images, wherever they lie, with their labels and names."""
 
 from __future__ import annotations
 
@@ -15,81 +15,81 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepclr.data.cache import Progress, from_cache, header_sizes, in_memory
-from stepclr.data.disk import user_folder, write_csv
+from stepclr.data.decode import UnreadableError, reduced_sizes
 from stepclr.data.order import ShardOrder
-from stepclr.data.picture import UnreadableError, reduced_sizes
-from stepclr.data.shard_index import Names
+from stepclr.data.shards.index import Names
 from stepclr.data.stores import Encoded, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError, choose
+from stepclr.io import user_folder, write_csv
 
 Indices = Sequence[int | np.integer[Any]] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Tensor
-Pictures = UInt8[Tensor, "n 3 h w"] | list[Tensor]
+ImageBatch = UInt8[Tensor, "n 3 h w"] | list[Tensor]
 
 
 @dataclass(eq=False, repr=False)
 class ImageSet:
-    """n pictures, read as uint8 RGB, with their labels; `open_images` makes one.
+    """n images, read as uint8 RGB, with their labels; `open_images` makes one.
 
     Attributes:
-        labels: int64 `[n]`, indices into `classes`; -1 where a picture has none.
+        labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
         classes: the names of the classes.
-        names: of each picture its path relative to the source, or `sample:train/00012` and the like; of shards a
+        names: of each image its path relative to the source, or `sample:train/00012` and the like; of shards a
             sequence that reads them when asked.
-        source: where the pictures come from: a path, `sample:train`, `array`, or a Dataset's type.
-        skipped: (name, reason) of each picture found to be unreadable so far.
+        source: where the images come from: a path, `sample:train`, `array`, or a Dataset's type.
+        skipped: (name, reason) of each image found to be unreadable so far.
     """
 
     store: Store
     rows: NDArray[np.int64]
-    """Which row of the store each picture is."""
+    """Which row of the store each image is."""
     labels: NDArray[np.int64]
     classes: list[str]
     names: list[str] | Names
     source: str
     skipped: list[tuple[str, str]] = field(default_factory=list)
     short_side: int | None = None
-    """Pictures are reduced to this short side when read, pixels."""
+    """Images are reduced to this short side when read, pixels."""
     chosen: list[str] | None = None
     """The classes that `keep` chose; None where nothing was chosen."""
     starts: NDArray[np.int64] | None = None
-    """Where each shard's pictures begin, and the last ones end, `[S + 1]`; None where they do not lie in shards."""
+    """Where each shard's images begin, and the last ones end, `[S + 1]`; None where they do not lie in shards."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"ImageSet({self.source!r}, {len(self)} pictures, {len(self.classes)} classes)"
+        return f"ImageSet({self.source!r}, {len(self)} images, {len(self.classes)} classes)"
 
-    def read(self, indices: Indices) -> Pictures:
-        """The pictures, uint8 `[n, 3, H, W]` where their sizes agree, else a list of `[3, H, W]`.
+    def read(self, indices: Indices) -> ImageBatch:
+        """The images, uint8 `[n, 3, H, W]` where their sizes agree, else a list of `[3, H, W]`.
 
-        Raises `StepclrError` that names the first picture that cannot be read.
+        Raises `StepclrError` that names the first image that cannot be read.
         """
         at = self._positions(indices)
-        pictures = self._fetch(at)
-        for i, picture in zip(at, pictures, strict=True):
-            if isinstance(picture, UnreadableError):
-                raise StepclrError(f"{self.source}: {self.names[i]} cannot be read: {picture}") from picture
-        return _stack(pictures)
+        images = self._fetch(at)
+        for i, image in zip(at, images, strict=True):
+            if isinstance(image, UnreadableError):
+                raise StepclrError(f"{self.source}: {self.names[i]} cannot be read: {image}") from image
+        return _stack(images)
 
-    def read_readable(self, indices: Indices) -> tuple[Pictures, Int64[np.ndarray, " kept"]]:
-        """`read` without the pictures that cannot be read, which `skipped` lists, and the indices of the others."""
+    def read_readable(self, indices: Indices) -> tuple[ImageBatch, Int64[np.ndarray, " kept"]]:
+        """`read` without the images that cannot be read, which `skipped` lists, and the indices of the others."""
         at = self._positions(indices)
-        pictures = self._fetch(at)
-        broken = {i: str(p) for i, p in zip(at.tolist(), pictures, strict=True) if isinstance(p, UnreadableError)}
+        images = self._fetch(at)
+        broken = {i: str(p) for i, p in zip(at.tolist(), images, strict=True) if isinstance(p, UnreadableError)}
         if broken:
             self.skipped = self._skipped_and(broken)
-        return _stack(pictures), at[[i not in broken for i in at.tolist()]]
+        return _stack(images), at[[i not in broken for i in at.tolist()]]
 
     def list_skipped(self, path: Path) -> None:
-        """Write a CSV of (path, reason) of every picture found to be unreadable so far; no file where there is none."""
+        """Write a CSV of (path, reason) of every image found to be unreadable so far; no file where there is none."""
         if self.skipped:
             write_csv(path, [("path", "reason"), *self.skipped])
 
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
-        """(height, width) of each picture as `read` gives it, (0, 0) where it cannot be read.
+        """(height, width) of each image as `read` gives it, (0, 0) where it cannot be read.
 
-        Of a picture in a file only the header is looked at, once: `$STEPCLR_CACHE` remembers what it said.
+        Of an image in a file only the header is looked at, once: `$STEPCLR_CACHE` remembers what it said.
         """
         if isinstance(self.store, Encoded):
             found = header_sizes(self.store, self.rows, user_folder("STEPCLR_CACHE", "decoded"))
@@ -97,7 +97,7 @@ class ImageSet:
         return sizes(self.store, self.rows, self.short_side)
 
     def take(self, indices: Indices) -> ImageSet:
-        """The set of these pictures, in this order."""
+        """The set of these images, in this order."""
         at = self._positions(indices)
         names = self.names.take(at) if isinstance(self.names, Names) else [self.names[i] for i in at]
         in_order = bool((at[1:] > at[:-1]).all())
@@ -113,9 +113,9 @@ class ImageSet:
     def stream(
         self, seed: int, epoch: int, batch_size: int, start: int = 0
     ) -> Iterator[Int64[np.ndarray, " batch"]] | None:
-        """The pictures of batch `start` of an epoch and of those after it, in the order that shards are read best in.
+        """The images of batch `start` of an epoch and of those after it, in the order that shards are read best in.
 
-        It is `ShardOrder`'s, a function of (seed, epoch, batch_size) alone. None where pictures do not lie in shards.
+        It is `ShardOrder`'s, a function of (seed, epoch, batch_size) alone. None where images do not lie in shards.
         """
         if self.starts is None:
             return None
@@ -131,7 +131,7 @@ class ImageSet:
         return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
 
     def keep(self, classes: str | Iterable[str]) -> ImageSet:
-        """The labelled pictures of these classes: names, or one string with commas. Their order gives labels 0..C-1.
+        """The labelled images of these classes: names, or one string with commas. Their order gives labels 0..C-1.
 
         Raises `StepclrError` for an unknown class, and on a set that has no labels.
         """
@@ -144,7 +144,7 @@ class ImageSet:
         new_label[[self.classes.index(name) for name in wanted]] = np.arange(len(wanted))
         labels = np.where(self.labels >= 0, new_label[self.labels], -1)
         if (labels < 0).all():
-            raise StepclrError(f"{self.source} has no picture of {', '.join(wanted) or 'no class at all'}")
+            raise StepclrError(f"{self.source} has no image of {', '.join(wanted) or 'no class at all'}")
         return replace(self.take(labels >= 0), labels=labels[labels >= 0], classes=wanted, chosen=wanted)
 
     def decoded(
@@ -154,14 +154,14 @@ class ImageSet:
         cache_dir: str | Path | None = None,
         progress: Progress | None = None,
     ) -> ImageSet:
-        """The readable pictures, decoded once and kept at a short side of at most `short_side` pixels, never enlarged.
+        """The readable images, decoded once and kept at a short side of at most `short_side` pixels, never enlarged.
 
         Files and zips go to a memory-mapped file in `cache_dir` (default `$STEPCLR_CACHE`, else
         `~/.cache/stepclr/decoded`; deleting it is safe), found again by the files' content; a Dataset and large
         arrays go to memory. A set that takes more than `budget` bytes is decoded each time it is read, to the same
-        pixels. `progress` is called with (pictures done, pictures in all).
+        pixels. `progress` is called with (images done, images in all).
 
-        Unreadable pictures are left out and listed in `skipped`. Raises `StepclrError` if none is left.
+        Unreadable images are left out and listed in `skipped`. Raises `StepclrError` if none is left.
         """
         smaller = min(short_side, self.short_side or short_side)
         if not len(self) or (self._kept_as_is() and self.sizes().min(axis=1).max() <= smaller):
@@ -175,12 +175,12 @@ class ImageSet:
             return replace(self, short_side=smaller, skipped=list(self.skipped))
         skipped = self._skipped_and(found.reasons)
         if not len(found.kept):
-            raise StepclrError(f"{self.source}: no picture can be read; the first, {': '.join(skipped[0])}")
+            raise StepclrError(f"{self.source}: no image can be read; the first, {': '.join(skipped[0])}")
         rows = np.arange(len(found.kept))
         return replace(self.take(found.kept), store=found.store, rows=rows, skipped=skipped, short_side=None)
 
     def _kept_as_is(self) -> bool:
-        """Whether the pictures lie decoded and are handed out as they lie."""
+        """Whether the images lie decoded and are handed out as they lie."""
         return isinstance(self.store, Pixels | Packed) and self.short_side is None
 
     def _fetch(self, at: NDArray[np.int64]) -> Tensor | list[Tensor | UnreadableError]:
@@ -192,7 +192,7 @@ class ImageSet:
         at = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
         at = np.flatnonzero(at) if at.dtype == np.bool_ else at.astype(np.int64)
         if ((at < -len(self)) | (at >= len(self))).any():
-            raise IndexError(f"an index is outside the {len(self)} pictures of {self.source}")
+            raise IndexError(f"an index is outside the {len(self)} images of {self.source}")
         return at % max(1, len(self))
 
     def _skipped_and(self, broken: Mapping[int, str]) -> list[tuple[str, str]]:
@@ -201,10 +201,10 @@ class ImageSet:
         return [*self.skipped, *new.items()]
 
 
-def _stack(pictures: Tensor | Sequence[Tensor | UnreadableError]) -> Pictures:
-    if isinstance(pictures, Tensor):
-        return pictures
-    tensors = [picture for picture in pictures if isinstance(picture, Tensor)]
+def _stack(images: Tensor | Sequence[Tensor | UnreadableError]) -> ImageBatch:
+    if isinstance(images, Tensor):
+        return images
+    tensors = [image for image in images if isinstance(image, Tensor)]
     if not tensors:
         return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return torch.stack(tensors) if len({picture.shape for picture in tensors}) == 1 else tensors
+    return torch.stack(tensors) if len({image.shape for image in tensors}) == 1 else tensors

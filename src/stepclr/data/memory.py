@@ -1,4 +1,4 @@
-"""Pictures that a program hands over: arrays, and torch Datasets."""
+"""Images that a program hands over: arrays, and torch Datasets."""
 
 import operator
 from typing import Any
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from stepclr.data.decode import UnreadableError
 from stepclr.data.images import ImageSet
-from stepclr.data.picture import UnreadableError
-from stepclr.data.stores import Items, Pixels, Store, as_picture
+from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
 Array = NDArray[Any] | Tensor
@@ -20,26 +20,26 @@ MOST_CLASSES = 1_000_000  # a larger label is no class number
 def open_array(
     array: Array, labels: object = None, classes: list[str] | None = None, source: str = "array"
 ) -> ImageSet:
-    """uint8 pictures `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, with labels `[n]` (-1: none) if given."""
-    pictures = array.cpu().numpy() if isinstance(array, Tensor) else array
-    if pictures.dtype != np.uint8:
-        raise StepclrError(f"pictures must be uint8 (0 to 255), not {pictures.dtype}")
-    if pictures.ndim not in (3, 4) or 0 in pictures.shape:
-        raise StepclrError(f"pictures must be [n, H, W, 3], [n, 3, H, W] or [n, H, W], not {list(pictures.shape)}")
-    return _numbered(Pixels(_channels_first(pictures)), len(pictures), labels, classes, source)
+    """uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, with labels `[n]` (-1: none) if given."""
+    images = array.cpu().numpy() if isinstance(array, Tensor) else array
+    if images.dtype != np.uint8:
+        raise StepclrError(f"images must be uint8 (0 to 255), not {images.dtype}")
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        raise StepclrError(f"images must be [n, H, W, 3], [n, 3, H, W] or [n, H, W], not {list(images.shape)}")
+    return _numbered(Pixels(_channels_first(images)), len(images), labels, classes, source)
 
 
 def open_dataset(dataset: Dataset[Any]) -> ImageSet:
-    """The pictures of a map-style Dataset.
+    """The images of a map-style Dataset.
 
     Its labels come from `targets` or `labels` if it has such a list, else every item is asked for once.
     """
     source, n = type(dataset).__name__, len(dataset)  # type: ignore[arg-type]  # open_images has looked for a length
     first, item = next(((i, item) for i in range(n) if (item := _item(dataset, i)) is not None), (0, None))
     if item is None:
-        raise StepclrError(f"{source}: none of its {n} pictures can be read")
+        raise StepclrError(f"{source}: none of its {n} images can be read")
     try:
-        as_picture(item[0] if isinstance(item, tuple | list) else item)
+        as_image(item[0] if isinstance(item, tuple | list) else item)
     except UnreadableError as error:
         raise StepclrError(f"{source}: {error}") from error
     labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)
@@ -48,19 +48,19 @@ def open_dataset(dataset: Dataset[Any]) -> ImageSet:
     return _numbered(Items(dataset), n, labels, _classes(dataset), source)
 
 
-def _channels_first(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A view `[n, 3, H, W]` or, of grey pictures, `[n, 1, H, W]`."""
-    if pictures.ndim == 3:
-        return pictures[:, None]
-    if pictures.shape[3] in (1, 3):
-        return pictures.transpose(0, 3, 1, 2)
-    if pictures.shape[1] in (1, 3):
-        return pictures
-    raise StepclrError(f"pictures must have 1 or 3 channels, not the shape {list(pictures.shape)}")
+def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A view `[n, 3, H, W]` or, of grey images, `[n, 1, H, W]`."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.shape[3] in (1, 3):
+        return images.transpose(0, 3, 1, 2)
+    if images.shape[1] in (1, 3):
+        return images
+    raise StepclrError(f"images must have 1 or 3 channels, not the shape {list(images.shape)}")
 
 
 def _numbered(store: Store, n: int, given: object, names: list[str] | None, source: str) -> ImageSet:
-    """A set whose pictures have no names of their own."""
+    """A set whose images have no names of their own."""
     labels = np.full(n, -1) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise StepclrError(f"{source}: labels must be {n} whole numbers, not {labels.dtype} {list(labels.shape)}")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stepclr.data.disk import recall, stamps, user_folder
 from stepclr.errors import StepclrError
+from stepclr.io import recall, stamps, user_folder
 
 SPLITS = {
     "stl10": ("train", "test", "unlabeled", "train+unlabeled"),
@@ -24,26 +24,26 @@ Known = tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]
 
 
 def read_sample(split: str) -> Known:
-    """(pictures `[n, 28, 28]`, labels `[n]`, class names) of the bundled part of Fashion-MNIST.
+    """(images `[n, 28, 28]`, labels `[n]`, class names) of the bundled part of Fashion-MNIST.
 
-    unlabeled: 10,000 of its training pictures; train: 1,000 others, 100 a class; test: 2,000 of its test pictures.
+    unlabeled: 10,000 of its training images; train: 1,000 others, 100 a class; test: 2,000 of its test images.
     """
     try:
         with (files("stepclr.data") / "sample" / "fashion_mnist.npz").open("rb") as file:
             sample = np.load(file, allow_pickle=False)
-            pictures = sample[split]
-            labels = np.full(len(pictures), -1) if split == "unlabeled" else sample[f"{split}_labels"]
+            images = sample[split]
+            labels = np.full(len(images), -1) if split == "unlabeled" else sample[f"{split}_labels"]
     except Exception as error:  # of a damaged file NumPy and zipfile raise whatever they stumble over
         raise StepclrError(f"the bundled sample cannot be read ({error}); install stepclr again") from error
-    return pictures, labels.astype(np.int64), FASHION
+    return images, labels.astype(np.int64), FASHION
 
 
 def read_torchvision(name: str, split: str) -> Known:
-    """(pictures, labels, class names) of a data set of torchvision's, downloaded at first use to `$STEPCLR_DATA`.
+    """(images, labels, class names) of a data set of torchvision's, downloaded at first use to `$STEPCLR_DATA`.
 
     The default folder is `~/.cache/stepclr/data`. Raises `StepclrError` that says which file to put where if it cannot
     be downloaded. CIFAR's files are pickles: torchvision opens none before its published MD5 matches. STL-10's are bare
-    bytes, 3 GB of them: their MD5s are taken once and remembered, and the pictures stay in the file, mapped.
+    bytes, 3 GB of them: their MD5s are taken once and remembered, and the images stay in the file, mapped.
     """
     from torchvision import datasets  # a second to import, and folders do without
 

@@ -1,4 +1,4 @@
-"""The order in which an epoch meets pictures in shards: a buffer shuffle, a function of (seed, epoch) alone.
+"""The order in which an epoch meets images in shards: a buffer shuffle, a function of (seed, epoch) alone.
 
 The shards are shuffled and laid end to end; that stream is cut into equal lanes. Each lane is shuffled within windows
 and gives every batch an equal part, lane after lane. So ranks, each with its contiguous part of every batch, read the
@@ -14,13 +14,13 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 LANES = 64  # at most; a batch that they do not divide, and a set of few shards, have fewer
-WINDOW = 8192  # pictures of a lane that are shuffled together
+WINDOW = 8192  # images of a lane that are shuffled together
 
 
 class ShardOrder:
-    """An epoch's batches of pictures that lie in shards, the incomplete last one left out.
+    """An epoch's batches of images that lie in shards, the incomplete last one left out.
 
-    Args: starts: where each shard's pictures begin in the set, and where the last ones end, int64 `[S + 1]`.
+    Args: starts: where each shard's images begin in the set, and where the last ones end, int64 `[S + 1]`.
     """
 
     def __init__(self, starts: Int64[np.ndarray, " s1"], seed: int, epoch: int, batch_size: int) -> None:
@@ -36,17 +36,17 @@ class ShardOrder:
         most = max(1, int(np.count_nonzero(counts)))
         while self.lanes > most:
             self.lanes //= 2
-        self.part = batch // self.lanes  # pictures of a lane in a batch
+        self.part = batch // self.lanes  # images of a lane in a batch
 
     def batches(self, start: int = 0) -> Iterator[Int64[np.ndarray, " batch"]]:
-        """The pictures of batch `start` and of those after it; no more than a window a lane is ever held."""
+        """The images of batch `start` and of those after it; no more than a window a lane is ever held."""
         turns = max(1, WINDOW // self.part)  # batches that a window lasts
         for first in range(start // turns * turns, self.steps, turns):
             last = min(first + turns, self.steps)
             window = np.stack([self._window(lane, first, last) for lane in range(self.lanes)])
             for step in range(max(start, first), last):
                 at = slice((step - first) * self.part, (step - first + 1) * self.part)
-                yield self._pictures(window[:, at].ravel())
+                yield self._images(window[:, at].ravel())
 
     def following(self) -> dict[int, list[int]]:
         """The shards that a lane comes to within a window after each shard."""
@@ -66,7 +66,7 @@ class ShardOrder:
         begin = (lane * self.steps + first) * self.part
         return begin + self._shuffled((last - first) * self.part, lane, 1 + first)
 
-    def _pictures(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _images(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         begin: NDArray[np.int64] = self.begin[np.searchsorted(self.ends, places, "right")]
         return places + begin
 

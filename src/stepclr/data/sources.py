@@ -15,7 +15,7 @@ from stepclr.data.folders import open_folder, open_zip
 from stepclr.data.images import ImageSet
 from stepclr.data.memory import Array, open_array, open_dataset
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
-from stepclr.data.shards import is_packed, open_shards
+from stepclr.data.shards.store import is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
 Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
@@ -24,31 +24,31 @@ Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
 def open_images(
     source: Source, classes: str | Iterable[str] | None = None, limit: int | None = None, damaged: str = "refuse"
 ) -> ImageSet:
-    """The pictures of a source, with their labels where it has some (SimCLR section 2: pretraining needs none).
+    """The images of a source, with their labels where it has some (SimCLR section 2: pretraining needs none).
 
     Args:
         source: one of
-            - a folder, looked through with all its sub-folders, or a zip: the first folder on a picture's path is its
-              class, a loose picture has no label (in a zip, one folder around everything is looked through);
+            - a folder, looked through with all its sub-folders, or a zip: the first folder on an image's path is its
+              class, a loose image has no label (in a zip, one folder around everything is looked through);
             - tar shards: the folder that `stepclr pack` wrote, `shards/{0000..0127}.tar`, one `x.tar`, or an fsspec URL
-              of any of these (`s3://...`); of tars from elsewhere a `.cls` beside a picture is its class (WebDataset),
+              of any of these (`s3://...`); of tars from elsewhere a `.cls` beside an image is its class (WebDataset),
               else the first folder, as in a zip;
             - `stl10:{train,test,unlabeled,train+unlabeled}`, `cifar10:{train,test}`, `cifar100:{train,test}`,
               `fashion-mnist:{train,test}`: downloaded by torchvision at first use, to `$STEPCLR_DATA` (default
               `~/.cache/stepclr/data`);
             - `sample:{unlabeled,train,test}`: a part of Fashion-MNIST that is bundled with the package;
-            - uint8 pictures `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, as an array or a tensor, alone or as
-              (pictures, labels `[n]`) with -1 for no label;
-            - a map-style torch `Dataset` of pictures (PIL or uint8) or of (picture, label); its `classes` are used;
+            - uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, as an array or a tensor, alone or as
+              (images, labels `[n]`) with -1 for no label;
+            - a map-style torch `Dataset` of images (PIL or uint8) or of (image, label); its `classes` are used;
             - an `ImageSet`.
-        classes: keep only the labelled pictures of these classes (names, or one string with commas); their order
+        classes: keep only the labelled images of these classes (names, or one string with commas); their order
             gives the labels 0..C-1.
-        limit: keep at most so many pictures, spread evenly over the classes and the first ones of each.
-        damaged: what to do about a shard that is missing, cut short or altered: "refuse" it, or "skip" its pictures and
+        limit: keep at most so many images, spread evenly over the classes and the first ones of each.
+        damaged: what to do about a shard that is missing, cut short or altered: "refuse" it, or "skip" its images and
             list it in `skipped`.
 
     Raises:
-        StepclrError: one line, where the source, its split or a class does not exist, or there is no picture in it.
+        StepclrError: one line, where the source, its split or a class does not exist, or there is no image in it.
     """
     choose("damaged", damaged, ("refuse", "skip"))
     images = _open(source, damaged)
@@ -58,7 +58,7 @@ def open_images(
         images = images.keep(classes)
     if limit is not None:
         if limit < 1:
-            raise StepclrError(f"limit must be at least 1 picture, not {limit}")
+            raise StepclrError(f"limit must be at least 1 image, not {limit}")
         images = images.take(_spread(images.labels, limit))
     return images
 
@@ -77,7 +77,7 @@ def _open(source: object, damaged: str) -> ImageSet:
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset) and hasattr(source, "__len__"):
         return open_dataset(source)
     raise StepclrError(
-        f"cannot open pictures from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
+        f"cannot open images from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
         "(array, labels), a map-style torch Dataset or an ImageSet"
     )
 
@@ -98,8 +98,8 @@ def _named(name: str, split: str) -> ImageSet:
     if not split:
         raise StepclrError(f"{name} needs a split: {', '.join(f'{name}:{split}' for split in SPLITS[name])}")
     source = f"{name}:{choose(f'split of {name}', split, SPLITS[name])}"
-    pictures, labels, classes = read_sample(split) if name == "sample" else read_torchvision(name, split)
-    return open_array(pictures, labels, classes, source)
+    images, labels, classes = read_sample(split) if name == "sample" else read_torchvision(name, split)
+    return open_array(images, labels, classes, source)
 
 
 def _path(path: Path, damaged: str) -> ImageSet:
@@ -110,7 +110,7 @@ def _path(path: Path, damaged: str) -> ImageSet:
     if path.suffix == ".tar" and (path.exists() or "{" in path.name):
         return open_shards(str(path), damaged)
     if path.exists():
-        raise StepclrError(f"{path} is neither a folder nor a zip nor a tar; of a single picture, name the folder")
+        raise StepclrError(f"{path} is neither a folder nor a zip nor a tar; of a single image, name the folder")
     siblings = (
         [other.name for other in path.parent.iterdir()]
         if os.access(path.parent, os.R_OK) and path.parent.is_dir()
@@ -123,8 +123,8 @@ def _path(path: Path, damaged: str) -> ImageSet:
 
 
 def _spread(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """The indices of at most `limit` pictures, as even over the classes as there are pictures, in their order."""
-    turn = np.zeros(len(labels), np.int64)  # a picture's place in its class
+    """The indices of at most `limit` images, as even over the classes as there are images, in their order."""
+    turn = np.zeros(len(labels), np.int64)  # an image's place in its class
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         turn[members] = np.arange(len(members))

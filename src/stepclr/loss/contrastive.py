@@ -2,7 +2,7 @@
 
     L = 1/A sum_i [ log sum_{a != i} exp(z_i.z_a / tau)  -  1/|P(i)| sum_{p in P(i)} z_i.z_p / tau ]
 
-over the A anchors i that have a positive; P(i) are the other projections of i's group. With pictures as groups this
+over the A anchors i that have a positive; P(i) are the other projections of i's group. With images as groups this
 is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the mean over anchors, as in the papers:
 the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
 
@@ -22,26 +22,26 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.tiles import MeanLogSum
-from stepclr.ranks import ALONE, Ranks
 
 
 def nt_xent(
     z_i: Float[Tensor, "n d"],
     z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
     temperature: float = 0.5,
-    ranks: Ranks = ALONE,
+    world: World = ALONE,
 ) -> Float[Tensor, ""]:
-    """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one picture.
+    """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one image.
 
-    Args: z_i, z_j: projections of any length and floating type; normalised and reduced in float32 (float64 stays).
+    Args: z_i, z_j: projections of any length and floating type; normalized and reduced in float32 (float64 stays).
     With more than two views, z_j is the list of those of all the others: each is then a positive of each.
     Returns: a scalar, log(2N - 1) where all projections of two views coincide.
     Raises: StepclrError for shapes that differ or a temperature that is not above 0.
     """
     z, views = _stack(z_i, z_j)
-    return contrastive(z, _own_ids(z_i, ranks).repeat(views), temperature, ranks=ranks)
+    return contrastive(z, _own_ids(z_i, world).repeat(views), temperature, world=world)
 
 
 def supcon(
@@ -50,19 +50,19 @@ def supcon(
     labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
     temperature: float = 0.1,
     variant: Literal["out", "in"] = "out",
-    ranks: Ranks = ALONE,
+    world: World = ALONE,
 ) -> Float[Tensor, ""]:
     """SupCon's L_out (eq. 2; `variant="in"`: L_in, eq. 3): all views with an anchor's label are its positives.
 
-    A picture without a label (-1) is its own class, so one call serves labelled, unlabelled and mixed batches; with no
+    An image without a label (-1) is its own class, so one call serves labelled, unlabelled and mixed batches; with no
     label at all it is `nt_xent`. Arguments, result and errors otherwise as there.
     """
     z, views = _stack(z_i, z_j)
     labels = torch.as_tensor(labels, device=z_i.device)
     if len(labels) != len(z_i):
-        raise StepclrError(f"{len(z_i)} pictures but {len(labels)} labels")
-    groups = torch.where(labels < 0, -1 - _own_ids(z_i, ranks), labels)
-    return contrastive(z, groups.repeat(views), temperature, variant, ranks)
+        raise StepclrError(f"{len(z_i)} images but {len(labels)} labels")
+    groups = torch.where(labels < 0, -1 - _own_ids(z_i, world), labels)
+    return contrastive(z, groups.repeat(views), temperature, variant, world)
 
 
 def contrastive(
@@ -70,12 +70,12 @@ def contrastive(
     groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
     temperature: float,
     variant: Literal["out", "in"] = "out",
-    ranks: Ranks = ALONE,
+    world: World = ALONE,
 ) -> Float[Tensor, ""]:
     """The equation at the head of this file; `variant="in"` takes the mean of the positives inside the logarithm.
 
     Args:
-        z: projections `[M, D]`, of any length and floating type; normalised and reduced in float32 (float64 stays).
+        z: projections `[M, D]`, of any length and floating type; normalized and reduced in float32 (float64 stays).
         groups: int64 `[M]`; equal numbers are positives of each other.
         temperature: tau > 0.
         ranks: whose projections are contrasted together; `z` and `groups` are those of this one.
@@ -90,18 +90,18 @@ def contrastive(
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
     if len(groups) != len(z):
         raise StepclrError(f"{len(z)} projections but {len(groups)} group ids")
-    sizes = ranks.sizes(len(z))
-    groups = ranks.gather(groups, sizes)
+    sizes = world.sizes(len(z))
+    groups = world.gather(groups, sizes)
     ordered = groups.sort().values
     group = torch.searchsorted(ordered, groups)  # the place where i's group begins: a number for it below M
     count = torch.searchsorted(ordered, groups, right=True) - group - 1  # |P(i)|
     if len(groups) < 2:
         return z.sum() * 0
     with torch.autocast(z.device.type, enabled=False):
-        z = ranks.together(F.normalize(z if z.dtype == torch.float64 else z.float()), sizes)
+        z = world.together(F.normalize(z if z.dtype == torch.float64 else z.float()), sizes)
         anchor = (count > 0).double()  # for at a small temperature the loss is the difference of two large means
         weights = anchor / anchor.sum().clamp(min=1)  # 1/A
-        log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, ranks, sizes)
+        log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, world, sizes)
         if variant == "out":
             others = torch.zeros_like(z).index_add(0, group, z)[group] - z  # summed over P(i)
             attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
@@ -110,9 +110,9 @@ def contrastive(
         return (log_sum - (weights * attraction).sum()).to(z.dtype)
 
 
-def _own_ids(z_i: Float[Tensor, "n d"], ranks: Ranks) -> Int[Tensor, " n"]:
-    """A number for each picture that no picture of another rank has."""
-    return torch.arange(len(z_i), device=z_i.device) * ranks.world + ranks.rank
+def _own_ids(z_i: Float[Tensor, "n d"], world: World) -> Int[Tensor, " n"]:
+    """A number for each image that no image of another rank has."""
+    return torch.arange(len(z_i), device=z_i.device) * world.size + world.rank
 
 
 def _log_mean_of_positives(z: Tensor, group: Tensor, count: Tensor, temperature: float) -> Tensor:

@@ -5,27 +5,27 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
-from stepclr.ranks import ALONE, Ranks
 
 
-def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"], ranks: Ranks = ALONE) -> Float[Tensor, ""]:
-    """-log softmax(logits)[label], the mean over the pictures that have one; 0 where none has (label -1).
+def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"], world: World = ALONE) -> Float[Tensor, ""]:
+    """-log softmax(logits)[label], the mean over the images that have one; 0 where none has (label -1).
 
     Args: logits: `[M, C]`, of any floating type; reduced in float32 (float64 stays). labels: int64 `[M]`.
-    Many ranks take the mean over the pictures of them all; value and gradient are as in `contrastive.py`.
+    Many ranks take the mean over the images of them all; value and gradient are as in `contrastive.py`.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        sizes = ranks.sizes(len(logits))
-        logits, labels = ranks.together(_precise(logits), sizes), ranks.gather(labels, sizes)
+        sizes = world.sizes(len(logits))
+        logits, labels = world.together(_precise(logits), sizes), world.gather(labels, sizes)
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         return total / (labels >= 0).sum().clamp(min=1)
 
 
 def distillation(
-    logits: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: float = 1.0, ranks: Ranks = ALONE
+    logits: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: float = 1.0, world: World = ALONE
 ) -> Float[Tensor, ""]:
-    """- sum_y P_teacher(y) log P_student(y), both softmax(logits / T), the mean over pictures (SimCLRv2 eq. 2).
+    """- sum_y P_teacher(y) log P_student(y), both softmax(logits / T), the mean over images (SimCLRv2 eq. 2).
 
     Args: logits, teacher: `[M, C]`, of any floating type; no gradient reaches the teacher. temperature: T > 0.
     Many ranks: as in `cross_entropy`.
@@ -36,8 +36,8 @@ def distillation(
     if not temperature > 0:
         raise StepclrError(f"temperature must be above 0, not {temperature}")
     with torch.autocast(logits.device.type, enabled=False):
-        sizes = ranks.sizes(len(logits))
-        logits, teacher = ranks.together(_precise(logits), sizes), ranks.gather(_precise(teacher), sizes)
+        sizes = world.sizes(len(logits))
+        logits, teacher = world.together(_precise(logits), sizes), world.gather(_precise(teacher), sizes)
         return -((teacher / temperature).softmax(1) * (logits / temperature).log_softmax(1)).sum(1).mean()
 
 

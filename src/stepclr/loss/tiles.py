@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from stepclr.ranks import Ranks
+from stepclr.distributed import World
 
 SIDES = {"cpu": (256, 512), "cuda": (4096, 4096)}  # of a tile; on a CPU some float32 tiles fit into a core's cache
 KEPT = 2**22  # numbers of the first pass that the second need not compute again: 16 MiB in float32
@@ -39,13 +39,13 @@ class MeanLogSum(torch.autograd.Function):
         z: Float[Tensor, "m d"],
         weights: Float64[Tensor, " m"],
         temperature: float,
-        ranks: Ranks,
+        world: World,
         sizes: Sequence[int],
     ) -> Float64[Tensor, ""]:
         """The sums, tile by tile."""
-        matrix = Tiles(z, temperature, ranks.rows(sizes))
+        matrix = Tiles(z, temperature, world.rows(sizes))
         own = matrix.log_sums(KEPT if ctx.needs_input_grad[0] and not z.is_cuda else 0)
-        log_sums = ranks.gather(own, sizes)
+        log_sums = world.gather(own, sizes)
         ctx.save_for_backward(z, weights, log_sums)
         ctx.matrix = matrix
         return (weights * log_sums).sum()

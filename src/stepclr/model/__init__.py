@@ -1,15 +1,15 @@
 """Steps 3 and 4: a view `[n, 3, S, S]` -> representation h `[n, F]` -> projection z `[n, D]`.
 
 `encoder.py` holds f(.), whose output is kept; `head.py` holds g(.), which is thrown away after pretraining;
-`classifier.py` puts a linear layer in its place; `files.py` writes and reads encoders and classifiers; `represent.py`
-runs a frozen encoder over an `ImageSet`; `tiny_maps.py` is a short way for bfloat16 on a CPU.
+`classifier.py` puts a linear layer in its place; `files.py` writes and reads encoders and classifiers; `features.py`
+runs a frozen encoder over an `ImageSet`; `small_conv.py` is a faster convolution for small maps in bfloat16 on a CPU.
 """
 
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.features import represent
 from stepclr.model.files import load_classifier, load_encoder, save_classifier, save_encoder
 from stepclr.model.head import ProjectionHead
-from stepclr.model.represent import represent
 
 __all__ = [
     "Classifier",

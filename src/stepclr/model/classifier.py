@@ -12,7 +12,7 @@ from stepclr.model.head import ProjectionHead
 
 
 class Classifier(nn.Module):
-    """Logits of C classes: pictures `[n, 3, S, S]` in [0, 1] -> h -> kept head layers, if any -> linear `[n, C]`.
+    """Logits of C classes: images `[n, 3, S, S]` in [0, 1] -> h -> kept head layers, if any -> linear `[n, C]`.
 
     Args:
         encoder: f(.), its preprocessing included.

@@ -20,22 +20,22 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from stepclr.data import upright_rgb
+from stepclr.data.decode import upright_rgb
 from stepclr.errors import StepclrError, choose
-from stepclr.model.tiny_maps import use_tiny_maps
+from stepclr.model.small_conv import use_tiny_maps
 
 STEMS = ("auto", "imagenet", "small", "small-stride2", "own")
-STRIP = 16  # short sides; of a longer picture only the middle is enlarged, or a line of pixels would fill the memory
+STRIP = 16  # short sides; of a longer image only the middle is enlarged, or a line of pixels would fill the memory
 SMALL = 64  # up to this side a 7x7 stride-2 stem with a max-pool throws too much away: about 10 points on CIFAR
-Picture = Image.Image | Tensor | NDArray[np.uint8]
+AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 
 
 class Encoder(nn.Module):
-    """h = f(x): pictures `[n, 3, S, S]` in [0, 1] -> representation `[n, F]`, the last pooling (SimCLR section 2).
+    """h = f(x): images `[n, 3, S, S]` in [0, 1] -> representation `[n, F]`, the last pooling (SimCLR section 2).
 
-    It carries its own preprocessing: `mean`, `std` are buffers, `size` is S, and `preprocess` makes x from a picture.
+    It carries its own preprocessing: `mean`, `std` are buffers, `size` is S, and `preprocess` makes x from an image.
     Attributes: name, stem, size (pixels), num_features (F), classes (names of the run's classes, or empty),
-    normalize_h (whether h has unit norm: SupCon normalises before the head and before the linear layer too).
+    normalize_h (whether h has unit norm: SupCon normalizes before the head and before the linear layer too).
     """
 
     mean: Tensor
@@ -54,31 +54,29 @@ class Encoder(nn.Module):
         h: Tensor = self.body((x - self.mean) / self.std)
         return F.normalize(h.float()).to(h.dtype) if self.normalize_h else h
 
-    def preprocess(self, pictures: Picture | Sequence[Picture]) -> Float[Tensor, "n 3 s s"]:
-        """Picture(s) -> x `[n, 3, S, S]` in [0, 1], ready for the encoder: short side resized, centre cropped.
+    def preprocess(self, images: AnyImage | Sequence[AnyImage]) -> Float[Tensor, "n 3 s s"]:
+        """Image(s) -> x `[n, 3, S, S]` in [0, 1], ready for the encoder: short side resized, center cropped.
 
-        Takes PIL pictures, uint8 tensors `[3, H, W]` or `[n, 3, H, W]`, uint8 arrays `[H, W, 3]`, or a sequence of any.
-        The crop is 0.875 of the resized picture, as in ImageNet's test protocol; small views (S <= 64) take it whole.
+        Takes PIL images, uint8 tensors `[3, H, W]` or `[n, 3, H, W]`, uint8 arrays `[H, W, 3]`, or a sequence of any.
+        The crop is 0.875 of the resized image, as in ImageNet's test protocol; small views (S <= 64) take it whole.
         """
-        if isinstance(pictures, Tensor) and pictures.ndim == 4:
-            return self._centre(pictures)
-        if isinstance(pictures, Image.Image | Tensor | np.ndarray):
-            pictures = [pictures]
-        if not pictures:
-            raise StepclrError("there are no pictures to preprocess")
-        return torch.cat([self._centre(_chw(picture)[None]) for picture in pictures])
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return self._center(images)
+        if isinstance(images, Image.Image | Tensor | np.ndarray):
+            images = [images]
+        if not images:
+            raise StepclrError("there are no images to preprocess")
+        return torch.cat([self._center(_chw(image)[None]) for image in images])
 
     @property
     def side(self) -> int:
-        """The short side to which a picture is resized before its centre is cropped, pixels."""
+        """The short side to which an image is resized before its center is cropped, pixels."""
         return self.size if self.size <= SMALL else round(self.size / 0.875)
 
-    def _centre(self, pictures: Tensor) -> Tensor:
-        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
-            raise StepclrError(
-                f"preprocess takes uint8 pictures [n, 3, H, W], not {pictures.dtype} {list(pictures.shape)}"
-            )
-        x = pictures.to(self.mean.device).float() / 255
+    def _center(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise StepclrError(f"preprocess takes uint8 images [n, 3, H, W], not {images.dtype} {list(images.shape)}")
+        x = images.to(self.mean.device).float() / 255
         side = self.side
         if x.shape[-2:] != (self.size, self.size) or side != self.size:
             short = min(x.shape[-2:])
@@ -89,14 +87,10 @@ class Encoder(nn.Module):
         return x
 
 
-def _chw(picture: Picture) -> Tensor:
-    if isinstance(picture, Image.Image):
-        return torch.as_tensor(upright_rgb(picture))
-    return (
-        torch.from_numpy(np.ascontiguousarray(np.moveaxis(picture, -1, 0)))
-        if isinstance(picture, np.ndarray)
-        else picture
-    )
+def _chw(image: AnyImage) -> Tensor:
+    if isinstance(image, Image.Image):
+        return torch.as_tensor(upright_rgb(image))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0))) if isinstance(image, np.ndarray) else image
 
 
 def build_encoder(
@@ -110,7 +104,7 @@ def build_encoder(
         stem: for ResNets, "imagenet" (7x7, stride 2, max-pool), "small" (3x3, stride 1, no pool), "small-stride2"
             (3x3, stride 2, no pool), or "auto": small at S <= 64, else what timm builds ("imagenet", or "own" where
             that is another). Networks that are no ResNets keep their own.
-        weights: None for a new initialisation from torch's generator, "timm" for timm's own pretrained weights, or the
+        weights: None for a new initialization from torch's generator, "timm" for timm's own pretrained weights, or the
             path of a checkpoint file (.safetensors, .pt, .pth) or of a run. Strict, but a classifier is dropped.
         size: side S of the views, in pixels.
         normalize_h: divide h by its length (SupCon's recipes do).

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from stepclr.data.disk import write_whole
 from stepclr.errors import StepclrError
+from stepclr.io import write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder, build_encoder, load_weights
 
@@ -76,7 +76,7 @@ def _fields(encoder: Encoder) -> FieldsOf:
 
 
 def _build(fields: FieldsOf) -> Encoder:
-    # Files from before there was such a choice do not say: they were not normalised.
+    # Files from before there was such a choice do not say: they were not normalized.
     normalize_h = fields.get("normalize_h", False)
     encoder = build_encoder(fields["name"], fields["stem"], size=fields["size"], normalize_h=normalize_h)
     encoder.classes = fields["classes"]

@@ -12,7 +12,7 @@ class ProjectionHead(nn.Sequential):
     """z = g(h): h `[n, features]` -> z `[n, out]` (SimCLR sections 2 and 4.2; three layers: SimCLRv2 section 3).
 
     Every linear layer is followed by BatchNorm and all but the last by ReLU, as in the authors' code (the paper's
-    g(h) = W2 relu(W1 h) leaves the BatchNorm out). z is not normalised here: the loss does that.
+    g(h) = W2 relu(W1 h) leaves the BatchNorm out). z is not normalized here: the loss does that.
 
     Args: features: width F of h. hidden: width of the hidden layers. out: width D of z. layers: 2 or 3.
     Raises StepclrError for another number of layers.

@@ -1,4 +1,4 @@
-"""Colour jitter and grey, each picture with its own parameters. Rendered by the rules at the head of `render.py`."""
+"""Color jitter and grey, each image with its own parameters. Rendered by the rules at the head of `render.py`."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ def color_jitter(
     factors: Float[np.ndarray, "n 4"],
     order: Int[np.ndarray, "n 4"],
 ) -> None:
-    """Brightness, contrast, saturation and hue, each picture in its own order, clipped after each. In place."""
+    """Brightness, contrast, saturation and hue, each image in its own order, clipped after each. In place."""
     for turn in range(4):
         for which, change in CHANGES.items():
             chosen = jitter & (order[:, turn] == which)
@@ -30,7 +30,7 @@ def brightness(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) ->
 
 
 def contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Away from, or towards, the picture's mean grey."""
+    """Away from, or towards, the image's mean grey."""
     exact = (luma(x) * 2.0**16).round().sum((1, 2), dtype=torch.int64)
     mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
     return _blend(x, mean[:, None, None, None], factor)

@@ -1,6 +1,6 @@
-"""AutoAugment's and RandAugment's ops, on pictures of 256 grey levels, as torchvision defines them (v2, uint8).
+"""AutoAugment's and RandAugment's ops, on images of 256 grey levels, as torchvision defines them (v2, uint8).
 
-Pictures that undergo the same op are changed together, each with its own magnitude.
+Images that undergo the same op are changed together, each with its own magnitude.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = MOVES = tuple(
 
 
 def change_levels(x: UInt8[Tensor, "n 3 s s"], op: Int[np.ndarray, " n"], magnitude: Float[np.ndarray, " n"]) -> None:
-    """One op of `tables.OPS` on each picture, at its magnitude. In place."""
+    """One op of `tables.OPS` on each image, at its magnitude. In place."""
     moved = np.isin(op, MOVES)
     rows = chosen_rows(moved, x)
     if len(rows):
@@ -36,7 +36,7 @@ def change_levels(x: UInt8[Tensor, "n 3 s s"], op: Int[np.ndarray, " n"], magnit
 def inverse_affine(
     op: Int[np.ndarray, " n"], magnitude: Float[np.ndarray, " n"], size: int
 ) -> Float[np.ndarray, "n 2 3"]:
-    """Where an output pixel comes from, (column, row) about the picture's centre; shears leave a corner in place."""
+    """Where an output pixel comes from, (column, row) about the image's center; shears leave a corner in place."""
     matrix = np.tile(np.eye(2, 3), (len(op), 1, 1))
     for which, line in ((SHEAR_X, 0), (SHEAR_Y, 1)):
         matrix[op == which, line, 1 - line] = magnitude[op == which]
@@ -50,7 +50,7 @@ def inverse_affine(
 
 
 def move(x: UInt8[Tensor, "n 3 s s"], matrix: Float[Tensor, "n 2 3"]) -> UInt8[Tensor, "n 3 s s"]:
-    """Each output pixel is the nearest of where it comes from, black outside the picture."""
+    """Each output pixel is the nearest of where it comes from, black outside the image."""
     size = x.shape[-1]
     middle = (size - 1) / 2
     across = torch.arange(size, dtype=torch.float64, device=x.device) - middle
@@ -83,13 +83,13 @@ def color(x: UInt8[Tensor, "n 3 s s"], change: Float[Tensor, "n 1 1 1"]) -> UInt
 
 
 def contrast(x: UInt8[Tensor, "n 3 s s"], change: Float[Tensor, "n 1 1 1"]) -> UInt8[Tensor, "n 3 s s"]:
-    """Towards the picture's mean grey, or away from it."""
+    """Towards the image's mean grey, or away from it."""
     total = _grey(x).sum((1, 2, 3), keepdim=True, dtype=torch.int64)  # of integers, so that it is exact
     return _blend(x, (total.double() / x[0, 0].numel()).float(), change)
 
 
 def sharpness(x: UInt8[Tensor, "n 3 s s"], change: Float[Tensor, "n 1 1 1"]) -> UInt8[Tensor, "n 3 s s"]:
-    """Towards the mean of a pixel (5 times) and its neighbours, or away from it; the border stays."""
+    """Towards the mean of a pixel (5 times) and its neighbors, or away from it; the border stays."""
     levels = x.int()
     rows = levels[:, :, :-2] + levels[:, :, 1:-1] + levels[:, :, 2:]
     inner = levels[:, :, 1:-1, 1:-1]

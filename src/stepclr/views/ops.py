@@ -1,4 +1,4 @@
-"""The ops of a policy: each draws its parameters from random numbers, as arrays with a row a picture. CPU only."""
+"""The ops of a policy: each draws its parameters from random numbers, as arrays with a row an image. CPU only."""
 
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -18,7 +18,7 @@ FARTHEST = 23 / 224  # largest scale of the control points' normal moves, in uni
 
 @dataclass(frozen=True)
 class JitterDraws:
-    """Colour jitter of N views."""
+    """Color jitter of N views."""
 
     jitter: Bool[np.ndarray, " n"]
     factors: Float[np.ndarray, "n 4"]  # brightness, contrast, saturation: factors; hue: shift in turns

@@ -8,11 +8,11 @@ from stepclr.errors import StepclrError, choose
 from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grey, Op, RandAugment, Warp
 
 POLICIES = {
-    "simclr": "crop and resize, flip, colour jitter, grey, blur (SimCLR App. A)",
+    "simclr": "crop and resize, flip, color jitter, grey, blur (SimCLR App. A)",
     "simaugment": "simclr with a sparse image warp before the blur, bilinear crops (SupCon 14.2)",
     "autoaugment": "crop, flip, AutoAugment; autoaugment:TABLE has the table imagenet (default), cifar10 or svhn",
     "randaugment": "crop, flip, RandAugment; randaugment:LAYERS,MAGNITUDE, by default 2,9, magnitude of 0 .. 30",
-    "stacked": "crop, flip, colour jitter, RandAugment at full magnitude, grey, warp, blur (SupCon's code)",
+    "stacked": "crop, flip, color jitter, RandAugment at full magnitude, grey, warp, blur (SupCon's code)",
     "crop": "crop and resize, flip (what supervised training and linear evaluation use)",
 }
 

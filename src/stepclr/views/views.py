@@ -9,30 +9,30 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
-from stepclr.views.batched import render_batched
-from stepclr.views.draw import CROP_NUMBERS, Draws, draw
-from stepclr.views.fused import Renderer, choose_renderer, render_fused
+from stepclr.views.cuda import render_batched
 from stepclr.views.keys import NUMBERS, Indices
+from stepclr.views.numba.batch import Renderer, choose_renderer, render_fused
 from stepclr.views.ops import Blur, ColorJitter, Op, Warp, check_range
 from stepclr.views.policies import POLICIES, policy_defaults, policy_name, policy_ops, size_defaults
-from stepclr.views.render import Interpolation, render
+from stepclr.views.reference import Interpolation, render
+from stepclr.views.sample import CROP_NUMBERS, Draws, draw
 
 
 class Views:
-    """t ~ T: random views of pictures, each a function of its key alone (SimCLR section 3, App. A).
+    """t ~ T: random views of images, each a function of its key alone (SimCLR section 3, App. A).
 
     Args:
         policy: one of `POLICIES`, or a list of ops that follow crop and flip, as [ColorJitter(0.8), Grey()].
         size: side S of a view, in pixels.
-        strength: s of the colour jitter, or a sequence with one for each view. None: by size, or the ops' own.
+        strength: s of the color jitter, or a sequence with one for each view. None: by size, or the ops' own.
         blur: probability of the Gaussian blur. None: by size, or the op's own.
-        min_area: smallest crop as a share of the picture's area. None: by size.
-        views: number of views V of each picture.
+        min_area: smallest crop as a share of the image's area. None: by size.
+        views: number of views V of each image.
         interpolation: of the crop, "bicubic" or "bilinear"; antialiased both. None: as in the authors' code,
             bilinear in simaugment, else bicubic.
         warp: probability of the sparse image warp. None: 0.5, or the op's own.
         renderer: "torch", the reference; "numba", several times as fast on a CPU and within 1/255 of it, for policies
-            of colour jitter, grey, warp and blur; "auto": numba where it can be. A batch on a GPU is rendered there.
+            of color jitter, grey, warp and blur; "auto": numba where it can be. A batch on a GPU is rendered there.
 
     `renderer` is the decision afterwards, "numba" or "torch"; with one of them a view is bit for bit the same in any
     batch, order and number of threads, and on any processor of the same kind.
@@ -96,17 +96,15 @@ class Views:
     def draw(self, batch: Tensor | Sequence[Tensor], keys: Indices) -> list[Draws]:
         """The parameters of each of the V views; `render` turns them into pixels."""
         if not len(batch):
-            raise StepclrError("there are no pictures to take views of")
+            raise StepclrError("there are no images to take views of")
         numbers: Int64[np.ndarray, " n"] = np.asarray(keys, dtype=np.int64).reshape(-1)
         if len(numbers) != len(batch):
-            raise StepclrError(f"{len(batch)} pictures but {len(numbers)} keys")
+            raise StepclrError(f"{len(batch)} images but {len(numbers)} keys")
         equal = isinstance(batch, Tensor)
-        for picture in batch[:1] if equal else batch:
-            if picture.dtype != torch.uint8 or picture.ndim != 3 or len(picture) != 3 or not picture.numel():
-                raise StepclrError(
-                    f"views are taken of uint8 pictures [3, H, W], not {picture.dtype} {list(picture.shape)}"
-                )
-        sizes = np.array([picture.shape[-2:] for picture in (batch[:1] if equal else batch)], dtype=np.int64)
+        for image in batch[:1] if equal else batch:
+            if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or not image.numel():
+                raise StepclrError(f"views are taken of uint8 images [3, H, W], not {image.dtype} {list(image.shape)}")
+        sizes = np.array([image.shape[-2:] for image in (batch[:1] if equal else batch)], dtype=np.int64)
         if equal:
             sizes = sizes.repeat(len(batch), axis=0)
         return [draw(numbers, view, sizes, self.min_area, ops, self.size) for view, ops in enumerate(self.ops)]

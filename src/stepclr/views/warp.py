@@ -1,4 +1,4 @@
-"""Sparse image warp: a few control points move, a thin-plate spline carries the rest of the picture along.
+"""Sparse image warp: a few control points move, a thin-plate spline carries the rest of the image along.
 
 As `tfa.image.sparse_image_warp` with its defaults (order 2, no regularisation, no boundary points), which SupCon's
 SimAugment calls. Positions are pixel indices 0 .. S - 1 as there, (row, column), here in units of the side S.
@@ -43,7 +43,7 @@ def thin_plate_field(
     for knot, weight in zip(knots.unbind(1), weights[:, :k].unbind(1), strict=True):
         square = (points - knot[:, None]).square()
         r2 = square[..., 0] + square[..., 1]
-        # xlogy goes number by number; a vectorised log may round the ends of a row in another way.
+        # xlogy goes number by number; a vectorized log may round the ends of a row in another way.
         field = field + (torch.special.xlogy(r2, r2) / 2)[..., None] * weight[:, None]
     return field
 
@@ -51,7 +51,7 @@ def thin_plate_field(
 def sparse_image_warp(
     x: Float[Tensor, "n 3 s s"], knots: Float[np.ndarray, "n k 2"], weights: Float[np.ndarray, "n k+3 2"]
 ) -> Float[Tensor, "n 3 s s"]:
-    """Pixel q takes the bilinear value at q - f(q), which is kept inside the picture."""
+    """Pixel q takes the bilinear value at q - f(q), which is kept inside the image."""
     size = x.shape[-1]
     index = torch.arange(size, dtype=torch.float64, device=x.device)
     pixels = torch.cartesian_prod(index, index)
@@ -62,7 +62,7 @@ def sparse_image_warp(
 
 
 def bilinear(x: Float[Tensor, "n 3 s s"], at: Float[Tensor, "n m 2"]) -> Float[Tensor, "n 3 s s"]:
-    """The picture's values at these places, (row, column) in pixels within it, one for each pixel in turn."""
+    """The image's values at these places, (row, column) in pixels within it, one for each pixel in turn."""
     size = x.shape[-1]
     first = at.floor()
     down, right = (at - first).to(x)[:, None].unbind(-1)

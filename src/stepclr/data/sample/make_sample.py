@@ -1,7 +1,7 @@
 """Makes the bundled sample from Debian's package `dataset-fashion-mnist`: python make_sample.py [FOLDER].
 
-10,000 training pictures for pretraining (their labels are not kept), 1,000 other training pictures with labels
-(100 a class) and 2,000 test pictures with labels (200 a class), all 28x28 grey. The choice depends on the seed alone.
+10,000 training images for pretraining (their labels are not kept), 1,000 other training images with labels
+(100 a class) and 2,000 test images with labels (200 a class), all 28x28 grey. The choice depends on the seed alone.
 """
 
 import gzip
@@ -25,7 +25,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def balanced(labels: NDArray[np.uint8], per_class: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Indices of `per_class` pictures of each class, drawn without replacement, in their original order."""
+    """Indices of `per_class` images of each class, drawn without replacement, in their original order."""
     drawn = [random.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
 
@@ -33,20 +33,20 @@ def balanced(labels: NDArray[np.uint8], per_class: int, random: np.random.Genera
 def make(source: Path) -> dict[str, NDArray[np.uint8]]:
     """The five arrays of the sample."""
     random = np.random.default_rng(0)
-    pictures, labels = (
+    images, labels = (
         read_idx(source / "train-images-idx3-ubyte.gz"),
         read_idx(source / "train-labels-idx1-ubyte.gz"),
     )
     train = balanced(labels, 100, random)
     others = np.setdiff1d(np.arange(len(labels)), train)
     unlabeled = np.sort(random.choice(others, 10_000, replace=False))
-    test_pictures, test_labels = (read_idx(source / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+    test_images, test_labels = (read_idx(source / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
     test = balanced(test_labels, 200, random)
     return {
-        "unlabeled": pictures[unlabeled],
-        "train": pictures[train],
+        "unlabeled": images[unlabeled],
+        "train": images[train],
         "train_labels": labels[train],
-        "test": test_pictures[test],
+        "test": test_images[test],
         "test_labels": test_labels[test],
     }
 

@@ -1,0 +1,122 @@
+"""The images of the site: `python docs/images.py [FOLDER]` makes them in minutes, from the bundled images alone.
+
+All but views.png are of one run, `--recipe sample` as it stands (seed 0): what `make demo` trains.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+import stepclr
+from stepclr.evaluation.init_from import trained_head
+from stepclr.pretraining.resolve import views_of
+from stepclr.recipes import recipe_config
+from stepclr.tools.curve import label_curve
+from stepclr.tools.sheet import sheet
+
+LARGER = 3  # times, and with hard edges: 28 pixels are few
+BLUE = "#0072B2"
+
+
+def main(folder: Path) -> None:
+    """Write everything into `folder`."""
+    folder.mkdir(exist_ok=True)
+    views().save(folder / "views.png")
+    config = recipe_config("sample")
+    test = stepclr.open_images("sample:test")
+    ten = one_of_each(test)
+    with tempfile.TemporaryDirectory(prefix="stepclr-docs-") as place:
+        run = stepclr.pretrain("sample:unlabeled", Path(place) / "run", config=config, monitor="sample:train")
+        pair = views_of(replace(config, size=28))(ten.read(range(10)), stepclr.view_keys(0, 0, range(10)))
+        torch.manual_seed(0)
+        fresh = stepclr.build_encoder(config.encoder, config.stem, size=28)
+        _save(similarity(_projections(fresh, pair), _projections(run.encoder(), pair, run)), folder / "similarity.png")
+        _save(training(run.metrics), folder / "training.png")
+        scores = stepclr.evaluate(run, "sample:train", test, labels_per_class="1,3,10,30", draws=5)
+        _save(label_curve(scores), folder / "labels.png")
+        h = torch.from_numpy(stepclr.embed(run, test))
+        _larger(neighbors(test, h, [1, 3, 5, 7, 8])).save(folder / "neighbors.png")
+
+
+def views() -> Image.Image:
+    """Five images with four pairs of views each, as the recipe draws them."""
+    ten = one_of_each(stepclr.open_images("sample:test"))
+    how = views_of(replace(recipe_config("sample"), size=28), "torch")  # the reference
+    return _larger(sheet(ten.read(range(0, 10, 2)), how, seed=0, pairs=4))
+
+
+def one_of_each(images: stepclr.ImageSet) -> stepclr.ImageSet:
+    """The first image of each class."""
+    return images.take([int(np.flatnonzero(images.labels == label)[0]) for label in range(len(images.classes))])
+
+
+def similarity(before: Tensor, after: Tensor) -> Figure:
+    """Cosine of each projection with each: of ten images the first views, then the second ones."""
+    figure = Figure(figsize=(8, 3.9), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for ax, z, name in zip(axes, (before, after), ("before pretraining", "after"), strict=True):
+        z = F.normalize(z)
+        drawn = ax.imshow(z @ z.T, vmin=-1, vmax=1, cmap="RdBu_r")
+        ax.set_xticks([4.5, 14.5], ["z_i", "z_j"])
+        ax.set_yticks([4.5, 14.5], ["z_i", "z_j"])
+        ax.set_title(name)
+    figure.colorbar(drawn, ax=axes, label="cosine")
+    return figure
+
+
+def training(metrics: Sequence[dict[str, Any]]) -> Figure:
+    """metrics.jsonl as three curves."""
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    named = {"loss": "NT-Xent", "contrastive_top1": "contrastive top-1", "knn": "weighted kNN top-1"}
+    for ax, (key, name) in zip(figure.subplots(1, 3), named.items(), strict=True):
+        told = [line for line in metrics if key in line]
+        ax.plot([line["step"] for line in told], [line[key] for line in told], color=BLUE)
+        ax.set_title(name)
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def neighbors(images: stepclr.ImageSet, h: Tensor, queries: Sequence[int], count: int = 8) -> Image.Image:
+    """A row a query: the first image of that class, a gap, then the images whose h are nearest to its own."""
+    h = F.normalize(h)
+    rows = []
+    for label in queries:
+        first = int(np.flatnonzero(images.labels == label)[0])
+        order = (h @ h[first]).argsort(descending=True)[: count + 1]
+        row = images.read(order)
+        assert isinstance(row, Tensor)
+        gap = torch.full_like(row[0][:, :, :8], 255)
+        rows.append(torch.cat([row[0], gap, *row[1:]], 2))
+    return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
+
+
+def _projections(encoder: stepclr.Encoder, pair: Tensor, run: stepclr.Run | None = None) -> Tensor:
+    """z of both views, with a new head or that of the run's last checkpoint."""
+    torch.manual_seed(0)
+    head = trained_head(run, encoder) if run else stepclr.ProjectionHead(encoder.num_features, 512, 128)
+    with torch.no_grad():
+        z: Tensor = head.train(run is None)(encoder.train(run is None)(pair.flatten(0, 1)))
+    return z
+
+
+def _larger(image: Image.Image) -> Image.Image:
+    return image.resize((image.width * LARGER, image.height * LARGER), Image.Resampling.NEAREST)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # else the file would change with matplotlib's version
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images")

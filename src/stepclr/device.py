@@ -1,0 +1,39 @@
+"""Where tensors are computed, and in which precision."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_helps() -> bool:
+    """Whether bfloat16 is fast here, by the processor's flags, and correct, by a small convolution and its gradient.
+
+    No race decides: the same machine always gives the same answer, and so the same run.
+    """
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    return ("avx512_bf16" in flags or "amx_bf16" in flags) and _bf16_is_correct()
+
+
+def _bf16_is_correct() -> bool:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(16, 32, 3, padding=1).to(memory_format=torch.channels_last)
+        x = torch.randn(8, 16, 12, 12).to(memory_format=torch.channels_last)
+    results = []
+    for enabled in (False, True):
+        convolution.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = convolution(x)
+        y.float().square().sum().backward()
+        assert convolution.weight.grad is not None
+        results.append((y.detach().float(), convolution.weight.grad.clone()))
+    return all(bool((half - full).norm() < 0.02 * full.norm()) for full, half in zip(*results, strict=True))

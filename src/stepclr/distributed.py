@@ -1,0 +1,185 @@
+"""This process among those that work on one job: torchrun starts them, and this is all that they exchange.
+
+A rank is alone by default, and then everything it would exchange is its own. Numbers of the host travel by gloo, also
+where the tensors of a GPU travel by NCCL, so that no GPU is waited for. Nothing is pickled.
+"""
+
+import atexit
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from stepclr.errors import StepclrError
+
+PATIENCE = timedelta(hours=1)  # with one that decodes or evaluates; of one that died torchrun tells the others at once
+
+
+@dataclass(frozen=True)
+class World:
+    """Process `rank` of `size`."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """This rank's part of n things: parts follow one another and differ by at most one."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def numbers(self, value: float | int) -> list[float | int]:
+        """Every rank's number, rank after rank."""
+        if self.size == 1:
+            return [value]
+        return self._exchange(torch.tensor([value], dtype=torch.float64), [1] * self.size).tolist()
+
+    def sizes(self, n: int) -> list[int]:
+        """How many rows each rank has, for `gather` and `together`."""
+        return [int(size) for size in self.numbers(n)]
+
+    def total(self, value: float | int) -> float | int:
+        """The sum of every rank's number."""
+        return sum(self.numbers(value))
+
+    def rows(self, sizes: Sequence[int]) -> slice:
+        """Where this rank's rows are among those of all."""
+        ends = [0, *accumulate(sizes)]
+        return slice(ends[self.rank], ends[self.rank + 1])
+
+    def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Every rank's rows, rank after rank, without a gradient."""
+        return x.detach() if self.size == 1 else self._exchange(x.detach(), sizes)
+
+    def together(self, x: Float[Tensor, "n ..."], sizes: Sequence[int]) -> Float[Tensor, "m ..."]:
+        """`gather` with the gradient of this rank's own rows, `world` times: DistributedDataParallel takes the mean.
+
+        Nothing is exchanged on the way back, as long as each rank works out the same scalar from all rows.
+        """
+        if self.size == 1:
+            return x
+        rows: Tensor = _Together.apply(x, self, sizes)
+        return rows
+
+    def sum(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Added up over the ranks; the gradient is added up too."""
+        if self.size == 1:
+            return x
+        total: Tensor = _Sum.apply(x)
+        return total
+
+    def objects(self, value: Any) -> list[Any]:
+        """Every rank's value, which JSON can hold."""
+        if self.size == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self.sizes(len(text))
+        return [json.loads(part.numpy().tobytes()) for part in self.gather(text, sizes).split(sizes)]
+
+    def union(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Every rank's pairs, each once."""
+        return list(dict.fromkeys((a, b) for own in self.objects(list(pairs)) for a, b in own))
+
+    def check_same(self, facts: dict[str, Any]) -> None:
+        """Raise StepclrError, on every rank, where one knows other facts than the first: no job comes of it."""
+        for rank, others in enumerate(every := self.objects(facts)):
+            for name, value in every[0].items():
+                if others.get(name) != value:
+                    raise StepclrError(f"rank {rank} has {name} {others.get(name)}, and rank 0 has {value}")
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        self.numbers(0)
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """First one process of each machine, then its others, who find in a cache what it has left there."""
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if not first:
+            self.wait()
+        yield
+        if first:
+            self.wait()
+
+    def _exchange(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        longest = max(sizes)
+        mine = x.new_zeros(longest, *x.shape[1:])
+        mine[: len(x)] = x
+        every = x.new_empty(self.size * longest, *x.shape[1:])
+        dist.all_gather_into_tensor(every, mine)
+        if min(sizes) == longest:
+            return every
+        return torch.cat([part[:size] for part, size in zip(every.split(longest), sizes, strict=True)])
+
+
+ALONE = World()
+
+
+def join() -> World:
+    """This process among those that torchrun has started with it, or alone; any number of calls is one."""
+    if not dist.is_initialized() and {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
+        if os.environ["WORLD_SIZE"] == "1":
+            return ALONE
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun's own store outlives a restart, and what the last attempt left there would mislead this one.
+            store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this job anew after one of its processes died (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def lost_the_others(error: BaseException) -> bool:
+    """Whether an exchange failed because another rank is gone; gloo has no error of its own for that."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+class _Together(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world: World, sizes: Sequence[int]) -> Tensor:
+        ctx.rows, ctx.world = world.rows(sizes), world.size
+        return world.gather(x, sizes)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.rows] * ctx.world, None, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return _added(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _added(gradient)
+
+
+def _added(x: Tensor) -> Tensor:
+    x = x.contiguous().clone()
+    dist.all_reduce(x)
+    return x

@@ -1,0 +1,44 @@
+"""SimCLRv2's third stage: a student learns what a fine-tuned teacher predicts of images without a label."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stepclr.config import PretrainConfig, stored_config
+from stepclr.data.sources import Source
+from stepclr.pretraining.api import pretrain
+from stepclr.pretraining.run import Run
+
+# Views of crop and flip, one an image, as in fine-tuning (SimCLRv2 App. B).
+SETTINGS = PretrainConfig(loss="distill", policy="crop", views=1, temperature=1.0)
+
+
+def distill(
+    classifier: str | os.PathLike[str],
+    images: Source,
+    out: str | os.PathLike[str],
+    *,
+    student: str | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Train a student on a teacher's predictions (SimCLRv2 eq. 2) into the run folder `out`.
+
+    The run is one like any other, with checkpoints and exact resume; its classifier is `classifier.safetensors`.
+
+    Args:
+        classifier: the teacher, as `finetune` wrote it: a file, or a run's folder.
+        images: images, which need no label: an `ImageSet`, or anything `open_images` takes.
+        student: the student's encoder; "resnet18" by default. `weights="runs/a"` starts it from a pretrained run.
+        options: other fields of `PretrainConfig`; `temperature` is that of both softmax, 1 by default.
+
+    Raises what `pretrain` raises.
+    """
+    stored = stored_config(Path(out)) if resume else None
+    config = stored or replace(SETTINGS, teacher=os.fspath(classifier))
+    if student is not None:
+        options["encoder"] = student
+    return pretrain(images, out, config=config, limit=limit, resume=resume, progress=progress, **options)

@@ -1,0 +1,107 @@
+"""Linear evaluation: multinomial logistic regression on frozen features (SimCLR App. B.6), alike for every method.
+
+    min over W, b of   mean_i -log softmax(W x_i + b)[y_i]  +  lambda/2 |W|^2
+
+on rows x_i of unit norm, centerd by the labelled draw's mean and divided by one scalar of the draw, so that the grid of
+lambda means the same for pixels and for any encoder. L-BFGS on stored features, as in SimCLR App. B.8.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
+
+from stepclr.evaluation.solver import TOLERANCE, Layers, cross_entropy, solve
+from stepclr.evaluation.splits import folds
+
+STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak
+FOLDS = 5
+PATIENCE = 4  # a decade of lambda without a lower log-loss ends the walk
+ONE_LABEL = 10.0  # lambda at one label a class, where nothing is left to choose it on; the score hardly depends on it
+SETTINGS: dict[str, str | int | float] = {
+    "objective": "mean cross-entropy + l2/2 |W|^2, multinomial, bias not penalized",
+    "rows": "unit norm, centerd by the draw's mean, divided by the draw's root mean square (one scalar)",
+    "solver": "L-BFGS, float64",
+    "tolerance": TOLERANCE,
+    "l2_values": len(STRENGTHS),
+    "l2_smallest": float(STRENGTHS[-1]),
+    "l2_largest": float(STRENGTHS[0]),
+    "l2_chosen_by": "log-loss on stratified folds of the draw, ties to the larger; then refitted on the whole draw",
+    "l2_folds": f"min({FOLDS}, labels of the smallest class)",
+    "l2_walk": f"from large to small, started at the last fit, ended after {PATIENCE} values without a lower log-loss",
+    "l2_at_1_label": ONE_LABEL,
+}
+
+
+class Fit(NamedTuple):
+    """Predicted class of each test image, and the one value that folds of the labelled draw chose."""
+
+    predicted: Int[np.ndarray, " m"]
+    chosen: float
+
+
+def linear_evaluation(
+    h: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"], h_test: Float[np.ndarray, "m f"], seed: int
+) -> Fit:
+    """Fit on a labelled draw (labels 0 ... C-1, each present), predict the test rows; `seed` shuffles the folds.
+
+    Returns the predictions and the chosen lambda. Raises RuntimeError if the solver does not converge.
+    """
+    with threadpool_limits(1, "blas"):  # on matrices so narrow, BLAS threads mostly wait for each other
+        x, x_test = standardize(h, h_test)
+        x, basis = principal_axes(x)
+        shares = fold_shares(labels, seed)
+        strength = choose_strength(x, labels, shares) if shares.size else ONE_LABEL
+        layer = solve(x, labels, np.full((len(x), 1), 1 / len(x)), strength)
+        return Fit(layer.logits(x_test @ basis)[:, 0].argmax(1), strength)
+
+
+def standardize(
+    h: Float[np.ndarray, "n f"], h_test: Float[np.ndarray, "m f"]
+) -> tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "m f"]]:
+    """Both to unit rows, then by the statistics of `h` alone: less its mean, over its root mean square; float64."""
+    unit, unit_test = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        for rows in (h.astype(np.float64), h_test.astype(np.float64))
+    )
+    mean = unit.mean(0)
+    scale = np.sqrt(np.square(unit - mean).mean()) or 1.0
+    return (unit - mean) / scale, (unit_test - mean) / scale
+
+
+def principal_axes(x: Float[np.ndarray, "n f"]) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "f r"]]:
+    """x along its r <= min(n, F) principal axes, and the orthonormal basis that takes it there.
+
+    The optimum stays the same: a rotation changes no inner product and no |W|, and outside the span of the rows W would
+    only cost |W|^2. In return there are fewer columns, and the solver knows the curvature along each.
+    """
+    basis = np.linalg.qr(x.T)[0] if x.shape[1] > len(x) else np.eye(x.shape[1])
+    x = x @ basis
+    squares, axes = np.linalg.eigh(x.T @ x)
+    axes = axes[:, squares > squares.max() * len(squares) * np.finfo(np.float64).eps]  # all else is rounding
+    return x @ axes, basis @ axes
+
+
+def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "n p"]:
+    """Each row's share in the mean of each fold's problem: 0 where the fold holds it out."""
+    parts = folds(labels, FOLDS, seed)
+    shares = np.zeros((len(labels), len(parts)))
+    for part, (rows, _) in enumerate(parts):
+        shares[rows, part] = 1 / len(rows)
+    return shares
+
+
+def choose_strength(
+    x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], shares: Float[np.ndarray, "n p"]
+) -> float:
+    """The lambda of least held-out log-loss, walked from strong to weak, each fit started at the one before."""
+    layers: Layers | None = None
+    losses: list[float] = []
+    for strength in STRENGTHS:
+        layers = solve(x, labels, shares, strength, layers)
+        losses.append(cross_entropy(layers.logits(x), labels)[0][shares == 0].mean())
+        best = int(np.argmin(losses))  # the first, so the larger lambda, where several are equal
+        if len(losses) - 1 - best >= PATIENCE:
+            break
+    return float(STRENGTHS[best])

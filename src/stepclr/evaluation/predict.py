@@ -1,0 +1,72 @@
+"""A classifier and new images -> the probability of each class."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from stepclr.data.images import ImageSet
+from stepclr.data.sources import Source, open_images
+from stepclr.device import default_device
+from stepclr.errors import StepclrError
+from stepclr.io import write_csv
+from stepclr.model.features import Progress
+from stepclr.model.files import load_classifier
+from stepclr.pretraining.classifier import logits
+
+
+def predict(
+    classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None
+) -> tuple[Float32[np.ndarray, "n classes"], list[str]]:
+    """Probabilities `[n, C]`, float32, of all images of `images` in their order, and the names of the C classes.
+
+    Args: classifier: a `classifier.safetensors`, or a run's folder that has one. images: anything `open_images` takes.
+    An image that cannot be read has a row of NaN, and a warning says how many there are.
+    Raises StepclrError for a file that is no classifier, and where no image can be read.
+    """
+    source, probabilities, kept, classes = _predict(classifier, images, progress)
+    if len(kept) == len(source):
+        return probabilities, classes
+    warnings.warn(
+        f"{len(source) - len(kept)} images of {source.source} cannot be read: their rows are NaN", stacklevel=2
+    )
+    rows = np.full((len(source), len(classes)), np.nan, np.float32)
+    rows[kept] = probabilities
+    return rows, classes
+
+
+def write_predictions(
+    classifier: str | os.PathLike[str],
+    images: Source,
+    out: str | os.PathLike[str],
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Write `out` (.csv): path, predicted class, its probability, and a column `p:CLASS` for each class.
+
+    Images that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
+    """
+    path = Path(out)
+    if path.suffix != ".csv":
+        raise StepclrError(f"--out {path} names no format: its suffix must be .csv")
+    source, probabilities, kept, classes = _predict(classifier, images, progress)
+    table = [["path", "predicted", "probability", *(f"p:{name}" for name in classes)]]
+    for i, row in zip(kept, probabilities.tolist(), strict=True):
+        best = int(np.argmax(row))
+        table.append([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
+    write_csv(path, table)
+    source.list_skipped(path.with_suffix(".skipped.csv"))
+    return len(kept), len(source) - len(kept)
+
+
+def _predict(
+    path: str | os.PathLike[str], images: Source, progress: Progress | None
+) -> tuple[ImageSet, Float32[np.ndarray, "n classes"], np.ndarray, list[str]]:
+    classifier = load_classifier(path).to(default_device())
+    # Reduced as for training and evaluation; read once, so not worth a place in the cache.
+    source = open_images(images).decoded(2 * classifier.encoder.size, budget=0)
+    found, kept = logits(classifier, source, progress)
+    if not len(kept):
+        raise StepclrError(f"no image of {source.source} can be read")
+    return source, found.softmax(1).numpy(), kept, classifier.classes

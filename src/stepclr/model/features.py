@@ -1,0 +1,108 @@
+"""A frozen encoder over a whole `ImageSet`: the features that evaluation, monitoring and `embed` all use."""
+
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stepclr.data.images import ImageBatch, ImageSet
+from stepclr.distributed import ALONE, World
+from stepclr.model.encoder import Encoder
+
+Progress = Callable[[int, int], None]
+TOGETHER = 32  # images: their feature maps in bfloat16 stay in a processor's cache
+
+
+def represent(
+    encoder: Encoder,
+    images: ImageSet,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 256,
+    progress: Progress | None = None,
+    world: World = ALONE,
+) -> tuple[Float[Tensor, "n features"], Int[np.ndarray, " n"]]:
+    """h `[n, F]` in float32 of every readable image, center cropped, and the indices of those images.
+
+    The encoder runs in eval mode without gradient and is handed back in the mode it came in. `dtype` bfloat16 is
+    faster, for monitoring and search; scores are always computed from float32. A batch is read while the one before it
+    is worked on. Many ranks share out the batches and are each given all of h, the same as from one; `images.skipped`
+    lists what a rank itself could not read.
+    """
+    training = encoder.training
+    encoder.eval()
+    rows: list[Tensor] = []
+    kept: list[NDArray[np.int64]] = []
+    try:
+        with torch.inference_mode():
+            features = encoder if dtype == torch.float32 else _in_bfloat16(encoder)
+            for done, pixels, readable in _read_ahead(images, batch_size, world):
+                if len(readable):
+                    x = encoder.preprocess(pixels).contiguous(memory_format=torch.channels_last)
+                    rows.append(features(x).float().cpu())
+                    kept.append(np.asarray(readable))
+                if progress:
+                    progress(done, len(images))
+    finally:
+        encoder.train(training)
+    h = torch.cat([torch.empty(0, encoder.num_features), *rows])
+    at = np.concatenate([np.empty(0, np.int64), *kept])
+    if world.size == 1:
+        return h, at
+    sizes = world.sizes(len(h))
+    every = world.gather(torch.from_numpy(at), sizes)
+    order = every.argsort()
+    return world.gather(h, sizes)[order], every[order].numpy()
+
+
+def _read_ahead(images: ImageSet, batch_size: int, world: World) -> Iterator[tuple[int, ImageBatch, NDArray[np.int64]]]:
+    """(images looked at so far, the readable ones of a batch, their indices), the next batch being read meanwhile."""
+    lots = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    lots = lots[world.rank :: world.size]
+    coming = None
+    with ThreadPoolExecutor(1, "read") as ahead:
+        for lot, next_lot in pairwise([None, *lots, None]):
+            following = None if next_lot is None else ahead.submit(images.read_readable, next_lot)
+            if lot is not None and coming is not None:
+                yield int(lot[-1]) + 1, *coming.result()
+            coming = following
+
+
+def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+    """f(.) in bfloat16, of an encoder in eval mode: a copy of ResNets on the CPU, made for it; else under autocast."""
+    on_cpu = encoder.mean.device.type == "cpu"
+    body = copy.deepcopy(encoder.body) if on_cpu and isinstance(encoder.body, ResNet) else None
+    if body is None or not fold_batch_norm(body):
+
+        def under_autocast(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                h: Tensor = encoder(x)
+                return h
+
+        return under_autocast
+
+    half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def by_copy(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
+        parts = [half(((part - encoder.mean) / encoder.std).bfloat16()).float() for part in x.split(TOGETHER)]
+        return F.normalize(torch.cat(parts)) if encoder.normalize_h else torch.cat(parts)
+
+    return by_copy
+
+
+def fold_batch_norm(body: nn.Module) -> bool:
+    """Multiply each BatchNorm in eval mode into the convolution before it, in place; whether none is left."""
+    for module in list(body.modules()):
+        for (name, first), (then, second) in pairwise(list(module.named_children())):
+            if isinstance(first, nn.Conv2d) and type(second) is nn.BatchNorm2d:
+                setattr(module, name, fuse_conv_bn_eval(first, second))
+                setattr(module, then, nn.Identity())
+    return not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in body.modules())

@@ -1,0 +1,98 @@
+"""Checkpoints: all that step k needs to go on, in one safetensors file that appears whole or not at all."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepclr.errors import StepclrError
+from stepclr.io import torn, write_whole
+from stepclr.pretraining.run import Fields
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, facts: Fields, keep: list[int]
+) -> None:
+    """Write the state after `step` steps; of the older checkpoints only the last and those of steps in `keep` stay."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"step": str(step), "facts": json.dumps(facts)}
+    content = save(tensors, metadata | {"digest": _digest(tensors, metadata)})
+    write_whole(folder / f"step-{step:08d}.safetensors", lambda file: file.write(content))
+    for path in checkpoints(folder)[:-2]:
+        if _step(path) not in keep:
+            path.unlink()
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], object]
+) -> tuple[int, Fields]:
+    """Put the newest checkpoint that is whole into model and optimizer; (0, {}) where there is none.
+
+    `say` is told of each newer one that is torn, or whose bytes have changed since it was written. Raises StepclrError
+    if there are checkpoints and none of them is whole, or if one is of another network.
+    """
+    for half in torn(folder):
+        half.unlink(missing_ok=True)  # another rank may be faster
+    paths = checkpoints(folder)
+    for path in reversed(paths):
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            if metadata.pop("digest", "") != _digest(tensors, metadata):
+                raise OSError("its bytes are not those that were written")
+        except (SafetensorError, OSError) as error:
+            say(f"{path} is damaged ({error}): going on from the one before it")
+            continue
+        try:
+            model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        except RuntimeError:
+            raise StepclrError(
+                f"{path} is of another encoder or head than this run's: it belongs to another run"
+            ) from None
+        _load_optimizer(optimizer, tensors)
+        return int(metadata["step"]), json.loads(metadata["facts"])
+    if paths:
+        raise StepclrError(f"no checkpoint in {folder} can be read; begin again with another --out")
+    return 0, {}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint files, oldest first."""
+    return sorted((path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()), key=_step)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """A checksum of the tensors' names, kinds and bytes, and of what is said of them."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, field = name.split(".")
+            parameter = parameters[int(index)]
+            if tensor.shape == parameter.shape:
+                # In the parameter's memory format: with another, other kernels would run, and round differently.
+                tensor = torch.empty_like(parameter).copy_(tensor)
+            else:
+                tensor = tensor.to(parameter.device)  # AdamW's count of steps, where it is fused
+            optimizer.state[parameter][field] = tensor

@@ -1,0 +1,131 @@
+"""Supervised training of a classifier on crop and flip: the whole network, or its linear layer alone.
+
+The one loop for SimCLR App. B.5 (fine-tuning), App. B.6 with `freeze` (linear evaluation by SGD, and SupCon's second
+stage), and the baseline that learns from scratch.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from stepclr.config import PretrainConfig
+from stepclr.data.images import ImageSet
+from stepclr.model.classifier import Classifier
+from stepclr.model.encoder import Encoder
+from stepclr.model.features import Progress, represent
+from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
+from stepclr.pretraining.optim import LARS, parameter_groups, rate_at, set_rate
+from stepclr.views.keys import epoch_order, view_keys
+from stepclr.views.views import Views
+
+MOMENTUM = 0.9
+LINEAR_RATE = 10.0  # of the linear layer; of 0.3 ... 100 best on 200 held-out train images of the sample, with 3 to 30
+LENGTHS = 1024  # images to measure |h| on
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Settings of SGD with Nesterov momentum 0.9, or of LARS; cosine per step from `rate` to 0.
+
+    steps: of `batch_size` images. rate: at the top, as it is. weight_decay: of every weight that learns (by LARS, of
+    those it adapts). min_area: smallest crop, share of the image. bf16: train under autocast. freeze: only the linear
+    layer learns. optimizer: "sgd" or "lars".
+    """
+
+    steps: int
+    batch_size: int
+    rate: float
+    min_area: float
+    bf16: bool
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    freeze: bool = False
+    optimizer: str = "sgd"
+
+
+def train_classifier(
+    classifier: Classifier,
+    images: ImageSet,
+    settings: Supervised,
+    seed: int,
+    after_step: Callable[[], object] | None = None,
+) -> Classifier:
+    """Train in place by cross-entropy on one crop-and-flip view an image; handed back in eval mode, on its device.
+
+    images: labels are positions in `classifier.classes`, each at least 0. A function of the arguments: batch order and
+    views come from `seed`. With `freeze` the encoder, its BatchNorm statistics and kept head layers stay bit for bit.
+    """
+    device = classifier.device
+    classifier.to(memory_format=torch.channels_last)
+    classifier.train(not settings.freeze).requires_grad_(not settings.freeze)
+    classifier.linear.requires_grad_(True)
+    optimizer = _optimizer(classifier, settings)
+    views = Views("crop", size=classifier.encoder.size, min_area=settings.min_area, views=1)
+    labels = torch.from_numpy(images.labels)
+    feed = islice(_endless(images, seed, settings.batch_size), settings.steps)
+    for step, (epoch, (pixels, at)) in enumerate(feed):
+        set_rate(optimizer, rate_at(step, settings.steps, 0, settings.rate))
+        pixels = pixels.to(device) if isinstance(pixels, Tensor) else [one.to(device) for one in pixels]
+        x = views(pixels, view_keys(seed, epoch, at))[0].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+            logits = classifier(x)
+        loss = F.cross_entropy(logits.float(), labels[at].to(device), label_smoothing=settings.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if after_step:
+            after_step()
+    return classifier.eval().requires_grad_(True)
+
+
+def logits(
+    classifier: Classifier, images: ImageSet, progress: Progress | None = None
+) -> tuple[Float[Tensor, "n c"], Int[np.ndarray, " n"]]:
+    """Logits `[n, C]` of every readable image, and the indices of those; eval mode, float32, center crop."""
+    h, kept = represent(classifier.encoder, images, progress=progress)
+    training = classifier.training
+    classifier.eval()
+    with torch.inference_mode():
+        found: Tensor = classifier.linear(classifier.neck(h.to(classifier.device))).cpu()
+    classifier.train(training)
+    return found, kept
+
+
+def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: PretrainConfig) -> Classifier:
+    """SupCon's second stage: a linear layer on the frozen encoder, from all labels of `images`, label smoothing 0.05.
+
+    The rate is LINEAR_RATE / mean |h|^2 at batch 256: the loss is as steep as h is long, and h of unit norm, as SupCon
+    has it, wants a rate a hundred times that of a plain ResNet's. A function of the arguments.
+    """
+    labelled = images.keep(images.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        classifier = Classifier(copy.deepcopy(encoder), labelled.classes)
+    h, _ = represent(encoder, labelled.take(epoch_order(config.seed, 0, len(labelled))[:LENGTHS]))
+    batch = min(config.batch_size, len(labelled))
+    rate = LINEAR_RATE / float(h.square().sum(1).mean()) * batch / 256
+    steps = epochs * steps_per_epoch(len(labelled), batch)
+    bf16 = config.precision == "bf16"
+    settings = Supervised(steps, batch, rate, config.crop_area, bf16, label_smoothing=0.05, freeze=True)
+    return train_classifier(classifier, labelled, settings, config.seed)
+
+
+def _optimizer(classifier: Classifier, settings: Supervised) -> Optimizer:
+    if settings.optimizer == "lars":
+        return LARS(parameter_groups(classifier, settings.weight_decay), settings.rate)
+    learning = [p for p in classifier.parameters() if p.requires_grad]
+    return SGD(learning, settings.rate, MOMENTUM, weight_decay=settings.weight_decay, nesterov=True)
+
+
+def _endless(images: ImageSet, seed: int, batch_size: int) -> Iterator[tuple[int, Batch]]:
+    for epoch in count():
+        for batch in batches(images, seed, epoch, batch_size, start=0):
+            yield epoch, batch

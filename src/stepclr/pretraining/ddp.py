@@ -1,0 +1,104 @@
+"""Many ranks train one model: BatchNorm normalizes the batch of them all, and their gradients are averaged.
+
+With the losses' own exchange (`loss/contrastive.py`) W ranks then take the step that one process would take.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from stepclr.distributed import World
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over the images of all ranks, on any device: torch's own refuses the CPU.
+
+    `like`: the BatchNorm whose weights, statistics and (timm's) activation it takes over.
+    """
+
+    def __init__(self, like: _BatchNorm, world: World) -> None:
+        super().__init__(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
+        self.world = world
+        self.weight, self.bias = like.weight, like.bias
+        for name, statistics in like.named_buffers():
+            setattr(self, name, statistics)
+        self.drop, self.act = getattr(like, "drop", nn.Identity()), getattr(like, "act", nn.Identity())
+        self.train(like.training)
+
+    def _check_input_dim(self, input: Tensor) -> None: ...  # any number of dimensions
+
+    def forward(self, input: Float[Tensor, "n c *rest"]) -> Float[Tensor, "n c *rest"]:
+        """`input` normalized, one mean and variance a channel; in eval mode those of the past."""
+        if not self.training:
+            return self.act(self.drop(super().forward(input)))  # type: ignore[no-any-return]
+        with torch.autocast(input.device.type, enabled=False):
+            x = input if input.dtype == torch.float64 else input.float()
+            over = [0, *range(2, x.ndim)]
+            shape = [1, -1] + [1] * (x.ndim - 2)
+            n = self.world.total(x.numel() // x.shape[1])
+            mean = self.world.sum(x.sum(over)) / n
+            centerd = x - mean.view(shape)
+            variance = self.world.sum(centerd.square().sum(over)) / n
+            y = centerd * (variance + self.eps).rsqrt().view(shape)
+            if self.affine:
+                y = y * self.weight.view(shape) + self.bias.view(shape)
+            self._remember(mean.detach(), variance.detach() * n / max(1, n - 1))
+        return self.act(self.drop(y.to(input.dtype)))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _remember(self, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
+        """Move the running statistics, as BatchNorm does."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+def synchronise_norms(model: nn.ModuleDict, world: World) -> None:
+    """Make every BatchNorm of the model one over all ranks, in place; weights and statistics stay where they are."""
+    for name, part in model.items():
+        on_gpu = next(part.parameters()).is_cuda
+        model[name] = convert_sync_batchnorm(part) if on_gpu else _converted(part, world)  # type: ignore[no-untyped-call]
+
+
+def _converted(module: nn.Module, world: World) -> nn.Module:
+    if isinstance(module, BatchNorm1d | BatchNorm2d | BatchNorm3d):
+        return SyncBatchNorm(module, world)
+    for name, child in module.named_children():
+        setattr(module, name, _converted(child, world))
+    return module
+
+
+class _Whole(nn.Module):
+    """A function of a model and its arguments, as the forward pass that DistributedDataParallel surrounds."""
+
+    def __init__(self, model: nn.ModuleDict, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *arguments: Any) -> Any:
+        return self.function(self.model, *arguments)
+
+
+def averaged(model: nn.ModuleDict, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(model, ...)` whose backward pass leaves the mean of all ranks' gradients in the model's weights.
+
+    They begin with the first rank's weights and statistics, so that they are one model from here on.
+    """
+    # A filter of 1x1 has the same bytes in either memory format, and torch warns that its strides differ.
+    warnings.filterwarnings("ignore", "Grad strides do not match")
+    # No statistics are sent at each step: they are the same on all. torch gave that option another name.
+    names = inspect.signature(DistributedDataParallel).parameters
+    alike: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
+    whole = DistributedDataParallel(_Whole(model, function), gradient_as_bucket_view=True, **alike)
+    return lambda _, *arguments: whole(*arguments)

@@ -1,0 +1,100 @@
+"""Images on a GPU: all of them once, where they fit into its memory; else each batch while the last is worked on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stepclr.data.images import ImageSet
+from stepclr.data.stores import Pixels
+from stepclr.views.cuda import to_device
+
+SHARE = 0.3  # of the GPU's free memory, at most, is for images; the rest is for the network
+CHUNK = 64 * 2**20  # bytes that are uploaded at a time
+
+ImageBatch = Tensor | list[Tensor]
+
+
+@dataclass(eq=False)
+class Resident(Pixels):
+    """Images of one size in a device's memory, where a batch of them is put together too; `array` is empty."""
+
+    pixels: UInt8[Tensor, "n channels h w"]
+
+    def batch(self, rows: NDArray[np.int64]) -> Tensor:
+        chosen = self.pixels.index_select(0, to_device(rows, self.pixels.device))
+        return chosen.expand(-1, 3, -1, -1).contiguous()
+
+
+def on_device(images: ImageSet, device: torch.device, budget: int | None = None) -> ImageSet:
+    """The same set with its images in the device's memory, or `images` itself where they have no place there.
+
+    They have if they lie decoded in one array and take at most `budget` bytes, by default those of `room`.
+    """
+    store = images.store
+    if not isinstance(store, Pixels) or isinstance(store, Resident) or images.short_side is not None:
+        return images
+    shape = (len(images), *store.array.shape[1:])
+    each = int(np.prod(shape[1:]))
+    if len(images) * each > (room(device) if budget is None else budget):
+        return images
+    pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+    step = max(1, CHUNK // each)
+    for start in range(0, len(images), step):
+        rows = images.rows[start : start + step]
+        pixels[start : start + step] = torch.from_numpy(store.array[rows]).to(device)
+    return replace(
+        images,
+        store=Resident(store.array[:0], pixels),
+        rows=np.arange(len(images)),
+        skipped=list(images.skipped),
+    )
+
+
+def room(device: torch.device) -> int:
+    """Bytes for images: SHARE of what is free on a GPU; none on a CPU, where they are in memory already."""
+    return int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+
+
+def upload(images: ImageBatch, device: torch.device) -> Callable[[], ImageBatch]:
+    """Begin to copy a batch to a GPU, in any thread; the result hands it to the stream that its caller works on.
+
+    The copy has a stream of its own and comes from page-locked memory: neither host nor GPU waits for it.
+    """
+    flat, shapes = joined(images)
+    stream = _stream(device)
+    with torch.cuda.stream(stream):
+        there = flat.pin_memory().to(device, non_blocking=True)
+        copied = stream.record_event()
+
+    def receive() -> ImageBatch:
+        here = torch.cuda.current_stream(device)
+        here.wait_event(copied)
+        there.record_stream(here)  # or its memory might be written again while `here` still reads it
+        return parted(there, shapes, isinstance(images, Tensor))
+
+    return receive
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: each stream has memory of its own."""
+    return torch.cuda.Stream(device)
+
+
+def joined(images: ImageBatch) -> tuple[UInt8[Tensor, " bytes"], list[torch.Size]]:
+    """The images end to end, so that they are one copy, and the shapes of the parts."""
+    if isinstance(images, Tensor):
+        return images.flatten(), [images.shape]
+    return torch.cat([image.flatten() for image in images]), [image.shape for image in images]
+
+
+def parted(flat: UInt8[Tensor, " bytes"], shapes: Sequence[torch.Size], whole: bool) -> ImageBatch:
+    """What `joined` joined, without copying: the batch if it was `whole`, else the list."""
+    parts = [part.view(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+    return parts[0] if whole else parts

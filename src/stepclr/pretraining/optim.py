@@ -1,0 +1,96 @@
+"""The optimizers and the learning rate of SimCLR App. B: SGD, LARS and AdamW; linear warm-up, then cosine to 0."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from stepclr.config import PretrainConfig
+
+DEFAULTS = {  # learning rate at batch 256, weight decay
+    "sgd": (0.12, 5e-4),
+    "lars": (0.3, 1e-6),
+    "adamw": (1e-3, 0.05),
+}
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rates with momentum (You, Gitman & Ginsburg 2017, 1708.03888), as SimCLR's code has them:
+
+    g <- g + decay w;  v <- momentum v + lr trust |w| / |g| g;  w <- w - v
+
+    The ratio is 1 where |w| or |g| is 0, and in groups with `adapt=False` (BatchNorm and biases).
+    """
+
+    def __init__(self, groups: list[dict[str, object]], lr: float, momentum: float = 0.9, trust: float = 0.001) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            if not weights:
+                continue
+            g = torch._foreach_add([w.grad for w in weights], weights, alpha=group["weight_decay"])
+            if group["adapt"]:
+                sizes, slopes = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, g))
+                known = (sizes > 0) & (slopes > 0)
+                ratios = torch.where(known, group["trust"] * sizes / slopes, 1.0)
+                torch._foreach_mul_(g, list((group["lr"] * ratios).unbind()))
+            else:
+                torch._foreach_mul_(g, group["lr"])
+            for w in weights:
+                if "momentum_buffer" not in self.state[w]:
+                    self.state[w]["momentum_buffer"] = torch.zeros_like(w)
+            v = [self.state[w]["momentum_buffer"] for w in weights]
+            torch._foreach_mul_(v, group["momentum"])
+            torch._foreach_add_(v, g)
+            torch._foreach_sub_(weights, v)
+
+
+def parameter_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """The weights that learn: matrices and filters; and those of one dimension, free of decay and of LARS's ratio."""
+    parameters = [p for p in modules.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+    ]
+
+
+def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
+    """The optimizer of `config`; parameters of one dimension (BatchNorm, biases) are free of decay and adaptation."""
+    assert config.lr is not None
+    assert config.weight_decay is not None
+    groups = parameter_groups(modules, config.weight_decay)
+    if config.optimizer == "lars":
+        return LARS(groups, config.lr)
+    if config.optimizer == "adamw":
+        return AdamW(groups, config.lr, fused=True)
+    return SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=True)
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """The learning rate of the next step, for every group of parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def peak_rate(config: PretrainConfig) -> float:
+    """The rate at the top of the schedule: `lr` is for batch 256 and grows with B, or with its square root."""
+    assert config.lr is not None
+    share = config.batch_size / 256
+    return config.lr * (share if config.lr_scaling == "linear" else math.sqrt(share))
+
+
+def rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """Learning rate of step 0 .. steps - 1: linear to `peak` at the end of the warm-up, then cosine, 0 at step `steps`.
+
+    A run resumed with more epochs goes on at the rate that the longer schedule has at its step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2

@@ -1,0 +1,88 @@
+"""Where a step's time goes: data, views, forward, loss, backward, optimizer. Hooks watch; Algorithm 1 knows nothing."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stepclr.pretraining.batches import Batch
+
+PARTS = ("data", "views", "forward", "loss", "backward", "optimizer", "other")
+WARM_UP = 3  # steps, which load and compile things, and are not counted
+
+ViewsOf = Callable[..., Tensor]
+
+
+class Profile:
+    """A clock that always runs for one of PARTS: `enter` stops it for the last and starts it for the next.
+
+    data: waiting for images. views: drawing and rendering. loss: its value and the gradient on z. With micro-batches
+    the second pass counts as views and forward too. other: logging, kNN, checkpoints. On a GPU every change of part
+    waits for the device, so that its work is counted where it belongs; that alone slows a step a little.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.steps, self.part = device, -WARM_UP, "other"
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self.since = time.perf_counter()
+
+    def enter(self, part: str) -> None:
+        """What follows belongs to `part`."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        if self.steps >= 0:
+            self.spent[self.part] += now - self.since
+        self.part, self.since = part, now
+
+    @contextmanager
+    def attached(self, model: nn.ModuleDict, optimizer: Optimizer, say: Callable[[str], object]) -> Iterator[None]:
+        """Notice when the head has been, when the gradient is back there, when the optimizer steps; `say` the table."""
+        head = model["head"]
+        hooks = [
+            head.register_forward_hook(lambda *_: self.enter("loss")),
+            head.register_full_backward_pre_hook(lambda *_: self.enter("backward")),
+            optimizer.register_step_pre_hook(lambda *_: self.enter("optimizer")),
+            optimizer.register_step_post_hook(lambda *_: self.enter("other")),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            say(self.table())
+
+    def views(self, views: ViewsOf) -> ViewsOf:
+        """The views themselves, noticed."""
+
+        def noticed(*batch: object) -> Tensor:
+            self.enter("views")
+            rendered = views(*batch)
+            self.enter("forward")
+            return rendered
+
+        return noticed
+
+    def feed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
+        """The feed itself, noticed; each of its batches is a step."""
+        while True:
+            self.enter("data")
+            batch = next(feed, None)
+            self.enter("other")
+            if batch is None:
+                return
+            self.steps += 1
+            yield batch
+
+    def table(self) -> str:
+        """Milliseconds a step and share of each part."""
+        total = sum(self.spent.values())
+        if self.steps < 1 or not total:
+            return f"--profile: the run ended within the first {WARM_UP} steps, which are not counted"
+        rows = [f"where the time of {self.steps:,} steps went (the first {WARM_UP} are not counted):"]
+        for part, spent in self.spent.items():
+            rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms a step {spent / total:7.1%}")
+        return "\n".join(rows)

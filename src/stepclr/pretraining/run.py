@@ -1,0 +1,110 @@
+"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors, and skipped.csv where images were."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stepclr.config import stored_fields
+from stepclr.data.images import ImageSet
+from stepclr.data.sources import Source, open_images
+from stepclr.errors import StepclrError
+from stepclr.io import held, named, torn, write_whole
+from stepclr.model.encoder import Encoder
+from stepclr.model.files import load_encoder
+
+Fields = dict[str, Any]  # one JSON object
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk. It stands for its folder wherever a path is asked for."""
+
+    folder: Path
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def config(self) -> Fields:
+        """config.json: every setting as it was decided, the data, the machine."""
+        stored = stored_fields(self.folder)
+        if stored is None:
+            raise StepclrError(f"{self.folder} is no run: it has no config.json")
+        return stored
+
+    @property
+    def metrics(self) -> list[Fields]:
+        """The lines of metrics.jsonl; a last line that was cut off while it was written is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [_record(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
+
+    def images(self, source: Source | None = None) -> ImageSet:
+        """The images that it was trained on, as they are now; `source`: where they are, if they have moved."""
+        config = self.config
+        return open_images(source or config["source"], classes=config["classes"] or None, limit=config["limit"])
+
+    def encoder(self) -> Encoder:
+        """The pretrained encoder, in eval mode."""
+        return load_encoder(self)
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.folder / "config.json").exists()
+
+    def check_free(self, resume: bool) -> None:
+        """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""
+        if self.exists():
+            if not resume:
+                raise StepclrError(f"{self.folder} holds a run already: go on with --resume, or name another --out")
+        elif self.folder.exists() and not (
+            self.folder.is_dir() and set(self.folder.iterdir()) == set(torn(self.folder))
+        ):
+            raise StepclrError(f"{self.folder} exists and is no run: name another --out")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No second process trains in the folder meanwhile; however this one ends, the folder is free again.
+
+        Raises StepclrError if another holds it. Where the system has no such locks, nothing is held.
+        """
+        with held(self.folder, f"another process is training in {self.folder}: let it end, or name another --out"):
+            yield
+
+    def write(self, name: str, text: str) -> None:
+        write_whole(self.folder / name, lambda file: file.write(text.encode()))
+
+    def log(self, line: Fields) -> None:
+        """Append one line to metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        with named(path), path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget the lines after `step`: the steps they tell of are about to be taken again."""
+        lines = [line for line in self.metrics if line["step"] <= step]
+        self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _record(line: bytes, where: str) -> Fields:
+    try:
+        found = json.loads(line)
+        if found["step"] and found["epoch"] and all(isinstance(value, int | float) for value in found.values()):
+            record: Fields = found
+            return record
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    raise StepclrError(f"{where} is damaged: take the line out")
+
+
+def free_folder(wanted: str | os.PathLike[str]) -> Path:
+    """`wanted`, or wanted-2, wanted-3, ...: the first that does not exist."""
+    path, number = Path(wanted), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{os.fspath(wanted)}-{number}")
+    return path

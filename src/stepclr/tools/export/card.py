@@ -1,0 +1,181 @@
+"""The card beside an exported file: what it is, how to load it, what it was trained on, what it scored, its limits."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from stepclr.config import PretrainConfig, stored_fields
+from stepclr.errors import StepclrError, one_line
+from stepclr.evaluation.prepare import fingerprint
+from stepclr.model.classifier import Classifier
+from stepclr.model.encoder import STRIP
+from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
+
+Fields = dict[str, Any]
+PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the file's features are from the original's, over the largest one, on so many images of a source."""
+
+    difference: float
+    images: int
+    source: str
+
+    def __str__(self) -> str:
+        how_far = f"largest difference {self.difference:.1e} of the largest feature"
+        return f"{how_far}, on {self.images} images of {self.source}"
+
+
+def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
+    """The card, in Markdown. source: the encoder or classifier file; a run's other files are looked for beside it."""
+    config = stored_fields(source.parent)
+    what = "classifier" if isinstance(network, Classifier) else "encoder"
+    sections = {
+        "Load it": _loading(name, code),
+        "Images": _preprocessing(network, format),
+        "The same as the original": [
+            f"Loaded as above and compared with `{_original(network)}`: {plain(str(parity))}."
+        ],
+        "Data": _data(config, network),
+        "Recipe": _recipe(config),
+        "Scores and protocol": _scores(source, network),
+        "Limits": _limits(network, parity),
+        "Versions": [", ".join(f"{package} {version(package)}" for package in PACKAGES + FORMATS[format].packages)],
+        "Licence": [
+            "Your weights are yours: stepclr's code is MIT-licensed and lays no claim on what is trained with it."
+        ],
+    }
+    lines = [f"# {plain(name)}", "", _what(network, what, format)]
+    for title, body in sections.items():
+        lines += ["", f"## {title}", "", *body]
+    return "\n".join(lines) + "\n"
+
+
+def plain(text: object) -> str:
+    """Text from outside, so that Markdown takes none of it for its own."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|!~&])", r"\\\1", one_line(str(text)))
+
+
+def _what(network: Network, what: str, format: str) -> str:
+    encoder, out = encoder_of(network), out_of(network)
+    width = len(network.classes) if isinstance(network, Classifier) else encoder.num_features
+    normalized = ", of unit norm" if encoder.normalize_h and out == "h" else ""
+    return (
+        f"The {what} of a SimCLR run, as {format}: {plain(encoder.name)} with the stem {encoder.stem}, images "
+        f"`[n, 3, {encoder.size}, {encoder.size}]` -> {out} `[n, {width}]`{normalized}, float32."
+    )
+
+
+def _loading(name: str, code: str) -> Iterator[str]:
+    yield from ("```python", f"path = {name!r}", "", *code.splitlines(), "```")
+    yield ""
+    yield "`images` is a uint8 tensor, made as the next section says."
+
+
+def _preprocessing(network: Network, format: str) -> Iterator[str]:
+    encoder = encoder_of(network)
+    size, side = encoder.size, encoder.side
+    mean, std = (", ".join(map(str, buffer.flatten().numpy())) for buffer in (encoder.mean, encoder.std))
+    inside = "inside the file" if format in ("onnx", "torch-export") else "in the code above"
+    yield (
+        f"Resizing is outside: upright RGB, short side to {side} px (bicubic, antialiased), the central "
+        f"{size} x {size} px, in 8 bits; of an image more than {STRIP} times as long as wide, the middle. "
+        f"Dividing by 255, mean ({mean}) and std ({std}) are {inside}."
+    )
+    yield ""
+    yield from f"""\
+```python
+import torch
+from PIL import ImageOps
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+def pixels(image):  # a PIL image -> uint8 [1, 3, {size}, {size}]
+    x = functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))[None].float() / 255
+    sides = [round(length * {side} / min(x.shape[-2:])) for length in x.shape[-2:]]
+    x = functional.resize(x, sides, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    return (functional.center_crop(x, [{size}, {size}]) * 255).round().to(torch.uint8)
+
+images = torch.cat([pixels(image) for image in photos])
+```""".splitlines()
+    if isinstance(network, Classifier):
+        yield ""
+        yield "The logits' classes, in their order: " + ", ".join(map(plain, network.classes)) + "."
+        yield "Their softmax is what `stepclr predict` writes."
+
+
+def _original(network: Network) -> str:
+    return "stepclr predict, before its softmax" if isinstance(network, Classifier) else "stepclr.embed"
+
+
+def _data(config: Fields | None, network: Network) -> Iterator[str]:
+    if config is None:
+        yield "Not known: the weights lay outside their run."
+        return
+    classes = encoder_of(network).classes
+    yield f"- Pretrained on: {plain(config['source'])}"
+    yield f"- Images: {config['images']:,}, labelled {config['labelled']:,}"
+    yield f"- Images that could not be read: {config['skipped']:,}"
+    yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
+
+
+def _recipe(config: Fields | None) -> Iterable[str]:
+    if config is None:
+        return ["Not known: the weights lay outside their run."]
+    rows = [(field.name, config[field.name]) for field in fields(PretrainConfig) if field.name in config]
+    rows += [(name, config[name]) for name in ("steps_per_epoch", "ranks", "device") if name in config]
+    return _table(("setting", "value"), rows)
+
+
+def _scores(source: Path, network: Network) -> Iterator[str]:
+    path = source.parent / ("finetune.json" if isinstance(network, Classifier) else "evaluation.json")
+    if not path.is_file():
+        yield "None: this file was not scored."
+        return
+    try:
+        found = json.loads(path.read_bytes())
+        protocol, rows = found["protocol"], found["rows"]
+        if not _is_of(protocol, source, network):
+            yield f"None: the scores in {path.name} are of other weights."
+            return
+        yield from _table(("method", "labels a class", "top-1", "draws"), map(_row, rows))
+        yield ""
+        for name in ("train", "test"):
+            if protocol[name]:
+                yield f"- {name}: {plain(protocol[name]['source'])}, {protocol[name]['images']:,} images"
+        yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
+        yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise StepclrError(f"{path} is damaged: {error}") from None
+
+
+def _is_of(protocol: Fields, source: Path, network: Network) -> bool:
+    if isinstance(network, Classifier):
+        return Path(protocol["classifier"]["file"]).name == source.name
+    same: bool = protocol["encoder_sha256"]["after"] == fingerprint(network)
+    return same
+
+
+def _row(row: Fields) -> tuple[object, ...]:
+    spread = "" if row["std"] is None else f" +- {row['std']:.3f}"
+    return row["method"], row["labels_per_class"], f"{row['mean']:.3f}{spread}", len(row["values"])
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield f"| {' | '.join(map(plain, row))} |"
+
+
+def _limits(network: Network, parity: Parity) -> Iterator[str]:
+    size = encoder_of(network).size
+    yield "- Tested on nothing but what stands under Scores; on other kinds of images its worth is not known."
+    yield "- What the images it was trained on lack or overstate, it does too; nobody looked for such bias."
+    yield f"- Made for {size} px; other sizes, and arithmetic below float32, were not compared."
+    yield f"- Compared with the original on one CPU, on {parity.images} images, with resizing done before."

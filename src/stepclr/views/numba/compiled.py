@@ -1,0 +1,85 @@
+"""The kernels in machine code: compiled once a machine, kept in the user's cache, which is theirs alone."""
+
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from stepclr.io import user_folder
+
+COMPILING = threading.Lock()
+
+
+def numba_is_missing() -> str:
+    """Why Numba cannot be used; empty if it can."""
+    try:
+        from numba import config
+    except Exception as error:  # one too old for NumPy says so when it is imported
+        return " ".join(str(error).split()) or type(error).__name__
+    return "NUMBA_DISABLE_JIT is set" if vars(config)["DISABLE_JIT"] else ""
+
+
+def compiled() -> Callable[..., None]:
+    """`kernel.render_views` in machine code, from the cache or compiled now; stderr is told."""
+    with COMPILING:
+        return _compiled()
+
+
+@cache
+def _compiled() -> Callable[..., None]:
+    folder = _private_folder()
+    if not folder or not any(folder.rglob("*.nbc")):
+        kept = "once for this machine" if folder else "for this process: STEPCLR_KERNELS can name a folder of your own"
+        print(f"compiling the renderer of views, {kept} (about 10 seconds)", file=sys.stderr, flush=True)
+    try:
+        return _compile(folder)
+    except Exception:  # of a cache that is damaged, or of a full disk
+        for file in folder.rglob("*.nb?") if folder else []:
+            file.unlink(missing_ok=True)
+        return _compile(None)
+
+
+def _compile(folder: Path | None) -> Callable[..., None]:
+    from numba import config, njit
+
+    from stepclr.views.numba.kernel import ARGUMENTS, OPTIONS, render_views
+
+    settings: dict[str, Any] = vars(config)
+    before = settings["CACHE_DIR"]
+    settings["CACHE_DIR"] = str(folder or before)
+    try:
+        function = njit(cache=folder is not None, **OPTIONS)(render_views)
+    finally:
+        settings["CACHE_DIR"] = before  # it is everyone's
+    function.compile(ARGUMENTS)
+    in_machine_code: Callable[..., None] = function
+    return in_machine_code
+
+
+def _private_folder() -> Path | None:
+    """Where the code of these sources for this processor is kept; None where nothing can be kept safely."""
+    from numba import __version__
+    from numba.core.registry import cpu_target
+
+    target = cpu_target.target_context.codegen().magic_tuple()  # triple, processor, its features
+    about = hashlib.sha256(f"{__version__} {sys.version} {target}".encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        about.update(file.read_bytes())
+    root = user_folder("STEPCLR_KERNELS", "kernels")
+    folder = root / about.hexdigest()[:16]
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        private = all(_private(each.stat()) for each in (root, folder))
+    except OSError:
+        return None
+    return folder if private and os.access(folder, os.W_OK) else None
+
+
+def _private(folder: os.stat_result) -> bool:
+    """What is read from there is run: nobody else may write it."""
+    return folder.st_mode & 0o022 == 0 and (not hasattr(os, "getuid") or folder.st_uid == os.getuid())

@@ -1,0 +1,223 @@
+"""Ops of the fused renderer: color jitter and grey as in `color.py`, blur as in `render.py`, warp as in `warp.py`."""
+
+import math
+from typing import no_type_check
+
+import numpy as np
+
+from stepclr.views.numba.crop import FREE, sum_rows
+from stepclr.views.numba.simd import aligned, kernel, up
+from stepclr.views.ops import BRIGHTNESS, CONTRAST, HUE, SATURATION
+
+TILE = 1024  # pixels whose three channels stay in the level-1 cache while several changes work on them
+SIGMAS = 4.0  # the blur's taps beyond so many sigmas weigh less than 1e-4 together
+ZERO, ONE, TWO, THREE, FOUR, SIX, SIXTH = (np.float32(x) for x in (0, 1, 2, 3, 4, 6, 1 / 6))
+ROOT_HALF = np.float64(0.5**0.5).view(np.int64)
+LOG_2, TINY = math.log(2), 1e-300
+RED, GREEN, BLUE = (np.float32(x) for x in (0.2989, 0.587, 0.114))
+
+
+@kernel
+@no_type_check
+def clip(value):
+    return min(max(value, ZERO), ONE)
+
+
+@kernel
+@no_type_check
+def luma(red, green, blue):
+    return red * RED + green * GREEN + blue * BLUE
+
+
+@kernel
+@no_type_check
+def channels(x, p, plane, first, last):
+    """Pixels first .. last of each channel."""
+    g, b = p + plane, p + 2 * plane
+    return x[p + first : p + last], x[g + first : g + last], x[b + first : b + last]
+
+
+@kernel
+@no_type_check
+def brightness(red, green, blue, factor):
+    for channel in (red, green, blue):
+        for i in range(len(channel)):
+            channel[i] = min(channel[i] * factor, ONE)
+
+
+@kernel
+@no_type_check
+def contrast(red, green, blue, factor, mean):
+    for channel in (red, green, blue):
+        for i in range(len(channel)):
+            channel[i] = clip(channel[i] * factor + mean * (ONE - factor))
+
+
+@kernel
+@no_type_check
+def saturation(red, green, blue, factor):
+    for i in range(len(red)):
+        grey = luma(red[i], green[i], blue[i]) * (ONE - factor)
+        red[i] = clip(red[i] * factor + grey)
+        green[i] = clip(green[i] * factor + grey)
+        blue[i] = clip(blue[i] * factor + grey)
+
+
+@kernel
+@no_type_check
+def hue(red, green, blue, shift):
+    """As `color.hue` without a branch: hue in sixths of a turn, from the largest channel, and back to all three."""
+    for i in range(len(red)):
+        r, g, b = red[i], green[i], blue[i]
+        value, least = max(r, max(g, b)), min(r, min(g, b))
+        chroma = value - least
+        safe = chroma if chroma > ZERO else ONE
+        difference = g - b if value == r else (b - r if value == g else r - g)
+        turn = difference / safe + (ZERO if value == r else (TWO if value == g else FOUR)) + shift * SIX
+        turn -= SIX * np.floor(turn * SIXTH)
+        red[i] = least + chroma * clip(abs(turn - THREE) - ONE)
+        green[i] = least + chroma * clip(TWO - abs(turn - TWO))
+        blue[i] = least + chroma * clip(TWO - abs(turn - FOUR))
+
+
+@kernel
+@no_type_check
+def change_color(pixels, which, factor, mean):
+    """One of the jitter's four changes, clipped."""
+    red, green, blue = pixels
+    if which == BRIGHTNESS:
+        brightness(red, green, blue, factor)
+    elif which == CONTRAST:
+        contrast(red, green, blue, factor, mean)
+    elif which == SATURATION:
+        saturation(red, green, blue, factor)
+    elif which == HUE:
+        hue(red, green, blue, factor)
+
+
+@kernel
+@no_type_check
+def grey_total(red, green, blue):
+    total = ZERO
+    for i in range(len(red)):
+        total += luma(red[i], green[i], blue[i])
+    return total
+
+
+@kernel
+@no_type_check
+def color_jitter(x, p, plane, n, drawn):
+    """The four changes in the order drawn: up to contrast, the mean that it needs, then the rest.
+
+    drawn: whether at all, the four factors, the order.
+    """
+    total, mean = 0.0, ZERO
+    for before in (True, False):
+        for first in range(0, n, TILE):
+            pixels = channels(x, p, plane, first, min(first + TILE, n))
+            ahead = True
+            for turn in range(4):
+                which = int(drawn[5 + turn])
+                ahead = ahead and which != CONTRAST
+                if ahead == before:
+                    change_color(pixels, which, np.float32(drawn[1 + which]), mean)
+            if before:
+                total += grey_total(pixels[0], pixels[1], pixels[2])
+        mean = np.float32(total / n)
+
+
+@kernel
+@no_type_check
+def to_grey(x, p, plane, n):
+    red, green, blue = channels(x, p, plane, 0, n)
+    for i in range(n):
+        grey = luma(red[i], green[i], blue[i])
+        red[i] = grey
+        green[i] = grey
+        blue[i] = grey
+
+
+@kernel
+@no_type_check
+def blur_memory(size, radius):
+    """A line with a margin on both sides, three channels."""
+    return aligned(3 * (2 * up(radius) + up(size)))
+
+
+@kernel
+@no_type_check
+def blur(x, p, plane, size, sigma, largest, line, y, q, y_plane):
+    """Separable Gaussian with mirrored edges, from x to y: for each row down the columns, then along it."""
+    radius = min(largest, math.ceil(SIGMAS * sigma))
+    width = 2 * radius + 1
+    taps, folded = np.empty(width, np.float32), np.empty(width, np.float32)
+    for t in range(width):
+        taps[t] = np.float32(math.exp(-0.5 * ((t - radius) / sigma) ** 2))
+    taps /= taps.sum()
+    margin, line_plane = up(largest), len(line) // 3
+    for r in range(size):
+        first, last = max(0, r - radius), min(size - 1, r + radius)
+        folded[:] = ZERO
+        for t in range(width):  # a row beyond the edge is one inside, which counts twice
+            row = abs(r + t - radius)
+            folded[min(row, 2 * (size - 1) - row) - first] += taps[t]
+        o, count = p + first * size, last - first + 1
+        sum_rows(x, o, plane, size, size, folded, 0, 1, count, line, margin, line_plane, -FREE, FREE)
+        for c in range(3):
+            left = c * line_plane + margin
+            right = left + size - 1
+            for t in range(1, radius + 1):
+                line[left - t] = line[left + t]
+                line[right + t] = line[right - t]
+        sum_rows(line, margin - radius, line_plane, 1, size, taps, 0, 1, width, y, q + r * size, y_plane, ZERO, ONE)
+
+
+@kernel
+@no_type_check
+def log(x):
+    """Of x > 0 to 1e-14, by arithmetic that vectors can do: x = m 2^e with m between the roots of 1/2 and 2."""
+    bits = np.float64(x).view(np.int64)
+    e = (bits - ROOT_HALF) >> 52
+    m = np.int64(bits - (e << 52)).view(np.float64)
+    s = (m - 1) / (m + 1)
+    s2 = s * s
+    series = ((((((s2 / 15 + 1 / 13) * s2 + 1 / 11) * s2 + 1 / 9) * s2 + 1 / 7) * s2 + 1 / 5) * s2 + 1 / 3) * s2 + 1
+    return 2 * s * series + e * LOG_2
+
+
+@kernel
+@no_type_check
+def warp(x, p, plane, size, drawn, y, q, y_plane):
+    """From x to y, with the thin-plate spline's field in double precision, as knots may nearly coincide.
+
+    drawn: whether at all, the 4 knots, the 7 weights.
+    """
+    knots, weights = drawn[1:9].reshape(4, 2), drawn[9:23].reshape(7, 2)
+    down, right = np.empty(size), np.empty(size)
+    for r in range(size):
+        for j in range(size):
+            down[j] = weights[4, 0] + r / size * weights[5, 0] + j / size * weights[6, 0]
+            right[j] = weights[4, 1] + r / size * weights[5, 1] + j / size * weights[6, 1]
+        for k in range(4):
+            off_row = (r / size - knots[k, 0]) ** 2 + TINY
+            for j in range(size):
+                r2 = off_row + (j / size - knots[k, 1]) ** 2
+                phi = r2 * log(r2) * 0.5
+                down[j] += phi * weights[k, 0]
+                right[j] += phi * weights[k, 1]
+        for j in range(size):
+            row, column = inside(r - down[j] * size, size), inside(j - right[j] * size, size)
+            top, left = int(row), int(column)
+            below, beside = (size if top < size - 1 else 0), (1 if left < size - 1 else 0)
+            v, h = np.float32(row - top), np.float32(column - left)
+            for c in range(3):
+                at = p + c * plane + top * size + left
+                upper = x[at] * (ONE - h) + x[at + beside] * h
+                lower = x[at + below] * (ONE - h) + x[at + below + beside] * h
+                y[q + c * y_plane + r * size + j] = upper * (ONE - v) + lower * v
+
+
+@kernel
+@no_type_check
+def inside(place, size):
+    return min(max(place, 0.0), size - 1.0)

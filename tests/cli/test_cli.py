@@ -1,0 +1,255 @@
+"""The command line end to end, as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import stepclr
+from stepclr.cli import main
+
+TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
+TINY = TINY_OPTIONS.split()
+
+
+def call(*words: str | Path) -> int:
+    """The exit code of one command, run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def shell(*words: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+    """One command in a process of its own."""
+    command = [sys.executable, "-m", "stepclr", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **options})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on the sample, made by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert call("pretrain", "sample:unlabeled", "--out", out, *TINY) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["pretrain"],
+        ["evaluate"],
+        ["embed"],
+        ["views"],
+        ["steps"],
+        ["demo"],
+        ["finetune"],
+        ["predict"],
+        ["distill"],
+        ["compare"],
+    ],
+)
+def test_help_is_instant_because_it_imports_no_torch(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom stepclr.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'sklearn', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert "usage: stepclr" in shown.stdout
+    assert not command or "default" in shown.stdout
+
+
+def test_help_names_every_command_source_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    shown = capsys.readouterr().out
+    for word in ("demo", "steps", "views", "pretrain", "evaluate", "embed", "sample", "cifar10", "stl10", "paper"):
+        assert word in shown
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"stepclr {stepclr.__version__}\n"
+
+
+def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("pretrain", "--recipe", "sample", "--help") == 0
+    shown = capsys.readouterr().out.replace("│", " ")
+    assert "(default: test_resnet)" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("pretrian x --out y", "Did you mean 'pretrain'"),
+        ("pretrain sample:unlabeled --out y --epoch 3", "--epochs"),
+        ("pretrain sample:unlabeled --out y --temprature 0.1", "--temperature"),
+        ("pretrain sample:unlabeled --out y --loss nt_xemt", "nt_xent"),
+        ("pretrain sample:unlabeled --out y --optimizer lasr", "lars"),
+        ("pretrain sample:unlabeled --out y --epochs many", "--epochs"),
+        ("pretrain sample:unlabelled --out y", "Did you mean 'unlabeled'"),
+        ("pretrain smaple:train --out y", "Did you mean 'sample'"),
+        ("pretrain sample:train --classes Bga --out y", "Did you mean 'Bag'"),
+        ("pretrain sample:unlabeled --classes Bag --out y", "no labels"),
+        ("pretrain no/such/folder --out y", "does not exist"),
+        ("pretrain sample:unlabeled --recipe smaple --out y", "Did you mean 'sample'"),
+        ("pretrain sample:unlabeled --encoder resnet51 --out y", "Did you mean 'resnet"),
+        ("pretrain sample:unlabeled --size 2 --out y", "size must lie between"),
+        ("views sample:train --out y.pgn", "y.pgn"),
+        ("views sample:train --policy simcrl --out y.png", "Did you mean 'simclr'"),
+        ("steps sample:train --only 9", "1 to 8"),
+        ("evaluate no/such/run --train sample:train --test sample:test", "no/such/run"),
+        ("embed no/such/run sample:test --out y.npz", "no/such/run"),
+    ],
+)
+def test_bad_input_gets_the_right_word_and_exit_code_2(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*words.split()) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err + shown.out
+    assert "Traceback" not in shown.err
+    assert list(tmp_path.iterdir()) == []
+    if shown.err.startswith("stepclr:"):
+        assert shown.err.count("\n") == 1
+
+
+def test_no_traceback_reaches_a_user() -> None:
+    done = shell("pretrain", "sample:unlabelled", "--out", "y")
+    assert done.returncode == 2
+    assert done.stderr.startswith("stepclr: unknown split")
+    assert done.stderr.count("\n") == 1
+
+
+def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert call("pretrain", "sample:unlabeled", "--out", out, *TINY) == 0
+    shown = capsys.readouterr()
+    for word in (
+        "strength 0.5",
+        "blur 0",
+        "min_area 0.2",
+        "temperature 0.5",
+        "precision",
+        "images/s",
+        "left",
+        "waiting",
+    ):
+        assert word in shown.err
+    snippet = shown.out[shown.out.index("import stepclr") :]
+    assert len(snippet.strip().splitlines()) == 3
+    scope: dict[str, Any] = {"image": Image.new("L", (40, 30))}
+    exec(snippet, scope)
+    assert scope["h"].shape == (1, 96)
+
+
+def test_evaluate_prints_a_table_and_writes_the_same_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--train sample:train --test sample:test --labels-per-class 2,5 --draws 3 --baselines pixels,random"
+    assert call("evaluate", run, *words.split()) == 0
+    shown = capsys.readouterr().out
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert {row["method"] for row in scores["rows"]} == {"simclr", "pixels", "random", "knn"}
+    for row in scores["rows"]:
+        assert f"{row['mean']:.3f}" in shown
+    assert "above in" in shown
+    for bad, said in (("--probe liner", "linear"), ("--baselines pixles", "pixels"), ("--labels-per-class 200", "200")):
+        assert call("evaluate", run, "--train", "sample:train", "--test", "sample:test", *bad.split()) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_embed_writes_paths_labels_and_what_it_skipped(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = stepclr.open_images("sample:test", limit=6)
+    for i in range(6):
+        folder = tmp_path / "photos" / ("boots" if i % 2 else "bags")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.read([i])[0].permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    (tmp_path / "photos" / "bags" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    out = tmp_path / "h.npz"
+    assert call("embed", run, tmp_path / "photos", "--out", out) == 0
+    with np.load(out) as stored:
+        assert stored["embeddings"].shape == (6, 96)
+        assert stored["embeddings"].dtype == np.float32
+        assert list(stored["paths"]) == [
+            "bags/0.png",
+            "bags/2.png",
+            "bags/4.png",
+            "boots/1.png",
+            "boots/3.png",
+            "boots/5.png",
+        ]
+        assert list(stored["labels"]) == [0, 0, 0, 1, 1, 1]
+        assert list(stored["classes"]) == ["bags", "boots"]
+        direct = stepclr.embed(run, images)
+        assert np.abs(stored["embeddings"][[0, 3, 1, 4, 2, 5]] - direct).max() < 1e-5
+    assert "torn.jpg" in (tmp_path / "h.skipped.csv").read_text()
+    with pytest.warns(UserWarning, match="1 images of"):
+        h = stepclr.embed(run, tmp_path / "photos")
+    assert np.isnan(h).any(axis=1).sum() == 1
+    assert call("embed", run, "sample:test", "--out", tmp_path / "h.csv") == 2
+    assert ".npz" in capsys.readouterr().err
+
+
+def test_views_draws_a_row_an_image(tmp_path: Path) -> None:
+    out = tmp_path / "views.png"
+    assert call("views", "sample:train", "--out", out, "--rows", "3", "--pairs", "2", "--size", "48") == 0
+    with Image.open(out) as sheet:
+        assert sheet.size == (5 * 50 + 2, 3 * 50 + 2)
+
+
+def test_steps_walks_through_all_eight(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("steps", "sample:train", "--encoder", "test_resnet") == 0
+    shown = capsys.readouterr().out
+    for step in range(1, 9):
+        assert f"step {step}  " in shown
+    files = [word for line in shown.splitlines() if "read" in line for word in line.split() if word.startswith("src/")]
+    root = Path(__file__).parents[2]
+    assert len(files) == 8
+    assert all((root / file.rstrip(",")).exists() for file in files)
+    assert call("steps", "sample:unlabeled", "--only", "5", "--encoder", "test_resnet") == 0
+    alone = capsys.readouterr().out
+    assert "NT-Xent" in alone
+    assert "step 4" not in alone
+
+
+def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--limit", "256", "--scratch-steps", "3"]
+    assert call(*words) == 0
+    shown = capsys.readouterr().out
+    for word in ("step 1", "step 8", "pixels", "random", "scratch", "simclr", "knn", "stepclr.load_encoder"):
+        assert word in shown
+    rows = json.loads((tmp_path / "demo" / "evaluation.json").read_text())["rows"]
+    assert all(len(row["values"]) == 5 for row in rows if row["method"] != "knn")
+    (tmp_path / "demo" / "mine.txt").write_text("kept")
+    assert call(*words) == 0
+    assert (tmp_path / "demo-2" / "encoder.safetensors").exists()
+
+
+def test_ctrl_c_then_resume(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["pretrain", "sample:unlabeled", "--out", str(out), *TINY, "--epochs", "400"]
+    process = subprocess.Popen([sys.executable, "-m", "stepclr", *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "--resume" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    taken = stepclr.Run(out).metrics[-1]["step"]
+    assert call(*words[:-1], str(taken // 2 + 3), "--resume") == 0
+    assert stepclr.Run(out).metrics[-1]["step"] == 2 * (taken // 2 + 3)
+    assert (out / "encoder.safetensors").exists()

@@ -1,0 +1,319 @@
+"""The baselines of step 7: pixels, random initialization, supervised from scratch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms.v2 import functional as tv
+
+import stepclr
+from stepclr.data.images import ImageSet
+from stepclr.data.sources import open_images
+from stepclr.evaluation import baselines, methods, scratch
+from stepclr.evaluation.linear import linear_evaluation
+from stepclr.evaluation.prepare import all_logits, features, fingerprint
+from stepclr.evaluation.scratch import RATES, Scratch
+from stepclr.evaluation.splits import Draw, draw_all, mix
+from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.files import save_encoder
+from stepclr.pretraining import classifier
+from stepclr.views.keys import view_keys
+
+
+def striped(n: int, seed: int, side: int = 16) -> ImageSet:
+    """Two classes of noisy images, with horizontal and with vertical stripes."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    waves = np.asarray(np.mgrid[:side, :side])[labels]
+    images = 128 + 60 * np.sin(waves[..., None]) + 30 * generator.normal(size=(n, side, side, 3))
+    return open_images((images.clip(0, 255).astype(np.uint8), labels))
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return new_encoder()
+
+
+def new_encoder(size: int = 16, name: str = "test_resnet", stem: str = "small-stride2") -> Encoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_encoder(name, stem, size=size).eval()
+
+
+# pixels
+
+
+def test_small_pixels_are_those_of_preprocess(encoder: Encoder) -> None:
+    images = striped(5, 0, side=20)
+    h = features(baselines.pixels(encoder), images)
+    expected = encoder.preprocess(images.read(range(5)))
+    assert expected.shape == (5, 3, 16, 16)
+    np.testing.assert_array_equal(h, expected.flatten(1))
+
+
+def test_large_pixels_are_reduced_to_32_antialiased() -> None:
+    encoder, images = new_encoder(size=96), striped(3, 0, side=96)
+    h = features(baselines.pixels(encoder), images)
+    x = encoder.preprocess(images.read(range(3)))
+    expected = tv.resize(x, [32, 32], tv.InterpolationMode.BILINEAR, antialias=True)
+    np.testing.assert_allclose(h, expected.flatten(1), atol=1e-6)
+
+
+# random
+
+
+def test_a_fresh_encoder_has_its_own_weights_and_the_same_preprocessing(encoder: Encoder) -> None:
+    encoder.mean.fill_(0.4)
+    encoder.std.fill_(0.2)
+    generator = torch.random.get_rng_state()
+    one, again, other = (baselines.fresh(encoder, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert (one.name, one.stem, one.size) == (encoder.name, encoder.stem, encoder.size)
+    assert torch.equal(one.mean, encoder.mean)
+    assert torch.equal(one.std, encoder.std)
+    assert fingerprint(one) == fingerprint(again)
+    assert len({fingerprint(made) for made in (encoder, one, other)}) == 3
+
+
+def naive_statistics(encoder: Encoder, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean over the batches of each BatchNorm's batch mean and unbiased variance, written out."""
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def hook(name: str) -> Any:
+        def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].double().transpose(0, 1).flatten(1)
+            mean = x.sum(1) / x.shape[1]
+            seen.setdefault(name, []).append((mean, (x - mean[:, None]).square().sum(1) / (x.shape[1] - 1)))
+
+        return note
+
+    norms = {name: module for name, module in encoder.named_modules() if isinstance(module, _BatchNorm)}
+    handles = [norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()]
+    encoder.train()
+    with torch.no_grad():
+        for batch in batches:
+            encoder(batch)
+    for handle in handles:
+        handle.remove()
+    return {
+        name: (sum(m for m, _ in pairs) / len(pairs), sum(v for _, v in pairs) / len(pairs))  # type: ignore[misc]
+        for name, pairs in seen.items()
+    }
+
+
+def test_batchnorm_statistics_are_those_of_one_pass_over_train(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "BATCH", 8)
+    images = striped(21, 0)  # batches of 7, where 8, 8 and 5 would weigh the last ones more
+    x = encoder.preprocess(images.read(range(21)))
+    expected = naive_statistics(new_encoder(), list(x.split(7)))
+    baselines.set_batchnorm_statistics(encoder, images)
+    assert not any(module.training for module in encoder.modules())
+    norms = {name: module for name, module in encoder.named_modules() if isinstance(module, _BatchNorm)}
+    assert norms.keys() == expected.keys()
+    for name, (mean, variance) in expected.items():
+        torch.testing.assert_close(norms[name].running_mean, mean.float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norms[name].running_var, variance.float(), rtol=1e-4, atol=1e-5)
+    weights = dict(new_encoder().named_parameters())
+    assert all(torch.equal(weight, weights[name]) for name, weight in encoder.named_parameters())
+
+
+def test_dropout_rests_while_statistics_are_taken(encoder: Encoder) -> None:
+    class Loud(nn.Dropout):
+        def forward(self, x: Tensor) -> Tensor:
+            assert not self.training
+            return x
+
+    encoder.body.layer1.append(Loud())  # type: ignore[operator, union-attr]
+    baselines.set_batchnorm_statistics(encoder, striped(6, 0))
+
+
+def test_a_network_without_batchnorm_needs_no_pass() -> None:
+    encoder = new_encoder(size=32, name="test_vit", stem="own")
+    before = fingerprint(encoder)
+    baselines.set_batchnorm_statistics(encoder, open_images(np.zeros((1, 4, 4, 3), np.uint8)).take([]))
+    assert fingerprint(encoder) == before
+
+
+def task_of(encoder: Encoder, config: dict[str, Any] | None = None) -> methods.Task:
+    train, test = striped(24, 1), striped(16, 2)
+    h = features(encoder, train), features(encoder, test)
+    return methods.Task(encoder, train, test, *h, seed=5, scratch_steps=4, config=config or {})
+
+
+def test_random_is_one_prepared_initialisation_a_draw_for_all_budgets(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(encoder)
+    seen: list[tuple[str, NDArray[np.float32]]] = []
+
+    def spy(h: NDArray[np.float32], labels: Any, h_test: NDArray[np.float32], seed: int) -> Any:
+        seen.append((str(len(h)), h_test))
+        return linear_evaluation(h, labels, h_test, seed)
+
+    monkeypatch.setattr(methods, "linear_evaluation", spy)
+    random = methods.method("random", task)
+    for draw in draw_all(task.train.labels, ["a", "b"], [2, 4], 2, 5):
+        random.predict(draw)
+    assert [size for size, _ in seen] == ["4", "8", "4", "8"]
+    for (_, h_test), number in zip(seen, (0, 0, 1, 1), strict=True):
+        made = baselines.fresh(encoder, mix(5, number))
+        baselines.set_batchnorm_statistics(made, task.train)
+        np.testing.assert_array_equal(h_test, features(made, task.test))
+    assert seen[0][1] is seen[1][1]  # computed once
+    assert not np.allclose(seen[0][1], seen[2][1])
+
+
+# scratch
+
+
+def make(encoder: Encoder, steps: int, **changed: Any) -> Scratch:
+    given: dict[str, Any] = {"train": striped(80, 1), "test": striped(40, 2), "min_area": 0.5, "bf16": False} | changed
+    return Scratch(encoder, steps=steps, **given)
+
+
+def first_draw(made: Scratch, budget: int) -> Draw:
+    return draw_all(made.train.labels, ["a", "b"], [budget], 1, 0)[0]
+
+
+def test_scratch_learns_what_can_be_learnt(encoder: Encoder) -> None:
+    made = make(encoder, steps=40)
+    logits = all_logits(made.fit(first_draw(made, 20).rows, 0.03, seed=0), made.test)
+    assert (logits.argmax(1).numpy() == made.test.labels).mean() > 0.9
+
+
+def test_scratch_takes_batches_of_32_by_a_cosine_to_0_of_views_of_their_keys(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(encoder, steps=5)
+    rows = first_draw(made, 35).rows  # 70 images: two batches an epoch
+    seen: list[tuple[int, int, list[int]]] = []
+    rates: list[float] = []
+    original = torch.optim.SGD.step
+
+    def spy(seed: int, epoch: int, indices: Any) -> Any:
+        seen.append((seed, epoch, list(indices)))
+        return view_keys(seed, epoch, indices)
+
+    def step(self: torch.optim.SGD, *args: Any) -> Any:
+        (group,) = self.param_groups
+        rates.append(group["lr"])
+        assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 5e-4)
+        return original(self, *args)
+
+    monkeypatch.setattr(classifier, "view_keys", spy)
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    made.fit(rows, 0.1, seed=9)
+    assert [(seed, epoch, len(at)) for seed, epoch, at in seen] == [(9, step // 2, 32) for step in range(5)]
+    for first, second in ((0, 1), (2, 3)):
+        assert len(set(seen[first][2] + seen[second][2])) == 64
+    assert seen[0][2] != seen[2][2]
+    cosine = [0.05 * (1 + np.cos(np.pi * step / 5)) for step in range(5)]
+    np.testing.assert_allclose(rates, cosine)
+
+
+def test_scratch_is_what_it_was_before_it_shared_its_loop(encoder: Encoder) -> None:
+    made = make(encoder, steps=12)
+    found = all_logits(made.fit(first_draw(made, 20).rows, 0.03, seed=7), made.test)[:3]
+    # Other processors round differently, and twelve steps multiply it.
+    expected = torch.tensor([[0.41688, -0.77411], [0.32741, -0.62652], [0.43516, -0.79876]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+
+
+def test_scratch_is_a_function_of_its_arguments(encoder: Encoder) -> None:
+    made = make(encoder, steps=3)
+    rows = first_draw(made, 5).rows
+    torch.manual_seed(1)
+    one = fingerprint(made.fit(rows, 0.03, seed=0))
+    torch.manual_seed(2)
+    assert fingerprint(made.fit(rows, 0.03, seed=0)) == one
+    assert fingerprint(made.fit(rows, 0.03, seed=1)) != one
+    assert fingerprint(made.fit(rows, 0.1, seed=0)) != one
+
+
+def test_scratch_is_tested_in_eval_mode(encoder: Encoder) -> None:
+    made = make(encoder, steps=2)
+    model = made.fit(first_draw(made, 5).rows, 0.03, seed=0)
+    before = fingerprint(model)
+    logits = all_logits(model, made.test)
+    assert fingerprint(model) == before
+    torch.testing.assert_close(all_logits(model, made.test.take([3])), logits[3:4])
+
+
+class Fake(Scratch):
+    """Scratch whose classifiers are their rates."""
+
+    def fit(self, rows: Any, rate: float, seed: int) -> Any:  # noqa: ARG002
+        fitted.append((rate, sorted(rows.tolist())))
+        return rate
+
+
+fitted: list[tuple[float, list[int]]] = []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "rate"),
+    [
+        ({0.01: (2, 1.0), 0.03: (2, 1.0), 0.1: (1, 0.1)}, 0.1),  # most right, though with the larger loss
+        ({0.01: (1, 1.0), 0.03: (1, 0.5), 0.1: (1, 5.0)}, 0.03),  # equally many: the least log-loss
+        ({0.01: (1, 1.0), 0.03: (1, np.nan), 0.1: (1, np.inf)}, 0.01),  # diverged
+    ],
+)
+def test_the_rate_is_chosen_on_two_folds_of_the_first_draw_once_a_budget(
+    encoder: Encoder, outcome: dict[float, tuple[int, float]], rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(rate: Any, images: ImageSet) -> Tensor:
+        """As many held-out rows right, and at such a loss, as the outcome says of the rate."""
+        wrong, scale = outcome[rate]
+        sign = torch.from_numpy(images.labels * 2 - 1).double()
+        sign[:wrong] *= -1
+        return torch.stack([-sign, sign], 1) * scale
+
+    monkeypatch.setattr(scratch, "all_logits", told)
+    fitted.clear()
+    made = Fake(encoder, striped(40, 1), striped(8, 2), steps=1, min_area=0.2, bf16=False)
+    draws = draw_all(made.train.labels, ["a", "b"], [5, 1], 3, 0)
+    assert [made(draw).chosen for draw in draws] == [rate, 0.03] * 3
+    choosing = fitted[: 2 * len(RATES)]
+    assert [tried for tried, _ in choosing] == [tried for tried in RATES for _ in range(2)]
+    for (_, one), (_, other) in zip(choosing[::2], choosing[1::2], strict=True):
+        assert sorted(one + other) == draws[0].rows.tolist()
+    assert fitted[2 * len(RATES) :] == [
+        (chosen, draw.rows.tolist()) for draw, chosen in zip(draws, [rate, 0.03] * 3, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "bf16", "min_area"), [({}, False, 0.2), ({"precision": "bf16", "min_area": 0.4}, True, 0.4)]
+)
+def test_precision_and_crop_are_the_run_s_own(
+    encoder: Encoder, config: dict[str, Any], bf16: bool, min_area: float, tmp_path: Path
+) -> None:
+    made = methods.method("scratch", task_of(encoder, config)).predict
+    assert isinstance(made, Scratch)
+    assert (made.bf16, made.min_area) == (bf16, min_area)
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    scores = stepclr.evaluate(tmp_path, striped(8, 1), striped(8, 2), 1, 1, baselines="scratch", scratch_steps=1)
+    settings = scores["protocol"]["methods"]["scratch"]
+    assert settings["precision"] == ("bf16" if bf16 else "fp32")
+    assert settings["views"] == f"crop (area from {min_area}) and flip"
+
+
+def test_bf16_trains_under_autocast_and_scores_in_float32(encoder: Encoder) -> None:
+    rows = np.arange(8)
+    half, full = (make(encoder, steps=2, bf16=bf16) for bf16 in (True, False))
+    models = half.fit(rows, 0.03, 0), full.fit(rows, 0.03, 0)
+    assert fingerprint(models[0]) != fingerprint(models[1])
+    assert {weight.dtype for weight in models[0].parameters()} == {torch.float32}
+    assert all_logits(models[0], half.test).dtype == torch.float32
+    # A rounded h would have eight bits only.
+    h = features(models[0].encoder, half.test)
+    assert not torch.equal(torch.from_numpy(h).bfloat16().float(), torch.from_numpy(h))

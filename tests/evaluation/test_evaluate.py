@@ -1,0 +1,433 @@
+"""The protocol of step 7: what is read when, what stays as it was, what is written, what is refused."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import stepclr
+from stepclr.data.images import ImageSet
+from stepclr.data.sources import open_images
+from stepclr.errors import StepclrError
+from stepclr.evaluation import api, prepare
+from stepclr.evaluation.finetune import Finetuning
+from stepclr.evaluation.linear import Fit
+from stepclr.evaluation.splits import draw_all
+from stepclr.metrics import weighted_knn
+from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.features import represent
+from stepclr.model.files import load_encoder, save_encoder
+from stepclr.pretraining.classifier import Supervised
+
+CLASSES = ["ant", "bee", "cat"]
+Scores = dict[str, Any]
+
+
+def striped(n: int, seed: int, classes: int = 3) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [n, 16, 16, 3] whose classes differ in the direction of faint stripes under noise."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    rows, columns = np.mgrid[:16, :16]
+    waves = np.stack([np.sin(rows), np.sin(columns), np.sin(rows + columns)])[labels]
+    images = 128 + 30 * waves[..., None] + 40 * generator.normal(size=(n, 16, 16, 3))
+    return images.clip(0, 255).astype(np.uint8), labels
+
+
+def named(n: int, seed: int, classes: int = 3) -> ImageSet:
+    return replace(open_images(striped(n, seed, classes)), classes=CLASSES[:classes], source=f"pile {seed}")
+
+
+@pytest.fixture
+def train() -> ImageSet:
+    return named(30, seed=1)
+
+
+@pytest.fixture
+def test() -> ImageSet:
+    return named(24, seed=2)
+
+
+def make_run(folder: Path, classes: list[str] | None = None) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = build_encoder("test_resnet", "small-stride2", size=16)
+    encoder.classes = classes or []
+    save_encoder(encoder, folder / "encoder.safetensors")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, list[Fit]]]:
+    """Every set of predictions that is scored."""
+    seen: list[dict[Any, list[Fit]]] = []
+    score = api._score
+
+    def spy(predictions: dict[Any, list[Fit]], truth: np.ndarray) -> list[Scores]:
+        seen.append(predictions)
+        return score(predictions, truth)
+
+    monkeypatch.setattr(api, "_score", spy)
+    return seen
+
+
+def one_line(error: pytest.ExceptionInfo[StepclrError]) -> bool:
+    return "\n" not in str(error.value)
+
+
+def test_the_table_has_a_row_for_every_method_and_budget(run: Path, train: ImageSet, test: ImageSet) -> None:
+    scores = stepclr.evaluate(
+        run,
+        train,
+        test,
+        labels_per_class=(2, "all"),
+        draws=3,
+        baselines=("scratch", "random", "pixels"),
+        scratch_steps=2,
+    )
+    assert set(scores) == {"rows", "protocol"}
+    assert [(row["method"], row["labels_per_class"], len(row["values"])) for row in scores["rows"]] == [
+        ("pixels", 2, 3), ("pixels", "all", 1), ("random", 2, 3), ("random", "all", 1), ("scratch", 2, 3),
+        ("scratch", "all", 1), ("simclr", 2, 3), ("simclr", "all", 1), ("knn", 2, 3), ("knn", "all", 1),
+    ]  # fmt: skip
+    for row in scores["rows"]:
+        assert list(row) == ["method", "labels_per_class", "mean", "std", "values"]
+        assert all(0 <= value <= 1 for value in row["values"])
+        assert row["mean"] == pytest.approx(sum(row["values"]) / len(row["values"]))
+        if len(row["values"]) == 1:
+            assert row["std"] is None
+        else:
+            squares = sum((value - row["mean"]) ** 2 for value in row["values"])
+            assert row["std"] == pytest.approx((squares / (len(row["values"]) - 1)) ** 0.5)
+
+
+def test_the_result_is_evaluation_json_of_the_run(run: Path, train: ImageSet, test: ImageSet) -> None:
+    scores = stepclr.evaluate(run, train, test, "1,all", draws=2, baselines=())
+    assert json.loads((run / "evaluation.json").read_text()) == scores
+    assert not list(run.glob(".*"))
+
+
+def test_an_encoder_file_is_scored_too_and_nothing_written(run: Path, train: ImageSet, test: ImageSet) -> None:
+    scores = stepclr.evaluate(run / "encoder.safetensors", train, test, baselines=())
+    assert scores["rows"][0]["mean"] > 1 / 3
+    assert [path.name for path in run.iterdir()] == ["encoder.safetensors"]
+
+
+def test_the_same_call_gives_the_same_scores_and_another_seed_others(
+    run: Path, train: ImageSet, test: ImageSet, quick: list[dict[Any, list[Fit]]]
+) -> None:
+    settings: Scores = {"labels_per_class": 4, "draws": 2, "baselines": ("random", "scratch"), "scratch_steps": 3}
+    generator = torch.random.get_rng_state()
+    first = stepclr.evaluate(run, train, test, **settings)
+    torch.manual_seed(99)
+    assert stepclr.evaluate(run, train, test, **settings) == first
+    stepclr.evaluate(run, train, test, seed=1, **settings)
+    for method in ("random", "scratch", "simclr"):
+        a, b, c = (predictions[method, 4] for predictions in quick)
+        assert all((x.predicted == y.predicted).all() for x, y in zip(a, b, strict=True))
+        assert any((x.predicted != y.predicted).any() for x, y in zip(a, c, strict=True))
+        assert (a[0].predicted != a[1].predicted).any()
+    torch.random.set_rng_state(generator)
+
+
+def test_torch_s_generator_is_left_alone(run: Path, train: ImageSet, test: ImageSet) -> None:
+    before = torch.random.get_rng_state()
+    stepclr.evaluate(run, train, test, 2, draws=1, baselines=("random", "scratch"), scratch_steps=2)
+    after = torch.random.get_rng_state()
+    # Loading an encoder initializes one first, which draws; the baselines must not.
+    torch.random.set_rng_state(before)
+    load_encoder(run)
+    assert torch.equal(torch.random.get_rng_state(), after)
+
+
+def test_knn_is_the_signal_with_the_draw_and_with_all_of_train(run: Path, train: ImageSet, test: ImageSet) -> None:
+    scores = stepclr.evaluate(run, train, test, 2, draws=2, probe="knn", baselines=())
+    h, h_test = (represent(load_encoder(run), images)[0] for images in (train, test))
+    labels = torch.from_numpy(train.labels)
+    banks = [draw.rows for draw in draw_all(train.labels, CLASSES, [2], 2, 0)]
+    values = [
+        float((weighted_knn(h[bank], labels[bank], h_test, 20, 0.1).numpy() == test.labels).mean())
+        for bank in [*banks, np.arange(len(train))]
+    ]
+    assert [(row["method"], row["labels_per_class"]) for row in scores["rows"]] == [("knn", 2), ("knn", "all")]
+    assert [row["values"] for row in scores["rows"]] == [values[:2], values[2:]]
+    assert scores["protocol"]["methods"]["knn"]["k"] == {"2": [6, 6], "all": [20]}
+
+
+def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:
+    scores = stepclr.evaluate(run, named(9, seed=1), test, probe="knn", baselines=())
+    assert scores["protocol"]["methods"]["knn"]["k"] == {"all": [9]}
+
+
+# What is read, and when
+
+
+def test_the_labels_of_test_are_read_once_after_the_last_prediction(
+    run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    rooms = ("stepclr.evaluate", "stepclr.evaluation")
+
+    class Watched(ImageSet):
+        def __getattribute__(self, name: str) -> object:
+            if name == "labels" and sys._getframe(1).f_globals["__name__"].startswith(rooms):
+                events.append("labels")
+            return super().__getattribute__(name)
+
+    watched = Watched(**{name: getattr(test, name) for name in ImageSet.__dataclass_fields__})
+    original = prepare.fingerprint
+
+    def fingerprint(encoder: Encoder) -> str:
+        events.append("fingerprint")
+        return original(encoder)
+
+    monkeypatch.setattr(api, "fingerprint", fingerprint)
+    monkeypatch.setattr(Finetuning, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
+    stepclr.evaluate(
+        run, train, watched, (2, "all"), draws=2, baselines=api.BASELINES, scratch_steps=2, finetune=True,
+        progress=lambda done, total: events.append(f"{done}/{total}"),
+    )  # fmt: skip
+    predictions = [f"{done}/18" for done in range(1, 19)]  # (2 draws of 2 + 1 of all) x 6 methods
+    assert events == ["fingerprint", *predictions, "fingerprint", "labels"]
+
+
+def test_other_test_labels_change_scores_but_no_prediction(
+    run: Path, train: ImageSet, test: ImageSet, quick: list[dict[Any, list[Fit]]]
+) -> None:
+    settings: Scores = {
+        "labels_per_class": 4,
+        "draws": 2,
+        "baselines": ("pixels", "random", "scratch"),
+        "scratch_steps": 3,
+    }
+    first = stepclr.evaluate(run, train, test, **settings)
+    shuffled = replace(test, labels=np.random.default_rng(0).permutation(test.labels))
+    second = stepclr.evaluate(run, train, shuffled, **settings)
+    assert [row["values"] for row in first["rows"]] != [row["values"] for row in second["rows"]]
+    assert quick[0].keys() == quick[1].keys()
+    for one, other in zip(quick[0].values(), quick[1].values(), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.predicted == b.predicted).all()
+            assert a.chosen == b.chosen
+
+
+def test_labels_outside_the_draw_are_not_learnt_from(
+    run: Path, train: ImageSet, test: ImageSet, quick: list[dict[Any, list[Fit]]]
+) -> None:
+    """Exchange the images of two classes outside the first draw: its predictions stay, those of kNN do not."""
+    settings: Scores = {"labels_per_class": 2, "draws": 1, "baselines": ("pixels", "scratch"), "scratch_steps": 3}
+    stepclr.evaluate(run, train, test, **settings)
+    drawn = draw_all(train.labels, CLASSES, [2], 1, 0)[0].rows
+    order = np.arange(len(train))
+    left = [np.setdiff1d(np.flatnonzero(train.labels == label), drawn) for label in (0, 1)]
+    order[left[0]], order[left[1]] = left[1], left[0]
+    stepclr.evaluate(run, replace(train.take(order), labels=train.labels), test, **settings)
+    for method in ("pixels", "scratch", "simclr"):
+        assert (quick[0][method, 2][0].predicted == quick[1][method, 2][0].predicted).all()
+    assert (quick[0]["knn", "all"][0].predicted != quick[1]["knn", "all"][0].predicted).any()
+
+
+# The encoder stays as it was
+
+
+def test_the_encoder_is_proven_unchanged(run: Path, train: ImageSet, test: ImageSet) -> None:
+    file = (run / "encoder.safetensors").read_bytes()
+    scores = stepclr.evaluate(run, train, test, 2, draws=1, baselines=("random", "scratch"), scratch_steps=2)
+    told = scores["protocol"]["encoder_sha256"]
+    assert told["before"] == told["after"] == prepare.fingerprint(load_encoder(run))
+    assert (run / "encoder.safetensors").read_bytes() == file
+
+
+def test_the_fingerprint_sees_weights_and_buffers(run: Path) -> None:
+    first, seen = prepare.fingerprint(load_encoder(run)), set()
+    for name, tensor in load_encoder(run).state_dict().items():
+        encoder = load_encoder(run)
+        changed = encoder.state_dict()[name]
+        changed.view(-1)[0] += 1
+        seen.add(prepare.fingerprint(encoder))
+        assert tensor.shape == changed.shape
+    assert first not in seen
+    assert len(seen) == len(load_encoder(run).state_dict())
+
+
+def test_features_taken_in_train_mode_are_caught(
+    run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_train_mode(encoder: Encoder, images: ImageSet, **_: Any) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        encoder.train()
+        with torch.no_grad():
+            return encoder(encoder.preprocess(images.read(range(len(images))))), np.arange(len(images))
+
+    monkeypatch.setattr(prepare, "represent", in_train_mode)
+    with pytest.raises(RuntimeError, match="changed while it was evaluated"):
+        stepclr.evaluate(run, train, test, baselines=())
+    assert not (run / "evaluation.json").exists()
+
+
+def test_batchnorm_answers_with_the_stored_statistics(run: Path, train: ImageSet, test: ImageSet) -> None:
+    """An image's prediction does not depend on which others are scored with it."""
+    scores = stepclr.evaluate(run, train, test, baselines=())
+    half = stepclr.evaluate(run, train, test.take(range(12)), baselines=())
+    rest = stepclr.evaluate(run, train, test.take(range(12, 24)), baselines=())
+    for whole, a, b in zip(scores["rows"], half["rows"], rest["rows"], strict=True):
+        assert whole["mean"] == pytest.approx((a["mean"] + b["mean"]) / 2)
+
+
+# Which images count
+
+
+def test_unlabelled_images_are_left_out_and_counted(run: Path, train: ImageSet, test: ImageSet) -> None:
+    plain = stepclr.evaluate(run, train, test, baselines=())
+    more = replace(named(40, 1), labels=np.concatenate([train.labels, np.full(10, -1)]))
+    images = np.concatenate([striped(30, 1)[0], striped(10, 5)[0]])
+    more = replace(open_images((images, more.labels)), classes=CLASSES, source="pile 1")
+    scores = stepclr.evaluate(run, more, test, baselines=())
+    assert scores["rows"] == plain["rows"]
+    assert scores["protocol"]["train"] == plain["protocol"]["train"] | {"left_out_without_label": 10}
+
+
+def test_labels_are_matched_by_name(run: Path, train: ImageSet, test: ImageSet) -> None:
+    plain = stepclr.evaluate(run, train, test, baselines=())
+    order = ["cat", "ant", "bee"]
+    renamed = replace(test, classes=order, labels=np.array([order.index(CLASSES[label]) for label in test.labels]))
+    assert stepclr.evaluate(run, train, renamed, baselines=())["rows"] == plain["rows"]
+
+
+def test_a_run_of_chosen_classes_is_scored_on_these(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
+    run = make_run(tmp_path / "two", classes=["cat", "ant"])
+    scores = stepclr.evaluate(run, train, test, baselines=())
+    assert scores["protocol"]["classes"] == ["cat", "ant"]
+    assert scores["protocol"]["train"] == {
+        "source": "pile 1", "images": 20, "left_out_without_label": 0, "left_out_of_other_classes": 10,
+        "left_out_unreadable": 0,
+    }  # fmt: skip
+    assert scores["protocol"]["test"]["left_out_of_other_classes"] == 8
+    named_two = stepclr.evaluate(run, train.keep(["ant", "cat"]), test.keep(["cat", "ant"]), baselines=())
+    assert named_two["rows"] == scores["rows"]
+
+
+def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
+    images, labels = striped(13, 1)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / "labelled" / CLASSES[label] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (tmp_path / "labelled" / "bee" / "00.png").write_bytes(b"no image")
+    Image.fromarray(images[0]).save(tmp_path / "labelled" / "loose.png")
+    where = str(tmp_path / "labelled")
+    told = stepclr.evaluate(run, where, tmp_path / "labelled", 2, draws=1, scratch_steps=2)["protocol"]
+    assert told["train"] == told["test"] == {
+        "source": where, "images": 13, "left_out_without_label": 1, "left_out_of_other_classes": 0,
+        "left_out_unreadable": 1,
+    }  # fmt: skip
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels_per_class": "al"}, r"--labels-per-class takes counts"),
+        ({"labels_per_class": 11}, r"'ant' of train has 10 labels; ask for at most 10"),
+        ({"probe": "linar"}, r"unknown probe 'linar'. Did you mean 'linear'\?"),
+        ({"baselines": "pixel,random"}, r"unknown baseline 'pixel'. Did you mean 'pixels'\?"),
+        ({"baselines": ("knn",)}, r"unknown baseline 'knn'"),
+        ({"draws": 0}, r"draws must be at least 1, not 0"),
+        ({"seed": -1}, r"seed must be at least 0, not -1"),
+        ({"scratch_steps": 0}, r"scratch_steps must be at least 1"),
+        ({"probe": (), "baselines": ()}, r"no probe and no baseline"),
+        ({"run": "nowhere"}, r"no encoder at nowhere"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_before_any_work(
+    run: Path, train: ImageSet, test: ImageSet, wrong: Scores, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "represent", None)
+    with pytest.raises(StepclrError, match=message) as error:
+        stepclr.evaluate(wrong.pop("run", run), train, test, **wrong)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_classes_that_differ_are_named_with_the_nearest(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
+    sets: Scores = {"train": train, "test": test}
+    sets[which] = replace(sets[which], classes=["ant", "bee", "cats"])
+    with pytest.raises(StepclrError, match=r"Did you mean 'cats?'\?.*There are: ant, bee, cat") as error:
+        stepclr.evaluate(run, **sets)
+    assert one_line(error)
+
+
+def test_a_class_too_many_in_test_is_an_error_too(run: Path, test: ImageSet) -> None:
+    with pytest.raises(StepclrError, match="unknown class of pile 1 'cat'"):
+        stepclr.evaluate(run, named(20, 1, classes=2), test)
+
+
+def test_sets_without_the_run_s_classes_are_refused(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
+    run = make_run(tmp_path / "run", classes=["ant", "bees"])
+    with pytest.raises(StepclrError, match=r"unknown class of pile 1 'bees'. Did you mean 'bee'\?"):
+        stepclr.evaluate(run, train, test)
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_a_set_without_labels_is_refused(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
+    sets: Scores = {"train": train, "test": test}
+    sets[which] = open_images(striped(6, 3)[0])
+    with pytest.raises(StepclrError, match="array has no labels") as error:
+        stepclr.evaluate(run, **sets)
+    assert one_line(error)
+
+
+def test_a_set_whose_labels_are_all_missing_is_refused(run: Path, train: ImageSet, test: ImageSet) -> None:
+    with pytest.raises(StepclrError, match="pile 2 has no labels"):
+        stepclr.evaluate(run, train, replace(test, labels=np.full(len(test), -1)))
+
+
+def test_one_class_is_no_task(run: Path) -> None:
+    with pytest.raises(StepclrError, match="has one class, 'ant'"):
+        stepclr.evaluate(run, named(5, 1, classes=1), named(5, 2, classes=1))
+
+
+# Written down
+
+
+def test_the_protocol_is_all_in_plain_fields(run: Path, train: ImageSet, test: ImageSet) -> None:
+    told = stepclr.evaluate(
+        run, train, test, "1,2", draws=2, seed=3, baselines="pixels,random,scratch", scratch_steps=2
+    )["protocol"]
+    assert told["labels_per_class"] == [1, 2]
+    assert (told["draws"], told["seed"]) == (2, 3)
+    assert told["encoder"] == {"name": "test_resnet", "stem": "small-stride2", "size": 16}
+    assert told["linear_evaluation"]["l2_at_1_label"] == 10
+    assert told["methods"]["simclr"]["l2"]["1"] == [10, 10]
+    assert all(1e-6 <= value <= 1e5 for value in told["methods"]["pixels"]["l2"]["2"])
+    scratch = told["methods"]["scratch"]
+    assert scratch["rate"]["1"] == [0.03, 0.03]
+    assert len(set(scratch["rate"]["2"])) == 1
+    assert scratch["steps"] == 2
+    assert list(told["methods"]) == ["pixels", "random", "scratch", "simclr", "knn"]
+
+
+def test_an_image_that_vanishes_on_the_way_is_an_error(
+    run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = represent
+
+    def one_less(encoder: Encoder, images: ImageSet, **_: Any) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        h, kept = original(encoder, images)
+        return (h[1:], kept[1:]) if encoder.name == "pixels" else (h, kept)
+
+    monkeypatch.setattr(prepare, "represent", one_less)
+    with pytest.raises(StepclrError, match="cannot be read any more"):
+        stepclr.evaluate(run, train, test)

@@ -1,0 +1,186 @@
+"""The tiled loss against the plain form that it stands for: value, gradient, edges, memory, settings."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from stepclr import StepclrError, contrastive, nt_xent
+from stepclr.loss import tiles
+from stepclr.loss.tiles import Tiles, exact_products, exact_setting
+
+SMALL = {"cpu": (3, 5), "cuda": (3, 5)}
+
+
+def plain(z: Tensor, groups: Tensor, tau: float) -> Tensor:
+    """The equation at the head of `contrastive.py`, with all M x M numbers at once."""
+    z = F.normalize(z)
+    itself = torch.eye(len(z), dtype=torch.bool)
+    similarity = z @ z.T / tau
+    positive = (groups[:, None] == groups) & ~itself
+    count = positive.sum(1)
+    terms = similarity.masked_fill(itself, -torch.inf).logsumexp(1) - (similarity * positive).sum(1) / count.clamp(
+        min=1
+    )
+    return terms[count > 0].sum() / (count > 0).sum().clamp(min=1)
+
+
+def groups_of(kind: str, m: int) -> Tensor:
+    rows = torch.arange(m)
+    return {
+        "images": rows % max(1, m // 2),
+        "one class": rows * 0,
+        "all distinct": rows,
+        "some without positives": torch.where(rows < m // 2, rows % 3, rows),
+        "4 views": rows % max(1, m // 4),
+    }[kind]
+
+
+KINDS = ["images", "one class", "all distinct", "some without positives", "4 views"]
+
+
+def value_and_gradient(loss: partial[Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = z.clone().requires_grad_()
+    value = loss(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+def check(m: int, kind: str, tau: float, dtype: torch.dtype) -> None:
+    """Equal to the plain form: to 1e-12 in float64, to 1e-5 of the value and of the whole gradient in float32."""
+    z = torch.randn(m, 16, generator=torch.Generator().manual_seed(m), dtype=torch.float64).to(dtype)
+    groups = groups_of(kind, m)
+    value, gradient = value_and_gradient(partial(contrastive, groups=groups, temperature=tau), z)
+    expected, slope = value_and_gradient(partial(plain, groups=groups, tau=tau), z)
+    error = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(value, expected, rtol=error, atol=error)
+    # Of one pair alone the pulls cancel: the gradient is 0, and what is left is the rounding of terms of 1/tau.
+    assert (gradient - slope).norm() <= error * slope.norm().clamp(min=0.1 / tau)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("m", [2, 6, 130])
+@pytest.mark.parametrize("tau", [0.01, 0.1, 0.5])
+def test_tiles_of_any_shape_add_up_to_the_plain_form(
+    m: int, kind: str, tau: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(m, kind, tau, dtype)
+    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    check(m, kind, tau, dtype)
+    monkeypatch.setattr(tiles, "KEPT", 40)  # some tiles are kept, others are not
+    check(m, kind, tau, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("kind", "tau"), [("images", 0.5), ("some without positives", 0.1), ("4 views", 0.02)])
+def test_many_rows_with_the_tiles_as_they_are(kind: str, tau: float, dtype: torch.dtype) -> None:
+    check(4098, kind, tau, dtype)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.3])
+def test_gradcheck(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    z = torch.randn(13, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    groups = groups_of("some without positives", 13)
+    assert gradcheck(lambda z: contrastive(z, groups, tau), (z,), eps=1e-7, atol=1e-5)
+
+
+def test_backward_twice_gives_the_gradient_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    for kept in (0, 20, 10**6):
+        monkeypatch.setattr(tiles, "KEPT", kept)
+        z = torch.randn(14, 4, requires_grad=True)
+        loss = contrastive(z, torch.arange(14) % 7, 0.5)
+        (once,) = torch.autograd.grad(loss, z, retain_graph=True)
+        (again,) = torch.autograd.grad(loss, z, retain_graph=True)
+        (third,) = torch.autograd.grad(loss, z)
+        torch.testing.assert_close(again, once)
+        torch.testing.assert_close(third, once)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.5])
+@pytest.mark.parametrize("sides", [(3, 5), (64, 512)])
+def test_the_rows_of_a_rank_have_the_sums_that_they_have_among_all(
+    tau: float, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = F.normalize(torch.randn(130, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    whole = (z @ z.T / tau).fill_diagonal_(-torch.inf).logsumexp(1)
+    monkeypatch.setattr(tiles, "SIDES", {"cpu": sides, "cuda": sides})
+    for rows in (slice(0, 130), slice(0, 40), slice(40, 41), slice(41, 130)):
+        torch.testing.assert_close(Tiles(z, tau, rows).log_sums(), whole[rows], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fault", ["the diagonal kept", "a mirror tile forgotten", "rows only", "no temperature"])
+def test_the_check_rejects(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    tile, weights, pairs = tiles._tile, tiles._weights, tiles.Tiles.pairs
+    if fault == "the diagonal kept":
+        monkeypatch.setattr(tiles, "_tile", lambda left, right, _, logarithms: tile(left, right, False, logarithms))
+    elif fault == "a mirror tile forgotten":
+        monkeypatch.setattr(tiles.Tiles, "pairs", lambda self: [(r, c, False) for r, c, _ in pairs(self)])
+    elif fault == "rows only":
+        monkeypatch.setattr(tiles, "_weights", lambda t, i, j, *rest: weights(t, i, j * 0, *rest))
+    else:
+        monkeypatch.setattr(tiles, "_tile", lambda left, right, *rest: tile(left * 0.5, right, *rest))
+    with pytest.raises(AssertionError):
+        check(130, "images", 0.5, torch.float32)
+
+
+@pytest.mark.parametrize("theirs", ["none", "ieee", "bf16"])
+def test_the_users_setting_changes_nothing_and_comes_back(theirs: str) -> None:
+    matmul = tiles._cpu()
+    z = torch.randn(600, 128, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = nt_xent(z[:300], z[300:])
+    (slope,) = torch.autograd.grad(value, z)
+    with tiles._precision(matmul, theirs):
+        again = nt_xent(z[:300], z[300:])
+        (same,) = torch.autograd.grad(again, z)
+        assert torch.equal(again, value)
+        assert torch.equal(same, slope)
+        assert matmul.fp32_precision == theirs
+        with exact_products():
+            assert matmul.fp32_precision == exact_setting()
+        assert matmul.fp32_precision == theirs
+
+
+def test_the_setting_comes_back_after_an_error() -> None:
+    before = tiles._cpu().fp32_precision
+    with pytest.raises(StepclrError), tiles._precision(tiles._cpu(), "bf16"), exact_products():
+        raise StepclrError("as out of memory")
+    assert tiles._cpu().fp32_precision == before
+
+
+def test_the_setting_is_taken_only_where_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "EXACT", 0.0)
+    exact_setting.cache_clear()
+    assert exact_setting() == "ieee"
+    monkeypatch.setattr(tiles, "EXACT", 1.0)
+    exact_setting.cache_clear()
+    assert exact_setting() == "bf16"
+    exact_setting.cache_clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_grows_with_the_rows_and_not_with_their_square() -> None:
+    code = """
+import torch
+from stepclr import nt_xent
+
+def peak():  # KiB; getrusage would count the parent's too
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+z = torch.randn(16384, 128, requires_grad=True)
+nt_xent(z[:300], z[300:600]).backward()
+before = peak()
+nt_xent(z[:8192], z[8192:]).backward()
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 20 * 1024 < int(done.stdout) < 200 * 1024  # KiB; one matrix of 16384 x 16384 is 1 GiB

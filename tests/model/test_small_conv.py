@@ -1,0 +1,80 @@
+"""The short way over tiny maps is the same convolution: small integers are exact in bfloat16, so equal is equal."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stepclr
+from stepclr.model import small_conv
+from stepclr.model.small_conv import TinyMapConv2d
+
+
+def integers(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def convolution(side: int, stride: int, kernel: int, bias: bool) -> TinyMapConv2d:
+    made = TinyMapConv2d(3, 5, kernel, stride, kernel // 2, bias=bias)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(integers(*parameter.shape, seed=side))
+    return made
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("side", "stride", "kernel"),
+    [  # few positions, then as many as the weights' gradient takes by patches
+        *((1, 1, 3), (2, 1, 3), (3, 1, 3), (2, 1, 5), (3, 1, 2), (4, 2, 2), (3, 2, 3), (4, 2, 3), (6, 2, 3), (4, 3, 3)),
+        *((4, 1, 3), (5, 1, 3), (5, 1, 5), (10, 2, 3), (11, 2, 3), (14, 3, 3)),
+    ],
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_value_and_gradients_are_the_convolutions(
+    side: int, stride: int, kernel: int, bias: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = convolution(side, stride, kernel, bias)
+    x = integers(4, 3, side, side + 1, seed=7).requires_grad_()
+    expected = F.conv2d(x, module.weight, module.bias, stride, kernel // 2)
+    push = integers(*expected.shape, seed=9)
+    wanted = torch.autograd.grad(expected, [x, *module.parameters()], push)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", None)  # the plain way is closed
+    if not autocast:
+        module.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = module(x if autocast else x.bfloat16())
+    assert torch.equal(y.float(), expected)
+    found = torch.autograd.grad(y, [x, *module.parameters()], push.to(y.dtype))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours.float(), theirs)
+
+
+def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_conv, "_ByPatches", None)  # the short way is closed
+    module = convolution(2, 1, 3, False)
+    tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
+    module(tiny)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(large)
+        with pytest.raises(AttributeError):
+            module(tiny)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_layout_in_memory_makes_no_difference(layout: torch.memory_format) -> None:
+    module = convolution(4, 1, 3, False).to(memory_format=layout)
+    x = integers(4, 3, 4, 4, seed=7).to(memory_format=layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(module(x).float(), F.conv2d(x, module.weight, None, 1, 1).float())
+
+
+def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:
+    encoder = stepclr.build_encoder("resnet18", "small-stride2", size=32)
+    kinds = {name: type(module) for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
+    assert kinds["body.layer4.1.conv2"] is TinyMapConv2d
+    assert kinds["body.layer4.0.downsample.0"] is nn.Conv2d  # 1x1: nothing to gain
+    assert list(encoder.body.state_dict())[:1] == ["conv1.weight"]
+    grouped = stepclr.build_encoder("resnext50_32x4d", size=64)
+    assert type(grouped.get_submodule("body.layer1.0.conv2")) is nn.Conv2d

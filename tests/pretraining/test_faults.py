@@ -1,0 +1,153 @@
+"""What happens to long runs: checkpoints that rot, and a second run in the same folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small import SETTINGS, photos_in, same
+
+import stepclr
+from stepclr.cli import main
+from stepclr.pretraining.checkpoint import checkpoints, save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return stepclr.pretrain("sample:unlabeled", out, progress=False, **SETTINGS)
+
+
+def resumed(out: Path) -> stepclr.Run:
+    return stepclr.pretrain("sample:unlabeled", out, resume=True, progress=True, **SETTINGS)
+
+
+@pytest.mark.parametrize("part", ["header", "metadata", "tensors", "cut"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
+    part: str, whole: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One flipped bit anywhere, or a file cut short, and the run still ends bit for bit as it did."""
+    generator = np.random.default_rng(0)
+    for trial in range(1 if part == "cut" else 8):
+        out = tmp_path / str(trial)
+        shutil.copytree(whole.folder, out)
+        newest = checkpoints(out / "checkpoint")[-1]
+        content = bytearray(newest.read_bytes())
+        header = 8 + int.from_bytes(content[:8], "little")
+        start = content.index(b"__metadata__")
+        low, high = {
+            "header": (8, header),
+            "metadata": (start, content.index(b"}", start)),
+            "tensors": (header, len(content)),
+            "cut": (0, 1),
+        }[part]
+        if part == "cut":
+            del content[-1:]
+        else:
+            content[int(generator.integers(low, high))] ^= 1 << int(generator.integers(8))
+        newest.write_bytes(content)
+        assert same(whole, resumed(out))
+        said = capsys.readouterr().err
+        assert f"{newest} is damaged" in said
+        assert "going on after step 6" in said  # of 9
+
+
+def test_where_every_checkpoint_is_damaged_it_says_so(whole: stepclr.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    for path in checkpoints(out / "checkpoint"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        stepclr.StepclrError, match=r"^no checkpoint in .* can be read; begin again with another --out$"
+    ):
+        resumed(out)
+
+
+def test_a_second_run_in_the_folder_refuses_and_the_first_goes_on(whole: stepclr.Run, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    checkpoints(out / "checkpoint")[-1].unlink()
+    before = sorted(path.name for path in (out / "checkpoint").iterdir())
+    words = ["pretrain", "sample:unlabeled", "--out", str(out), "--resume"]
+    with whole.__class__(out).held():
+        second = subprocess.run([sys.executable, "-m", "stepclr", *words], capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert second.stderr.splitlines()[-1] == (
+            f"stepclr: another process is training in {out}: let it end, or name another --out"
+        )
+        assert sorted(path.name for path in (out / "checkpoint").iterdir()) == before
+    assert same(whole, resumed(out))  # it is free again
+
+
+def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    code = (
+        "import sys, time; from pathlib import Path; from stepclr.pretrain import Run\n"
+        "with Run(Path(sys.argv[1])).held():\n    print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, os.fspath(out)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(stepclr.StepclrError, match="another process is training"), stepclr.Run(out).held():
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with stepclr.Run(out).held():
+        pass
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """48 image files of the sample, not in the cache."""
+    return photos_in(tmp_path / "photos")
+
+
+def spoil(photos: Path, count: int) -> None:
+    """Some are gone, some are garbage, one is empty."""
+    for i, path in enumerate(sorted(photos.iterdir())[:count]):
+        if i % 3 == 0:
+            path.unlink()
+        else:
+            path.write_bytes(b"no image" * (i % 3 - 1))
+
+
+@pytest.mark.parametrize("count", [2, 9])  # of 48: 4% and 19%
+def test_images_lost_during_a_run_are_counted_and_too_many_end_it(
+    count: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save_and_spoil(folder: Path, step: int, *rest: Any) -> None:
+        save_checkpoint(folder, step, *rest)
+        if step == 3:
+            spoil(photos, count)
+
+    monkeypatch.setattr("stepclr.pretraining.loop.save_checkpoint", save_and_spoil)
+    words = ["pretrain", str(photos), "--out", str(tmp_path / "run"), "--cache-gib", "0.000001"]
+    words += ["--encoder", "test_resnet", "--stem", "small-stride2", "--epochs", "4", "--batch-size", "16"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    said = capsys.readouterr().err.splitlines()[-1]
+    if count == 2:
+        assert not stop.value.code
+        assert (tmp_path / "run" / "skipped.csv").read_text().count("\n") == 1 + count
+        return
+    assert stop.value.code == 2
+    assert "of 48 images of" in said
+    assert "--resume goes on" in said
+    assert checkpoints(tmp_path / "run" / "checkpoint")[-1].name == "step-00000003.safetensors"
+    assert (tmp_path / "run" / "skipped.csv").exists()
+
+
+def test_a_copy_beside_the_checkpoints_is_left_alone(whole: stepclr.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole.folder, out)
+    newest = checkpoints(out / "checkpoint")[-1]
+    shutil.copy(newest, newest.with_name("step-9 (copy).safetensors"))
+    assert same(whole, resumed(out))

@@ -1,0 +1,175 @@
+"""Cached gradients: a batch in parts has the gradient of the batch at once, on real images (the sample)."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import without_batch_statistics
+from torch import Tensor, nn
+
+import stepclr
+from stepclr.config import PretrainConfig
+from stepclr.pretraining import gradcache
+from stepclr.pretraining.checkpoint import checkpoints
+from stepclr.pretraining.gradcache import in_micro_batches
+from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.optim import build_optimizer
+from stepclr.pretraining.resolve import build, settle, views_of
+
+CONFIG = PretrainConfig("test_resnet", stem="small-stride2", head="32-16", batch_size=22, epochs=1, precision="fp32")
+N = 22  # in parts of 8: 8, 7 and 7
+
+
+@pytest.fixture(scope="module")
+def images() -> stepclr.ImageSet:
+    return stepclr.open_images("sample:train", limit=N)
+
+
+def one_step(
+    images: stepclr.ImageSet,
+    micro_batch: int | None,
+    prepare: Callable[[nn.Module], object] = without_batch_statistics,
+    pixels: Any = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, nn.ModuleDict]:
+    """Loss, whole gradient and model of one training step of one seed."""
+    config = settle(replace(CONFIG, micro_batch=micro_batch, **options), images)
+    torch.manual_seed(0)
+    model = build(config, images).train()
+    prepare(model["encoder"])
+    keys = stepclr.view_keys(0, 0, range(N))
+    pixels = images.read(range(N)) if pixels is None else pixels
+    labels = torch.from_numpy(images.labels)
+    optimizer = build_optimizer(model, replace(config, lr=0.0))
+    torch.manual_seed(1)
+    loss, _ = train_step(model, views_of(config), optimizer, config, pixels, keys, labels)
+    return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), model
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loss": "supcon"}, {"views": 4}, {"loss": "supcon", "views": 3}, {"loss": "cross-entropy"}],
+    ids=str,
+)
+@pytest.mark.parametrize("micro_batch", [1, 8, 21])
+def test_the_gradient_is_that_of_the_whole_batch(
+    images: stepclr.ImageSet, micro_batch: int, options: dict[str, Any]
+) -> None:
+    loss, gradient, _ = one_step(images, None, **options)
+    same_loss, same_gradient, _ = one_step(images, micro_batch, **options)
+    torch.testing.assert_close(same_loss, loss, rtol=1e-6, atol=1e-6)
+    assert distance(same_gradient, gradient) < 1e-5
+
+
+def test_images_of_unequal_sizes_come_in_parts_too(images: stepclr.ImageSet) -> None:
+    pixels = [image[:, : 28 - i % 5] for i, image in enumerate(images.read(range(N)))]
+    _, gradient, _ = one_step(images, None, pixels=pixels)
+    _, same, _ = one_step(images, 8, pixels=pixels)
+    assert distance(same, gradient) < 1e-5
+
+
+def test_batchnorm_sees_each_part_by_itself(images: stepclr.ImageSet) -> None:
+    _, gradient, _ = one_step(images, None, prepare=lambda _: None)
+    _, parted, _ = one_step(images, 8, prepare=lambda _: None)
+    assert distance(parted, gradient) > 1e-3
+
+
+def dropout_after_every_norm(encoder: nn.Module) -> None:
+    encoder.set_submodule("body.act1", nn.Sequential(encoder.get_submodule("body.act1"), nn.Dropout(0.3)))
+
+
+@pytest.mark.parametrize("prepare", [lambda _: None, dropout_after_every_norm], ids=["batchnorm", "dropout"])
+@pytest.mark.parametrize("options", [{}, {"checkpoint_activations": True}], ids=str)
+def test_the_second_pass_repeats_the_first(
+    images: stepclr.ImageSet,
+    prepare: Callable[[nn.Module], object],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {**options, "encoder": "resnet18"} if options else options  # test_resnet has no such way
+    loss, gradient, model = one_step(images, 8, prepare, **options)
+    monkeypatch.setattr(gradcache, "checkpoint", lambda encode, *rest, **_: encode(*rest))  # all in one graph
+    with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        same_loss, same_gradient, other = one_step(images, 8, prepare, **options)
+    assert torch.equal(loss, same_loss)
+    assert distance(gradient, same_gradient) < 1e-6
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, other.get_buffer(name))
+
+
+def test_running_statistics_move_once_a_step_by_the_mean_of_the_parts(images: stepclr.ImageSet) -> None:
+    pixels, keys = images.read(range(N)), stepclr.view_keys(0, 0, range(N))
+    assert isinstance(pixels, Tensor)
+    norm = nn.BatchNorm2d(3).train()
+    norm.running_mean.fill_(0.4)  # type: ignore[union-attr]
+
+    def encode(pixels: Any, _: Tensor) -> tuple[Tensor]:
+        return (norm(pixels.float() / 255).mean((2, 3))[None],)
+
+    (h,) = in_micro_batches(encode, pixels, keys, 8, norm)
+    assert h.shape == (1, N, 3)
+    means = [part.float().div(255).mean((0, 2, 3)) for part in (pixels[:8], pixels[8:15], pixels[15:])]
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, 0.9 * 0.4 + 0.1 * torch.stack(means).mean(0))
+    assert norm.num_batches_tracked == 1
+
+
+def test_the_memory_of_a_part_is_given_back(images: stepclr.ImageSet) -> None:
+    """Between the two passes nothing of the encoder's graph is held: no saved tensor outlives its part."""
+    alive: list[int] = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            alive.append(sum(saved() is not None for saved in seen))
+            y = (x * 2).relu()  # relu saves its output
+            seen.append(weakref.ref(y))
+            return y.mean((2, 3))
+
+    seen: list[Any] = []
+    network, weight = Watched(), torch.ones(1, requires_grad=True)
+    pixels = images.read(range(N))
+
+    def encode(pixels: Any, _: Tensor) -> tuple[Tensor]:
+        return (network(pixels.float() * weight)[None],)
+
+    (h,) = in_micro_batches(encode, pixels, stepclr.view_keys(0, 0, range(N)), 5, network)
+    h.sum().backward()
+    assert len(alive) == 10  # five parts, each twice
+    assert max(alive) <= 1
+
+
+SMALL: dict[str, Any] = {"encoder": "test_resnet", "stem": "small-stride2", "epochs": 2, "batch_size": 16}
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": "supcon", "views": 4}], ids=str)
+def test_a_run_in_parts_resumes_bit_for_bit(tmp_path: Path, options: dict[str, Any]) -> None:
+    settings = {**SMALL, **options, "limit": 40, "head": "32-16", "micro_batch": 5, "progress": False}
+    whole = stepclr.pretrain("sample:train", tmp_path / "whole", **settings)
+    run = stepclr.pretrain("sample:train", tmp_path / "run", **settings)
+    (tmp_path / "run" / "encoder.safetensors").unlink()
+    checkpoints(tmp_path / "run" / "checkpoint")[-1].unlink()
+    again = stepclr.pretrain("sample:train", tmp_path / "run", resume=True, **settings)
+    assert run.config["micro_batch"] == 5
+    for name, tensor in whole.encoder().state_dict().items():
+        assert torch.equal(tensor, again.encoder().state_dict()[name]), name
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_micro_batch_below_1_is_refused(images: stepclr.ImageSet) -> None:
+    with pytest.raises(stepclr.StepclrError, match="micro_batch must be above 0, not 0"):
+        settle(replace(CONFIG, micro_batch=0), images)

@@ -1,0 +1,298 @@
+"""Pretraining with every loss and policy, any number of views, balanced batches, large encoders; distillation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stepclr
+from stepclr.cli import main
+from stepclr.config import PretrainConfig
+from stepclr.model.files import load_classifier, save_encoder
+from stepclr.pretraining import loop
+from stepclr.pretraining.batches import balanced_order, batches
+from stepclr.pretraining.checkpoint import checkpoints
+from stepclr.pretraining.resolve import build, settle
+from stepclr.views.keys import view_keys
+from stepclr.views.ops import ColorJitter, Warp
+from stepclr.views.views import Views
+
+SMALL: dict[str, Any] = {
+    "encoder": "test_resnet",
+    "stem": "small-stride2",
+    "epochs": 2,
+    "batch_size": 16,
+    "progress": False,
+    "limit": 70,
+}
+
+
+def small_run(out: Path, source: Any = "sample:train", **options: Any) -> stepclr.Run:
+    return stepclr.pretrain(source, out, **{**SMALL, **options})
+
+
+def weights(run: stepclr.Run) -> dict[str, torch.Tensor]:
+    return load_file(checkpoints(run.folder / "checkpoint")[-1])
+
+
+def same(a: stepclr.Run, b: stepclr.Run) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
+    """A supervised run: its classifier teaches."""
+    return small_run(tmp_path_factory.mktemp("runs") / "teacher", loss="cross-entropy", epochs=6, limit=200)
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    "four views": {"views": 4},
+    "three views and labels": {"views": 3, "loss": "supcon", "normalize_h": True},
+    "balanced": {"loss": "supcon", "balanced": True},
+    "cross-entropy": {"loss": "cross-entropy"},
+    "cross-entropy of one view": {"loss": "cross-entropy", "views": 1, "policy": "crop"},
+    "distill": {"loss": "distill", "policy": "crop", "views": 1, "temperature": 2.0},
+    "activations computed again": {"checkpoint_activations": True},
+    "strengths of each view": {"strength": (1.0, 0.2)},
+    "simaugment": {"policy": "simaugment"},
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_every_kind_of_run_resumes_bit_for_bit(case: str, teacher: stepclr.Run, tmp_path: Path) -> None:
+    options = {**LOSSES[case], **({"teacher": str(teacher.folder)} if case == "distill" else {})}
+    whole = small_run(tmp_path / "whole", **options)
+    small_run(tmp_path / "run", **options)
+    checkpoints(tmp_path / "run" / "checkpoint")[-1].unlink()
+    assert same(whole, stepclr.pretrain("sample:train", tmp_path / "run", resume=True, progress=False))
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_the_first_loss_of_many_views_by_hand(views: int, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=1, limit=16, precision="fp32", views=views, head="32-16")
+    torch.manual_seed(0)
+    encoder = stepclr.build_encoder("test_resnet", "small-stride2", size=28).train()
+    head = stepclr.ProjectionHead(encoder.num_features, 32, 16).train()
+    images = stepclr.open_images("sample:train", limit=16)
+    x = Views("simclr", 28, views=views)(images.read(range(16)), view_keys(0, 0, range(16)))
+    z = torch.nn.functional.normalize(head(encoder(x.flatten(0, 1))).double())
+    total = 0.0
+    for i in range(len(z)):
+        others = torch.stack([torch.exp(z[i] @ z[k] / 0.5) for k in range(len(z)) if k != i]).sum()
+        pairs = [torch.log(torch.exp(z[i] @ z[k] / 0.5) / others) for k in range(i % 16, len(z), 16) if k != i]
+        total -= float(torch.stack(pairs).mean().detach())
+    assert run.metrics[0]["loss"] == pytest.approx(total / len(z), rel=1e-4)
+
+
+def test_a_list_of_ops_is_a_policy(tmp_path: Path) -> None:
+    ops = [ColorJitter(0.2), Warp(p=1.0), ColorJitter(0.9)]
+    run = small_run(tmp_path / "run", policy=ops)
+    assert run.config["policy"].startswith("ColorJitter(strength=0.2, p=0.8)+Warp(p=1.0)+")
+    named = small_run(tmp_path / "named", policy=run.config["policy"])
+    assert same(run, named)
+    assert not same(run, small_run(tmp_path / "other", policy=ops[:2]))
+
+
+def test_supcon_without_labels_is_simclr(tmp_path: Path) -> None:
+    """Mixed sets go through one loss: a set with one labelled image has no other positives than SimCLR's."""
+    images = stepclr.open_images("sample:train", limit=70)
+    images.labels = np.where(np.arange(70) == 3, images.labels, -1)
+    mixed = small_run(tmp_path / "mixed", images, loss="supcon", limit=None)
+    plain = small_run(tmp_path / "plain", images, limit=None)
+    assert same(mixed, plain)
+
+
+def test_activations_computed_again_change_nothing(tmp_path: Path) -> None:
+    plain = small_run(tmp_path / "plain", precision="fp32")
+    again = small_run(tmp_path / "again", precision="fp32", checkpoint_activations=True)
+    assert same(plain, again)  # BatchNorm's statistics too, though its forward pass runs twice
+    assert again.config["checkpoint_activations"]
+
+
+def test_h_of_unit_norm_is_stored_with_the_encoder(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", loss="supcon", normalize_h=True)
+    h = stepclr.embed(run, "sample:test")
+    np.testing.assert_allclose(np.linalg.norm(h, axis=1), 1, rtol=1e-5)
+    bare = stepclr.embed(small_run(tmp_path / "bare", loss="supcon"), "sample:test")
+    assert np.linalg.norm(bare, axis=1).std() > 1e-3
+
+
+def test_cross_entropy_learns_its_labels_and_leaves_a_classifier(teacher: stepclr.Run) -> None:
+    classifier = load_classifier(teacher)
+    images = stepclr.open_images("sample:train", limit=200)
+    with torch.no_grad():
+        predicted = classifier(classifier.encoder.preprocess(images.read(range(200)))).argmax(1)
+    assert classifier.classes == images.classes
+    assert (predicted.numpy() == images.labels).mean() > 0.2  # ten classes
+    trained = weights(teacher)
+    assert torch.equal(trained["model.head.weight"], classifier.linear.weight)
+    assert "top1" in teacher.metrics[-1]
+    assert "contrastive_top1" not in teacher.metrics[-1]
+
+
+def test_a_student_comes_to_predict_what_its_teacher_does(teacher: stepclr.Run, tmp_path: Path) -> None:
+    run = stepclr.distill(
+        teacher, "sample:unlabeled", tmp_path / "run", student="test_resnet", stem="small-stride2", limit=600,
+        epochs=4, batch_size=32, progress=False,
+    )  # fmt: skip
+    images = stepclr.open_images("sample:test", limit=300)
+    answers = []
+    for classifier in (load_classifier(teacher), load_classifier(run)):
+        with torch.no_grad():
+            answers.append(classifier(classifier.encoder.preprocess(images.read(range(300)))).argmax(1))
+    assert (answers[0] == answers[1]).double().mean() > 0.5
+    assert load_classifier(run).classes == load_classifier(teacher).classes
+    assert run.metrics[0]["loss"] > run.metrics[-1]["loss"]
+    resumed = stepclr.distill(teacher, "sample:unlabeled", tmp_path / "run", resume=True, progress=False)
+    assert same(resumed, run)
+
+
+def test_the_command_line_distills(teacher: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["distill", str(teacher.folder), "sample:unlabeled", "--student", "test_resnet", "--epochs", "1"]
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--limit", "64", "--batch-size", "32", "--out", str(tmp_path / "run")])
+    assert not stop.value.code
+    assert "stepclr predict" in capsys.readouterr().out
+    assert (tmp_path / "run" / "classifier.safetensors").exists()
+
+
+def test_the_order_of_a_balanced_epoch() -> None:
+    labels = np.array([0] * 60 + [1] * 20 + [2] * 10 + [-1] * 30)
+    places = balanced_order(labels, seed=0, epoch=0)
+    assert len(places) == len(set(places.tolist())) == 120
+    drawn = labels[places % 120]
+    assert [int((drawn == label).sum()) for label in (-1, 0, 1, 2)] == [30, 30, 30, 30]
+    for start in range(0, 120, 24):  # and so is each batch
+        counts = [int((drawn[start : start + 24] == label).sum()) for label in (-1, 0, 1, 2)]
+        assert max(counts) - min(counts) <= 2
+    rare = places[drawn == 2]  # ten images, three times each, with other keys each time
+    assert np.bincount(rare % 120)[80:90].tolist() == [3] * 10
+    assert len(set(view_keys(0, 0, rare).tolist())) == 30
+    assert not np.array_equal(places, balanced_order(labels, seed=0, epoch=1))
+    left_out = set(range(60)) - set(places.tolist())
+    assert left_out != set(range(60)) - set(balanced_order(labels, seed=0, epoch=1).tolist())
+
+
+def test_a_balanced_feed_hands_out_the_images_of_its_places() -> None:
+    images = stepclr.open_images("sample:train", limit=40)
+    images.labels = np.where(np.arange(40) < 36, 0, 1)
+    for pixels, places in batches(images, seed=0, epoch=0, batch_size=8, start=0, balanced=True):
+        assert torch.equal(torch.as_tensor(pixels), torch.as_tensor(images.read(places % 40)))
+        assert (images.labels[places % 40] == 1).sum() == 4
+
+
+def test_linear_epochs_are_supcons_second_stage(tmp_path: Path) -> None:
+    options = {"loss": "supcon", "limit": 200, "epochs": 4}
+    one = small_run(tmp_path / "one", **options)
+    both = small_run(tmp_path / "both", **options, linear_epochs=6)
+    assert same(one, both)
+    left, right = load_file(one.folder / "encoder.safetensors"), load_file(both.folder / "encoder.safetensors")
+    assert all(torch.equal(left[name], right[name]) for name in left)  # frozen, BatchNorm's statistics included
+    classifier = load_classifier(both)
+    for name, tensor in classifier.encoder.state_dict().items():
+        assert torch.equal(tensor, left[name]), name
+    assert not (one.folder / "classifier.safetensors").exists()
+    probabilities, _ = stepclr.predict(both, "sample:test")
+    truth = stepclr.open_images("sample:test").labels
+    assert (probabilities.argmax(1) == truth).mean() > 0.2  # ten classes, 48 steps, and 36 of the linear layer
+    again = stepclr.pretrain("sample:train", both.folder, resume=True, progress=False)
+    assert torch.equal(load_classifier(again).linear.weight, classifier.linear.weight)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("sample:unlabeled", {"loss": "cross-entropy"}, "cross-entropy needs labels"),
+        ("sample:unlabeled", {"balanced": True}, "--balanced needs labels"),
+        ("sample:unlabeled", {"linear_epochs": 2}, "--linear-epochs 2 needs labels"),
+        ("sample:train", {"views": 1}, "takes 2 or more, not 1"),
+        ("sample:train", {"loss": "cross-entropy", "linear_epochs": 2}, "leave --linear-epochs out"),
+        ("sample:train", {"loss": "distill"}, "belong together"),
+        ("sample:train", {"strength": (1.0, 0.5, 0.2)}, "strength"),
+        ("sample:train", {"policy": "crop", "strength": 1.0}, "strength"),
+        ("sample:train", {"warp": 0.5}, "warp"),
+        ("sample:train", {"encoder": "test_efficientnet", "stem": "small"}, "is for ResNets"),
+    ],
+)
+def test_settings_that_do_not_go_together(source: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(stepclr.StepclrError, match=message) as caught:
+        small_run(tmp_path / "run", source, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_must_be_one(teacher: stepclr.Run, tmp_path: Path) -> None:
+    encoder = teacher.folder / "encoder.safetensors"
+    for words, options in (
+        ("no classifier at", {"teacher": str(tmp_path / "none")}),
+        ("is an encoder, and a classifier is wanted", {"teacher": str(encoder)}),
+        ("takes views of 28 px", {"teacher": str(teacher.folder), "size": 32}),
+    ):
+        with pytest.raises(stepclr.StepclrError, match=words):
+            small_run(tmp_path / "run", loss="distill", views=1, **options)
+    with pytest.raises(stepclr.StepclrError, match="is a classifier, and an encoder is wanted"):
+        small_run(tmp_path / "run", weights=str(teacher.folder / "classifier.safetensors"))
+
+
+def test_runs_of_before_there_was_a_choice_can_be_resumed(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    old = run.config
+    for name in ("views", "warp", "normalize_h", "checkpoint_activations", "balanced", "linear_epochs", "teacher"):
+        del old[name]
+    (run.folder / "config.json").write_text(json.dumps(old))
+    again = stepclr.pretrain("sample:train", run.folder, resume=True, epochs=3, progress=False)
+    assert again.metrics[-1]["epoch"] == 3
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet200", "vit_tiny_patch16_224"])
+def test_one_step_of_a_large_encoder(name: str, tmp_path: Path) -> None:
+    """A real optimization step at 96 px moves every weight; saved and loaded, the encoder embeds alike."""
+    images = stepclr.open_images("sample:train", limit=4)
+    config = settle(PretrainConfig(name, size=96, batch_size=4, precision="fp32"), images)
+    torch.manual_seed(0)
+    model = build(config, images).train()
+    encoder = model["encoder"]
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    views = Views(config.policy, 96)
+    loss, _ = loop.train_step(
+        model, views, optimizer, config, images.read(range(4)), view_keys(0, 0, range(4)), torch.zeros(4).long()
+    )
+    assert loss.isfinite()
+    still = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
+    # A block's last BatchNorm starts at gamma 0 (as the authors' code has it), so that its branch learns from step 2.
+    assert all(".bn" in key or ".conv" in key or "norm" in key for key in still), still
+    assert encoder.num_features == {"resnet50": 2048, "resnet200": 2048}.get(name, 192)
+    save_encoder(encoder, tmp_path / "encoder.safetensors")  # type: ignore[arg-type]
+    loaded = stepclr.load_encoder(tmp_path / "encoder.safetensors")
+    x = loaded.preprocess(images.read(range(4)))
+    with torch.no_grad():
+        assert torch.equal(encoder.eval()(x), loaded(x))
+
+
+def test_resnet_50_of_double_width() -> None:
+    encoder = stepclr.build_encoder("resnet50x2", size=96)
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert encoder.num_features == 4096
+    assert round(count / 1e6) == 94  # SimCLR table 6
+    with torch.no_grad():
+        assert encoder.eval()(torch.rand(1, 3, 96, 96)).shape == (1, 4096)
+    for name, message in (("resnet18x0", "unknown encoder"), ("vit_tiny_patch16_224x2", "unknown encoder")):
+        with pytest.raises(stepclr.StepclrError, match=message):
+            stepclr.build_encoder(name)
+    with pytest.raises(stepclr.StepclrError, match="timm has no weights for resnet50x2"):
+        stepclr.build_encoder("resnet50x2", weights="timm")
+
+
+def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    run, other = small_run(tmp_path / "run"), small_run(tmp_path / "other", stem="small", head="64-16")
+    path = checkpoints(run.folder / "checkpoint")[-1]
+    path.write_bytes(checkpoints(other.folder / "checkpoint")[-1].read_bytes())
+    with pytest.raises(stepclr.StepclrError, match=f"{path} is of another encoder or head") as caught:
+        stepclr.pretrain("sample:train", run.folder, resume=True, progress=False)
+    assert "\n" not in str(caught.value)

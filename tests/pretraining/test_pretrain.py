@@ -1,0 +1,407 @@
+"""Step 6 as a user meets it: a run folder, exact resume, interruption, refusals. All on real images (the sample)."""
+
+import json
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import photos_in
+
+import stepclr
+from stepclr.pretraining import loop
+from stepclr.pretraining.batches import batches, steps_per_epoch
+from stepclr.pretraining.checkpoint import checkpoints
+from stepclr.pretraining.loop import Diverged
+from stepclr.views.keys import view_keys
+from stepclr.views.views import Views
+
+SMALL: dict[str, Any] = {
+    "encoder": "test_resnet",
+    "stem": "small-stride2",
+    "epochs": 3,
+    "batch_size": 16,
+    "head": "32-16",
+    "progress": False,
+}
+IMAGES = 70  # with batch 16: 4 steps an epoch, 6 images left over
+
+
+def small_run(out: Path, source: Any = "sample:unlabeled", **options: Any) -> stepclr.Run:
+    return stepclr.pretrain(source, out, **{"limit": IMAGES, **SMALL, **options})
+
+
+def weights(run: stepclr.Run) -> dict[str, torch.Tensor]:
+    """Encoder and, from the last checkpoint, head and optimizer."""
+    checkpoint = load_file(checkpoints(run.folder / "checkpoint")[-1])
+    return {**load_file(run.folder / "encoder.safetensors"), **checkpoint}
+
+
+def same(a: stepclr.Run, b: stepclr.Run) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def untimed(run: stepclr.Run) -> list[dict[str, Any]]:
+    timing = ("images_per_second", "waiting", "seconds")
+    return [{name: value for name, value in line.items() if name not in timing} for line in run.metrics]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
+    """A run that nothing interrupted."""
+    return small_run(tmp_path_factory.mktemp("runs") / "unbroken")
+
+
+def test_a_run_is_a_folder_that_explains_itself(unbroken: stepclr.Run) -> None:
+    config = unbroken.config
+    assert {"encoder", "stem", "size", "strength", "blur", "min_area", "precision", "seed", "classes"} <= config.keys()
+    assert (config["images"], config["size"], config["strength"], config["blur"]) == (IMAGES, 28, 0.5, 0.0)
+    assert None not in (config["lr"], config["warmup"], config["weight_decay"], config["head"])
+    assert config["precision"] in ("bf16", "fp32")
+    lines = unbroken.metrics
+    wanted = {"step", "epoch", "loss", "lr", "images_per_second", "waiting", "contrastive_top1"}
+    assert all(wanted <= line.keys() for line in lines)
+    assert [line["step"] for line in lines] == [4, 8, 10, 12]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 3]
+    assert not (unbroken.folder / "skipped.csv").exists()
+    assert len(checkpoints(unbroken.folder / "checkpoint")) == 2
+
+
+def test_the_encoder_of_a_run_is_the_one_that_was_trained(unbroken: stepclr.Run) -> None:
+    encoder = unbroken.encoder()
+    trained = load_file(checkpoints(unbroken.folder / "checkpoint")[-1])
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, trained[f"model.encoder.{name}"]), name
+    assert not encoder.training
+
+
+def test_the_same_settings_give_the_same_run_bit_for_bit(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    again = small_run(tmp_path / "again")
+    assert same(unbroken, again)
+    assert untimed(unbroken) == untimed(again)
+    other = small_run(tmp_path / "other", seed=1)
+    assert not same(unbroken, other)
+
+
+def test_two_threads_repeat_and_resume_bit_for_bit_too(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    assert unbroken.config["threads"] == 1
+    torch.set_num_threads(2)
+    try:
+        whole = small_run(tmp_path / "whole")
+        assert whole.config["threads"] == 2
+        small_run(tmp_path / "run")
+    finally:
+        torch.set_num_threads(1)
+    checkpoints(tmp_path / "run" / "checkpoint")[-1].unlink()
+    assert same(whole, small_run(tmp_path / "run", resume=True))  # with the threads it began with
+
+
+def test_the_rate_warms_up_and_falls_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = loop.train_step
+
+    def watched(model: Any, views: Any, optimizer: Any, *rest: Any) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, views, optimizer, *rest)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    small_run(tmp_path / "run", epochs=5, warmup=1.0, lr=0.32)
+    peak = 0.32 * 16 / 256
+    assert rates[:4] == pytest.approx([peak / 4, peak / 2, peak * 3 / 4, peak])
+    assert all(b < a for a, b in pairwise(rates[4:]))
+    assert rates[-1] < 0.01 * peak
+
+
+def test_the_first_loss_is_algorithm_1_by_hand(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=1, precision="fp32", limit=16)
+    torch.manual_seed(0)
+    encoder = stepclr.build_encoder("test_resnet", "small-stride2", size=28).train()
+    head = stepclr.ProjectionHead(encoder.num_features, 32, 16).train()
+    images = stepclr.open_images("sample:unlabeled", limit=16)
+    keys = view_keys(0, 0, range(16))
+    view_i, view_j = Views("simclr", 28)(images.read(range(16)), keys)
+    z = torch.nn.functional.normalize(head(encoder(torch.cat([view_i, view_j]))).double())
+    loss = 0.0
+    for i in range(32):
+        others = torch.stack([torch.exp(z[i] @ z[k] / 0.5) for k in range(32) if k != i])
+        loss -= float(torch.log(torch.exp(z[i] @ z[(i + 16) % 32] / 0.5) / others.sum()).detach())
+    assert run.metrics[0]["loss"] == pytest.approx(loss / 32, rel=1e-4)
+
+
+def test_both_views_go_through_the_encoder_in_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stepclr.model.encoder import Encoder
+
+    seen: list[int] = []
+    forward = Encoder.forward
+
+    def watched(self: Encoder, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            seen.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(Encoder, "forward", watched)
+    small_run(tmp_path / "run", epochs=1)
+    assert seen == [32] * 4
+
+
+def test_an_epoch_is_full_batches_and_meets_nobody_twice() -> None:
+    images = stepclr.open_images("sample:unlabeled", limit=IMAGES)
+    lots = [indices for _, indices in batches(images, 0, 0, 16, 0)]
+    assert [len(lot) for lot in lots] == [16] * 4
+    assert len(np.unique(np.concatenate(lots))) == 64
+    later = [indices for _, indices in batches(images, 0, 0, 16, 2)]
+    assert all(np.array_equal(a, b) for a, b in zip(lots[2:], later, strict=True))
+    assert not np.array_equal(lots[0], next(batches(images, 0, 1, 16, 0))[1])
+    assert steps_per_epoch(5, 16) == 1
+    assert [len(indices) for _, indices in batches(images.take(range(5)), 0, 0, 16, 0)] == [5]
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import stepclr.model.files as files
+from stepclr.pretraining import loop
+from test_pretrain import small_run
+def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
+def after(function, calls, before=False):
+    count = 0
+    def counted(*args, **options):
+        nonlocal count
+        count += 1
+        if before and count == calls: die()
+        result = function(*args, **options)
+        if count == calls: die()
+        return result
+    return counted
+{fault}
+small_run({out!r})
+"""
+FAULTS = {
+    "before the first checkpoint": "loop.train_step = after(loop.train_step, 2)",
+    "in the middle of an epoch": "loop.train_step = after(loop.train_step, 7)",
+    "after the last step": "loop.train_step = after(loop.train_step, 12)",
+    "while a checkpoint is written": "os.fsync = after(os.fsync, 5, before=True)",
+    "between the line in the log and its checkpoint": (
+        "loop.save_checkpoint = after(loop.save_checkpoint, 2, before=True)"
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_killed_and_resumed_is_never_stopped(fault: str, unbroken: stepclr.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = KILLED.format(tests=str(Path(__file__).parent), fault=FAULTS[fault], out=str(out))
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert not (out / "encoder.safetensors").exists()
+    resumed = small_run(out, resume=True)
+    assert same(unbroken, resumed)
+    assert untimed(unbroken) == untimed(resumed)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_a_torn_checkpoint_is_passed_over(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=2)
+    last = checkpoints(run.folder / "checkpoint")[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    assert same(unbroken, small_run(tmp_path / "run", resume=True, epochs=3)) is False  # other schedule, yet it runs
+    lines = [line["step"] for line in run.metrics]
+    assert lines == sorted(set(lines))
+
+
+def test_resume_with_more_epochs_follows_the_longer_schedule(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=1, warmup=0.0)
+    assert run.metrics[-1]["lr"] < 0.2 * run.config["lr"] * 16 / 256
+    longer = small_run(tmp_path / "run", epochs=4, warmup=0.0, resume=True)
+    assert longer.metrics[-1]["step"] == 16
+    middle = next(line["lr"] for line in longer.metrics if line["step"] == 8)
+    assert middle == pytest.approx(0.12 * 16 / 256 * (1 + np.cos(np.pi * 7 / 16)) / 2)
+
+
+def test_resume_keeps_the_runs_settings(unbroken: stepclr.Run) -> None:
+    with pytest.raises(stepclr.StepclrError, match="was begun with --batch-size 16, not 32"):
+        small_run(unbroken.folder, resume=True, batch_size=32)
+    with pytest.raises(stepclr.StepclrError, match="other names"):
+        small_run(unbroken.folder, "sample:test", resume=True)
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=1)
+    before, lines = weights(run), run.metrics
+    again = small_run(tmp_path / "run", epochs=1, resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(again).items())
+    assert again.metrics == lines
+
+
+def test_out_of_another_run_is_refused(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    before = weights(unbroken)
+    with pytest.raises(stepclr.StepclrError, match="--resume"):
+        small_run(unbroken.folder)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(unbroken).items())
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(stepclr.StepclrError, match="is no run"):
+        small_run(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: stepclr.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from stepclr.pretrain import loop, Interrupted\n"
+        "from test_pretrain import small_run\n"
+        "step, calls = loop.train_step, []\n"
+        "def signalled(*args):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == 6: os.kill(os.getpid(), {int(number)})\n"
+        "    return step(*args)\n"
+        "loop.train_step = signalled\n"
+        f"try: small_run({str(out)!r})\n"
+        "except Interrupted as stop: print(stop); sys.exit(128 + stop.signal)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == 128 + number, child.stderr
+    assert number.name in child.stdout
+    assert "after step 6 of 12" in child.stdout
+    assert "--resume" in child.stdout
+    assert checkpoints(out / "checkpoint")[-1].stem == "step-00000006"
+    assert same(unbroken, small_run(out, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [(4, r"the loss is not finite at step 6 \(learning rate .*--lr"), (7, "a weight is not finite at step 8")],
+)
+def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(
+    bad: int, said: str, unbroken: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stepclr.pretraining.optim import rate_at
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rate_at", lambda step, *rest: float("nan") if step == bad else rate_at(step, *rest))
+        with pytest.raises(Diverged, match=said):
+            small_run(tmp_path / "run")
+    kept = checkpoints(tmp_path / "run" / "checkpoint")
+    assert [path.stem for path in kept] == ["step-00000004"]
+    assert all(tensor.isfinite().all() for tensor in load_file(kept[0]).values())
+    assert same(unbroken, small_run(tmp_path / "run", resume=True))
+
+
+def test_keep_every_keeps_checkpoints(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=7, keep_every=2, limit=20)
+    steps = [int(path.stem[5:]) for path in checkpoints(run.folder / "checkpoint")]
+    assert steps == [2, 4, 6, 7]
+
+
+def test_images_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = stepclr.open_images("sample:test", limit=20)
+    for k in range(20):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(images.read([k])[0].permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{k:02}.png")
+    (tmp_path / "photos" / "03.png").write_bytes(b"no image")
+    torn = tmp_path / "photos" / "11.png"
+    torn.write_bytes(torn.read_bytes()[:200])
+    run = small_run(tmp_path / "run", tmp_path / "photos", epochs=1, limit=None)
+    rows = (run.folder / "skipped.csv").read_text().splitlines()
+    assert rows[0] == "path,reason"
+    assert sorted(row.split(",")[0] for row in rows[1:]) == ["03.png", "11.png"]
+    assert run.config["images"] == 18
+
+
+def test_they_are_listed_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos_in(tmp_path / "photos", 20)
+    (tmp_path / "photos" / "03.png").write_bytes(b"no image")
+
+    def killed(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        small_run(tmp_path / "run", tmp_path / "photos", limit=None)
+    assert "03.png" in (tmp_path / "run" / "skipped.csv").read_text()
+
+
+def test_labels_watch_and_never_touch(tmp_path: Path) -> None:
+    labelled = small_run(tmp_path / "labelled", "sample:train", epochs=2)
+    images = stepclr.open_images("sample:train", limit=IMAGES)
+    bare = stepclr.open_images(np.asarray(images.read(range(IMAGES))))
+    unlabelled = small_run(tmp_path / "unlabelled", bare, epochs=2, limit=None)
+    assert same(labelled, unlabelled)
+    assert 0 <= labelled.metrics[-1]["knn"] <= 1
+    assert "knn" not in unlabelled.metrics[-1]
+    watched = small_run(tmp_path / "watched", bare, epochs=2, limit=None, monitor="sample:train")
+    assert watched.metrics[-1]["knn"] > 0.2  # ten classes; 70 images and 8 steps know a boot from a shirt
+    assert same(watched, unlabelled)
+
+
+def test_the_run_remembers_chosen_classes(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", "sample:train", classes=["Bag", "Sandal"], epochs=1)
+    assert run.encoder().classes == ["Bag", "Sandal"]
+    assert run.config["classes"] == ["Bag", "Sandal"]
+    assert small_run(tmp_path / "all", "sample:train", epochs=1).encoder().classes == []
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_other_optimizers_resume_alike(optimizer: str, tmp_path: Path) -> None:
+    whole = small_run(tmp_path / "whole", optimizer=optimizer, epochs=2)
+    small_run(tmp_path / "run", optimizer=optimizer, epochs=2)
+    last = checkpoints(tmp_path / "run" / "checkpoint")[-1]
+    last.unlink()
+    assert same(whole, small_run(tmp_path / "run", optimizer=optimizer, epochs=2, resume=True))
+
+
+def test_supcon_uses_labels_and_asks_for_them(tmp_path: Path) -> None:
+    with pytest.raises(stepclr.StepclrError, match="needs labels"):
+        small_run(tmp_path / "none", loss="supcon")
+    supervised = small_run(tmp_path / "supcon", "sample:train", loss="supcon", epochs=1)
+    plain = small_run(tmp_path / "plain", "sample:train", epochs=1)
+    assert not same(supervised, plain)
+
+
+def test_a_run_can_start_from_another(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", weights=str(unbroken.folder), epochs=1, lr=1e-12, weight_decay=0.0)
+    start, end = unbroken.encoder().state_dict(), run.encoder().state_dict()
+    assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start if name.endswith("weight"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, "Did you mean 'epochs'"),
+        ({"encoder": "resnet19"}, "Did you mean 'resnet18'|Did you mean 'resnet10"),
+        ({"recipe": "smaple"}, "Did you mean 'sample'"),
+        ({"policy": "simcrl"}, "Did you mean 'simclr'"),
+        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"head": "12x4"}, "--head takes widths"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"strength": -1.0}, "strength must lie between"),
+        ({"limit": 1}, "at least 2"),
+        ({"classes": ["Bag"]}, "has no labels"),
+    ],
+)
+def test_bad_settings_get_one_line(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(stepclr.StepclrError, match=message) as caught:
+        small_run(tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_config_json_alone_repeats_the_run(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    from stepclr.config import stored_config
+
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told" / "config.json").write_text(json.dumps(unbroken.config))
+    config = stored_config(tmp_path / "told")
+    assert config is not None
+    again = stepclr.pretrain("sample:unlabeled", tmp_path / "run", config=config, limit=IMAGES, progress=False)
+    assert same(unbroken, again)

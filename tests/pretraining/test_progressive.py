@@ -1,0 +1,86 @@
+"""Progressive resolution: smaller views first, a function of the step alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import stepclr
+from stepclr.pretraining.checkpoint import checkpoints
+
+SETTINGS: dict[str, Any] = {
+    "encoder": "test_resnet",
+    "stem": "small-stride2",
+    "batch_size": 16,
+    "head": "32-16",
+    "limit": 80,  # 5 steps an epoch
+    "epochs": 4,
+    "progressive": True,
+    "progress": False,
+}
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Side of the views of each step."""
+    seen: list[int] = []
+    forward = stepclr.Encoder.forward
+
+    def watched(self: stepclr.Encoder, x: Tensor) -> Tensor:
+        if self.training:
+            seen.append(x.shape[-1])
+        return forward(self, x)
+
+    monkeypatch.setattr(stepclr.Encoder, "forward", watched)
+    return seen
+
+
+def test_views_grow_with_the_share_of_the_steps(sizes: list[int], tmp_path: Path) -> None:
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", **SETTINGS)
+    assert sizes == [14] * 8 + [21] * 7 + [28] * 5  # of 20 steps: up to 0.4, up to 0.75
+    assert (run.config["progressive"], run.config["size"], run.encoder().size) == (True, 28, 28)
+
+
+def test_without_the_option_they_are_of_one_size(sizes: list[int], tmp_path: Path) -> None:
+    stepclr.pretrain("sample:unlabeled", tmp_path / "run", **{**SETTINGS, "progressive": False})
+    assert sizes == [28] * 20
+
+
+def test_a_progressive_run_resumes_bit_for_bit(sizes: list[int], tmp_path: Path) -> None:
+    whole = stepclr.pretrain("sample:unlabeled", tmp_path / "whole", **SETTINGS)
+    stepclr.pretrain("sample:unlabeled", tmp_path / "run", **SETTINGS)
+    for file in checkpoints(tmp_path / "run" / "checkpoint")[1:]:
+        file.unlink()  # the one before the last epoch's stays
+    sizes.clear()
+    again = stepclr.pretrain("sample:unlabeled", tmp_path / "run", resume=True, progress=False)
+    assert sizes == [28] * 5
+    for name, tensor in whole.encoder().state_dict().items():
+        assert torch.equal(tensor, again.encoder().state_dict()[name]), name
+
+
+def test_small_views_are_views_of_that_size(tmp_path: Path) -> None:
+    """The first batch of a progressive run is what `Views` of half the size makes of it."""
+    met: list[Tensor] = []
+    forward = stepclr.Encoder.forward
+
+    def first(self: stepclr.Encoder, x: Tensor) -> Tensor:
+        met.append(x.clone())
+        return forward(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stepclr.Encoder, "forward", first)
+        stepclr.pretrain("sample:unlabeled", tmp_path / "run", **{**SETTINGS, "epochs": 1})
+    from stepclr.views.keys import epoch_order
+
+    images = stepclr.open_images("sample:unlabeled", limit=80)
+    rows = epoch_order(0, 0, 80)[:16]
+    views = stepclr.Views("simclr", 14, strength=0.5, blur=0.0, min_area=0.2)
+    assert torch.equal(met[0], views(images.read(rows), stepclr.view_keys(0, 0, rows)).flatten(0, 1))
+
+
+def test_it_is_for_resnets_alone(tmp_path: Path) -> None:
+    options = {**SETTINGS, "encoder": "test_vit", "stem": "auto", "size": 160}
+    with pytest.raises(stepclr.StepclrError, match="--progressive is for ResNets"):
+        stepclr.pretrain("sample:unlabeled", tmp_path / "run", **options)

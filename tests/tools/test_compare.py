@@ -1,0 +1,89 @@
+"""`stepclr compare`: runs side by side, and only what was scored alike."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stepclr
+from stepclr.cli import main
+
+OPTIONS: dict[str, Any] = {
+    "encoder": "test_resnet",
+    "stem": "small-stride2",
+    "batch_size": 32,
+    "limit": 64,
+    "progress": False,
+}
+
+
+def compare(*runs: Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *map(str, runs)])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A scored SimCLR run, a scored SupCon run, and one that was not scored."""
+    home = tmp_path_factory.mktemp("runs")
+    made = [home / name for name in ("plain", "supcon", "unscored")]
+    stepclr.pretrain("sample:train", made[0], epochs=2, **OPTIONS)
+    stepclr.pretrain("sample:train", made[1], epochs=1, loss="supcon", policy="crop", **OPTIONS)
+    stepclr.pretrain("sample:unlabeled", made[2], epochs=1, **OPTIONS)
+    for run in made[:2]:
+        stepclr.evaluate(run, "sample:train", "sample:test", labels_per_class="5,all", draws=2, baselines="pixels")
+    return made
+
+
+def test_a_table_of_runs(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(*runs) == 0
+    shown = capsys.readouterr().out
+    lines = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in shown.splitlines()]
+    cells = {line[0]: line[1:] for line in lines if len(line) == 4}
+    assert cells["policy"] == ["simclr", "crop", "simclr"]
+    assert cells["loss"] == ["nt_xent", "supcon", "nt_xent"]
+    assert cells["encoder"] == ["test_resnet"] * 3
+    assert cells["epochs"] == ["2", "1", "1"]
+    for row in json.loads((runs[1] / "evaluation.json").read_text())["rows"]:
+        budget = "all labels" if row["labels_per_class"] == "all" else "5 labels a class"
+        wanted = f"{row['mean']:.3f}" + (f" +- {row['std']:.3f}" if row["std"] is not None else "")
+        if row["method"] == "pixels":
+            assert f"pixels, {budget}" not in cells
+        else:
+            assert cells[f"{row['method']}, {budget}"][1:] == [wanted, ""]
+
+
+def test_runs_that_were_not_scored_alike_are_not_compared(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    stepclr.pretrain("sample:train", other, epochs=1, **OPTIONS)
+    stepclr.evaluate(other, "sample:test", "sample:train", probe="knn", baselines=())
+    assert compare(runs[0], other) == 2
+    said = capsys.readouterr().err
+    assert "were not scored alike: 2,000 images of sample:test" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no config", "torn scores"])
+def test_what_is_no_run_is_named(
+    damage: str, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    if damage != "no folder":
+        path.mkdir()
+    if damage == "torn scores":
+        for name in ("config.json", "metrics.jsonl"):
+            (path / name).write_bytes((runs[0] / name).read_bytes())
+        (path / "evaluation.json").write_text('{"rows": [')
+    assert compare(path) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert said.count("\n") == 1
+
+
+def test_compare_asks_for_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare() == 2
+    assert capsys.readouterr().err

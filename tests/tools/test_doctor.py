@@ -1,0 +1,384 @@
+"""`stepclr doctor`: what is planted is found, what is sound is not complained of, and nothing is changed."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_duplicates import compressed, scene
+
+import stepclr
+from stepclr.cli import main
+from stepclr.config import PretrainConfig
+from stepclr.tools.doctor import estimate as reckoning
+from stepclr.tools.doctor.advice import advice
+from stepclr.tools.doctor.examine import examine
+from stepclr.tools.doctor.screen import screen
+from stepclr.tools.doctor.trial import Trial
+
+FAST = ["--encoder", "test_resnet", "--stem", "small-stride2", "--batch-size", "16", "--epochs", "3", "--size", "32"]
+CONFIG = PretrainConfig("test_resnet", stem="small-stride2", batch_size=16, epochs=3, size=32)
+KEYS = {"source", "test", "images", "classes", "unlabelled", "findings", "throughput", "estimate", "advice"}
+KEYS |= {"settings", "machine", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 different images of two classes."""
+    root = tmp_path_factory.mktemp("sound")
+    for seed in range(48):
+        path = root / ("left" if seed % 2 else "right") / f"{seed:02}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        scene(seed).save(path, quality=92)
+    return root
+
+
+@pytest.fixture
+def images(sound: Path, tmp_path: Path) -> Path:
+    """A copy of them, to plant something in."""
+    shutil.copytree(sound, tmp_path / "images")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def without_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials take seconds: what is wrong with the images is found without them."""
+    made = [Trial(8, 8, 8, 3, 0.1, 0.5, 5.0, 10**9), Trial(16, 16, 48, 9, 0.2, 0.5, 5.0, 2 * 10**9)]
+    monkeypatch.setattr("stepclr.tools.doctor.examine.trials", lambda *_: made)
+
+
+def command(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def findings(source: Any, test: Any = None, config: PretrainConfig = CONFIG) -> dict[str, dict[str, Any]]:
+    tested = stepclr.open_images(test) if test is not None else None
+    return {one["name"]: one for one in examine(stepclr.open_images(source), config, tested)["findings"]}
+
+
+def counts(source: Any, test: Any = None, config: PretrainConfig = CONFIG) -> dict[str, int]:
+    return {name: one["count"] for name, one in findings(source, test, config).items()}
+
+
+def everything_under(*roots: Path) -> dict[str, tuple[int, int, bytes]]:
+    found = [path for root in roots for path in sorted(root.rglob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes()) for path in found}
+
+
+def test_the_whole_of_it(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sound set has no finding, the JSON is whole, the screen is one; no file is written but the one asked for."""
+    cache, here = tmp_path / "cache", tmp_path / "here"
+    cache.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("STEPCLR_CACHE", str(cache))
+    monkeypatch.chdir(here)
+    before = everything_under(sound, cache)
+    assert command("doctor", sound, *FAST, "--out", "doctor.json") == 0
+    assert everything_under(sound, cache) == before
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) <= 45
+    assert "nothing wrong with the images" in told
+    assert f"stepclr pretrain {sound} --recipe cifar10" in told
+    found = json.loads((here / "doctor.json").read_text())
+    assert screen(found) == told.rstrip("\n")
+    assert set(everything_under(here)) == {str(here / "doctor.json")}
+    assert set(found) == KEYS
+    assert found["findings"] == []
+    assert found["classes"] == {"left": 24, "right": 24}
+    assert found["images"]["sizes"]["median"] == [96, 96]
+    assert found["settings"]["size"] == 32
+    run = found["estimate"]
+    assert run["steps_per_epoch"] == 3
+    assert 3 * run["step_seconds"] <= run["epoch_seconds"] < 3 * run["step_seconds"] + 10  # a checkpoint
+    assert 0.001 < run["step_seconds"] < 60
+    assert 3e8 < run["peak_bytes"] < 8e9
+    assert run["images_bytes"] == 48 * 3 * 64 * 64
+    assert run["available_bytes"] > 0
+    assert [one["at_once"] for one in run["trials"]] == [8, 16]
+    assert found["throughput"]["decoded_per_second"] > 1
+    assert found["throughput"]["views_per_second"] > 1
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_a_cache_that_is_there_stays_as_it_is(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPCLR_CACHE", str(tmp_path / "cache"))
+    images = stepclr.open_images(sound)
+    for path in sound.rglob("*.jpg"):
+        os.utime(path, (10**9, 10**9))
+    images.sizes()
+    images.decoded(64)
+    before = everything_under(tmp_path, sound)
+    assert any(name.endswith(".pixels") for name in before)
+    found = examine(stepclr.open_images(sound), CONFIG)
+    assert everything_under(tmp_path, sound) == before
+    assert "decoding" in screen(found)
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_what_single_images_are(images: Path) -> None:
+    left = images / "left"
+    (left / "cut.jpg").write_bytes((left / "01.jpg").read_bytes()[:900])
+    (left / "text.png").write_text("no image")
+    (left / "empty.png").touch()
+    Image.new("RGB", (40, 40), "red").save(left / "blank.png")
+    scene(100).resize((20, 20)).save(left / "tiny.png")
+    scene(101, 400).crop((0, 0, 400, 60)).save(left / "long.png")
+    scene(102).convert("CMYK").save(left / "cmyk.jpg", quality=90)
+    Image.fromarray(np.asarray(scene(103).convert("L")).astype(np.uint16) * 257).save(left / "deep.png")
+    frames = [scene(seed).quantize() for seed in (104, 105)]
+    frames[0].save(left / "moves.gif", save_all=True, append_images=frames[1:])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    scene(106).crop((0, 0, 96, 60)).save(left / "turned.jpg", exif=turned, quality=90)
+    found = findings(images)
+    assert {name: one["count"] for name, one in found.items()} == {
+        "unreadable": 2,
+        "empty": 1,
+        "blank": 1,
+        "tiny": 1,
+        "long": 1,
+        "animated": 1,
+        "deep": 1,
+        "cmyk": 1,
+    }
+    assert [one["gravity"] for one in found.values()] == ["error"] * 2 + ["warning"] * 3 + ["note"] * 3
+    assert found["unreadable"]["examples"][1] == "left/text.png: not an image in a known format"
+    assert found["empty"]["examples"] == ["left/empty.png: the file is empty"]
+    assert found["tiny"]["examples"] == ["left/tiny.png: 20 x 20, RGB"]
+    assert "--size 20" in found["tiny"]["do"]
+    whole = examine(stepclr.open_images(images), CONFIG)["images"]
+    assert (whole["count"], whole["readable"], whole["turned"]) == (58, 55, 1)
+    assert sum(whole["modes"].values()) == 55
+    assert whole["sizes"]["smallest"] == [20, 20]
+    assert whole["sizes"]["largest"] == [60, 400]
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_huge_images(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (8000, 7000)).save(images / "left" / "huge.png")
+    found = findings(images)
+    assert found["huge"]["examples"] == ["left/huge.png: 8000 x 7000, L"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
+    assert "above the limit" in findings(images)["unreadable"]["examples"][0]
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_duplicates_and_their_labels(images: Path) -> None:
+    shutil.copy(images / "left" / "01.jpg", images / "left" / "again.jpg")
+    shutil.copy(images / "left" / "01.jpg", images / "right" / "under-another-name.jpg")
+    Image.open(images / "left" / "03.jpg").save(images / "left" / "other-format.png")
+    compressed(scene(4), 50).save(images / "right" / "04 compressed.jpg")
+    scene(5).crop((2, 2, 94, 94)).save(images / "right" / "05 cropped.png")
+    scene(6).resize((58, 58)).save(images / "loose.png")
+    found = findings(images)
+    assert {name: one["count"] for name, one in found.items()} == {
+        "conflicting-labels": 2,
+        "exact-duplicates": 3,
+        "near-duplicates": 3,
+    }
+    assert found["exact-duplicates"]["examples"] == [
+        "left/01.jpg = left/again.jpg = right/under-another-name.jpg",
+        "left/03.jpg = left/other-format.png",
+    ]
+    assert found["conflicting-labels"]["examples"] == [
+        "left/01.jpg (left) = right/under-another-name.jpg (right)",
+        "left/05.jpg (left) = right/05 cropped.png (right)",
+    ]
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_leakage(sound: Path, images: Path, tmp_path: Path) -> None:
+    test = tmp_path / "test"
+    for name in ("left", "right", "up"):
+        (test / name).mkdir(parents=True)
+    for seed in range(100, 110):
+        scene(seed).save(test / "left" / f"{seed}.png")
+    assert counts(sound, test) == {}
+    shutil.copy(images / "left" / "01.jpg", test / "left")
+    Image.open(images / "right" / "02.jpg").save(test / "right" / "02.png")
+    compressed(scene(3), 40).save(test / "right" / "03.jpg")
+    compressed(scene(4), 40).save(test / "up" / "04.jpg")
+    (test / "up" / "empty.jpg").touch()
+    found = findings(images, test)
+    assert {name: one["count"] for name, one in found.items()} == {
+        "test-empty": 1,
+        "leakage-exact": 2,
+        "leakage-near": 2,
+        "leakage-conflicting": 2,
+        "test-classes": 1,
+    }
+    assert found["leakage-exact"]["examples"] == ["left/01.jpg = left/01.jpg", "right/02.png = right/02.jpg"]
+    assert found["leakage-conflicting"]["examples"][0] == "right/03.jpg (right) = left/03.jpg (left)"
+    assert found["test-classes"]["examples"] == ["up"]
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_the_test_set_itself(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert counts(sound, sound) == {"leakage-exact": 48}
+    assert command("doctor", sound, "--test", sound, *FAST) == 0
+    assert "error   48 test images are among the training images" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_classes(sound: Path, images: Path) -> None:
+    (images / "nothing").mkdir()
+    for path in sorted((images / "left").iterdir())[2:]:
+        path.unlink()
+    found = findings(images)
+    assert {name: one["count"] for name, one in found.items()} == {"empty-class": 1, "imbalance": 1, "small-class": 1}
+    assert found["empty-class"]["examples"] == ["nothing"]
+    assert found["imbalance"]["examples"] == ["left: 2", "right: 24"]
+    some = stepclr.open_images(sound)
+    array = np.stack([image.numpy() for image in some.read(range(48))])
+    assert counts((array, some.labels)) == {}
+    nothing = examine(stepclr.open_images(array), CONFIG)
+    assert nothing["classes"] == {}
+    assert nothing["unlabelled"] == 48
+    assert "no image has a label" in screen(nothing)
+    assert nothing["advice"]["with_labels"] is None
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_a_zip(sound: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for path in sorted(sound.rglob("*.jpg")):
+            archive.write(path, f"{path.parent.name}/{path.name}")
+        archive.writestr("left/empty.jpg", b"")
+        archive.write(sound / "left" / "01.jpg", "left/again.jpg")
+    assert counts(tmp_path / "x.zip") == {"empty": 1, "exact-duplicates": 1}
+
+
+def test_one_image_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    scene(0).save(tmp_path / "one" / "a.png")
+    assert command("doctor", tmp_path / "one", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in found["findings"]] == ["too-few"]
+    assert found["estimate"] is found["advice"] is None
+    (tmp_path / "one" / "a.png").write_bytes(b"broken")
+    assert command("doctor", tmp_path / "one") == 0
+    assert "error   1 cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["sample:train", "--test", "sample:tset"], "unknown split of sample 'tset'. Did you mean 'test'?"),
+        (["sample:train", "--out", "doctor.txt"], "its suffix must be .json"),
+        (["sample:unlabeled", "--limit", "20", "--loss", "supcon"], "needs labels"),
+        (["sample:train", "--limit", "20", "--encoder", "resnet19"], "resnet19"),
+        (["sample:train", "--recipe", "cifra10"], "Did you mean 'cifar10'?"),
+    ],
+)
+def test_errors_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("doctor", *words) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert said[-1].startswith("stepclr: ")
+    assert message in said[-1]
+    assert len(said) == 1
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_odd_names(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name may hold a newline, markup, an escape, bytes that are no text: the screen stays whole, the JSON valid."""
+    for name in (b"a\nb.jpg", b"[red]c.jpg", b"d\x1b[31m.jpg", b"\xff.jpg"):
+        Path(os.fsdecode(os.path.join(os.fsencode(images / "left"), name))).write_bytes(b"broken")
+    assert command("doctor", images, *FAST) == 0
+    told = capsys.readouterr().out
+    assert "4 cannot be read" in told
+    assert all(line.isprintable() for line in told.splitlines())
+    found = examine(stepclr.open_images(images), CONFIG)
+    assert json.loads(json.dumps(found)) == found
+    assert "[red]c.jpg: not an image" in found["findings"][0]["examples"][0]
+
+
+def test_a_run_in_micro_batches_is_tried_in_micro_batches(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("doctor", sound, *FAST, "--batch-size", "32", "--micro-batch", "8", "--json") == 0
+    run = json.loads(capsys.readouterr().out)["estimate"]
+    assert run["at_once"] == 8
+    assert [(one["at_once"], one["batch"]) for one in run["trials"]] == [(4, 8), (8, 16)]
+
+
+def told(sound: Path, **options: Any) -> dict[str, Any]:
+    seen = examine(stepclr.open_images(sound), PretrainConfig("test_resnet", size=32, **options))
+    return dict(seen["estimate"])
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_reckoning(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: trials of 8 and 16 images took 1 and 2 GB, a step of 16 took 0.2 s, a checkpoint 0.5 s."""
+    monkeypatch.setattr(reckoning, "available", lambda: 5 * 10**9)
+    run = told(sound, batch_size=32, epochs=10)
+    each = 3 * 64 * 64
+    assert run["step_seconds"] == pytest.approx(0.4)
+    assert run["epoch_seconds"] == pytest.approx(0.9)
+    assert run["steps_per_epoch"] == 1
+    assert run["peak_bytes"] == 2 * 10**9 + 16 * 125_000_000 + 0 * each
+    assert run["largest_at_once"] == pytest.approx(16 + (4.5e9 - 2e9 + 48 * each) / 125e6, abs=1)
+    assert run["run_seconds"] == pytest.approx(5 + 9 + run["decode_seconds"])
+    assert run["decode_seconds"] > 0
+    again = told(sound, batch_size=32, epochs=10, cache_gib=1e-5)
+    assert again["decoded_each_epoch"]
+    assert again["decode_seconds"] == again["images_bytes"] == 0
+
+
+def test_memory_that_a_container_may_have(tmp_path: Path) -> None:
+    assert reckoning._free_in_cgroup(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 700\n")
+    assert reckoning._free_in_cgroup(tmp_path) is None
+    (tmp_path / "memory.max").write_text("10000\n")
+    assert reckoning._free_in_cgroup(tmp_path) == 10000 - 3000 + 700
+    old = tmp_path / "old" / "memory"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("10000\n")
+    (old / "memory.usage_in_bytes").write_text("4000\n")
+    (old / "memory.stat").write_text("total_inactive_file 1\n")
+    assert reckoning._free_in_cgroup(tmp_path / "old") == 6001
+
+
+def advised(size: int = 32, images: int = 10_000, labelled: int = 0, **more: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {"gpu": False, "largest": 1000, "findings": [], "chosen": []}
+    return advice("a b/", size=size, images=images, labelled=labelled, **{**given, **more})
+
+
+def test_advice() -> None:
+    assert advised(size=28)["command"] == "stepclr pretrain 'a b/' --recipe sample --out runs/doctor"
+    assert advised()["command"] == "stepclr pretrain 'a b/' --recipe cifar10 --out runs/doctor"
+    assert "--recipe imagenette --size 96" in advised(size=224)["command"]
+    assert "--recipe imagenet " in advised(size=224, gpu=True)["command"]
+    few = advised(images=200)
+    assert "--batch-size 32 --epochs 250" in few["command"]
+    assert len(few["why"]) == 3
+    tight = advised(largest=100)
+    assert "--micro-batch 64" in tight["command"]
+    labelled = advised(labelled=9000, chosen=["cat", "dog"])
+    assert "--classes cat,dog --recipe cifar10-supcon" in labelled["with_labels"]
+    torn = advised(labelled=9000, findings=[{"name": "conflicting-labels"}])
+    assert "once the conflicting ones are settled" in torn["why"][-1]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"images": 100}, {"largest": 40}, {"labelled": 10_000}])
+def test_the_advised_command_runs(arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pretrain` reads it: the words are options that it has."""
+    import shlex
+
+    asked: list[Any] = []
+    monkeypatch.setattr(stepclr, "pretrain", lambda *given, **options: asked.append((given, options)))
+    monkeypatch.chdir(tmp_path)
+    found = advised(**arguments)
+    monkeypatch.setattr("stepclr.report.loading_snippet", lambda _: "")
+    for text in (found["command"], found["with_labels"]):
+        assert text is None or command(*shlex.split(text)[1:]) == 0
+    assert asked[0][0][0] == "a b/"

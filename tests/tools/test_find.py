@@ -1,0 +1,273 @@
+"""What find tells of an index: planted duplicates, planted odd ones, one image to label of each planted cluster."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import nn
+
+import stepclr
+from stepclr.cli import main
+from stepclr.model.files import save_encoder
+from stepclr.tools.curate import find
+from stepclr.tools.curate.duplicates import groups, thumbnail
+
+Capture = pytest.CaptureFixture[str]
+Array = NDArray[np.float32]
+
+
+def call(*words: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def write_npz(path: Path, h: Array, labels: list[int] | None = None, classes: tuple[str, ...] = ()) -> Path:
+    """An index of images p0, p1, ..., without thumbnails."""
+    names = np.array([f"p{i}" for i in range(len(h))])
+    given = np.array(labels if labels else [-1] * len(h), np.int64)
+    np.savez(path, embeddings=h, paths=names, labels=given, classes=np.array(classes, np.str_))
+    return path
+
+
+def clusters(count: int, each: int, spread: float = 0.1, seed: int = 0) -> Array:
+    """Rows around `count` directions, cluster after cluster: row i is of cluster i // each."""
+    generator = np.random.default_rng(seed)
+    rows = np.repeat(3 * np.eye(count, 16), each, 0) + spread * generator.normal(size=(count * each, 16))
+    return rows.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained encoder that tells images apart: new BatchNorms would leave its blocks the identity."""
+    torch.manual_seed(0)
+    made = stepclr.build_encoder("test_resnet", stem="small-stride2", size=28)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.5)
+    path = tmp_path_factory.mktemp("run") / "encoder.safetensors"
+    save_encoder(made, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 garments, a twin of each of the first three, one of them mirrored, and two images that are none."""
+    folder = tmp_path_factory.mktemp("images")
+    garments = [
+        Image.fromarray(image.permute(1, 2, 0).numpy()) for image in stepclr.open_images("sample:train").read(range(60))
+    ]
+    for i, image in enumerate(garments):
+        image.save(folder / f"{i:02}.png")
+    for name, image in zip(TWINS, garments, strict=False):
+        image.save(os.fsencode(folder / name), "JPEG", quality=90)
+    ImageOps.mirror(garments[3]).save(folder / "mirrored.png")
+    for color in ("white", "red"):
+        Image.new("RGB", (28, 28), color).save(folder / f"{color}.png")
+    return folder
+
+
+TWINS = ("two\nlines, [bold]\r.jpg", "byte \udcff.jpg", "z.jpg")
+
+
+@pytest.fixture(scope="module")
+def index(encoder: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("index") / "index"
+    assert call("embed", encoder, photos, "--out", out) == 0
+    return out
+
+
+def test_planted_duplicates_are_found_first(index: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert call("find", "duplicates", index, "--out", tmp_path) == 0
+    rows = read(tmp_path / "duplicates.csv")
+    planted = [{"00.png", TWINS[0]}, {"01.png", TWINS[1]}, {"02.png", TWINS[2]}, {"03.png", "mirrored.png"}]
+    found = [{row["path"], row["other"]} for row in rows]
+    assert all(pair in found[:4] for pair in planted)
+    assert len(found) <= 6  # 1,770 pairs of garments, and a few trousers that none can tell apart
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert [row["group"] for row in rows] == [str(1 + i) for i in range(len(rows))]
+    assert f"{2 * len(rows)} of 66 images are versions of another: {len(rows)} groups" in capsys.readouterr().out
+    with Image.open(tmp_path / "duplicates.png") as sheet:
+        assert sheet.height // len(rows) > 96  # a row a group
+
+    assert call("find", "duplicates", index, "-n", "1", "--out", tmp_path / "one.csv") == 0
+    assert read(tmp_path / "one.csv") == rows[:1]
+    assert "of which the 1 surest are told" in capsys.readouterr().out
+
+
+def test_planted_outliers_are_on_top(index: Path, tmp_path: Path) -> None:
+    assert call("find", "outliers", index, "-n", "4", "--out", tmp_path / "odd.csv") == 0
+    rows = read(tmp_path / "odd.csv")
+    assert {row["path"] for row in rows[:2]} == {"white.png", "red.png"}
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[1]["score"]) > 1.7 > float(rows[2]["score"])
+    assert (tmp_path / "odd.png").is_file()
+
+
+@pytest.mark.parametrize("what", ["duplicates", "outliers", "next"])
+def test_the_same_command_writes_the_same_files(what: str, index: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert call("find", what, index, "-n", "1000", "--out", tmp_path / f"{name}.csv") == 0
+    for suffix in (".csv", ".png"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    if what != "duplicates":  # more was asked for than there is
+        assert len(read(tmp_path / "a.csv")) == 66
+        assert {TWINS[0], TWINS[1]} <= {row["path"] for row in read(tmp_path / "a.csv")}
+
+
+def test_one_image_of_each_cluster_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_npz(tmp_path / "x.npz", clusters(5, 30))
+    assert call("find", "next", "x.npz", "-n", "10") == 0
+    rows = read(tmp_path / "next.csv")
+    assert sorted(int(row["path"][1:]) // 30 for row in rows[:5]) == [0, 1, 2, 3, 4]
+    assert {row["label"] for row in rows} == {""}
+    said = capsys.readouterr().out
+    assert "10 of 150 images to label next; none has a label yet" in said
+    assert "no contact sheet" in said
+    assert not (tmp_path / "next.png").exists()
+
+
+def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture) -> None:
+    """The table that next wrote goes back to it with its labels; two of five clusters remain unlabelled."""
+    source, first, second = write_npz(tmp_path / "x.npz", clusters(5, 30)), tmp_path / "1.csv", tmp_path / "2.csv"
+    assert call("find", "next", source, "-n", "5", "--out", first) == 0
+    rows = read(first)
+    with first.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows(row | {"label": f"kind {i}" if i < 3 else ""} for i, row in enumerate(rows))
+    assert call("find", "next", source, "-n", "2", "--labels", first, "--out", second) == 0
+    assert "3 have a label, of 3 classes" in capsys.readouterr().out
+    left = {int(row["path"][1:]) // 30 for row in rows[3:]}
+    assert {int(row["path"][1:]) // 30 for row in read(second)} == left
+    assert call("find", "next", source, "--labels", first, "--out", first) == 2
+    assert "would be written over" in capsys.readouterr().err
+
+
+def test_the_uncertain_are_preferred_to_as_many_certain() -> None:
+    """Two labelled clusters, and two groups of the same size: one beside a labelled one, one between both."""
+    generator = np.random.default_rng(0)
+    a, b, far, between = (np.zeros(16) for _ in range(4))
+    a[0], b[1], far[[0, 2]], between[[0, 1, 3]] = 3, 3, 2.2, 1.7
+    centers = np.repeat([a, b, far, between], [10, 10, 20, 20], 0)
+    h = (centers + 0.05 * generator.normal(size=centers.shape)).astype(np.float32)
+    labels = np.full(60, -1)
+    assert find.to_label_next(h, labels, 1).uncertainty.tolist() == [1.0]
+    labels[:10], labels[10:20] = 0, 1
+    chosen = find.to_label_next(h, labels, 40)
+    assert chosen.rows[0] >= 40  # of those between
+    assert chosen.uncertainty[0] > 0.8 > chosen.uncertainty[chosen.rows < 40].max()
+    assert sorted(chosen.rows) == list(range(20, 60))
+
+
+def test_fewer_are_the_beginning_of_more_and_a_large_index_is_looked_at_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    h, none = clusters(4, 40, spread=0.5), np.full(160, -1)
+    monkeypatch.setattr(find, "BLOCK", 7)
+    assert find.to_label_next(h, none, 5).rows.tolist() == find.to_label_next(h, none, 50).rows[:5].tolist()
+    monkeypatch.setattr(find, "LOOKED_AT", 20)
+    some = [find.to_label_next(h, none, 200, seed).rows.tolist() for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    assert sorted(some[0]) == list(range(160))  # the rest comes too, by chance
+
+
+def test_the_greedy_choice_is_that_of_loops() -> None:
+    """Against the formula in loops, in float64, with labels and weights."""
+    h = clusters(3, 8, spread=0.4)
+    labels = np.full(24, -1)
+    labels[[0, 9]] = 0, 1
+    x = h.astype(np.float64) / np.linalg.norm(h, axis=1, keepdims=True)
+    x -= x.mean(0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    near = np.exp((x @ x.T - 1) / 0.1)
+    weights = np.sqrt(find._uncertainty(h, labels))
+    speak, expected = [0, 9], []
+    for _ in range(10):
+        worth = {
+            i: sum(weights[j] * max(near[s, j] for s in [*speak, i]) for j in range(24) if labels[j] < 0)
+            for i in range(24)
+            if i not in speak
+        }
+        expected.append(max(worth, key=lambda i: worth[i]))
+        speak.append(expected[-1])
+    assert find.to_label_next(h, labels, 10).rows.tolist() == expected
+
+
+def test_a_distance_is_that_to_the_kth_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    h = clusters(3, 20, spread=0.5)
+    monkeypatch.setattr(find, "BLOCK", 7)
+    far = np.sort(np.linalg.norm(h[:, None].astype(np.float64) - h[None], axis=2), 1)
+    for k, used in ((4, 4), (50, 6)):  # of 60 images the 50th nearest says nothing
+        expected = far[:, used] / np.sort(far[:, used])[29]
+        np.testing.assert_allclose(find.outliers(h, k), expected, rtol=1e-3)
+    assert find.outliers(np.zeros((5, 3), np.float32)).tolist() == [0] * 5
+
+
+def test_many_copies_of_one_image_are_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than an image has neighbors: nothing but copies surrounds it."""
+    monkeypatch.setattr(find, "BLOCK", 7)
+    generator = np.random.default_rng(0)
+    h = generator.normal(size=(100, 16)).astype(np.float32)
+    h[:40] = h[0] + 0.01 * generator.normal(size=(40, 16))
+    pairs, scores = find.duplicates(h)
+    assert groups([(i, j) for i, j in pairs.tolist()]) == [list(range(40))]
+    assert (scores > 0.99).all()
+
+
+def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
+    """The same h of two images that look otherwise, and the same image with an h far away."""
+    images = torch.stack([thumbnail(p) for p in stepclr.open_images("sample:train").read(range(40))])
+    h = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    h[1] = h[0]
+    images[3] = images[2]
+    assert find.duplicates(h, images).rows.tolist() == []
+    assert find.duplicates(h).rows.tolist() == [[0, 1]]
+    h[3] = h[2]
+    assert find.duplicates(h, images).rows.tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("what", ["duplicates", "outliers", "next"])
+def test_an_index_of_one_image(what: str, tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "x.npz", np.ones((1, 4), np.float32))
+    assert call("find", what, source, "--out", tmp_path / "found") == 0
+    assert len(read(tmp_path / "found" / f"{what}.csv")) == (what != "duplicates")
+    labelled = write_npz(tmp_path / "y.npz", np.ones((1, 4), np.float32), [0], ("a",))
+    assert call("find", what, labelled, "--out", tmp_path / "found") == 0
+    assert len(read(tmp_path / "found" / f"{what}.csv")) == (what == "outliers")
+
+
+def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture) -> None:
+    source = write_npz(tmp_path / "x.npz", clusters(2, 3))
+    strange, bare = tmp_path / "strange.csv", tmp_path / "bare.csv"
+    strange.write_text("path,label\nq7,cat\n")
+    bare.write_text("name,kind\np0,cat\n")
+    for words, answer in {
+        ("dupes", source): "unknown thing to find 'dupes'. Did you mean 'duplicates'?",
+        ("next", source, "-n", "0"): "-n must be at least 1, not 0",
+        ("next", source, "--out", "x.txt"): "it must end in .csv, or be a folder",
+        ("outliers", source, "--labels", bare): "--labels is for find next, not for find outliers",
+        ("next", source, "--labels", strange): "the index has no image 'q7'",
+        ("next", source, "--labels", bare): "must have the columns path and label",
+        ("next", source, "--labels", tmp_path / "none.csv"): "none.csv cannot be read: No such file or directory",
+        ("next", tmp_path / "no.npz"): "does not exist",
+    }.items():
+        assert call("find", *words) == 2
+        said = capsys.readouterr().err
+        assert answer in said
+        assert len(said.splitlines()) == 1

@@ -1,0 +1,242 @@
+"""The health of a run in plain words: planted runs get their diagnosis, and no log, however thin, breaks it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stepclr
+from stepclr.pretraining import optim
+from stepclr.pretraining.loop import Diverged
+from stepclr.tools.report.health import DEFAULTS, DIAGNOSES, Verdict, health
+
+PLANTED: dict[str, dict[str, Any]] = {
+    "healthy": {"strength": 1.0, "blur": 0.5},
+    "collapsed": {"strength": 1.0, "blur": 0.5, "weight_decay": 30.0, "monitor": "sample:train"},  # one h for all
+    "rate too high": {"strength": 1.0, "blur": 0.5, "lr": 1000.0},
+    "views too easy": {"policy": "crop"},
+}
+
+
+def planted(kind: str, out: Path, **options: Any) -> list[Verdict]:
+    settings: dict[str, Any] = {
+        "encoder": "test_resnet",
+        "stem": "small-stride2",
+        "epochs": 4,
+        "batch_size": 64,
+        "lr": 0.3,
+        "temperature": 0.2,
+        "head": "128-64",
+        "min_area": 0.4,
+        "limit": 1000,
+        "progress": False,
+    }
+    run = stepclr.Run(out)
+    try:
+        stepclr.pretrain("sample:unlabeled", out, **{**settings, **PLANTED[kind], **options})
+    except Diverged:
+        assert kind == "rate too high"
+    return health(run.config, run.metrics)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_planted_run_gets_its_diagnosis(kind: str, seed: int, tmp_path: Path) -> None:
+    overall, *others = planted(kind, tmp_path / "run", seed=seed)
+    assert overall.name == kind, others
+    assert overall.level == ("good" if kind == "healthy" else "bad")
+    assert overall.words
+    assert any(digit in overall.figure for digit in "0123456789")
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_run_that_diverged_had_a_rate_too_high(seed: int, tmp_path: Path) -> None:
+    overall, *_ = planted("rate too high", tmp_path / "run", seed=seed, lr=1e5, epochs=2)
+    assert overall.name == "rate too high"
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_run_too_short_is_not_judged(seed: int, tmp_path: Path) -> None:
+    overall, *_ = planted("healthy", tmp_path / "run", seed=seed, epochs=2, limit=200)
+    assert (overall.name, overall.level) == ("not enough log", "watch")
+
+
+CONFIG: dict[str, Any] = {
+    "loss": "nt_xent",
+    "policy": "simclr",
+    "optimizer": "sgd",
+    "lr": 0.12,
+    "lr_scaling": "linear",
+    "weight_decay": 5e-4,
+    "temperature": 0.5,
+    "views": 2,
+    "batch_size": 256,
+    "images": 2560,
+    "epochs": 20,
+    "steps_per_epoch": 10,
+    "skipped": 0,
+    "classes": [],
+}
+
+
+def log_of(lines: int = 20, **changed: Any) -> list[dict[str, Any]]:
+    """A healthy log, a line every ten steps; a field may be changed, to a number or a function of the line's place."""
+    fields = {
+        "loss": lambda at: 5.1 + 0.9 * 0.5 ** (12 * at),
+        "lr": lambda at: 0.12 * (1 - at),
+        "images_per_second": 1000.0,
+        "waiting": 0.01,
+        "contrastive_top1": lambda at: 0.05 + 0.3 * at,
+        "alignment": 0.3,
+        "uniformity": -2.5,
+        "negatives": 510,
+        "knn": lambda at: 0.4 + 0.2 * at,
+        "effective_rank": 40.0,
+        **changed,
+    }
+    places = ((step, step / lines) for step in range(1, lines + 1))
+    return [
+        {
+            "step": 10 * step,
+            "epoch": step,
+            **{name: of(at) if callable(of) else of for name, of in fields.items() if of is not None},
+        }
+        for step, at in places
+    ]
+
+
+def judged(config: dict[str, Any] | None = None, scores: Any = None, **changed: Any) -> dict[str, Verdict]:
+    """Verdicts by name, the overall one as "overall"."""
+    overall, *others = health({**CONFIG, **(config or {})}, log_of(**changed), scores)
+    return {"overall": overall, **{verdict.name: verdict for verdict in others}}
+
+
+def test_a_healthy_log_is_good_all_through() -> None:
+    verdicts = judged()
+    assert verdicts["overall"].name == "healthy"
+    assert {verdict.level for verdict in verdicts.values()} == {"good"}, verdicts
+    assert {"spread", "rate", "loss", "views", "contrast", "knn", "trend", "schedule", "data"} <= verdicts.keys()
+    assert "5.10 (chance: 6.24)" in verdicts["loss"].figure
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "config", "changed", "figure"),
+    [
+        ("spread", "bad", {}, {"uniformity": -0.01, "loss": 6.236}, "uniformity -0.01"),
+        ("spread", "bad", {}, {"effective_rank": 1.0, "loss": 6.3}, "effective rank 1.0"),
+        ("spread", "watch", {}, {"uniformity": -1.2}, "uniformity -1.20"),
+        ("decay", "bad", {"weight_decay": 1.0}, {"loss": 6.3}, "1.2 of a weight"),
+        ("decay", "watch", {"weight_decay": 0.2}, {}, "0.24 of a weight"),
+        ("negatives", "bad", {"loss": "supcon"}, {"negatives": 0}, "0 negatives"),
+        ("negatives", "watch", {}, {"negatives": 14, "loss": 2.0}, "14 negatives"),
+        ("rate", "bad", {"lr": 50.0}, {"uniformity": -0.6, "loss": 6.1}, "4.2e+02 times"),
+        ("rate", "watch", {}, {"uniformity": lambda at: -0.8 if at < 0.4 else -2.2}, "up to -0.80"),
+        ("rate", "watch", {"lr": 10.0}, {}, "83 times"),
+        ("loss", "bad", {}, {"loss": 6.3}, "6.30 (chance: 6.24)"),
+        ("loss", "watch", {}, {"loss": 6.2}, "2% of the way"),
+        ("views", "bad", {"policy": "crop"}, {"contrastive_top1": 0.7}, "0.70 by step 100"),
+        ("views", "bad", {"policy": "Blur(p=0.5)"}, {"contrastive_top1": 0.7}, "0.70 by step 100"),
+        ("views", "watch", {"policy": "crop"}, {"contrastive_top1": 0.2}, "0.20 by step 100"),
+        ("views", "watch", {}, {"contrastive_top1": 0.7}, "0.70 by step 100"),
+        ("views", "good", {"policy": "ColorJitter(strength=0.5)+Blur(p=0.5)"}, {}, "by step 100"),
+        ("views", "good", {"weights": "timm"}, {"contrastive_top1": 0.7}, "0.70"),
+        ("contrast", "watch", {}, {"contrastive_top1": 0.004}, "2.0 times chance"),
+        ("knn", "watch", {}, {"knn": lambda at: 0.6 - 0.3 * at}, "0.300 at the end"),
+        ("trend", "watch", {}, {"loss": lambda at: 6.0 - at}, "in the last quarter"),
+        ("schedule", "watch", {"epochs": 40}, {}, "step 200 of 400"),
+        ("data", "watch", {}, {"waiting": 0.6}, "60% of the time"),
+        ("skipped", "watch", {"skipped": 7, "images": 93}, {}, "7 of 100"),
+    ],
+)
+def test_each_verdict(name: str, level: str, config: dict[str, Any], changed: dict[str, Any], figure: str) -> None:
+    verdicts = judged(config, **changed)
+    verdict = verdicts[name]
+    assert verdict.level == level
+    assert figure in verdict.figure
+    overall = verdicts["overall"]
+    if level == "bad":
+        assert (overall.name, overall.level) == (DIAGNOSES[name], "bad")
+    elif level == "watch":
+        assert (overall.name, name in overall.words) == ("healthy", True)
+
+
+def test_the_rate_and_not_the_decay_is_to_blame_where_only_the_rate_is_unusual() -> None:
+    verdicts = judged({"lr": 500.0}, uniformity=-0.5, loss=6.2)
+    assert (verdicts["overall"].name, verdicts["decay"].level) == ("rate too high", "watch")
+    verdicts = judged({"weight_decay": 10.0}, uniformity=-0.5, loss=6.2)
+    assert verdicts["overall"].name == "weight decay too high"
+    assert "rate" not in verdicts
+
+
+def test_kNN_that_falls_while_the_loss_falls_is_said() -> None:
+    assert "while the loss falls" in judged(knn=lambda at: 0.6 - 0.3 * at)["knn"].words
+
+
+def test_scores_stand_beside_their_baselines() -> None:
+    def scores(ours: float, pixels: float) -> dict[str, Any]:
+        found = {"simclr": ours, "pixels": pixels, "random": 0.4}
+        return {"rows": [{"method": m, "labels_per_class": 10, "mean": v, "std": 0.01} for m, v in found.items()]}
+
+    assert judged(scores=scores(0.7, 0.5))["baselines"].level == "good"
+    assert judged(scores=scores(0.45, 0.5))["baselines"].level == "watch"
+    verdicts = judged(scores=scores(0.35, 0.5))
+    assert verdicts["overall"].name == "no better than its baselines"
+    assert "-0.150 against pixels at 10 labels a class" in verdicts["baselines"].figure
+    assert "baselines" not in judged(scores={"rows": [{"method": "simclr", "labels_per_class": 10, "mean": 0.5}]})
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "distill"])
+def test_other_losses_are_judged_by_what_they_log(loss: str) -> None:
+    bare = dict.fromkeys(("contrastive_top1", "alignment", "uniformity", "negatives"))
+    config = {"loss": loss, "classes": ["a", "b", "c"]}
+    good = judged(config, **bare, loss=lambda at: 1.1 - at)
+    assert good["overall"].name == "healthy"
+    assert not {"rate", "views", "contrast", "negatives"} & good.keys()
+    assert judged(config, **bare, loss=lambda at: 1.2 + at)["overall"].name == "nothing learnt"
+
+
+def test_supcon_may_draw_its_classes_together() -> None:
+    verdicts = judged({"loss": "supcon"}, negatives=255, uniformity=-0.7, loss=lambda at: 6.0 - 0.3 * at)
+    assert verdicts["overall"].name == "healthy"
+    assert (verdicts["spread"].level, "rate" in verdicts) == ("good", False)
+
+
+@pytest.mark.parametrize("missing", sorted({*log_of(1)[0], *CONFIG}))
+def test_a_missing_field_is_no_error(missing: str) -> None:
+    config = {name: value for name, value in CONFIG.items() if name != missing}
+    lines = [{name: value for name, value in line.items() if name != missing} for line in log_of()]
+    overall, *others = health(config, lines)
+    assert overall.name == ("not enough log" if missing in ("step", "loss") else "healthy"), others
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", log_of(1)[0])
+def test_a_field_without_a_number_is_as_one_that_is_missing(name: str, value: Any) -> None:
+    lines = log_of()
+    holed = [{**line, name: value} for line in lines]
+    without = [{field: v for field, v in line.items() if field != name} for line in lines]
+    assert health(CONFIG, holed) == health(CONFIG, without)
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_next_to_nothing_is_not_enough_log(count: int) -> None:
+    for config in ({}, CONFIG):
+        overall, *_ = health(config, log_of()[:count])
+        assert (overall.name, overall.level) == ("not enough log", "watch")
+    assert health({}, [{} for _ in range(count)], {})[0].name == "not enough log"
+
+
+def test_the_defaults_are_the_optimizers_and_no_torch_is_imported() -> None:
+    assert DEFAULTS == optim.DEFAULTS
+    source = Path(stepclr.__file__).parent / "tools" / "report" / "health.py"
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('health', {str(source)!r})\n"
+        "sys.modules['health'] = module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "print(module.health({}, [])[0].name, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "not enough log False"

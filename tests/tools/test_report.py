@@ -1,0 +1,359 @@
+"""The page of a run: true numbers, in any browser window, harmed by no file name, and asking for nothing."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stepclr
+from stepclr.cli import main
+from stepclr.evaluation.confusion import confusion
+from stepclr.tools.report import contrast as step_5
+from stepclr.tools.report.context import Material, material
+from stepclr.tools.report.writing import write_page
+
+EVIL = "<img src=x onerror=window.harmed=1>"
+CLASSES = ("a<b>&c", "shoe", "</script><script>window.harmed=1</script>".replace("/", "\u2215"))
+STEPS = ("data", "views", "encoder", "head", "loss", "training", "evaluation", "use")
+OPTIONS: dict[str, Any] = {
+    "encoder": "test_resnet", "size": 32, "epochs": 2, "batch_size": 16, "head": "32-16", "progress": False,
+}  # fmt: skip
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def command(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of colored images of several sizes, whose names are hostile; one of them is broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    images = torch.stack(list(stepclr.open_images("sample:train").read(range(90)))).numpy()
+    for i, grey in enumerate(images[:, 0]):
+        home = folder / CLASSES[i % 3]
+        home.mkdir(exist_ok=True)
+        tint = np.array([1.0, 0.6, 0.3])[[i % 3, (i + 1) % 3, (i + 2) % 3]]
+        image = Image.fromarray((grey[..., None] * tint).astype(np.uint8))
+        image.resize((40 + i % 7, 36)).save(home / f"{EVIL}{i}.jpg")
+    (folder / "shoe" / f"broken {EVIL}.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
+    """A scored run on these, with its page."""
+    run = stepclr.pretrain(photos, tmp_path_factory.mktemp("runs") / f"r {EVIL}".replace("/", ""), **OPTIONS)
+    stepclr.evaluate(run, photos, photos, labels_per_class="2,all", draws=2, baselines="pixels")
+    write_page(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(run: stepclr.Run) -> Material:
+    return material(run, None)
+
+
+@pytest.fixture(scope="module")
+def page(run: stepclr.Run) -> str:
+    return (run.folder / "report.html").read_text()
+
+
+def test_it_is_one_small_file_with_eight_steps_and_words_for_every_image_and_plot(page: str) -> None:
+    assert len(page.encode()) < 12 * 2**20
+    markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.S)
+    for step in STEPS:
+        assert re.search(rf'<h2 id="{step}">', markup)
+    assert re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', markup) == []
+    images = re.findall(r"<img [^>]*>", markup)
+    assert len(images) > 100
+    assert all(re.search(r'alt="[^"]+"', image) for image in images)
+    plots = re.findall(r'<div class="plot"[^>]*aria-label="([^"]{40,})"', markup)
+    assert len(plots) >= 12
+    assert "undefined" not in markup
+    assert "jinja" not in markup
+
+
+def test_names_of_files_classes_and_runs_are_text(page: str) -> None:
+    assert EVIL not in page
+    assert CLASSES[2] not in page
+    assert "&lt;img src=x onerror" in page
+    assert page.count("<script") == page.count("</script>")
+    [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert "script-src 'nonce-" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+def test_what_was_skipped_is_named(page: str) -> None:
+    assert "1 images could not be read" in page
+    assert "broken &lt;img" in page
+
+
+def test_the_anchors_loss_is_equation_1() -> None:
+    torch.manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(12, 5, dtype=torch.float64))
+    for groups in (torch.arange(6).repeat_interleave(2), torch.tensor([0, 1, 2]).repeat_interleave(4)):
+        told = step_5.anchor_losses(z, groups, 0.3)
+        for i in range(12):
+            every = sum(math.exp(float(z[i] @ z[a]) / 0.3) for a in range(12) if a != i)
+            positives = [p for p in range(12) if p != i and groups[p] == groups[i]]
+            loss = -sum(math.log(math.exp(float(z[i] @ z[p]) / 0.3) / every) for p in positives) / len(positives)
+            assert told[i].item() == pytest.approx(loss, abs=1e-12)
+        assert told.mean().item() == pytest.approx(float(stepclr.contrastive(z, groups, 0.3)), abs=1e-12)
+
+
+def test_the_numbers_of_step_5_fit_together(made: Material) -> None:
+    told = step_5.contrast(made)
+    anchor = told["anchor"]
+    assert anchor["log_sum"] - anchor["logit"] == pytest.approx(anchor["loss"], abs=1e-4)
+    assert anchor["mean"] == pytest.approx(told["losses"]["after"], abs=1e-4)
+    before, after = (np.array(plot.data[0]["z"]) for plot in told["matrices"])
+    assert before.shape == after.shape == (2 * told["images"],) * 2
+    assert np.allclose(np.diag(after), 1, atol=1e-3)
+    assert not np.allclose(before, after, atol=0.1)
+    hardest = [one["cosine"] for one in anchor["ranked"] if not one["positive"]]
+    assert hardest == sorted(hardest, reverse=True)
+    for one in anchor["ranked"]:
+        assert one["share"] == pytest.approx(
+            math.exp(one["cosine"] / told["temperature"] - anchor["log_sum"]), rel=1e-3
+        )
+
+
+def test_looking_at_a_run_leaves_its_encoder_as_it_was(run: stepclr.Run) -> None:
+    made = material(run, None)
+    before = {name: value.clone() for name, value in run.encoder().state_dict().items()}
+    step_5.contrast(made)
+    assert all(torch.equal(value, before[name]) for name, value in made.encoder.state_dict().items())
+    assert not made.encoder.training
+
+
+def test_before_training_is_the_runs_own_beginning(photos: Path, tmp_path: Path) -> None:
+    run = stepclr.pretrain(photos, tmp_path / "still", lr=1e-30, weight_decay=0.0, **OPTIONS)
+    made = material(run, None)
+    begun = dict(made.untrained.named_parameters())
+    for name, weight in made.trained.named_parameters():
+        assert torch.allclose(weight, begun[name], atol=1e-12), name
+
+
+def test_the_confusion_matrix_is_that_of_the_scores(run: stepclr.Run, photos: Path) -> None:
+    scores = json.loads((run.folder / "evaluation.json").read_text())
+    told = scores["protocol"]["confusion"]
+    [row] = [row for row in scores["rows"] if (row["method"], row["labels_per_class"]) == ("simclr", "all")]
+    matrix = np.array(told["matrix"])
+    assert matrix.sum() == 90 * len(row["values"])
+    assert np.trace(matrix) / matrix.sum() == pytest.approx(row["mean"])
+    assert (matrix.sum(1) == 30 * len(row["values"])).all()
+    off = sorted((matrix[i, j] for i in range(3) for j in range(3) if i != j and matrix[i, j]), reverse=True)
+    assert [pair["times"] for pair in told["pairs"]] == off[:5]
+    names = stepclr.open_images(photos).names
+    for pair in told["pairs"]:
+        assert matrix[told["classes"].index(pair["is"]), told["classes"].index(pair["taken_for"])] == pair["times"]
+        assert all(name in names and name.startswith(pair["is"]) for name in pair["names"])
+
+
+def test_the_confusion_counts_rows_that_are_and_columns_that_they_are_taken_for() -> None:
+    truth = np.array([0, 0, 1, 1, 2])
+    draws = [np.array([0, 1, 1, 1, 0]), np.array([1, 1, 1, 2, 0])]
+    told = confusion("simclr", 10, draws, truth, ["a", "b", "c"], ["p", "q", "r", "s", "t"])
+    counted = [[sum(int(((truth == i) & (d == j)).sum()) for d in draws) for j in range(3)] for i in range(3)]
+    assert told["matrix"] == counted == [[1, 3, 0], [0, 3, 1], [2, 0, 0]]
+    assert told["pairs"] == [
+        {"is": "a", "taken_for": "b", "times": 3, "names": ["q", "p"]},  # q twice, p once
+        {"is": "c", "taken_for": "a", "times": 2, "names": ["t"]},
+        {"is": "b", "taken_for": "c", "times": 1, "names": ["s"]},
+    ]
+
+
+def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    words = ["--encoder", "test_resnet", "--size", 32, "--epochs", 1, "--batch-size", 16]
+    assert command("pretrain", photos, "--out", run, *words) == 0
+    assert "report.html" in capsys.readouterr().out
+    unscored = (run / "report.html").read_text()
+    assert "Not evaluated yet" in unscored
+    few = ["--train", photos, "--test", photos, "--labels-per-class", "2", "--draws", 1, "--baselines", "none"]
+    assert command("evaluate", run, *few) == 0
+    scored = (run / "report.html").read_text()
+    assert "Not evaluated yet" not in scored
+    assert "Label budget" in scored
+    (run / "report.html").unlink()
+    assert command("report", run) == 0
+    assert (run / "report.html").exists()
+
+
+def test_a_run_whose_images_are_gone_has_a_page_that_says_so(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(photos, tmp_path / "here")
+    run = stepclr.pretrain(tmp_path / "here", tmp_path / "run", **OPTIONS)
+    (tmp_path / "here").rename(moved)
+    assert command("report", run.folder) == 0
+    text = (run.folder / "report.html").read_text()
+    assert "cannot be shown" in text
+    assert "Nearest neighbors" not in text
+    assert command("report", run.folder, "--source", moved) == 0
+    text = (run.folder / "report.html").read_text()
+    assert "cannot be shown" not in text
+    assert "Nearest neighbors" in text
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "supcon", "policy": "simaugment"},
+        {"loss": "cross-entropy"},
+        {"policy": "autoaugment"},
+        {"views": 3, "strength": (1.0, 0.5, 0.2)},
+        {"policy": "crop"},
+    ],
+    ids=["supcon", "cross-entropy", "autoaugment", "3 views", "crop"],
+)
+def test_every_kind_of_run_has_a_page(options: dict[str, Any], photos: Path, tmp_path: Path) -> None:
+    run = stepclr.pretrain(photos, tmp_path / "run", **{**OPTIONS, "epochs": 1, **options})
+    text = write_page(run).read_text()
+    assert ("worked out" in text) == (options.get("loss") != "cross-entropy")
+    assert "One at a time" in text
+
+
+def test_umap_is_beside_pca_where_it_is_installed(run: stepclr.Run) -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, of the extra umap")
+    assert "UMAP of h" in write_page(run).read_text()
+
+
+def test_without_checkpoints_there_is_no_head_to_show(run: stepclr.Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    shutil.rmtree(copy / "checkpoint")
+    text = write_page(copy).read_text()
+    assert "has no checkpoint" in text
+    assert "Nearest neighbors" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{}]}', '{"rows": [], "protocol": {"classes": ["a"]}}'])
+def test_a_damaged_evaluation_is_named(
+    content: str, run: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    (copy / "evaluation.json").write_text(content)
+    before = (copy / "report.html").read_bytes()
+    assert command("report", copy) == 2
+    assert "evaluation.json is damaged" in capsys.readouterr().err
+    assert (copy / "report.html").read_bytes() == before
+
+
+def test_no_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("report", tmp_path) == 2
+    assert "is no run" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- in a browser ---
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("needs Chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra browser")
+    with playwright.sync_playwright() as one:
+        browser = one.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+# Charts that are drawn meanwhile move those below: so it is gone to again until it is drawn too.
+NEAR = "plot => { plot.scrollIntoView({behavior: 'instant'}); return plot.classList.contains('js-plotly-plot') }"
+
+
+class Window:
+    """The page in a window, and what it complained of or asked for."""
+
+    def __init__(self, browser: Any, path: Path, width: int, scheme: str = "light") -> None:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        context.set_default_timeout(120_000)  # ms; the machines are shared
+        self.page = context.new_page()
+        self.complaints: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(path.as_uri())
+
+    def draw_all(self) -> None:
+        for plot in self.page.query_selector_all(".plot"):
+            self.page.wait_for_function(NEAR, arg=plot)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")], ids=["desktop", "phone, dark"])
+def test_in_a_browser(browser: Any, run: stepclr.Run, width: int, scheme: str) -> None:
+    window = Window(browser, run.folder / "report.html", width, scheme)
+    page = window.page
+    window.draw_all()
+    assert window.complaints == []
+    assert [url for url in window.asked if not url.startswith(("data:", "blob:"))] == [page.url]
+    assert page.evaluate("window.harmed") is None
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for step in STEPS:
+        assert page.locator(f"h2#{step}").is_visible()
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    ink, paper = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    light = [np.mean([int(part) for part in re.findall(r"\d+", color)]) for color in (ink, paper)]
+    assert (light[0] > light[1]) == (scheme == "dark")
+    drawn = page.evaluate("document.querySelector('.plot .xtick text').style.fill")
+    assert drawn == ink
+
+
+def test_pointing_at_the_matrix_shows_its_two_images(browser: Any, run: stepclr.Run) -> None:
+    window = Window(browser, run.folder / "report.html", 1280)
+    window.draw_all()
+    figure = window.page.locator("figure.chart", has_text="After training").first
+    area = figure.locator(".nsewdrag").bounding_box()
+    figure.scroll_into_view_if_needed()
+    area = figure.locator(".nsewdrag").bounding_box()
+    window.page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
+    window.page.mouse.move(area["x"] + area["width"] / 2 + 2, area["y"] + area["height"] / 2 + 30)
+    beside = figure.locator(".beside")
+    beside.locator("img").nth(1).wait_for()
+    assert beside.locator("img").count() == 2
+    assert "cosine" in beside.inner_text()
+    assert EVIL in beside.inner_text()
+    assert window.page.evaluate("window.harmed") is None
+    assert window.complaints == []
+
+
+def test_the_map_and_the_slider_work_by_keyboard(browser: Any, run: stepclr.Run) -> None:
+    window = Window(browser, run.folder / "report.html", 1280)
+    window.draw_all()
+    figure = window.page.locator("figure.chart", has_text="PCA of h").first
+    figure.locator(".plot").focus()
+    window.page.keyboard.press("ArrowRight")
+    first = figure.locator(".beside").inner_text()
+    window.page.keyboard.press("ArrowRight")
+    assert figure.locator(".beside img").count() == 1
+    second = figure.locator(".beside").inner_text()
+    assert second != first
+    window.page.keyboard.press("ArrowLeft")
+    assert figure.locator(".beside").inner_text() == first
+    slider = window.page.locator("#strength")
+    slider.focus()
+    window.page.keyboard.press("Home")
+    assert window.page.locator("#strength-now").inner_text() == "0.0"
+    assert window.page.locator(".strength:visible").count() == 1
+    assert window.page.locator(".strength:visible").get_attribute("data-strength") == "0.0"
+    window.page.keyboard.press("ArrowRight")
+    assert window.page.locator(".strength:visible").get_attribute("data-strength") == "0.25"
+    assert window.complaints == []

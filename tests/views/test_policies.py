@@ -1,0 +1,347 @@
+"""Policies by name and as lists of ops: what they consist of, their options, and the promise that views keep."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_views import ImageBatch, cut, made_up, within
+from test_views import unchecked as unchecked
+
+from stepclr import StepclrError, Views, open_images, view_keys
+from stepclr.cli import main
+from stepclr.tools.sheet import policy_sheet
+from stepclr.views import reference as renderer
+from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grey, Op, RandAugment, Warp
+from stepclr.views.policies import POLICIES, policy_defaults, policy_name, policy_ops, size_defaults
+
+Policy = str | Sequence[Op]
+OWN: list[Op] = [RandAugment(3, 20), Blur(0.7), AutoAugment("svhn"), Warp(0.8), Grey(0.5)]
+ALL: dict[str, Policy] = {
+    **{name: name for name in POLICIES},
+    "cifar10": "autoaugment:cifar10",
+    "svhn": "autoaugment:svhn",
+    "five layers": "randaugment:5,30",
+    "a list": OWN,
+}
+every_policy = pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
+
+
+def made(policy: Policy, size: int = 40, **settings: object) -> Views:
+    """At full strength whatever the size, where the policy has these ops."""
+    full = {"strength": 1.0, "blur": 0.5, "min_area": 0.08}
+    known = policy_defaults(policy, size)
+    chosen = {name: value for name, value in {**full, **settings}.items() if known.get(name, 0) is not None}
+    return Views(policy, size, **chosen)  # type: ignore[arg-type]
+
+
+# The views of a key, bit for bit.
+
+
+@every_policy
+@pytest.mark.parametrize("size", [33, 64])
+def test_views_of_a_key_are_the_same_in_any_company(policy: Policy, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 16
+    views, batch, keys = made(policy, size), made_up(n, 61, 70), view_keys(0, 0, range(n))
+    x = views(batch, keys)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(views(batch[order], keys[order]), x[:, order])
+    alone = [views(batch[k : k + 1], keys[k : k + 1]) for k in range(n)]
+    assert torch.equal(torch.cat(alone, dim=1), x)
+    larger = [made_up(1, 90, 33)[0], *batch[:3], made_up(1, 20, 200)[0]]
+    assert torch.equal(views(larger, torch.cat([keys[-1:], keys[:3], keys[-1:]]))[:, 1:4], x[:, :3])
+    monkeypatch.setattr(renderer, "CHUNK", 5 * 3 * size * size)
+    assert torch.equal(views(batch, keys), x)
+
+
+@pytest.mark.parametrize("policy", [ALL[name] for name in ("stacked", "cifar10", "a list")], ids=str)
+def test_views_of_a_key_are_the_same_with_one_thread_or_two(policy: Policy) -> None:
+    """Images large enough that torch shares out even one: more than 32,768 numbers."""
+    views, batch, keys = made(policy, 112, views=1), made_up(3, 120, 130), view_keys(0, 1, range(3))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        x = views(batch, keys)
+        torch.set_num_threads(2)
+        assert torch.equal(views(batch, keys), x)
+        assert torch.equal(views(batch[2:], keys[2:])[:, 0], x[:, 2])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@every_policy
+def test_autocast_and_default_types_around_views_change_nothing(policy: Policy) -> None:
+    views, batch, keys = made(policy), made_up(8, 50, 50), view_keys(0, 0, range(8))
+    x = views(batch, keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(views(batch, keys), x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(views(batch, keys), x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@every_policy
+def test_more_views_leave_the_first_ones_as_they_are(policy: Policy) -> None:
+    batch, keys = made_up(6, 50, 40), view_keys(0, 0, range(6))
+    x = made(policy, views=4)(batch, keys)
+    assert torch.equal(made(policy)(batch, keys), x[:2])
+    assert x.flatten(1).unique(dim=0).shape[0] == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_policy
+def test_a_gpu_renders_the_same_views(policy: Policy) -> None:
+    views, batch, keys = made(policy), made_up(12, 61, 70), view_keys(0, 0, range(12))
+    apart = (views(batch.cuda(), keys).cpu() - views(batch, keys)).abs()
+    assert (apart > 2.01 / 255).float().mean() < 0.01
+
+
+@every_policy
+@pytest.mark.parametrize("size", [4, 32])
+def test_tiny_and_elongated_images_give_proper_views(policy: Policy, size: int) -> None:
+    images = [*cut(made_up(8, 60, 60)), made_up(1, 1, 1)[0], made_up(1, 300, 3)[0]]
+    x = made(policy, size)(images, view_keys(0, 0, range(10)))
+    assert x.dtype == torch.float32
+    assert x.isfinite().all()
+    assert x.min() >= 0
+    assert x.max() <= 1 + 1e-6
+
+
+# What the policies are.
+
+
+def test_each_policy_has_its_ops_in_its_order() -> None:
+    jitter, grey, blur, warp = ColorJitter(1.0, 0.8), Grey(0.2), Blur(0.5), Warp(0.5)
+    assert {name: policy_ops(name, 224) for name in POLICIES} == {
+        "simclr": (jitter, grey, blur),
+        "simaugment": (jitter, grey, warp, blur),
+        "autoaugment": (AutoAugment("imagenet"),),
+        "randaugment": (RandAugment(2, 9),),
+        "stacked": (jitter, RandAugment(2, 30), grey, warp, blur),
+        "crop": (),
+    }
+    assert policy_ops("autoaugment:svhn") == (AutoAugment("svhn"),)
+    assert policy_ops("randaugment:3, 0") == (RandAugment(3, 0),)
+    assert policy_ops("simclr", 32) == (ColorJitter(0.5), grey, Blur(0.0))
+
+
+def test_a_list_of_ops_is_the_policy_of_these_ops() -> None:
+    batch, keys = made_up(8, 50, 50), view_keys(0, 0, range(8))
+    for name in POLICIES:
+        mode = Views(name, 96).interpolation
+        own = Views(policy_ops(name, 96), 96, interpolation=mode)
+        assert torch.equal(own(batch, keys), Views(name, 96)(batch, keys))
+    assert torch.equal(Views([], 96)(batch, keys), Views("crop", 96)(batch, keys))
+    assert Views([Grey(), Warp(0.2)], 32).describe() == "Grey(p=0.2)+Warp(p=0.2) 32 px: warp 0.2, min_area 0.2"
+    backwards = Views([Blur(1.0), Grey(), ColorJitter()], 96)(batch, keys)
+    assert not torch.equal(backwards, Views([ColorJitter(), Grey(), Blur(1.0)], 96)(batch, keys))
+
+
+def test_every_op_comes_after_the_same_crop_and_takes_its_own_numbers_in_turn() -> None:
+    batch, keys = made_up(2000, 20, 20), view_keys(0, 0, range(2000))
+    first = {name: made(name).draw(batch, keys)[1] for name in POLICIES}
+    for name, draws in first.items():
+        assert np.array_equal(draws.box, first["crop"].box), name
+        assert np.array_equal(draws.flip, first["crop"].flip), name
+    for name in ("simaugment", "stacked"):
+        jitter, other = first["simclr"].ops[0], first[name].ops[0]
+        assert all(np.array_equal(getattr(jitter, field), getattr(other, field)) for field in vars(jitter))
+    two = Views([Grey(0.5), Grey(0.5)], 32).draw(batch, keys)[0].ops
+    both = vars(two[0])["grey"] & vars(two[1])["grey"]
+    assert within(both.sum(), 2000, 0.25)
+
+
+def test_simaugment_without_its_warp_is_simclr_on_bilinear_crops() -> None:
+    batch, keys = made_up(8, 50, 50), view_keys(0, 0, range(8))
+    one = Views("simaugment", 64, blur=0.0, warp=0.0)(batch, keys)
+    assert torch.equal(one, Views("simclr", 64, blur=0.0, interpolation="bilinear")(batch, keys))
+    assert not torch.equal(one, Views("simaugment", 64, blur=0.0, warp=1.0)(batch, keys))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_simaugment_alone_crops_bilinearly_unless_asked(policy: str) -> None:
+    assert Views(policy, 32).interpolation == ("bilinear" if policy == "simaugment" else "bicubic")
+    assert Views(policy, 32, interpolation="bicubic").interpolation == "bicubic"
+    assert Views(policy, 32, interpolation="bilinear").interpolation == "bilinear"
+
+
+# Options.
+
+USED = {
+    "simclr": {"strength", "blur"},
+    "simaugment": {"strength", "blur", "warp"},
+    "autoaugment": set(),
+    "randaugment": set(),
+    "stacked": {"strength", "blur", "warp"},
+    "crop": set(),
+}
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("policy", USED)
+def test_an_option_is_used_or_refused(policy: str, size: int) -> None:
+    expected = {"warp": 0.5, **size_defaults(size)}
+    assert policy_defaults(policy, size) == {
+        name: value if name in {*USED[policy], "min_area"} else None for name, value in expected.items()
+    }
+    batch, keys = made_up(12, 50, 50), view_keys(0, 0, range(12))
+    plain = Views(policy, size)
+    for name in ("strength", "blur", "warp", "min_area"):
+        assert getattr(plain, name) == policy_defaults(policy, size)[name]
+        if name in {*USED[policy], "min_area"}:
+            changed = Views(policy, size, **{name: 0.9})  # type: ignore[arg-type]
+            assert getattr(changed, name) == 0.9
+            assert not torch.equal(changed(batch, keys), plain(batch, keys))
+        else:
+            with pytest.raises(StepclrError, match=f"{policy} has no use for {name}") as error:
+                Views(policy, size, **{name: 0.9})  # type: ignore[arg-type]
+            users = str(error.value).split(": ")[1].split(", ")
+            assert users == [other for other, used in USED.items() if name in used]
+
+
+def test_options_change_the_ops_of_a_list() -> None:
+    views = Views([ColorJitter(0.3), Blur(0.1), Blur(0.2)], 32)
+    assert (views.strength, views.blur, views.warp) == (0.3, 0.1, None)
+    assert views.ops == [(ColorJitter(0.3), Blur(0.1), Blur(0.2))] * 2
+    views = Views([ColorJitter(0.3, p=1.0), Warp()], 32, strength=0.7, warp=0.9)
+    assert views.ops == [(ColorJitter(0.7, p=1.0), Warp(0.9))] * 2
+
+
+@pytest.mark.parametrize("policy", ["simclr", "simaugment", "stacked"])
+def test_each_view_may_have_its_own_strength(policy: str) -> None:
+    batch, keys = made_up(8, 50, 50), view_keys(0, 0, range(8))
+    mixed = Views(policy, 48, strength=(0.2, 1.0))
+    assert mixed.strength == (0.2, 1.0)
+    weak, strong = (Views(policy, 48, strength=strength)(batch, keys) for strength in (0.2, 1.0))
+    assert torch.equal(mixed(batch, keys), torch.stack([weak[0], strong[1]]))
+    assert not torch.equal(weak, strong)
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        (lambda: Views("simclr", 96), "simclr 96 px: strength 1, blur 0.5, min_area 0.08"),
+        (lambda: Views("simaugment", 96), "simaugment 96 px: strength 1, blur 0.5, warp 0.5, min_area 0.08"),
+        (lambda: Views("autoaugment:svhn", 32), "autoaugment:svhn 32 px: min_area 0.2"),
+        (lambda: Views("simclr", 32, strength=[1.0, 0.5]), "simclr 32 px: strength 1 / 0.5, blur 0, min_area 0.2"),
+    ],
+)
+def test_views_describe_themselves_in_a_line(views: Callable[[], Views], expected: str) -> None:
+    assert views().describe() == expected
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("policy", "settings", "words"),
+    [
+        ("simaugmnet", {}, "Did you mean 'simaugment'"),
+        ("randaugmet:2,9", {}, "unknown policy 'randaugmet'. Did you mean 'randaugment'"),
+        ("all", {}, "unknown policy 'all'"),
+        ("autoaugment:cifar", {}, "Did you mean 'cifar10'"),
+        ("autoaugment:", {}, "unknown autoaugment table ''"),
+        ("randaugment:2", {}, "two whole numbers .* not '2'"),
+        ("randaugment:2,9,1", {}, "two whole numbers"),
+        ("randaugment:two,9", {}, "two whole numbers"),
+        ("randaugment:0,9", {}, "number of layers must lie between 1 and 20, not 0"),
+        ("randaugment:2,31", {}, "magnitude must lie between 0 and 30, not 31"),
+        ("simclr:2", {}, "takes nothing after its name, not ':2'"),
+        (["simclr"], {}, "'simclr' is no op"),
+        ([Warp(), Warp(), Warp(), Warp(), Grey(), Grey()], {}, "65 random numbers a view, and it has 64"),
+        ("simaugment", {"warp": 1.1}, "warp must lie between"),
+        ("simclr", {"strength": (1.0, 0.5, 0.2)}, "3 values for 2 views"),
+        ("simclr", {"strength": (1.0, 9.0)}, "strength must lie between"),
+    ],
+)
+def test_what_cannot_be_used_is_answered_in_one_line(policy: Policy, settings: dict[str, object], words: str) -> None:
+    with pytest.raises(StepclrError, match=words) as error:
+        Views(policy, 32, **settings)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_ops_may_take_all_64_numbers() -> None:
+    x = Views([Warp(), Warp(), Warp(), Warp(), Grey()], 32, views=3)(made_up(2, 40, 40), view_keys(0, 0, range(2)))
+    assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("op", [ColorJitter, Grey, Blur, Warp])
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_probabilities_of_an_op_lie_between_0_and_1(op: type[Blur], p: float) -> None:
+    with pytest.raises(StepclrError, match="must lie between 0 and 1"):
+        op(p=p)
+
+
+# The sheet of all policies.
+
+
+@pytest.mark.parametrize("size", [32, 100])
+def test_a_policy_sheet_has_a_column_a_policy_under_its_name(size: int) -> None:
+    batch: ImageBatch = [made_up(1, 40, 20)[0], made_up(1, 80, 80)[0]]
+    policies = [Views(name, size) for name in POLICIES]
+    image = policy_sheet(batch, policies, seed=4)
+    times = 3 if size == 32 else 1
+    assert image.size == (times * (7 * (size + 2) + 2), 16 + times * (2 * (size + 2) + 2))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    keys = view_keys(4, 0, range(2))
+    cells = pixels[:, 16::times, ::times]
+    for column, views in enumerate(policies):
+        left = times * (2 + (column + 1) * (size + 2))
+        assert (pixels[:, :16, left : left + times * size] < 0.5).any(), "no name"
+        for row, x in enumerate(views(batch, keys)[0]):
+            cell = cells[:, 2 + row * (size + 2) :, 2 + (column + 1) * (size + 2) :][:, :size, :size]
+            torch.testing.assert_close(cell, x, rtol=0, atol=1.01 / 255)
+
+
+def call(*words: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "views.png"
+    plain = ("views", "sample:train", "--out", out, "--rows", 2, "--size", 48)
+    assert call(*plain, "--policy", "all", "--warp", "0.2", "--strength", "0.9") == 0
+    with Image.open(out) as sheet:
+        assert sheet.size == (2 * (7 * 50 + 2), 16 + 2 * (2 * 50 + 2))
+    said = capsys.readouterr().out
+    for line in (
+        "simclr 48 px: strength 0.9, blur 0.5, min_area 0.08",
+        "stacked 48 px: strength 0.9, blur 0.5, warp 0.2, min_area 0.08",
+        "crop 48 px: min_area 0.08",
+    ):
+        assert line in said
+    assert call(*plain, "--policy", "stacked", "--views", 3, "--pairs", 1, "--strength", "1,0.5,0") == 0
+    with Image.open(out) as sheet:
+        assert sheet.size == (4 * 50 + 2, 2 * 50 + 2)
+    assert "stacked 48 px: strength 1 / 0.5 / 0, blur 0.5, warp 0.5, min_area 0.08" in capsys.readouterr().out
+    assert call(*plain, "--policy", "simclr", "--warp", "0.5") == 2
+    assert "no use for warp; these have: simaugment, stacked" in capsys.readouterr().err
+    assert call(*plain, "--strength", "1,x") == 2
+
+
+def test_a_list_of_ops_has_a_name_that_says_all_of_it() -> None:
+    """config.json and the command line know a list by its name."""
+    lists: list[list[Op]] = [
+        [ColorJitter(0.4), Grey(), Blur(0.3)],
+        [AutoAugment("svhn")],
+        [RandAugment(1, 4), Warp(p=0.25)],
+    ]
+    for ops in lists:
+        assert policy_ops(policy_name(ops)) == tuple(ops)
+        images = open_images("sample:test", limit=6).read(range(6))
+        keys = view_keys(0, 0, range(6))
+        assert torch.equal(Views(policy_name(ops), 28)(images, keys), Views(ops, 28)(images, keys))
+    assert policy_name([]) == "crop"
+    for text, message in (
+        ("Gray(p=0.2)", "Did you mean 'Grey'"),
+        ("Grey(q=0.2)", "is no op; one is written as Grey(p=0.2)"),
+        ("Grey(p=__import__('os'))", "is no op"),
+        ("Grey(p=7.0)", "grey must lie between"),
+    ):
+        with pytest.raises(StepclrError, match=re.escape(message)):
+            policy_ops(text)
