@@ -121,6 +121,7 @@ def views(
     """
     from PIL import Image
 
+    from stepclr.data.decode import source_side
     from stepclr.io import write_whole
     from stepclr.pretraining.resolve import view_size
     from stepclr.tools.sheet import policy_sheet, sheet
@@ -145,7 +146,7 @@ def views(
             warp=None if "warp" in unused else warp,
         )
         shown.append(how)
-    some = some.decoded(2 * side)
+    some = some.decoded(source_side(side))
     pixels, _ = some.read_readable(range(len(some)))
     kind = Image.registered_extensions().get(out.suffix.lower())
     if not kind:

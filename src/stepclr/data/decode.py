@@ -92,6 +92,16 @@ def suffix_of(file: File) -> str:
     return SUFFIX_OF.get(name, f".{name.lower()}")
 
 
+def source_side(view_size: int) -> int:
+    """The short side, in pixels, to which images are decoded for views of this size: twice the size.
+
+    A random crop covers down to a few percent of an image's area and is enlarged to the view. With twice the side a
+    crop of a quarter of the area is still rendered from as many pixels as the view has, and a set takes a bounded
+    amount of memory. Training, evaluation and search must agree: h depends on it.
+    """
+    return 2 * view_size
+
+
 def reduced_size(a: int, b: int, short_side: int | None) -> tuple[int, int]:
     """Two sides in pixels, in either order, the shorter one reduced to `short_side` if above it."""
     shorter = min(a, b)

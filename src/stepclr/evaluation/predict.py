@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
@@ -65,7 +66,7 @@ def _predict(
 ) -> tuple[ImageSet, Float32[np.ndarray, "n classes"], np.ndarray, list[str]]:
     classifier = load_classifier(path).to(default_device())
     # Reduced as for training and evaluation; read once, so not worth a place in the cache.
-    source = open_images(images).decoded(2 * classifier.encoder.size, budget=0)
+    source = open_images(images).decoded(source_side(classifier.encoder.size), budget=0)
     found, kept = logits(classifier, source, progress)
     if not len(kept):
         raise StepclrError(f"no image of {source.source} can be read")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose
@@ -54,7 +55,7 @@ def prepare(
     labelled = images.keep(images.classes)
     among = labelled.keep(classes)
     with world.in_turn():
-        readable = among.decoded(2 * encoder.size)
+        readable = among.decoded(source_side(encoder.size))
     h, kept = represent(encoder, readable, world=world)
     facts = {
         "source": images.source,

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from stepclr.config import PretrainConfig, stored_config
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.distributed import World, join, restarted
@@ -94,8 +95,8 @@ def pretrain(
         torch.manual_seed(config.seed)
         model = build(config, images, teacher)
         with world.in_turn():
-            images = report.while_decoding(images, 2 * views.size, config.cache_gib)
-            watched = report.while_decoding(watched, 2 * views.size, config.cache_gib) if watched else images
+            images = report.while_decoding(images, source_side(views.size), config.cache_gib)
+            watched = report.while_decoding(watched, source_side(views.size), config.cache_gib) if watched else images
         facts = describe(config, images, limit, model, views, world)
         world.check_same(facts | {"threads": None})  # and nobody goes on to write before all have looked for a run
         _check_enough(images, config, world)

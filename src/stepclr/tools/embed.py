@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
@@ -78,7 +79,7 @@ def represented(
     """The run's encoder, the images as it saw them (`reduce` to a short side of 2S), h, and which could be read."""
     dtype, world = DTYPES[choose("precision", precision, DTYPES)], join()
     encoder = load_encoder(run).to(default_device())
-    source = reduce(open_images(images), 2 * encoder.size)
+    source = reduce(open_images(images), source_side(encoder.size))
     h, kept = represent(encoder, source, dtype, progress=progress, world=world)
     source.skipped = world.union(source.skipped)
     if not len(kept):

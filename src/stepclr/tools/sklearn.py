@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stepclr.data.decode import source_side
 from stepclr.data.folders import in_files
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
@@ -133,7 +134,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """
         check_is_fitted(self, "encoder_")
         # Reduced as `embed` reduces them, so that h is the same.
-        images = self._images(X, fitting=False).decoded(2 * self.encoder_.size, budget=0)
+        images = self._images(X, fitting=False).decoded(source_side(self.encoder_.size), budget=0)
         h, kept = represent(self.encoder_, images)
         if len(kept) < len(images):
             warnings.warn(f"{len(images) - len(kept)} of X's files cannot be read: their rows are NaN", stacklevel=2)

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from stepclr.config import PretrainConfig
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.loss.contrastive import nt_xent
 from stepclr.metrics import contrastive_top1, effective_rank
@@ -57,7 +58,7 @@ class Walk:
 
     @cached_property
     def images(self) -> ImageSet:
-        return self.raw.decoded(2 * self.views.size)
+        return self.raw.decoded(source_side(self.views.size))
 
     @cached_property
     def pair(self) -> Tensor:

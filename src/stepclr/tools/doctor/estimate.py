@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from stepclr.config import PretrainConfig
-from stepclr.data.decode import reduced_size
+from stepclr.data.decode import reduced_size, source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.stores import Encoded, Pixels
 from stepclr.device import default_device
@@ -43,7 +43,7 @@ class Decoded:
 def decoded(seen: Look, config: PretrainConfig) -> Decoded:
     """The readable images as a run would have them."""
     images = seen.images.take(seen.readable)
-    side = 2 * config.view_size
+    side = source_side(config.view_size)
     sizes = np.array([reduced_size(h, w, side) for h, w in seen.sizes.tolist()])
     each = 3.0 * float(sizes.prod(axis=1).mean())
     if isinstance(images.store, Pixels):
@@ -57,7 +57,7 @@ def throughput(images: Decoded, config: PretrainConfig) -> dict[str, float]:
     n = len(images.images)
     some = images.images.take(np.unique(np.linspace(0, n - 1, min(n, READ)).astype(np.int64)))
     begun = time.perf_counter()
-    batch, kept = some.decoded(2 * config.view_size, budget=0).read_readable(range(len(some)))
+    batch, kept = some.decoded(source_side(config.view_size), budget=0).read_readable(range(len(some)))
     decoding = len(kept) / (time.perf_counter() - begun)
     views, keys = views_of(config), view_keys(config.seed, 0, kept)
     views(batch[:2], keys[:2])  # compiles

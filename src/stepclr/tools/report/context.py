@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stepclr.config import PretrainConfig, settings_in
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
 from stepclr.device import default_device
@@ -78,7 +79,7 @@ class Material:
     def some(self) -> ImageSet:
         """Readable images, spread evenly over the source, reduced as for the views."""
         assert self.images is not None
-        return self.images.take(spread(len(self.images), LOOKED_AT)).decoded(2 * self.views.size, budget=0)
+        return self.images.take(spread(len(self.images), LOOKED_AT)).decoded(source_side(self.views.size), budget=0)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import UnreadableError, decode, reasons, reduced, upright_rgb
+from stepclr.data.decode import UnreadableError, decode, reasons, reduced, source_side, upright_rgb
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, choose
@@ -119,15 +119,15 @@ class Search:
 def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "3 h w"]:
     """A query's pixels, reduced as an index's images are before the encoder sees them."""
     if isinstance(query, Tensor):
-        return reduced(query, 2 * encoder.size)
+        return reduced(query, source_side(encoder.size))
     if isinstance(query, Image.Image):
-        return reduced(upright_rgb(query), 2 * encoder.size)
+        return reduced(upright_rgb(query), source_side(encoder.size))
     path = Path(query)
     if not path.is_file():
         raise StepclrError(f"{path} is no image file" if path.exists() else f"{path} does not exist")
     try:
         with reasons(), path.open("rb") as file:
-            return decode(file, 2 * encoder.size)
+            return decode(file, source_side(encoder.size))
     except UnreadableError as why:
         raise StepclrError(f"{path} cannot be read: {why}") from why
 

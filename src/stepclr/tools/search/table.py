@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageBatch, ImageSet, Indices
 from stepclr.data.sources import Source, open_images
 from stepclr.data.stores import Encoded, Pixels
@@ -98,7 +99,7 @@ def build_index(
         # The others wait for the first rank's word on what is new: it alone reads and writes the table.
         new = np.array(world.objects(keeper.begin() if keeper else None)[0], np.int64)
         lot, skipped = LOT * world.size, list(source.skipped)
-        waiting = _reduced(source, 2 * encoder.size)
+        waiting = _reduced(source, source_side(encoder.size))
         for start in range(0, len(new), lot):
             numbers = new[start : start + lot]
             some = Watched.of(replace(waiting.take(numbers), skipped=[]))
