@@ -1,8 +1,14 @@
-"""The processor's cores, and the threads that read and decode images."""
+"""The processor's cores, the threads that read and decode images, and reading ahead in a thread."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
+
+Batch = TypeVar("Batch")
+Content = TypeVar("Content")
 
 
 def cores() -> int:
@@ -12,9 +18,22 @@ def cores() -> int:
 
 @cache
 def pool() -> ThreadPoolExecutor:
-    """The threads that read and decode: one for each core, shared out among the ranks of this machine."""
+    """The threads that read and decode: one for each core, divided among the ranks of this machine."""
     return ThreadPoolExecutor(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), "stepclr-read")
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pool.cache_clear)  # a forked process does not inherit threads
+
+
+def read_ahead(batches: Iterable[Batch], read: Callable[[Batch], Content]) -> Iterator[tuple[Batch, Content]]:
+    """(batch, `read(batch)`) of each batch in turn; a thread reads the next one while the caller uses this one."""
+    waiting: deque[tuple[Batch, Future[Content]]] = deque()
+    with ThreadPoolExecutor(1, "stepclr-ahead") as thread:
+        for following in batches:
+            waiting.append((following, thread.submit(read, following)))
+            if len(waiting) == 2:
+                batch, content = waiting.popleft()
+                yield batch, content.result()
+        for batch, content in waiting:
+            yield batch, content.result()

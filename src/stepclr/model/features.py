@@ -1,8 +1,7 @@
 """A frozen encoder over a whole `ImageSet`: the features that evaluation, monitoring and `embed` all use."""
 
 import copy
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +13,10 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stepclr.data.images import ImageBatch, ImageSet
+from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.model.encoder import Encoder
+from stepclr.threads import read_ahead
 
 Progress = Callable[[int, int], None]
 TOGETHER = 32  # images: their feature maps in bfloat16 stay in a processor's cache
@@ -37,20 +37,22 @@ def represent(
     is worked on. Many ranks share out the batches and are each given all of h, the same as from one; `images.skipped`
     lists what a rank itself could not read.
     """
-    training = encoder.training
+    n, training = len(images), encoder.training
     encoder.eval()
     rows: list[Tensor] = []
     kept: list[NDArray[np.int64]] = []
     try:
         with torch.inference_mode():
             features = encoder if dtype == torch.float32 else _in_bfloat16(encoder)
-            for done, pixels, readable in _read_ahead(images, batch_size, world):
+            batches = [np.arange(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+            # Each rank takes every `world.size`-th batch.
+            for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
                 if len(readable):
                     x = encoder.preprocess(pixels).contiguous(memory_format=torch.channels_last)
                     rows.append(features(x).float().cpu())
                     kept.append(np.asarray(readable))
                 if progress:
-                    progress(done, len(images))
+                    progress(int(batch[-1]) + 1, n)
     finally:
         encoder.train(training)
     h = torch.cat([torch.empty(0, encoder.num_features), *rows])
@@ -61,19 +63,6 @@ def represent(
     every = world.gather(torch.from_numpy(at), sizes)
     order = every.argsort()
     return world.gather(h, sizes)[order], every[order].numpy()
-
-
-def _read_ahead(images: ImageSet, batch_size: int, world: World) -> Iterator[tuple[int, ImageBatch, NDArray[np.int64]]]:
-    """(images looked at so far, the readable ones of a batch, their indices), the next batch being read meanwhile."""
-    lots = [np.arange(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-    lots = lots[world.rank :: world.size]
-    coming = None
-    with ThreadPoolExecutor(1, "read") as ahead:
-        for lot, next_lot in pairwise([None, *lots, None]):
-            following = None if next_lot is None else ahead.submit(images.read_readable, next_lot)
-            if lot is not None and coming is not None:
-                yield int(lot[-1]) + 1, *coming.result()
-            coming = following
 
 
 def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
