@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from stepclr.tools.export.convert import export as export
     from stepclr.tools.sklearn import SimCLRTransformer as SimCLRTransformer
     from stepclr.views.keys import view_keys as view_keys
+    from stepclr.views.transform import SimCLRTransform as SimCLRTransform
     from stepclr.views.views import Views as Views
 
 __version__ = "0.1.0"
@@ -79,6 +80,7 @@ _DEFINED_IN = {
     "export": "tools.export.convert",
     "SimCLRTransformer": "tools.sklearn",
     "view_keys": "views.keys",
+    "SimCLRTransform": "views.transform",
     "Views": "views.views",
 }
 
