@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 import stepclr
+from stepclr.model.files import state_checksum
 
 SETTINGS: dict[str, Any] = {
     "encoder": "test_resnet",
@@ -25,6 +26,11 @@ def same(a: stepclr.Run, b: stepclr.Run) -> bool:
     """Whether two runs ended with the same encoder, bit for bit."""
     left, right = a.encoder().state_dict(), b.encoder().state_dict()
     return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def checksum(module: nn.Module) -> str:
+    """Of all weights and buffers of a module."""
+    return state_checksum(module.state_dict())
 
 
 def photos_in(folder: Path, count: int = 48) -> Path:

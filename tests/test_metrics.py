@@ -1,4 +1,4 @@
-"""Step 5b against loops in float64 and against answers that are known without computing."""
+"""The metrics against loops in float64 and against answers that are known without computing."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stepclr import signals
-from stepclr.metrics import alignment, contrastive_top1, effective_rank, uniformity, weighted_knn
+from stepclr import metrics
+from stepclr.metrics import alignment, contrastive_top1, effective_rank, nearest, uniformity, weighted_knn
 
 
 def rows(n: int, width: int, seed: int) -> Tensor:
@@ -17,6 +17,21 @@ def rows(n: int, width: int, seed: int) -> Tensor:
 
 def unit(row: Tensor) -> Tensor:
     return torch.nn.functional.normalize(row.double(), dim=0)
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("k", [1, 7, 1000])
+def test_nearest_finds_the_largest_cosines(k: int, exclude_self: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = torch.nn.functional.normalize(rows(30, 5, seed=1))
+    queries = bank if exclude_self else torch.nn.functional.normalize(rows(20, 5, seed=2))
+    monkeypatch.setattr(metrics, "ROWS", 7)
+    cosines, indices = nearest(queries, bank, k, exclude_self)
+    for i, query in enumerate(queries):
+        others = [j for j in range(30) if not (exclude_self and j == i)]
+        expected = sorted(others, key=lambda j: -float(query.double() @ bank[j].double()))[:k]
+        assert indices[i].tolist() == expected
+        assert torch.allclose(cosines[i], bank[expected] @ query, atol=1e-6)
+    assert [part.shape for part in nearest(queries[:0], bank, 3)] == [(0, 3), (0, 3)]
 
 
 def knn_votes(bank: Tensor, labels: Tensor, h: Tensor, k: int, temperature: float) -> list[dict[int, float]]:
@@ -99,7 +114,7 @@ def test_contrastive_top1_counts_the_anchors_that_find_their_positive(
         similarity = {other: float(z[anchor] @ z[other]) for other in range(40) if other != anchor}
         hits += max(similarity, key=lambda other: similarity[other]) == (anchor + 20) % 40
     assert contrastive_top1(z_i, z_j).item() == pytest.approx(hits / 40)
-    monkeypatch.setattr(signals, "ROWS", 7)
+    monkeypatch.setattr(metrics, "ROWS", 7)
     assert contrastive_top1(z_i, z_j).item() == pytest.approx(hits / 40)
     assert noise or hits == 40
 

@@ -1,15 +1,37 @@
-"""Step 5b: what stored h, z and labels say about a run, with no gradient and no state; steps 6 and 7 call these."""
+"""Pure functions of stored h, z and labels: nearest neighbors, contrastive accuracy, alignment, uniformity, rank."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from stepclr.loss.tiles import Tiles
 
-ROWS = 1024  # compared with all others at a time: memory stays flat
+ROWS = 1024  # rows compared with all others at a time, so that memory stays bounded
+
+
+def nearest(
+    queries: Float[Tensor, "n d"], bank: Float[Tensor, "m d"], k: int, exclude_self: bool = False
+) -> tuple[Float[Tensor, "n k"], Int64[Tensor, "n k"]]:
+    """Cosines to the k nearest rows of `bank` for each query, largest first, and the indices of those rows.
+
+    Both must have rows of unit norm. k is at most m; with `exclude_self`, for queries that are the bank itself, at most
+    m - 1, and no row is its own neighbor. `torch.topk` decides between equal cosines.
+    """
+    k = min(k, len(bank) - exclude_self)
+    cosines, indices = [], []
+    for start in range(0, len(queries), ROWS):
+        cosine = queries[start : start + ROWS] @ bank.T
+        if exclude_self:
+            cosine.diagonal(start).fill_(-torch.inf)
+        largest = cosine.topk(k)
+        cosines.append(largest.values)
+        indices.append(largest.indices)
+    if not cosines:
+        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
+    return torch.cat(cosines), torch.cat(indices)
 
 
 def weighted_knn(
@@ -19,49 +41,53 @@ def weighted_knn(
     k: int = 20,
     temperature: float = 0.1,
 ) -> Int[Tensor, " n"]:
-    """Predicted class of each row of h: its k nearest of the bank vote with weight exp(cosine / T) (k = min(k, m)).
+    """Predicted class of each row of h: its k nearest rows of `bank` vote with weight exp(cosine / temperature).
 
-    Follows Wu et al. 2018 (1805.01978, section 3.4); rows are normalized here. A draw goes to the lower class.
+    Follows Wu et al. 2018 (1805.01978, section 3.4). Rows need not have unit norm; k is at most m. Of classes with
+    equal votes the lower one wins.
     """
-    bank, h = F.normalize(bank), F.normalize(h)
-    classes = int(bank_labels.max()) + 1
-    predictions = []
-    for rows in h.split(ROWS):
-        cosine, nearest = (rows @ bank.T).topk(min(k, len(bank)))
-        votes = torch.zeros(len(rows), classes, device=h.device)
-        # Relative to the nearest (topk sorts): exp(1 / T) does not fit into float32 at T = 0.01.
-        votes.scatter_add_(1, bank_labels[nearest], ((cosine - cosine[:, :1]) / temperature).exp())
-        predictions.append(votes.argmax(1))
-    return torch.cat(predictions)
+    cosine, indices = nearest(F.normalize(h), F.normalize(bank), k)
+    votes = torch.zeros(len(h), int(bank_labels.max()) + 1, device=h.device)
+    # Relative to the largest cosine: exp(1 / temperature) overflows float32 at temperature 0.01.
+    votes.scatter_add_(1, bank_labels[indices], ((cosine - cosine[:, :1]) / temperature).exp())
+    return votes.argmax(1)
 
 
 def contrastive_top1(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Share of the 2N anchors whose most similar other projection is their positive (SimCLR's contrastive accuracy)."""
     z = F.normalize(torch.cat([z_i, z_j]).float())
-    found = torch.zeros((), device=z.device)
+    correct = torch.zeros((), device=z.device)
     for anchors in torch.arange(len(z), device=z.device).split(ROWS):
         similarity = z[anchors] @ z.T
         similarity.scatter_(1, anchors[:, None], -torch.inf)
-        found += (similarity.argmax(1) == (anchors + len(z_i)) % len(z)).sum()
-    return found / len(z)
+        correct += (similarity.argmax(1) == (anchors + len(z_i)) % len(z)).sum()
+    return correct / len(z)
 
 
 def alignment(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Mean squared distance of an image's two normalized projections: 0 is perfect (Wang & Isola 2020, 2005.10242)."""
+    """Mean squared distance between the two normalized projections of an image; 0 is best (Wang & Isola 2020)."""
     return (F.normalize(z_i.float()) - F.normalize(z_j.float())).square().sum(1).mean()
 
 
 def uniformity(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """log mean exp(-2 |z_a - z_b|^2) over pairs a < b: 0 is collapsed, about -4 is spread out (Wang & Isola 2020)."""
+    """log mean exp(-2 |z_a - z_b|^2) over pairs a < b (Wang & Isola 2020, 2005.10242).
+
+    0 means that all projections coincide, about -4 that they are spread out.
+    """
     z = F.normalize(z.float())
-    # |z_a - z_b|^2 = 2 - 2 z_a.z_b, so that the mean over pairs is the loss's own sum at temperature 1/4.
+    # |z_a - z_b|^2 = 2 - 2 z_a.z_b, so the mean over pairs is the loss's own sum at temperature 1/4.
     total = Tiles(z, 0.25).log_sums().logsumexp(0)
     uniform: Tensor = total - 4 - math.log(len(z) * (len(z) - 1))
     return uniform
 
 
 def effective_rank(h: Float[Tensor, "n features"]) -> float:
-    """exp of the entropy of h's centerd singular values' shares: how many directions h uses (Roy & Vetterli 2007)."""
+    """exp of the entropy of the normalized singular values of centered h (Roy & Vetterli 2007).
+
+    It measures how many directions h uses: 1 is collapsed, F is the most.
+    """
     singular = torch.linalg.svdvals(h.float() - h.float().mean(0))
+    if not singular.sum() > 0:
+        return 1.0
     shares = singular / singular.sum()
-    return math.exp(float(-(shares * shares.clamp(min=1e-12).log()).sum())) if singular.sum() > 0 else 1.0
+    return math.exp(float(-(shares * shares.clamp(min=1e-12).log()).sum()))

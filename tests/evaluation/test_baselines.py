@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from small import checksum
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as tv
@@ -17,7 +18,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.evaluation import baselines, methods, scratch
 from stepclr.evaluation.linear import linear_evaluation
-from stepclr.evaluation.prepare import all_logits, features, fingerprint
+from stepclr.evaluation.prepare import all_logits, features
 from stepclr.evaluation.scratch import RATES, Scratch
 from stepclr.evaluation.splits import Draw, draw_all, mix
 from stepclr.model.encoder import Encoder, build_encoder
@@ -77,8 +78,8 @@ def test_a_fresh_encoder_has_its_own_weights_and_the_same_preprocessing(encoder:
     assert (one.name, one.stem, one.size) == (encoder.name, encoder.stem, encoder.size)
     assert torch.equal(one.mean, encoder.mean)
     assert torch.equal(one.std, encoder.std)
-    assert fingerprint(one) == fingerprint(again)
-    assert len({fingerprint(made) for made in (encoder, one, other)}) == 3
+    assert checksum(one) == checksum(again)
+    assert len({checksum(made) for made in (encoder, one, other)}) == 3
 
 
 def naive_statistics(encoder: Encoder, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -137,9 +138,9 @@ def test_dropout_rests_while_statistics_are_taken(encoder: Encoder) -> None:
 
 def test_a_network_without_batchnorm_needs_no_pass() -> None:
     encoder = new_encoder(size=32, name="test_vit", stem="own")
-    before = fingerprint(encoder)
+    before = checksum(encoder)
     baselines.set_batchnorm_statistics(encoder, open_images(np.zeros((1, 4, 4, 3), np.uint8)).take([]))
-    assert fingerprint(encoder) == before
+    assert checksum(encoder) == before
 
 
 def task_of(encoder: Encoder, config: dict[str, Any] | None = None) -> methods.Task:
@@ -231,19 +232,19 @@ def test_scratch_is_a_function_of_its_arguments(encoder: Encoder) -> None:
     made = make(encoder, steps=3)
     rows = first_draw(made, 5).rows
     torch.manual_seed(1)
-    one = fingerprint(made.fit(rows, 0.03, seed=0))
+    one = checksum(made.fit(rows, 0.03, seed=0))
     torch.manual_seed(2)
-    assert fingerprint(made.fit(rows, 0.03, seed=0)) == one
-    assert fingerprint(made.fit(rows, 0.03, seed=1)) != one
-    assert fingerprint(made.fit(rows, 0.1, seed=0)) != one
+    assert checksum(made.fit(rows, 0.03, seed=0)) == one
+    assert checksum(made.fit(rows, 0.03, seed=1)) != one
+    assert checksum(made.fit(rows, 0.1, seed=0)) != one
 
 
 def test_scratch_is_tested_in_eval_mode(encoder: Encoder) -> None:
     made = make(encoder, steps=2)
     model = made.fit(first_draw(made, 5).rows, 0.03, seed=0)
-    before = fingerprint(model)
+    before = checksum(model)
     logits = all_logits(model, made.test)
-    assert fingerprint(model) == before
+    assert checksum(model) == before
     torch.testing.assert_close(all_logits(model, made.test.take([3])), logits[3:4])
 
 
@@ -311,7 +312,7 @@ def test_bf16_trains_under_autocast_and_scores_in_float32(encoder: Encoder) -> N
     rows = np.arange(8)
     half, full = (make(encoder, steps=2, bf16=bf16) for bf16 in (True, False))
     models = half.fit(rows, 0.03, 0), full.fit(rows, 0.03, 0)
-    assert fingerprint(models[0]) != fingerprint(models[1])
+    assert checksum(models[0]) != checksum(models[1])
     assert {weight.dtype for weight in models[0].parameters()} == {torch.float32}
     assert all_logits(models[0], half.test).dtype == torch.float32
     # A rounded h would have eight bits only.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from small import checksum
 
 import stepclr
 from stepclr.data.images import ImageSet
@@ -23,7 +24,7 @@ from stepclr.evaluation.splits import draw_all
 from stepclr.metrics import weighted_knn
 from stepclr.model.encoder import Encoder, build_encoder
 from stepclr.model.features import represent
-from stepclr.model.files import load_encoder, save_encoder
+from stepclr.model.files import load_encoder, save_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised
 
 CLASSES = ["ant", "bee", "cat"]
@@ -186,20 +187,19 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
             return super().__getattribute__(name)
 
     watched = Watched(**{name: getattr(test, name) for name in ImageSet.__dataclass_fields__})
-    original = prepare.fingerprint
 
-    def fingerprint(encoder: Encoder) -> str:
-        events.append("fingerprint")
-        return original(encoder)
+    def recorded(tensors: dict[str, torch.Tensor]) -> str:
+        events.append("checksum")
+        return state_checksum(tensors)
 
-    monkeypatch.setattr(api, "fingerprint", fingerprint)
+    monkeypatch.setattr(api, "state_checksum", recorded)
     monkeypatch.setattr(Finetuning, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
     stepclr.evaluate(
         run, train, watched, (2, "all"), draws=2, baselines=api.BASELINES, scratch_steps=2, finetune=True,
         progress=lambda done, total: events.append(f"{done}/{total}"),
     )  # fmt: skip
     predictions = [f"{done}/18" for done in range(1, 19)]  # (2 draws of 2 + 1 of all) x 6 methods
-    assert events == ["fingerprint", *predictions, "fingerprint", "labels"]
+    assert events == ["checksum", *predictions, "checksum", "labels"]
 
 
 def test_other_test_labels_change_scores_but_no_prediction(
@@ -245,17 +245,17 @@ def test_the_encoder_is_proven_unchanged(run: Path, train: ImageSet, test: Image
     file = (run / "encoder.safetensors").read_bytes()
     scores = stepclr.evaluate(run, train, test, 2, draws=1, baselines=("random", "scratch"), scratch_steps=2)
     told = scores["protocol"]["encoder_sha256"]
-    assert told["before"] == told["after"] == prepare.fingerprint(load_encoder(run))
+    assert told["before"] == told["after"] == checksum(load_encoder(run))
     assert (run / "encoder.safetensors").read_bytes() == file
 
 
-def test_the_fingerprint_sees_weights_and_buffers(run: Path) -> None:
-    first, seen = prepare.fingerprint(load_encoder(run)), set()
+def test_the_checksum_sees_weights_and_buffers(run: Path) -> None:
+    first, seen = checksum(load_encoder(run)), set()
     for name, tensor in load_encoder(run).state_dict().items():
         encoder = load_encoder(run)
         changed = encoder.state_dict()[name]
         changed.view(-1)[0] += 1
-        seen.add(prepare.fingerprint(encoder))
+        seen.add(checksum(encoder))
         assert tensor.shape == changed.shape
     assert first not in seen
     assert len(seen) == len(load_encoder(run).state_dict())

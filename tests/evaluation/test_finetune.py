@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small import checksum
 from torch.optim import SGD, Optimizer
 
 import stepclr
@@ -22,7 +23,6 @@ from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.finetune import Finetuning, finetuned
 from stepclr.evaluation.init_from import starting_point
-from stepclr.evaluation.prepare import fingerprint
 from stepclr.evaluation.splits import draw_all
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import build_encoder
@@ -152,14 +152,14 @@ def test_training_is_nesterov_sgd_on_crop_and_flip_views(train: ImageSet, smooth
 def test_frozen_all_but_the_linear_layer_stays_bit_for_bit(train: ImageSet, kept: tuple[int, ...]) -> None:
     classifier = new_classifier(kept)
     parts = classifier.encoder, classifier.neck, classifier.linear
-    before = [fingerprint(part) for part in parts]
+    before = [checksum(part) for part in parts]
     classifier.train()
     train_classifier(classifier, train, Supervised(4, 32, 0.1, 0.4, bf16=False, weight_decay=0.1, freeze=True), 0)
-    frozen = [fingerprint(part) == was for part, was in zip(parts, before, strict=True)]
+    frozen = [checksum(part) == was for part, was in zip(parts, before, strict=True)]
     assert frozen == [True, True, False]
     assert all(p.requires_grad for p in classifier.parameters())
     train_classifier(classifier, train, Supervised(4, 32, 0.1, 0.4, bf16=False), 0)
-    assert not any(fingerprint(part) == was for part, was in zip(parts, before, strict=True) if part.state_dict())
+    assert not any(checksum(part) == was for part, was in zip(parts, before, strict=True) if part.state_dict())
 
 
 def test_a_frozen_encoder_answers_in_eval_mode(train: ImageSet) -> None:
@@ -241,7 +241,7 @@ def test_the_classifier_is_that_of_the_largest_budget_s_first_draw(run: Path, tr
     assert how.min_area == config["min_area"]
     draw = draw_all(train.labels, train.classes, [3], 1, 7)[0]
     expected = finetuned(starting_point(stepclr.Run(run)), train.classes, train, draw, how)
-    assert fingerprint(load_classifier(run / "own.safetensors")) == fingerprint(expected)
+    assert checksum(load_classifier(run / "own.safetensors")) == checksum(expected)
     assert not (run / "classifier.safetensors").exists()
 
 
@@ -249,16 +249,16 @@ def test_the_same_call_gives_the_same_and_test_labels_change_scores_alone(
     run: Path, train: ImageSet, test: ImageSet
 ) -> None:
     first = stepclr.finetune(run, train, test, 2, draws=2, **SHORT)
-    made = fingerprint(load_classifier(run))
+    made = checksum(load_classifier(run))
     torch.manual_seed(99)
     assert stepclr.finetune(run, train, test, 2, draws=2, **SHORT) == first
-    assert fingerprint(load_classifier(run)) == made
+    assert checksum(load_classifier(run)) == made
     # Nearly all of one class: whoever predicts anything, a single class included, scores otherwise than before.
     others = replace(test, labels=np.where(np.arange(len(test)) < 20, test.labels, 0))
     assert stepclr.finetune(run, train, others, 2, draws=2, **SHORT)["rows"] != first["rows"]
-    assert fingerprint(load_classifier(run)) == made
+    assert checksum(load_classifier(run)) == made
     stepclr.finetune(run, train, test, 2, draws=2, seed=1, **SHORT)
-    assert fingerprint(load_classifier(run)) != made
+    assert checksum(load_classifier(run)) != made
 
 
 def test_without_test_there_is_no_score_and_one_training(run: Path, train: ImageSet) -> None:

@@ -22,10 +22,10 @@ from stepclr.evaluation import linear
 from stepclr.evaluation.confusion import MOST, confusion
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task, method
-from stepclr.evaluation.prepare import fingerprint, prepare, score_row, shared_classes
+from stepclr.evaluation.prepare import prepare, score_row, shared_classes
 from stepclr.evaluation.splits import Budget, Draw, draw_all, read_budgets
 from stepclr.model.features import Progress
-from stepclr.model.files import load_encoder
+from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
 
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
@@ -84,7 +84,7 @@ def evaluate(
         raise StepclrError(f"no probe and no baseline to score; there are: {', '.join([*PROBES, *BASELINES])}")
     world = join()
     encoder, home = load_encoder(run).to(default_device()), Run(Path(run))
-    before = fingerprint(encoder)
+    before = state_checksum(encoder.state_dict())
     train, test = open_images(train), open_images(test)
     classes = shared_classes(encoder, train, test)
     draw_all(train.keep(classes).labels, classes, budgets, 1, seed)  # too few labels: better said now than later
@@ -97,7 +97,7 @@ def evaluate(
     banks = draw_all(train.labels, classes, list(dict.fromkeys([*budgets, "all"])), draws, seed)
     plans = {name: banks if name == "knn" else plan for name in names}
     predictions, settings = _predict(task, plans, progress, world)
-    after = fingerprint(encoder)
+    after = state_checksum(encoder.state_dict())
     if after != before:
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated: its scores do not count")
     truth = test.labels  # the one place that sees them

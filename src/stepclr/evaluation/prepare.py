@@ -1,12 +1,11 @@
-"""Train and test as every method meets them, the frozen encoder's word that it stayed so, and a row of scores."""
+"""Train and test as every method meets them, and a row of scores."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
@@ -17,15 +16,6 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.classifier import logits
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's weights and buffers: names, types, shapes, bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:

@@ -1,13 +1,15 @@
 """`encoder.safetensors`, `classifier.safetensors`: weights, and in the metadata all that is needed to use them."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
 from stepclr.io import write_whole
@@ -68,6 +70,15 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     except (RuntimeError, SafetensorError, OSError) as error:
         raise StepclrError(f"{path} does not fit the network that it names: {error}") from error
     return classifier.eval()
+
+
+def state_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state_dict: the names, types, shapes and bytes of its tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fields(encoder: Encoder) -> FieldsOf:

@@ -10,9 +10,9 @@ from typing import Any
 
 from stepclr.config import PretrainConfig, stored_fields
 from stepclr.errors import StepclrError, one_line
-from stepclr.evaluation.prepare import fingerprint
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP
+from stepclr.model.files import state_checksum
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
 
 Fields = dict[str, Any]
@@ -157,7 +157,7 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
 def _is_of(protocol: Fields, source: Path, network: Network) -> bool:
     if isinstance(network, Classifier):
         return Path(protocol["classifier"]["file"]).name == source.name
-    same: bool = protocol["encoder_sha256"]["after"] == fingerprint(network)
+    same: bool = protocol["encoder_sha256"]["after"] == state_checksum(network.state_dict())
     return same
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from stepclr.errors import StepclrError, installed
-from stepclr.evaluation.prepare import fingerprint
 from stepclr.model.encoder import Encoder
+from stepclr.model.files import state_checksum
 
 FOLDER_FILE, TABLE = "index.json", "images"  # in an index's folder: what makes it one, and the table
 KEY = b"stepclr"  # of a .parquet's metadata, for the same
@@ -149,7 +149,7 @@ def open_table(folder: Path) -> tuple[Made, Any]:
 
 def checksum_of(encoder: Encoder) -> str:
     """A hash of all that decides about h: an encoder's network and weights."""
-    decides = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, fingerprint(encoder)]
+    decides = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, state_checksum(encoder.state_dict())]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
