@@ -14,7 +14,7 @@ import stepclr
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "stepclr"
-FOUNDATIONS = ["errors", "threads", "io", "device", "distributed"]
+FOUNDATIONS = ["errors", "threads", "splitmix", "io", "device", "distributed"]
 ROOMS = ["data", "views", "model", "loss", "metrics", "config", "recipes", "pretraining", "evaluation", "tools", "cli"]
 ORDER = [*FOUNDATIONS, *ROOMS]
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -17,8 +17,8 @@ Upstairs are the tools: what one does with an encoder, and how one asks for it.
              cli/              the command line: one function for each command
 
 Foundations: `config.py` (what a user may set), `recipes.py` (named settings), `metrics.py` (what stored h, z and labels
-say of a run), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `device.py`,
-`threads.py`, `errors.py`.
+say of a run), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `splitmix.py` (the
+counter-based random generator), `device.py`, `threads.py`, `errors.py`.
 
 The names below are the public ones; they load on first use, so that `import stepclr` does not import torch.
 """

@@ -20,6 +20,7 @@ from torch.optim import SGD, Optimizer
 import stepclr
 from stepclr.cli import main
 from stepclr.data.images import ImageSet
+from stepclr.data.order import epoch_order
 from stepclr.errors import StepclrError
 from stepclr.evaluation.finetune import Finetuning, finetuned
 from stepclr.evaluation.init_from import starting_point
@@ -33,7 +34,7 @@ from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import LARS, rate_at
 from stepclr.tools.curve import label_curve
 from stepclr.tools.scores import paired_lines
-from stepclr.views.keys import epoch_order, view_keys
+from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
 TINY = [

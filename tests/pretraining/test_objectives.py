@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 import stepclr
 from stepclr.cli import main
 from stepclr.config import PretrainConfig
+from stepclr.data.order import balanced_order
 from stepclr.model.files import load_classifier, save_encoder
 from stepclr.pretraining import loop
-from stepclr.pretraining.batches import balanced_order, batches
+from stepclr.pretraining.batches import batches
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.resolve import build, settle
 from stepclr.views.keys import view_keys

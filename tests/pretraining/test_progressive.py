@@ -72,7 +72,7 @@ def test_small_views_are_views_of_that_size(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stepclr.Encoder, "forward", first)
         stepclr.pretrain("sample:unlabeled", tmp_path / "run", **{**SETTINGS, "epochs": 1})
-    from stepclr.views.keys import epoch_order
+    from stepclr.data.order import epoch_order
 
     images = stepclr.open_images("sample:unlabeled", limit=80)
     rows = epoch_order(0, 0, 80)[:16]

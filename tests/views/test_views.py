@@ -28,9 +28,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from stepclr import StepclrError, Views, view_keys
+from stepclr.data.order import epoch_order
 from stepclr.tools.sheet import sheet
 from stepclr.views import reference as renderer
-from stepclr.views.keys import epoch_order, uniforms
+from stepclr.views.keys import uniforms
 from stepclr.views.numba.batch import Renderer
 from stepclr.views.ops import BRIGHTNESS, CONTRAST, HUE, SATURATION, BlurDraws, GreyDraws, JitterDraws
 from stepclr.views.policies import POLICIES, size_defaults

@@ -9,7 +9,7 @@ SimCLR (section 2) learns from images alone; labels are carried along for evalua
     folders.py   folders and zips
     memory.py    arrays and torch Datasets
     named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST through torchvision
-    order.py     the order in which an epoch meets images in shards
+    order.py     the orders in which an epoch meets the images
     shards/      tar shards, on this machine or at a URL; `pack`: any source -> shards
     sources.py   `open_images`: any of these
 """

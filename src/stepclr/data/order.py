@@ -1,9 +1,8 @@
-"""The order in which an epoch meets images in shards: a buffer shuffle, a function of (seed, epoch) alone.
+"""The orders in which an epoch meets the images: each is a function of (seed, epoch) and nothing that happened before.
 
-The shards are shuffled and laid end to end; that stream is cut into equal lanes. Each lane is shuffled within windows
-and gives every batch an equal part, lane after lane. So ranks, each with its contiguous part of every batch, read the
-shards of their own lanes and no others, where their number divides that of the lanes; any other number, and one process
-alone, meets the same batches.
+epoch_order     any permutation of a set whose images can be read in any order
+balanced_order  every class as often as the others, so that any batch is balanced too
+ShardOrder      images in shards: a buffer shuffle that reads few shards at a time
 """
 
 import math
@@ -13,12 +12,53 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from stepclr.splitmix import hashed
+
 LANES = 64  # at most; a batch that they do not divide, and a set of few shards, have fewer
 WINDOW = 8192  # images of a lane that are shuffled together
 
 
+def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
+    """The order in which epoch `epoch` meets the n samples: a permutation that depends on (seed, epoch, n) alone."""
+    # The complement of the seed keeps this stream apart from that of the views.
+    return np.argsort(hashed(~seed, epoch, np.arange(n)), kind="stable").astype(np.int64)
+
+
+def balanced_order(labels: Int64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
+    """The n places of an epoch in which all classes have equally many, spread evenly over the epoch.
+
+    A place is the index of an image; on its r-th repetition it is that index + r n. Images of small classes are
+    repeated; some images of large classes are left out, others in each epoch. Images without a label (-1) come once
+    each, also spread evenly.
+    """
+    n = len(labels)
+    order = epoch_order(seed, epoch, n)
+    groups = np.unique(labels)
+    classes = groups[groups >= 0]
+    per_class, remainder = divmod(int((labels >= 0).sum()), max(1, len(classes)))
+    places, positions = [], []
+    for number, group in enumerate(groups):
+        members = order[labels[order] == group]
+        if group < 0:
+            count = len(members)
+        else:
+            # The first classes take the places that the number of classes does not divide.
+            rank = number - (len(groups) - len(classes))
+            count = per_class + (rank < remainder)
+        turn = np.arange(count)
+        places.append(members[turn % len(members)] + turn // len(members) * n)
+        # A class's places at equal distances over (0, 1), offset so that the classes alternate.
+        positions.append((turn + (number + 0.5) / len(groups)) / len(turn))
+    return np.concatenate(places)[np.argsort(np.concatenate(positions), kind="stable")]
+
+
 class ShardOrder:
     """An epoch's batches of images that lie in shards, the incomplete last one left out.
+
+    The shards are shuffled and laid end to end; that stream is cut into equal lanes. Each lane is shuffled within
+    windows and gives every batch an equal part, lane after lane. A rank, which takes a contiguous part of every batch,
+    thus reads only the shards of its own lanes where the number of ranks divides that of the lanes. The batches are the
+    same for any number of ranks.
 
     Args: starts: where each shard's images begin in the set, and where the last ones end, int64 `[S + 1]`.
     """
@@ -74,8 +114,3 @@ class ShardOrder:
         # Raw numbers of a counter-based generator: NumPy promises that these, unlike `permutation`, never change.
         numbers = np.random.Philox(key=self.key, counter=np.array([0, 0, lane, draw], np.uint64)).random_raw(n)
         return np.argsort(numbers, kind="stable").astype(np.int64)
-
-
-def spread(n: int, k: int) -> Int64[np.ndarray, " some"]:
-    """At most k of n places, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(np.int64))

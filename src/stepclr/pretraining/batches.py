@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from stepclr.data.images import ImageSet
+from stepclr.data.order import balanced_order, epoch_order
 from stepclr.distributed import ALONE, World
 from stepclr.pretraining.gpu_cache import ImageBatch, Resident, upload
-from stepclr.views.keys import epoch_order
 
 Places = Int64[np.ndarray, " n"]
 Batch = tuple[ImageBatch, Places]  # images and their places in the epoch
@@ -65,25 +65,3 @@ def batches(
                 receive, places = coming.result()
                 yield receive(), places
             coming = reading
-
-
-def balanced_order(labels: Int64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    """The n places of an epoch in which all classes have as many, spread evenly, so that any batch is balanced too.
-
-    Small classes are repeated; of large ones some images are left out, others each epoch. Images without a label
-    come once each, spread likewise.
-    """
-    n = len(labels)
-    order = epoch_order(seed, epoch, n)
-    groups = np.unique(labels)
-    classes = groups[groups >= 0]
-    labelled = int((labels >= 0).sum())
-    share, spare = divmod(labelled, max(1, len(classes)))
-    places, positions = [], []
-    for number, group in enumerate(groups):
-        members = order[labels[order] == group]
-        rank = number - (len(groups) - len(classes))  # of the class; -1: no label
-        turn = np.arange(len(members) if rank < 0 else share + (rank < spare))
-        places.append(members[turn % len(members)] + turn // len(members) * n)
-        positions.append((turn + (number + 0.5) / len(groups)) / len(turn))
-    return np.concatenate(places)[np.argsort(np.concatenate(positions), kind="stable")]

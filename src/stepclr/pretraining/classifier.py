@@ -18,12 +18,13 @@ from torch.optim import SGD, Optimizer
 
 from stepclr.config import PretrainConfig
 from stepclr.data.images import ImageSet
+from stepclr.data.order import epoch_order
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Progress, represent
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
 from stepclr.pretraining.optim import LARS, parameter_groups, rate_at, set_rate
-from stepclr.views.keys import epoch_order, view_keys
+from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
 MOMENTUM = 0.9

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from stepclr.data.images import ImageSet
+from stepclr.data.order import epoch_order
 from stepclr.distributed import ALONE, World
 from stepclr.metrics import effective_rank, weighted_knn
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.views.keys import epoch_order
 
 BANK, QUERIES = 4000, 1000  # enough to see a trend, small beside an epoch
 

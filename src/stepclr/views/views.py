@@ -9,8 +9,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
+from stepclr.splitmix import Indices
 from stepclr.views.cuda import render_batched
-from stepclr.views.keys import NUMBERS, Indices
+from stepclr.views.keys import NUMBERS
 from stepclr.views.numba.batch import Renderer, choose_renderer, render_fused
 from stepclr.views.ops import Blur, ColorJitter, Op, Warp, check_range
 from stepclr.views.policies import POLICIES, policy_defaults, policy_name, policy_ops, size_defaults

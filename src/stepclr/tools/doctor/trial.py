@@ -19,12 +19,12 @@ from PIL import Image
 from stepclr.config import PretrainConfig, settings_in
 from stepclr.data.decode import suffix_of
 from stepclr.data.images import ImageSet
-from stepclr.data.order import spread
 from stepclr.data.sources import open_images
 from stepclr.data.stores import Encoded
 from stepclr.errors import StepclrError
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.loop import Diverged
+from stepclr.tools.spread import spread
 
 NO_CACHE = 1e-6  # GiB
 TIMED = 3  # epochs at least, after a first that compiles; the median counts

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from stepclr.config import PretrainConfig, settings_in
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.order import spread
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
@@ -23,6 +22,7 @@ from stepclr.model.features import represent
 from stepclr.pretraining.resolve import CONTRASTIVE, build, views_of
 from stepclr.pretraining.run import Run
 from stepclr.tools.scores import stored_scores
+from stepclr.tools.spread import spread
 from stepclr.views.views import Views
 
 Json = dict[str, Any]

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stepclr.data.order import spread
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import similarities
 from stepclr.tools.report.thumbnails import thumbnails
+from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 
 Json = dict[str, Any]

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from stepclr.data.order import spread
 from stepclr.tools.curve import STYLES
+from stepclr.tools.spread import spread
 
 Json = dict[str, Any]
 # Okabe and Ito's colors, told apart by color-blind readers too.

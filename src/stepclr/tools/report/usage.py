@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stepclr.data.order import spread
 from stepclr.tools.curate.duplicates import thumbnail as detail_of
 from stepclr.tools.curate.find import duplicates, outliers
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import points
 from stepclr.tools.report.thumbnails import thumbnails
 from stepclr.tools.scores import loading_snippet
+from stepclr.tools.spread import spread
 
 Json = dict[str, Any]
 QUERIES, NEIGHBORS = 6, 6
