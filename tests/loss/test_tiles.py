@@ -13,22 +13,10 @@ from torch.autograd import gradcheck
 
 from stepclr import StepclrError, contrastive, nt_xent
 from stepclr.loss import tiles
+from stepclr.loss.reference import contrastive_plain
 from stepclr.loss.tiles import Tiles, exact_products, exact_setting
 
 SMALL = {"cpu": (3, 5), "cuda": (3, 5)}
-
-
-def plain(z: Tensor, groups: Tensor, tau: float) -> Tensor:
-    """The equation at the head of `contrastive.py`, with all M x M numbers at once."""
-    z = F.normalize(z)
-    itself = torch.eye(len(z), dtype=torch.bool)
-    similarity = z @ z.T / tau
-    positive = (groups[:, None] == groups) & ~itself
-    count = positive.sum(1)
-    terms = similarity.masked_fill(itself, -torch.inf).logsumexp(1) - (similarity * positive).sum(1) / count.clamp(
-        min=1
-    )
-    return terms[count > 0].sum() / (count > 0).sum().clamp(min=1)
 
 
 def groups_of(kind: str, m: int) -> Tensor:
@@ -57,7 +45,7 @@ def check(m: int, kind: str, tau: float, dtype: torch.dtype) -> None:
     z = torch.randn(m, 16, generator=torch.Generator().manual_seed(m), dtype=torch.float64).to(dtype)
     groups = groups_of(kind, m)
     value, gradient = value_and_gradient(partial(contrastive, groups=groups, temperature=tau), z)
-    expected, slope = value_and_gradient(partial(plain, groups=groups, tau=tau), z)
+    expected, slope = value_and_gradient(partial(contrastive_plain, groups=groups, temperature=tau), z)
     error = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(value, expected, rtol=error, atol=error)
     # Of one pair alone the pulls cancel: the gradient is 0, and what is left is the rounding of terms of 1/tau.

@@ -1,7 +1,7 @@
 """Step 5: projections -> a scalar.
 
-`contrastive.py` is SimCLR's and SupCon's loss, `tiles.py` the same sums in blocks, fast and in little memory;
-`supervised.py` has the losses of logits.
+`reference.py` has the equations as the papers write them, `contrastive.py` SimCLR's and SupCon's loss, `tiles.py` its
+sum over all pairs, fast and in little memory, and `supervised.py` the losses of logits.
 """
 
 from stepclr.loss.contrastive import contrastive, nt_xent, supcon

@@ -14,7 +14,6 @@ ids and M sums are exchanged on the way forward, and nothing on the way back.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepclr.distributed import ALONE, World
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError
 from stepclr.loss.tiles import MeanLogSum
 
 
@@ -49,10 +48,9 @@ def supcon(
     z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
     labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
     temperature: float = 0.1,
-    variant: Literal["out", "in"] = "out",
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
-    """SupCon's L_out (eq. 2; `variant="in"`: L_in, eq. 3): all views with an anchor's label are its positives.
+    """SupCon's L_out (eq. 2): all views with an anchor's label are its positives.
 
     An image without a label (-1) is its own class, so one call serves labelled, unlabelled and mixed batches; with no
     label at all it is `nt_xent`. Arguments, result and errors otherwise as there.
@@ -62,17 +60,16 @@ def supcon(
     if len(labels) != len(z_i):
         raise StepclrError(f"{len(z_i)} images but {len(labels)} labels")
     groups = torch.where(labels < 0, -1 - _own_ids(z_i, world), labels)
-    return contrastive(z, groups.repeat(views), temperature, variant, world)
+    return contrastive(z, groups.repeat(views), temperature, world)
 
 
 def contrastive(
     z: Float[Tensor, "m d"],
     groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
     temperature: float,
-    variant: Literal["out", "in"] = "out",
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
-    """The equation at the head of this file; `variant="in"` takes the mean of the positives inside the logarithm.
+    """The equation at the head of this file.
 
     Args:
         z: projections `[M, D]`, of any length and floating type; normalized and reduced in float32 (float64 stays).
@@ -84,7 +81,6 @@ def contrastive(
     """
     if not temperature > 0:
         raise StepclrError(f"temperature must be above 0, not {temperature}")
-    choose("variant of the loss", variant, ("out", "in"))
     groups = torch.as_tensor(groups, device=z.device)
     if z.ndim != 2:
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
@@ -102,25 +98,14 @@ def contrastive(
         anchor = (count > 0).double()  # for at a small temperature the loss is the difference of two large means
         weights = anchor / anchor.sum().clamp(min=1)  # 1/A
         log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, world, sizes)
-        if variant == "out":
-            others = torch.zeros_like(z).index_add(0, group, z)[group] - z  # summed over P(i)
-            attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
-        else:
-            attraction = _log_mean_of_positives(z, group, count, temperature)
+        others = torch.zeros_like(z).index_add(0, group, z)[group] - z  # summed over P(i)
+        attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
         return (log_sum - (weights * attraction).sum()).to(z.dtype)
 
 
 def _own_ids(z_i: Float[Tensor, "n d"], world: World) -> Int[Tensor, " n"]:
     """A number for each image that no image of another rank has."""
     return torch.arange(len(z_i), device=z_i.device) * world.size + world.rank
-
-
-def _log_mean_of_positives(z: Tensor, group: Tensor, count: Tensor, temperature: float) -> Tensor:
-    """log 1/|P(i)| sum_{p in P(i)} exp(z_i.z_p / tau), 0 where there is none; for study: its memory grows with M^2."""
-    positive = (group[:, None] == group) & ~torch.eye(len(z), dtype=torch.bool, device=z.device)
-    lonely = (count == 0)[:, None]  # with a finite stand-in, or NaN would reach the gradient
-    similarity = (z @ z.T / temperature).masked_fill(~positive & ~lonely, -torch.inf)
-    return torch.where(lonely[:, 0], 0, similarity.logsumexp(1) - count.clamp(min=1).to(z.dtype).log())
 
 
 def _stack(z_i: Tensor, z_j: Tensor | Sequence[Tensor]) -> tuple[Tensor, int]:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive
+from stepclr.loss.reference import anchor_losses, positives
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import similarities
 from stepclr.tools.report.thumbnails import thumbnails
@@ -72,19 +73,6 @@ def _projections(model: nn.ModuleDict, x: Float[Tensor, "m 3 s s"]) -> Float[Ten
     with torch.no_grad():
         z = model["head"](model["encoder"](x.to(next(model.parameters()).device)))
     return F.normalize(z.float()).cpu()
-
-
-def anchor_losses(z: Float[Tensor, "m d"], groups: Tensor, tau: float) -> Float[Tensor, " m"]:
-    """-1/|P| sum_p log(exp(z_i.z_p / tau) / sum_{a != i} exp(z_i.z_a / tau)) of each anchor: eq. 1, or SupCon eq. 2."""
-    logits = z @ z.T / tau
-    own, positive = _pairs(groups)
-    return logits.masked_fill(own, -torch.inf).logsumexp(1) - (logits * positive).sum(1) / positive.sum(1)
-
-
-def _pairs(groups: Tensor) -> tuple[Bool[Tensor, "m m"], Bool[Tensor, "m m"]]:
-    """Which pairs are a projection with itself, and which are positive."""
-    own = torch.eye(len(groups), dtype=torch.bool)
-    return own, (groups[:, None] == groups) & ~own
 
 
 def _worked_out(z: Tensor, groups: Tensor, tau: float, images: list[str], names: list[str]) -> Json:
@@ -155,9 +143,9 @@ def _suspects(made: Material, images: Any, pixels: list[Tensor], labels: Tensor)
 
 def _matrix_words(when: str, z: Float[Tensor, "m d"], groups: Tensor) -> str:
     cosine = z @ z.T
-    own, positive = _pairs(groups)
-    away = cosine[~positive & ~own]
-    first = cosine.masked_fill(own, -2).argmax(1)
+    positive, itself = positives(groups), torch.eye(len(z), dtype=torch.bool)
+    away = cosine[~positive & ~itself]
+    first = cosine.masked_fill(itself, -2).argmax(1)
     found = np.mean([bool(positive[i, j]) for i, j in enumerate(first.tolist())])
     return (
         f"{when.capitalize()} training, {len(z)} x {len(z)} cosines: positive pairs {cosine[positive].mean():.2f} on "

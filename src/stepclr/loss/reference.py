@@ -1,0 +1,54 @@
+"""Step 5, plainly: the equations as the papers write them, with all M x M numbers at once.
+
+With s_ia = z_i.z_a / tau, the z of length 1, the softmax picks projection a for anchor i with probability
+
+    p_ia = exp(s_ia) / sum_{b != i} exp(s_ib)
+
+P(i) are the other projections of i's group: its positives. A is the number of anchors that have a positive.
+
+    L_out = 1/A sum_i  -1/|P(i)| sum_{p in P(i)} log p_ip          SupCon eq. 2; with images as groups, SimCLR eq. 1
+    L_in  = 1/A sum_i  -log( 1/|P(i)| sum_{p in P(i)} p_ip )       SupCon eq. 3, for study only
+
+`contrastive.py` computes L_out fast. This file is for reading and for tests: its memory grows with M^2.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def contrastive_plain(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float) -> Float[Tensor, ""]:
+    """L_out of projections `[M, D]` of any length and group ids `[M]`; 0 where no anchor has a positive."""
+    anchors = positives(groups).any(1)
+    return anchor_losses(z, groups, temperature).sum() / anchors.sum().clamp(min=1)
+
+
+def contrastive_in_plain(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float) -> Float[Tensor, ""]:
+    """L_in: as L_out, but the mean over the positives stands inside the logarithm."""
+    positive = positives(groups)
+    anchors = positive.any(1)
+    p = torch.where(positive, log_p(z, temperature).exp(), 0)
+    mean_p = p.sum(1)[anchors] / positive.sum(1)[anchors]
+    return -mean_p.log().sum() / anchors.sum().clamp(min=1)
+
+
+def anchor_losses(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float) -> Float[Tensor, " m"]:
+    """Each anchor's own term of L_out; 0 for an anchor without a positive."""
+    positive = positives(groups)
+    losses = -torch.where(positive, log_p(z, temperature), 0)
+    return losses.sum(1) / positive.sum(1).clamp(min=1)
+
+
+def log_p(z: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, "m m"]:
+    """log p_ia. The diagonal means nothing: no projection is compared with itself."""
+    z = F.normalize(z)
+    similarity = z @ z.T / temperature
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    return similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+
+
+def positives(groups: Int[Tensor, " m"]) -> Bool[Tensor, "m m"]:
+    """Whether a is in P(i), for each pair (i, a)."""
+    itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+    return (groups[:, None] == groups) & ~itself
