@@ -27,6 +27,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ELSEWHERE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "results.md": "benchmarks/RESULTS.md"}
+ELSEWHERE |= {  # the results by topic: training.md is the page results-training.md
+    f"results-{path.name}": f"benchmarks/results/{path.name}"
+    for path in sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.md"))
+}
 WIDTH = 88  # of the commands' help, characters
 CODE = re.compile(r'^\[([\w.]+)\]\(\.\./(src/stepclr/[\w/]+\.py) "code"\)$', re.MULTILINE)
 STEP = re.compile(r'^\[[^]]+\]\(\.\./src/stepclr/tools/walk\.py "step (\d)"\)$', re.MULTILINE)
@@ -40,7 +44,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The pages that are not in docs/: three files of the repository, and the commands."""
+    """The pages that are not in docs/: files of the repository, and the commands."""
     for page, path in ELSEWHERE.items():
         files.append(File.generated(config, page, content=(root(config) / path).read_text()))
     files.append(File.generated(config, "commands.md", content=reference()))

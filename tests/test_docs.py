@@ -28,7 +28,14 @@ from stepclr.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-ELSEWHERE = ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")  # pages that are not in docs/
+TOPICS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))  # the results by topic
+# Pages that are not in docs/.
+ELSEWHERE = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "benchmarks/RESULTS.md",
+    *(f"benchmarks/results/{path.name}" for path in TOPICS),
+)
 COMPILING = "compiling the renderer of views"  # said once for a machine, and each session of tests is a new one
 LOADED = {"src", "srcset", "poster", "data"}  # attributes by which a page loads what they name
 INCLUDED = [
@@ -88,7 +95,9 @@ def pages(site: Path) -> dict[Path, Page]:
 def test_there_is_a_page_for_everything(site: Path, pages: dict[Path, Page]) -> None:
     names = {path.relative_to(site).as_posix() for path in pages}
     own = {f"{path.stem}.html" for path in DOCS.glob("*.md")}
-    assert names == own | {"index.html", "contributing.html", "results.html", "commands.html"}
+    topics = {f"results-{path.stem}.html" for path in TOPICS}
+    assert topics
+    assert names == own | topics | {"index.html", "contributing.html", "results.html", "commands.html"}
     assert not list(site.rglob("*.py*"))
 
 
@@ -160,7 +169,7 @@ def repository(tmp_path: Path) -> Path:
     shutil.copytree(DOCS, copy / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
     for name in ("mkdocs.yml", *ELSEWHERE):
-        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     return copy
 
@@ -221,6 +230,8 @@ def test_links_between_files_become_links_between_pages(hooks: ModuleType) -> No
         "[a](scale.md#b) [c](h"
     )
     assert relinked("scale.md", "[RESULTS](../benchmarks/RESULTS.md)") == "[RESULTS](results.md)"
+    assert relinked("results.md", "[a](results/loss.md#b)") == "[a](results-loss.md#b)"
+    assert relinked("results-loss.md", "[a](../RESULTS.md#machine)") == "[a](results.md#machine)"
     assert relinked("contributing.md", "[README](README.md#the-floor-plan)") == "[README](index.md#the-floor-plan)"
     assert relinked("walk.md", "![p](images/views.png)") == "![p](images/views.png)"
     assert relinked("index.md", "[LICENSE](LICENSE), [docs/](docs/)") == "LICENSE, docs/"
