@@ -22,7 +22,8 @@ from torch import Tensor
 
 import stepclr
 from stepclr.data.decode import upright_rgb
-from stepclr.tools.curate.duplicates import near_pairs, thumbnail
+from stepclr.tools.curate.duplicates import near_pairs
+from stepclr.tools.images import gray_thumbnail
 
 PLANTED, SHOWN = 1000, 96
 AnyImage = Image.Image
@@ -73,14 +74,14 @@ def main() -> None:
     for source in given.sources:
         images = stepclr.open_images(source, limit=given.limit)
         pixels = [images.read([i])[0] for i in range(len(images))]
-        every = torch.stack([thumbnail(image) for image in pixels])
+        every = torch.stack([gray_thumbnail(image) for image in pixels])
         begun = time.perf_counter()
         pairs, alike = near_pairs(every)
         seconds = time.perf_counter() - begun
         cells = []
         for version in KINDS.values():
             planted = [version(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pixels[:PLANTED]]
-            thumbnails = torch.stack([thumbnail(upright_rgb(image)) for image in planted])
+            thumbnails = torch.stack([gray_thumbnail(upright_rgb(image)) for image in planted])
             found = {(i, j) for i, j in near_pairs(thumbnails, every)[0].tolist()}
             cells.append(f"{sum((i, i) in found for i in range(len(planted))) / len(planted):.1%}")
         print(f"| {source}, {len(images):,} | {len(pairs):,} | {seconds:.0f} | {' | '.join(cells)} |", flush=True)

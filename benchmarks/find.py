@@ -27,9 +27,9 @@ import stepclr
 from stepclr.data.decode import upright_rgb
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
-from stepclr.tools.curate.duplicates import near_pairs, thumbnail
+from stepclr.tools.curate.duplicates import near_pairs
 from stepclr.tools.curate.find import duplicates, outliers, to_label_next
-from stepclr.tools.search.sheet import thumbnail as jpeg
+from stepclr.tools.images import gray_thumbnail, jpeg_thumbnail
 
 IMAGES, PLANTED, FOREIGN, ODDEST, DRAWS, BUDGETS, L2 = 2000, 200, (5, 40), 40, 5, (10, 50, 100), 0.1
 MORE: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -75,13 +75,13 @@ def main() -> None:
 
 def plant(run: str, images: list[Tensor], h: Vectors) -> None:
     """The table of duplicates."""
-    n, small = len(images), [thumbnail(upright_rgb(jpeg(image))) for image in images]
+    n, small = len(images), [gray_thumbnail(upright_rgb(jpeg_thumbnail(image))) for image in images]
     print(f"| duplicates found, false of {n:,} + {PLANTED} | h | details | both |\n|---|---|---|---|", flush=True)
     for kind, version in MORE.items():
         random.seed(0)
         versions = [upright_rgb(version(Image.fromarray(p.permute(1, 2, 0).numpy()))) for p in images[:PLANTED]]
         every = np.concatenate([h, stepclr.embed(run, Versions(versions))])
-        thumbnails = torch.stack([*small, *(thumbnail(upright_rgb(jpeg(image))) for image in versions)])
+        thumbnails = torch.stack([*small, *(gray_thumbnail(upright_rgb(jpeg_thumbnail(image))) for image in versions)])
         cells = []
         for pairs in (duplicates(every)[0], near_pairs(thumbnails)[0], duplicates(every, thumbnails)[0]):
             found = {(i, j) for i, j in pairs.tolist()}

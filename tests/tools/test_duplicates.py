@@ -11,7 +11,8 @@ from torch import Tensor
 
 import stepclr
 from stepclr.data.decode import upright_rgb
-from stepclr.tools.curate.duplicates import ALIKE, BLOCK, MOST, detail, groups, near_pairs, neighbors, thumbnail
+from stepclr.tools.curate.duplicates import ALIKE, BLOCK, MOST, detail, groups, near_pairs, neighbors
+from stepclr.tools.images import gray_thumbnail
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:
@@ -32,7 +33,7 @@ def compressed(image: Image.Image, quality: int) -> Image.Image:
 
 
 def small(image: Image.Image) -> Tensor:
-    return thumbnail(upright_rgb(image))
+    return gray_thumbnail(upright_rgb(image))
 
 
 VERSIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -64,17 +65,17 @@ def test_other_images_are_not() -> None:
     """Garments on black resemble each other more than photographs do: the bar rises."""
     garments = stepclr.open_images("sample:train")
     images = garments.read(range(len(garments)))
-    found, _ = near_pairs(torch.stack([thumbnail(image) for image in images]))
+    found, _ = near_pairs(torch.stack([gray_thumbnail(image) for image in images]))
     assert len(found) <= 2  # of 499,500 pairs; Fashion-MNIST has a few of the same garment
     twins = torch.stack([small(compressed(Image.fromarray(p.permute(1, 2, 0).numpy()), 90)) for p in images[:50]])
     assert {(i, i) for i in range(50)} <= {
-        (i, j) for i, j in near_pairs(twins, torch.stack([thumbnail(p) for p in images]))[0].tolist()
+        (i, j) for i, j in near_pairs(twins, torch.stack([gray_thumbnail(p) for p in images]))[0].tolist()
     }
 
 
 def test_no_image_without_detail_is_a_version_of_another() -> None:
     grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
-    assert not len(near_pairs(torch.stack([grey[0], grey[0] + 1, thumbnail(grey)]))[0])
+    assert not len(near_pairs(torch.stack([grey[0], grey[0] + 1, gray_thumbnail(grey)]))[0])
     mirrored = torch.stack([small(scene(0)), small(scene(0)).flip(1)])
     assert not len(near_pairs(mirrored)[0])
 

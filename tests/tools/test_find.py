@@ -15,7 +15,8 @@ import stepclr
 from stepclr.cli import main
 from stepclr.model.files import save_encoder
 from stepclr.tools.curate import find
-from stepclr.tools.curate.duplicates import groups, thumbnail
+from stepclr.tools.curate.duplicates import groups
+from stepclr.tools.images import gray_thumbnail
 
 Capture = pytest.CaptureFixture[str]
 Array = NDArray[np.float32]
@@ -232,7 +233,7 @@ def test_many_copies_of_one_image_are_one_group(monkeypatch: pytest.MonkeyPatch)
 
 def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
     """The same h of two images that look otherwise, and the same image with an h far away."""
-    images = torch.stack([thumbnail(p) for p in stepclr.open_images("sample:train").read(range(40))])
+    images = torch.stack([gray_thumbnail(p) for p in stepclr.open_images("sample:train").read(range(40))])
     h = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     h[1] = h[0]
     images[3] = images[2]

@@ -21,10 +21,10 @@ import stepclr
 from stepclr.cli import main
 from stepclr.data.decode import upright_rgb
 from stepclr.model.files import save_encoder
+from stepclr.tools.images import contact_sheet
 from stepclr.tools.search import nearest, table
 from stepclr.tools.search.index import Index, as_text, from_text, open_index
 from stepclr.tools.search.queries import Search, search
-from stepclr.tools.search.sheet import contact_sheet
 from stepclr.tools.search.table import build_index
 
 PHOTOS = 40

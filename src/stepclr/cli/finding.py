@@ -56,8 +56,8 @@ def find(
         if file.exists() and path.exists() and file.samefile(path):
             raise StepclrError(f"{path} holds the labels and would be written over: name another file with --out")
     from stepclr.io import write_csv, write_whole
+    from stepclr.tools.images import contact_sheet, stacked
     from stepclr.tools.search.index import open_index
-    from stepclr.tools.search.sheet import contact_sheet, stacked
 
     opened = open_index(index)
     for file in labels:
@@ -93,14 +93,15 @@ def _duplicates(index: "Index", n: int, seed: int) -> Found:  # noqa: ARG001
     import torch
 
     from stepclr.data.decode import upright_rgb
-    from stepclr.tools.curate.duplicates import SIDE, groups, thumbnail
+    from stepclr.tools.curate.duplicates import groups
     from stepclr.tools.curate.find import duplicates
+    from stepclr.tools.images import GRAY_PX, gray_thumbnail
 
     def small(content: bytes) -> torch.Tensor:
         try:
-            return thumbnail(upright_rgb(content))
+            return gray_thumbnail(upright_rgb(content))
         except StepclrError:  # without detail it is like no other
-            return torch.zeros(SIDE, SIDE, dtype=torch.uint8)
+            return torch.zeros(GRAY_PX, GRAY_PX, dtype=torch.uint8)
 
     thumbnails = torch.stack([small(content) for content in index.thumbnails]) if index.thumbnails else None
     rows, scores = duplicates(index.vectors, thumbnails)

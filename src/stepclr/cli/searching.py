@@ -31,8 +31,8 @@ def search(
     from rich.text import Text
 
     from stepclr.io import write_whole
+    from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
     from stepclr.tools.search.queries import Search, read_query
-    from stepclr.tools.search.sheet import contact_sheet, stacked, thumbnail
 
     if not query:
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
@@ -63,7 +63,7 @@ def search(
         captions = [
             f"{rank}  {hit.similarity:.3f}\n{one_line(Path(hit.path).name)}" for rank, hit in enumerate(hits, 1)
         ]
-        shown = [thumbnail(image), *(hit.thumbnail for hit in hits)]
+        shown = [jpeg_thumbnail(image), *(hit.thumbnail for hit in hits)]
         sheets.append(contact_sheet(shown, [f"query\n{one_line(path.name)}", *captions]))
     if not opened.thumbnails:
         say(f"no contact sheet: {index} has no thumbnails; a folder or a .parquet has them")

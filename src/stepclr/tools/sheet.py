@@ -1,4 +1,4 @@
-"""An image of some views: a row an image, the original first, then its views."""
+"""A sheet of views: one row per image, the original first, then its views."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
-from torchvision.utils import make_grid
 
+from stepclr.tools.images import grid, stacked
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
-GAP = 2  # pixels between the cells
-READABLE = 96  # pixels of a column that has a policy's name above it
+GAP = 2  # px between the cells
+READABLE_PX = 96  # width of a column that has a policy's name above it
+HEADER_PX = 16  # height of the line of names
 
 
 def sheet(
@@ -22,9 +23,10 @@ def sheet(
     seed: int = 0,
     pairs: int = 4,
 ) -> Image.Image:
-    """One row an image: the original (fitted into the view's square), then `pairs` times its V views."""
-    drawn = [views(images, view_keys(seed, epoch, range(len(images)))) for epoch in range(pairs)]
-    return _grid(images, torch.cat(drawn))
+    """One row per image: the original (fitted into the views' square), then `pairs` times its V views."""
+    columns = [views(images, view_keys(seed, epoch, range(len(images)))) for epoch in range(pairs)]
+    image, _ = _grid(images, torch.cat(columns))
+    return image
 
 
 def policy_sheet(
@@ -32,33 +34,34 @@ def policy_sheet(
     policies: Sequence[Views],
     seed: int = 0,
 ) -> Image.Image:
-    """One row an image: the original, then its first view under each policy; their names above.
+    """One row per image: the original, then its first view under each policy, with the names of the policies above.
 
-    The policies' views have one size; those that are too small for the names are enlarged by a whole number.
+    The views of all policies have one size. Views too small for the names are enlarged by a whole number.
     """
     keys = view_keys(seed, 0, range(len(images)))
-    grid = _grid(images, torch.stack([views(images, keys)[0] for views in policies]))
-    times = -(-READABLE // policies[0].size)
-    grid = grid.resize((grid.width * times, grid.height * times), Image.Resampling.NEAREST)
-    header = 16
-    image = Image.new("RGB", (grid.width, grid.height + header), "white")
-    image.paste(grid, (0, header))
-    for column, name in enumerate(["original", *(views.policy for views in policies)]):
-        left = (GAP + column * (policies[0].size + GAP)) * times
-        ImageDraw.Draw(image).text((left, 2), name, fill="black")
-    return image
+    views_grid, corners = _grid(images, torch.stack([views(images, keys)[0] for views in policies]))
+    scale = -(-READABLE_PX // policies[0].size)
+    views_grid = views_grid.resize((views_grid.width * scale, views_grid.height * scale), Image.Resampling.NEAREST)
+    header = Image.new("RGB", (views_grid.width, HEADER_PX), "white")
+    draw = ImageDraw.Draw(header)
+    for name, (left, _) in zip(["original", *(views.policy for views in policies)], corners, strict=False):
+        draw.text((left * scale, 2), name, fill="black")
+    return stacked([header, views_grid])
 
 
-def _grid(images: Tensor | Sequence[Tensor], views: Float[Tensor, "columns n 3 s s"]) -> Image.Image:
-    originals = torch.stack([_fit(pixels, views.shape[-1]) for pixels in images])
-    columns = torch.cat([originals[None], views]).transpose(0, 1)  # [N, 1 + columns, 3, S, S]
-    image: Image.Image = tv.to_pil_image(
-        make_grid(columns.flatten(0, 1), nrow=columns.shape[1], padding=GAP, pad_value=1.0)
-    )
-    return image
+def _grid(
+    images: Tensor | Sequence[Tensor], columns: Float[Tensor, "columns n 3 s s"]
+) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """One row per image: the original, fitted into the views' square, then its views."""
+    cells = []
+    for index, image in enumerate(images):
+        original = _fit(image, columns.shape[-1])
+        cells += [tv.to_pil_image(pixels) for pixels in (original, *columns[:, index])]
+    return grid(cells, 1 + len(columns), columns.shape[-1], GAP)
 
 
-def _fit(image: Tensor, size: int) -> Tensor:
+def _fit(image: UInt8[Tensor, "3 h w"], size: int) -> Float[Tensor, "3 s s"]:
+    """The whole image in the top left corner of a white square of side S."""
     height, width = (max(1, round(side * size / max(image.shape[1:]))) for side in image.shape[1:])
     small = tv.resize(image, [height, width], antialias=True).float() / 255
     square = torch.ones(3, size, size)

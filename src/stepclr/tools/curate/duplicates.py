@@ -1,6 +1,6 @@
 """Which images are one image: re-compressed, resized, slightly cropped or brightened versions of each other.
 
-Each image becomes a thumbnail of SIDE px, and that its detail: what differs from its surroundings, over how much
+Each image becomes a gray thumbnail of 32 px, and that its detail: what differs from its surroundings, over how much
 those differ, so that neither light nor frame nor sky makes two images alike. Candidates are pairs whose small details
 point the same way, found by blocked matrix products; each is then laid over the other in CROPS ways and judged at full
 detail. The time grows with the square of the number of images. Mirrored or turned ones are other images, and one
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-SIDE, SMALL = 32, 16  # px, of a thumbnail and of what candidates are found by
+SMALL = 16  # px, of the reduced thumbnails that candidates are found by
 WINDOW = 7  # px, the surroundings
 FLOOR = 10.0  # grey levels: what differs by less is noise rather than detail
 ALIKE = 0.8  # cosine from which two details are of one image (see benchmarks/duplicates.py),
@@ -26,13 +26,6 @@ FEW = 15  # images, too few to tell what is usual
 MOST = 8  # candidates of an image: of a hundred versions each is still in the group
 BLOCK = 1000
 CROPS = [(0.0, 0.0, 0.0)] + [(c * x, c * y, c) for c in (0.025, 0.05) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]
-
-
-def thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "side side"]:
-    """An image in grey, squeezed to SIDE x SIDE pixels."""
-    grey = (image.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[None, None]
-    small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True)[0, 0]
-    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 def near_pairs(

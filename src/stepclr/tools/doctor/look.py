@@ -19,9 +19,9 @@ from stepclr.data.decode import UnreadableError, decode, opened, reasons, reduce
 from stepclr.data.images import ImageSet
 from stepclr.data.stores import Encoded, Store, attempts
 from stepclr.io import blake
-from stepclr.tools.curate.duplicates import SIDE, thumbnail
+from stepclr.tools.images import GRAY_PX, gray_thumbnail
 
-LOOKED_AT = 2 * SIDE  # px, short side to which an image is decoded for its thumbnail
+LOOKED_AT = 2 * GRAY_PX  # px, short side to which an image is decoded for its thumbnail
 CHUNK = 256
 
 
@@ -73,7 +73,7 @@ class Look:
     def thumbnails(self) -> UInt8[Tensor, "n side side"]:
         """Of each readable image."""
         found = [small for seen in self.each if (small := seen.small) is not None]
-        return torch.stack(found) if found else torch.empty(0, SIDE, SIDE, dtype=torch.uint8)
+        return torch.stack(found) if found else torch.empty(0, GRAY_PX, GRAY_PX, dtype=torch.uint8)
 
 
 def look(images: ImageSet, progress: Callable[[int, int], None] | None = None) -> Look:
@@ -121,7 +121,7 @@ def _pixels(seen: Seen, image: UInt8[Tensor, "3 h w"]) -> Seen:
     seen.size = (image.shape[1], image.shape[2])
     seen.pixels = digest.digest()
     seen.blank = bool((image == image[:, :1, :1]).all())
-    seen.small = thumbnail(reduced(image, LOOKED_AT))
+    seen.small = gray_thumbnail(reduced(image, LOOKED_AT))
     return seen
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive
 from stepclr.loss.reference import anchor_losses, positives
+from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import similarities
-from stepclr.tools.report.thumbnails import thumbnails
 from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 
@@ -42,7 +42,7 @@ def contrast(made: Material) -> Json:
     groups = torch.arange(len(kept)).repeat_interleave(2)
     if made.config["loss"] == "supcon":
         groups = torch.where(labels < 0, -1 - torch.arange(len(labels)), labels).repeat_interleave(2)
-    small = thumbnails(x, 64)
+    small = [thumbnail_uri(view, 64) for view in x]
     z = {"before": _projections(before, x), "after": _projections(after, x)}
     tau = made.settings.temperature
     losses = {when: float(contrastive(rows, groups, tau)) for when, rows in z.items()}
@@ -117,7 +117,7 @@ def _suspects(made: Material, images: Any, pixels: list[Tensor], labels: Tensor)
         h = F.normalize(made.encoder.eval()(x).float().cpu())
     cosine = (h @ h.T).triu(1)
     order = cosine.flatten().argsort(descending=True)[:SUSPECTS]
-    small = thumbnails(pixels, 64)
+    small = [thumbnail_uri(image, 64) for image in pixels]
     found = []
     for place in order.tolist():
         i, j = divmod(place, len(h))

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import bars
-from stepclr.tools.report.thumbnails import thumbnail, thumbnails
 from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (
@@ -63,7 +63,7 @@ def data(made: Material) -> Json:
         "sizes": f"from {_size(sides[sides.prod(1).argmin()])} to {_size(sides[sides.prod(1).argmax()])}, "
         f"in the middle {width:.0f} x {height:.0f}",
         "grid": [
-            {"src": thumbnail(image), "name": some.names[i], "label": _label(some, int(i))}
+            {"src": thumbnail_uri(image), "name": some.names[i], "label": _label(some, int(i))}
             for image, i in zip(pixels, kept, strict=True)
         ],
     }
@@ -80,11 +80,11 @@ def views(made: Material) -> Json:
     parameters = [how.draw(images, view_keys(made.settings.seed, epoch, range(len(images)))) for epoch in range(PAIRS)]
     for k, image in enumerate(images):
         cells = [
-            {"src": thumbnail(drawn[epoch][v, k]), "words": _words(parameters[epoch][v], k)}
+            {"src": thumbnail_uri(drawn[epoch][v, k]), "words": _words(parameters[epoch][v], k)}
             for epoch in range(PAIRS)
             for v in range(how.views)
         ]
-        rows.append({"src": thumbnail(image), "cells": cells})
+        rows.append({"src": thumbnail_uri(image), "cells": cells})
     return {
         "describe": how.describe(),
         "rows": rows,
@@ -131,7 +131,7 @@ def _one_at_a_time(made: Material, image: Tensor) -> list[Json]:
 
 
 def _card(name: str, image: Tensor, words: str, note: str = "") -> Json:
-    return {"name": name, "src": thumbnail(image), "words": words, "note": note}
+    return {"name": name, "src": thumbnail_uri(image), "words": words, "note": note}
 
 
 def _strengths(made: Material, images: list[Tensor]) -> list[Json]:
@@ -149,7 +149,7 @@ def _strengths(made: Material, images: list[Tensor]) -> list[Json]:
             views=2,
             renderer="torch",
         )
-        found.append({"strength": strength, "cells": thumbnails(one(images, keys).flatten(0, 1))})
+        found.append({"strength": strength, "cells": [thumbnail_uri(view) for view in one(images, keys).flatten(0, 1)]})
     return found
 
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
+from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import budgets, confusion
-from stepclr.tools.report.thumbnails import thumbnail
 from stepclr.tools.scores import budget_words, cell, paired_lines
 
 Json = dict[str, Any]
@@ -75,7 +75,7 @@ def _imaged(scores: Json) -> list[Json]:
         if at:
             images, kept = test.read_readable(at)
             pair["images"] = [
-                {"src": thumbnail(image), "name": test.names[i]} for image, i in zip(images, kept, strict=True)
+                {"src": thumbnail_uri(image), "name": test.names[i]} for image, i in zip(images, kept, strict=True)
             ]
     return pairs
 

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stepclr.tools.curate.duplicates import thumbnail as detail_of
 from stepclr.tools.curate.find import duplicates, outliers
+from stepclr.tools.images import gray_thumbnail, thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import points
-from stepclr.tools.report.thumbnails import thumbnails
 from stepclr.tools.scores import loading_snippet
 from stepclr.tools.spread import spread
 
@@ -30,13 +29,13 @@ def usage(made: Material) -> Json:
     h, kept = made.embedded
     some = made.some.take(kept)
     images = list(some.read(range(len(some))))
-    small, names = thumbnails(images, 64), [some.names[i] for i in range(len(some))]
+    small, names = [thumbnail_uri(image, 64) for image in images], [some.names[i] for i in range(len(some))]
     unit = F.normalize(h)
 
     def card(i: int, value: float | None = None) -> Json:
         return {"src": small[i], "name": names[i], "value": value}
 
-    twice = duplicates(h.numpy(), torch.stack([detail_of(image) for image in images]))
+    twice = duplicates(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
     odd = outliers(h.numpy())
     return found | {
         "shown": len(some),

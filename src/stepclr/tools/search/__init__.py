@@ -2,5 +2,5 @@
 
 `table.py` keeps a folder's LanceDB table in step with its source; `index.py` reads what `embed` wrote; `nearest.py`
 finds rows, and measures how often an approximate search is right; `queries.py` goes from an image to those most like
-it; `sheet.py` draws them.
+it.
 """

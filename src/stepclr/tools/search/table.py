@@ -33,9 +33,9 @@ from stepclr.model.features import Progress, represent
 from stepclr.model.files import FILE, load_encoder, save_encoder
 from stepclr.threads import pool
 from stepclr.tools.embed import DTYPES, represented, write_npz
+from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.search.index import FOLDER_FILE, KEY, TABLE, Made, as_text, checksum_of, needed, open_table, reading
 from stepclr.tools.search.nearest import lay_out
-from stepclr.tools.search.sheet import thumbnail
 
 SKIPPED = "skipped.csv"
 LOT = 1024  # images of a rank between two commits: what a kill can cost
@@ -66,7 +66,7 @@ class Watched(ImageSet):
     def read_readable(self, indices: Indices) -> tuple[ImageBatch, Int64[np.ndarray, " kept"]]:
         images, kept = super().read_readable(indices)
         if self.thumbnails is not None:
-            self.thumbnails |= zip(kept.tolist(), pool().map(thumbnail, images), strict=True)
+            self.thumbnails |= zip(kept.tolist(), pool().map(jpeg_thumbnail, images), strict=True)
         return images, kept
 
     def gathered(self, world: World) -> dict[int, bytes]:

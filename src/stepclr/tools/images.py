@@ -1,0 +1,126 @@
+"""Small images for people to look at: thumbnails for an index and for a page, and sheets of many images."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from stepclr.data.decode import upright_rgb
+from stepclr.errors import StepclrError, one_line
+
+THUMBNAIL_PX = 96  # long side of a thumbnail, and side of a cell of a contact sheet
+GRAY_PX = 32  # side of a gray thumbnail
+GAP, LINE = 4, 13  # px, between the cells of a contact sheet, and of a line of a caption
+
+
+# Thumbnails.
+
+
+def jpeg_thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
+    """An image as a JPEG of about 3 kB, to be stored in an index: long side at most THUMBNAIL_PX, never enlarged."""
+    image: Image.Image = tv.to_pil_image(pixels)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC, reducing_gap=2)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+def thumbnail_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side: int = THUMBNAIL_PX) -> str:
+    """An image (uint8, or floats in [0, 1]) as a data URI for a page: long side at most `side`, never enlarged.
+
+    Its color is not subsampled, so that the colors of an augmented view are seen as they are.
+    """
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    image: Image.Image = tv.to_pil_image(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def gray_thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "side side"]:
+    """An image in gray, squeezed to GRAY_PX x GRAY_PX pixels: what duplicates are compared by."""
+    gray = (image.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[None, None]
+    small = F.interpolate(gray, (GRAY_PX, GRAY_PX), mode="bilinear", antialias=True)[0, 0]
+    return small.round().clamp(0, 255).to(torch.uint8)
+
+
+# Sheets.
+
+
+def grid(
+    cells: Sequence[Image.Image], columns: int, side: int, gap: int, below: int = 0
+) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """Images row after row on white, and the top left corner (x, y) of each cell.
+
+    Each image is centered in a cell of `side` x `side` pixels with `below` pixels of room under it, for a caption;
+    `gap` pixels lie between the cells and around them.
+    """
+    rows = -(-len(cells) // columns)
+    width, height = side + gap, side + below + gap
+    sheet = Image.new("RGB", (gap + columns * width, gap + rows * height), "white")
+    corners = []
+    for place, cell in enumerate(cells):
+        left, top = gap + place % columns * width, gap + place // columns * height
+        sheet.paste(cell, (left + (side - cell.width) // 2, top + (side - cell.height) // 2))
+        corners.append((left, top))
+    return sheet, corners
+
+
+def contact_sheet(thumbnails: Sequence[bytes], captions: Sequence[str], columns: int = 6) -> Image.Image:
+    """Thumbnails row after row, each with its caption below: one line, or two if it contains a line break.
+
+    Whatever a caption contains is drawn as text, cut to the width of its cell. The cell of a thumbnail that is empty or
+    cannot be read is gray.
+    """
+    if len(thumbnails) != len(captions):
+        raise StepclrError(f"{len(thumbnails)} thumbnails and {len(captions)} captions")
+    columns = max(1, min(columns, len(thumbnails)))
+    cells = [_cell(content) for content in thumbnails]
+    sheet, corners = grid(cells, columns, THUMBNAIL_PX, GAP, below=2 * LINE)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 3)
+    for (left, top), caption in zip(corners, captions, strict=True):
+        for line, text in enumerate(caption.split("\n")[:2]):
+            draw.text((left, top + THUMBNAIL_PX + line * LINE), _cut(one_line(text), font), "black", font)
+    return sheet
+
+
+def stacked(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Sheets one below the other."""
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
+
+
+def _cell(content: bytes) -> Image.Image:
+    """A thumbnail fitted into a cell; a small one is enlarged, because 28 px are hard to see."""
+    try:
+        pixels = upright_rgb(content)
+    except StepclrError:
+        return Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), "lightgray")
+    image: Image.Image = tv.to_pil_image(pixels)
+    scale = THUMBNAIL_PX / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """As much of the text as fits into the width of a cell."""
+    text = text[:THUMBNAIL_PX]  # a letter is wider than a pixel
+    if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType draws these letters only
+        text = text.encode("latin-1", "replace").decode("latin-1")
+    if font.getlength(text) <= THUMBNAIL_PX:
+        return text
+    while text and font.getlength(f"{text}...") > THUMBNAIL_PX:
+        text = text[:-1]
+    return f"{text}..."
