@@ -2,7 +2,8 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 
@@ -22,6 +23,12 @@ def installed(package: str, extra: str, by: str) -> ModuleType:
     except ImportError:
         name = package.split(".")[0]
         raise StepclrError(f"{by} needs the package {name}: pip install 'stepclr[{extra}]'") from None
+
+
+def check_suffix(out: Path, suffixes: Sequence[str], alternative: str = "") -> None:
+    """Raise StepclrError unless the suffix of `out`, which picks its format, is one of `suffixes`."""
+    if out.suffix not in suffixes:
+        raise StepclrError(f"out must end in {' or '.join(suffixes)}{alternative}, not {str(out)!r}")
 
 
 def choose(what: str, given: str, choices: Iterable[str]) -> str:

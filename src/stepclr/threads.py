@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+Progress = Callable[[int, int], None]  # is called with (images done, images in all)
 Batch = TypeVar("Batch")
 Content = TypeVar("Content")
 

@@ -274,7 +274,7 @@ def test_one_image_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["nowhere"], "nowhere does not exist"),
         (["sample:train", "--test", "sample:tset"], "unknown split of sample 'tset'. Did you mean 'test'?"),
-        (["sample:train", "--out", "doctor.txt"], "its suffix must be .json"),
+        (["sample:train", "--out", "doctor.txt"], "must end in .json"),
         (["sample:unlabeled", "--limit", "20", "--loss", "supcon"], "needs labels"),
         (["sample:train", "--limit", "20", "--encoder", "resnet19"], "resnet19"),
         (["sample:train", "--recipe", "cifra10"], "Did you mean 'cifar10'?"),

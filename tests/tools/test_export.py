@@ -367,7 +367,7 @@ def test_the_command_line(
 
     assert command(str(run.folder), "--format", "timm", "--out", out) == (
         2,
-        f"stepclr: --out {out}: a file of this format ends in .safetensors\n",
+        f"stepclr: out must end in .safetensors, not {out!r}\n",
     )
     own = run.folder / "encoder.safetensors"
     code, said = command(str(run.folder), "--format", "timm", "--out", str(own))

@@ -261,7 +261,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
     for words, answer in {
         ("dupes", source): "unknown thing to find 'dupes'. Did you mean 'duplicates'?",
         ("next", source, "-n", "0"): "-n must be at least 1, not 0",
-        ("next", source, "--out", "x.txt"): "it must end in .csv, or be a folder",
+        ("next", source, "--out", "x.txt"): "out must end in .csv, or be a folder, not 'x.txt'",
         ("outliers", source, "--labels", bare): "--labels is for find next, not for find outliers",
         ("next", source, "--labels", strange): "the index has no image 'q7'",
         ("next", source, "--labels", bare): "must have the columns path and label",

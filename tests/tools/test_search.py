@@ -436,7 +436,7 @@ def test_damaged_files_are_one_line(encoder: Path, photos: Path, tmp_path: Path)
         (["INDEX", "."], "is no image file"),
         (["INDEX"], "search takes an index and images"),
         (["INDEX", "q.jpg", "-k", "0"], "-k must be at least 1"),
-        (["INDEX", "q.jpg", "--out", "sheet.pgn"], "names no image format"),
+        (["INDEX", "q.jpg", "--out", "sheet.pgn"], "is not an image format"),
     ],
 )
 def test_a_bad_query_gets_one_line(

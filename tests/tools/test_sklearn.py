@@ -188,7 +188,7 @@ def test_sources_that_open_images_takes(fitted: stepclr.SimCLRTransformer, here:
 def test_a_file_that_cannot_be_read_is_a_row_of_nan(fitted: stepclr.SimCLRTransformer, tmp_path: Path) -> None:
     paths = sorted(photos_in(tmp_path / "photos", 4).iterdir())
     paths[1].write_bytes(b"no image")
-    with pytest.warns(UserWarning, match="^1 of X's files cannot be read: their rows are NaN$"):
+    with pytest.warns(UserWarning, match="^1 images of 4 files cannot be read: their rows are NaN$"):
         h = fitted.transform(paths)
     assert np.isnan(h).all(axis=1).tolist() == [False, True, False, False]
     with pytest.raises(stepclr.StepclrError, match=r"^1 of the 2 paths of X are no files, the first gone\.png$"):

@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
@@ -38,6 +39,16 @@ def open_source(source: str, classes: str | None, limit: int | None, damaged: Da
     from stepclr.data.sources import open_images
 
     return open_images(source, classes=names(classes), limit=limit, damaged=damaged)
+
+
+def image_format(out: Path) -> str:
+    """Pillow's name of the format that the suffix of --out stands for; StepclrError if it stands for none."""
+    from PIL import Image
+
+    extensions = Image.registered_extensions()
+    if out.suffix.lower() not in extensions:
+        raise StepclrError(f"--out {out} is not an image format; use a suffix such as .png")
+    return extensions[out.suffix.lower()]
 
 
 def page_of(run: str | os.PathLike[str]) -> None:

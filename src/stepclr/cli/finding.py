@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import say
-from stepclr.errors import StepclrError, choose, one_line
+from stepclr.errors import StepclrError, check_suffix, choose, one_line
 
 if TYPE_CHECKING:
     from stepclr.tools.search.index import Index
@@ -84,8 +84,7 @@ def _place(what: str, out: Path | None) -> Path:
         return Path(f"{what}.csv")
     if out.is_dir() or not out.suffix:
         return out / f"{what}.csv"
-    if out.suffix != ".csv":
-        raise StepclrError(f"--out {out} names no format: it must end in .csv, or be a folder")
+    check_suffix(out, [".csv"], ", or be a folder")
     return out
 
 

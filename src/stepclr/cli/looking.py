@@ -9,9 +9,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, open_source, page_of, say
+from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, image_format, open_source, page_of, say
 from stepclr.config import PretrainConfig, Strength
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_suffix
 from stepclr.recipes import RECIPES, recipe_config
 
 
@@ -119,8 +119,6 @@ def views(
         seed: Seed of the views.
         classes: Keep the labelled images of these classes only.
     """
-    from PIL import Image
-
     from stepclr.data.decode import source_side
     from stepclr.io import write_whole
     from stepclr.pretraining.resolve import view_size
@@ -148,9 +146,7 @@ def views(
         shown.append(how)
     some = some.decoded(source_side(side))
     pixels, _ = some.read_readable(range(len(some)))
-    kind = Image.registered_extensions().get(out.suffix.lower())
-    if not kind:
-        raise StepclrError(f"--out {out} names no image format; use a suffix as .png")
+    kind = image_format(out)
     drawn = policy_sheet(pixels, shown, seed) if policy == "all" else sheet(pixels, shown[0], seed, pairs)
     write_whole(out, lambda file: drawn.save(file, kind))
     what = "one view" if policy == "all" else f"{pairs} times {views} views"
@@ -187,8 +183,8 @@ def doctor(
     from stepclr.tools.doctor.examine import examine
     from stepclr.tools.doctor.screen import screen
 
-    if out and out.suffix != ".json":
-        raise StepclrError(f"--out {out} names no format: its suffix must be .json")
+    if out:
+        check_suffix(out, [".json"])
     if recipe:
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
     images = open_source(source, classes, limit)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, say
+from stepclr.cli.arguments import Counter, image_format, say
 from stepclr.errors import StepclrError, one_line
 
 
@@ -26,7 +26,6 @@ def search(
         out: Sheet to write: each query first, then what was found.
         run: The run that made the index, or its encoder.safetensors.
     """
-    from PIL import Image
     from rich.table import Table
     from rich.text import Text
 
@@ -37,9 +36,7 @@ def search(
     if not query:
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
     out = out or Path(f"hits-{query[0].stem[:50]}.png")
-    kind = Image.registered_extensions().get(out.suffix.lower())
-    if not kind:
-        raise StepclrError(f"--out {out} names no image format; use a suffix as .png")
+    kind = image_format(out)
     if (index / "config.json").is_file():
         index = _index_of(index)
     opened = Search(index, run)

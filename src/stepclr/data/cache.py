@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedWriter
@@ -24,12 +24,11 @@ from stepclr.data.decode import DECODER, UnreadableError
 from stepclr.data.stores import Encoded, Items, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError
 from stepclr.io import publish
+from stepclr.threads import Progress
 
 MARK = b"stepclr1"
 TAIL = struct.Struct("<Q8s")
 CHUNK = 256  # images; what is decoded ahead of being written
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(eq=False)

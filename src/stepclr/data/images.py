@@ -14,13 +14,14 @@ from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepclr.data.cache import Progress, from_cache, header_sizes, in_memory
+from stepclr.data.cache import from_cache, header_sizes, in_memory
 from stepclr.data.decode import UnreadableError, reduced_sizes
 from stepclr.data.order import ShardOrder
 from stepclr.data.shards.index import Names
 from stepclr.data.stores import Encoded, Packed, Pixels, Store, fetch, sizes
 from stepclr.errors import StepclrError, choose
 from stepclr.io import user_folder, write_csv
+from stepclr.threads import Progress
 
 Indices = Sequence[int | np.integer[Any]] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Tensor
 ImageBatch = UInt8[Tensor, "n 3 h w"] | list[Tensor]
@@ -85,6 +86,11 @@ class ImageSet:
         """Write a CSV of (path, reason) of every image found to be unreadable so far; no file where there is none."""
         if self.skipped:
             write_csv(path, [("path", "reason"), *self.skipped])
+
+    def class_name(self, index: int) -> str | None:
+        """The class of an image; None if it has no label."""
+        label = int(self.labels[index])
+        return self.classes[label] if label >= 0 else None
 
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
         """(height, width) of each image as `read` gives it, (0, 0) where it cannot be read.

@@ -24,9 +24,9 @@ from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task, method
 from stepclr.evaluation.prepare import prepare, score_row, shared_classes
 from stepclr.evaluation.splits import Budget, Draw, draw_all, read_budgets
-from stepclr.model.features import Progress
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
+from stepclr.threads import Progress
 
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
 SHOWN = ("simclr", "finetuned", "knn")  # whose mistakes are told: the first of these

@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_suffix, choose
 from stepclr.evaluation.init_from import Start, starting_point
 from stepclr.evaluation.prepare import all_logits, prepare, score_row, shared_classes
 from stepclr.evaluation.splits import Budget, Draw, draw_all, read_budgets
 from stepclr.model.classifier import Classifier
-from stepclr.model.features import Progress
 from stepclr.model.files import CLASSIFIER, save_classifier
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import MOMENTUM, Supervised, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.resolve import CONTRASTIVE
 from stepclr.pretraining.run import Run
+from stepclr.threads import Progress
 
 EPOCHS, LEAST_STEPS = 60, 500
 RATES = {"sgd": 0.05, "lars": 0.08}  # SimCLR App. B.5; SimCLRv2 App. B: 0.005 sqrt(B)
@@ -210,6 +210,5 @@ def _place(run: Run, config: dict[str, Any], out: str | os.PathLike[str] | None)
     path = run.folder / CLASSIFIER if out is None else Path(out)
     if own and path.resolve() == (run.folder / CLASSIFIER).resolve():
         raise StepclrError(f"{path} is the classifier that the run was trained with: name another file with --out")
-    if path.suffix != ".safetensors":
-        raise StepclrError(f"--out {path} names no format: its suffix must be .safetensors")
+    check_suffix(path, [".safetensors"])
     return path

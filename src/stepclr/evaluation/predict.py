@@ -1,7 +1,6 @@
 """A classifier and new images -> the probability of each class."""
 
 import os
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,12 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import write_csv
-from stepclr.model.features import Progress
+from stepclr.model.features import fill_unreadable
 from stepclr.model.files import load_classifier
 from stepclr.pretraining.classifier import logits
+from stepclr.threads import Progress
 
 
 def predict(
@@ -28,14 +28,7 @@ def predict(
     Raises StepclrError for a file that is no classifier, and where no image can be read.
     """
     source, probabilities, kept, classes = _predict(classifier, images, progress)
-    if len(kept) == len(source):
-        return probabilities, classes
-    warnings.warn(
-        f"{len(source) - len(kept)} images of {source.source} cannot be read: their rows are NaN", stacklevel=2
-    )
-    rows = np.full((len(source), len(classes)), np.nan, np.float32)
-    rows[kept] = probabilities
-    return rows, classes
+    return fill_unreadable(probabilities, kept, source), classes
 
 
 def write_predictions(
@@ -49,8 +42,7 @@ def write_predictions(
     Images that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
     """
     path = Path(out)
-    if path.suffix != ".csv":
-        raise StepclrError(f"--out {path} names no format: its suffix must be .csv")
+    check_suffix(path, [".csv"])
     source, probabilities, kept, classes = _predict(classifier, images, progress)
     table = [["path", "predicted", "probability", *(f"p:{name}" for name in classes)]]
     for i, row in zip(kept, probabilities.tolist(), strict=True):

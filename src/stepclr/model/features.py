@@ -1,13 +1,14 @@
 """A frozen encoder over a whole `ImageSet`: the features that evaluation, monitoring and `embed` all use."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from numpy.typing import NDArray
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.model.encoder import Encoder
-from stepclr.threads import read_ahead
+from stepclr.threads import Progress, read_ahead
 
-Progress = Callable[[int, int], None]
 TOGETHER = 32  # images: their feature maps in bfloat16 stay in a processor's cache
 
 
@@ -63,6 +63,20 @@ def represent(
     every = world.gather(torch.from_numpy(at), sizes)
     order = every.argsort()
     return world.gather(h, sizes)[order], every[order].numpy()
+
+
+def fill_unreadable(
+    rows: Float32[np.ndarray, "m columns"], kept: Int[np.ndarray, " m"], images: ImageSet
+) -> Float32[np.ndarray, "n columns"]:
+    """A row per image, given those of the images `kept`: NaN for the others, and a warning that counts them."""
+    if len(kept) == len(images):
+        return rows
+    warnings.warn(
+        f"{len(images) - len(kept)} images of {images.source} cannot be read: their rows are NaN", stacklevel=3
+    )
+    filled = np.full((len(images), rows.shape[1]), np.nan, np.float32)
+    filled[kept] = rows
+    return filled
 
 
 def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:

@@ -21,9 +21,10 @@ from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import Progress, represent
+from stepclr.model.features import represent
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
 from stepclr.pretraining.optim import LARS, parameter_groups, rate_at, set_rate
+from stepclr.threads import Progress
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 

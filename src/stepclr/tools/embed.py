@@ -2,7 +2,6 @@
 
 import io
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from stepclr.distributed import join
 from stepclr.errors import StepclrError, choose
 from stepclr.io import write_whole
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import Progress, represent
+from stepclr.model.features import fill_unreadable, represent
 from stepclr.model.files import load_encoder
+from stepclr.threads import Progress
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -34,15 +34,7 @@ def embed(
     An image that cannot be read has a row of NaN, and a warning says how many there are.
     """
     _, source, h, kept = represented(run, images, precision, progress)
-    if len(kept) == len(source):
-        return h
-    warnings.warn(
-        f"{len(source) - len(kept)} images of {source.source} cannot be read: their rows are NaN",
-        stacklevel=2,
-    )
-    rows = np.full((len(source), h.shape[1]), np.nan, np.float32)
-    rows[kept] = h
-    return rows
+    return fill_unreadable(h, kept, source)
 
 
 def write_npz(

@@ -26,7 +26,7 @@ from stepclr.data.sources import open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, choose
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import represent
+from stepclr.model.features import fill_unreadable, represent
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.resolve import view_size
@@ -136,11 +136,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         # Reduced as `embed` reduces them, so that h is the same.
         images = self._images(X, fitting=False).decoded(source_side(self.encoder_.size), budget=0)
         h, kept = represent(self.encoder_, images)
-        if len(kept) < len(images):
-            warnings.warn(f"{len(images) - len(kept)} of X's files cannot be read: their rows are NaN", stacklevel=2)
-        rows = np.full((len(images), h.shape[1]), np.nan, np.float32)
-        rows[kept] = h.numpy()
-        return rows
+        return fill_unreadable(h.numpy(), kept, images)
 
     @property
     def _n_features_out(self) -> int:

@@ -9,7 +9,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import BufferedWriter
@@ -26,13 +26,12 @@ from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, l
 from stepclr.data.stores import Encoded, attempts
 from stepclr.errors import StepclrError
 from stepclr.io import blake, checksum, held, torn, write_whole
+from stepclr.threads import Progress
 
 CHUNK = 256  # images that are read before they are written
 CHECKED = 16  # px; a JPEG is quickly decoded to so few, all its bytes read
 QUALITY = 90
 END = tarfile.NUL * (2 * tarfile.BLOCKSIZE)
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -139,8 +139,7 @@ def _thumbnails(seen: Look, at: list[int]) -> torch.Tensor:
 
 
 def _label(images: ImageSet, i: int) -> str:
-    label = int(images.labels[i])
-    return images.classes[label] if label >= 0 else ""
+    return images.class_name(i) or ""
 
 
 def _one_a_label(images: ImageSet, group: Iterable[int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,14 +14,12 @@ from stepclr.config import PretrainConfig
 from stepclr.data.images import ImageSet
 from stepclr.device import default_device
 from stepclr.pretraining.resolve import settle, view_size
-from stepclr.threads import cores
+from stepclr.threads import Progress, cores
 from stepclr.tools.doctor.advice import advice
 from stepclr.tools.doctor.copies import of_duplicates, of_leakage
 from stepclr.tools.doctor.estimate import available, decoded, reckon, throughput, trials
 from stepclr.tools.doctor.findings import class_counts, find, of_each, of_labels, ordered
 from stepclr.tools.doctor.look import Look, look
-
-Progress = Callable[[int, int], None]
 
 
 def examine(

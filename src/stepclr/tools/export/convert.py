@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_suffix, choose
 from stepclr.io import write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -97,8 +97,7 @@ def _load(source: Path) -> Network:
 def _place(out: Path, how: Format, network: Network, source: Path) -> Path:
     if out.is_dir() or not out.suffix:
         out = out / f"{'classifier' if isinstance(network, Classifier) else 'encoder'}{how.suffix}"
-    if out.suffix != how.suffix:
-        raise StepclrError(f"--out {out}: a file of this format ends in {how.suffix}")
+    check_suffix(out, [how.suffix])
     if out.exists() and out.samefile(source):
         raise StepclrError(f"--out {out} is the very file that is exported: name another")
     return out

@@ -178,7 +178,7 @@ def _drawn(one: Drawn, k: int) -> str:
 
 
 def _label(images: Any, i: int) -> str:
-    return images.classes[images.labels[i]] if images.labels[i] >= 0 else ""
+    return images.class_name(i) or ""
 
 
 def _size(side: Any) -> str:

@@ -26,12 +26,12 @@ from stepclr.data.sources import Source, open_images
 from stepclr.data.stores import Encoded, Pixels
 from stepclr.device import default_device
 from stepclr.distributed import World, join
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_suffix, choose
 from stepclr.io import blake, held, user_folder, write_whole
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import Progress, represent
+from stepclr.model.features import represent
 from stepclr.model.files import FILE, load_encoder, save_encoder
-from stepclr.threads import pool
+from stepclr.threads import Progress, pool
 from stepclr.tools.embed import DTYPES, represented, write_npz
 from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.search.index import FOLDER_FILE, KEY, TABLE, Made, as_text, checksum_of, needed, open_table, reading
@@ -316,9 +316,6 @@ def write_embeddings(
     Images that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
     """
     path = Path(out)
-    if path.suffix not in (".npz", ".parquet"):
-        raise StepclrError(
-            f"--out {path} names no format: it must end in .npz or .parquet, or be a folder for an index"
-        )
+    check_suffix(path, [".npz", ".parquet"], ", or be a folder for an index")
     write = write_npz if path.suffix == ".npz" else write_parquet
     return write(run, images, path, precision, progress)
