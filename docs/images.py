@@ -21,7 +21,7 @@ import stepclr
 from stepclr.evaluation.init_from import trained_head
 from stepclr.pretraining.resolve import views_of
 from stepclr.recipes import recipe_config
-from stepclr.tools.curve import label_curve
+from stepclr.tools.scores import label_chart
 from stepclr.tools.sheet import sheet
 
 LARGER = 3  # times, and with hard edges: 28 pixels are few
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         _save(similarity(_projections(fresh, pair), _projections(run.encoder(), pair, run)), folder / "similarity.png")
         _save(training(run.metrics), folder / "training.png")
         scores = stepclr.evaluate(run, "sample:train", test, labels_per_class="1,3,10,30", draws=5)
-        _save(label_curve(scores), folder / "labels.png")
+        _save(label_chart(scores), folder / "labels.png")
         h = torch.from_numpy(stepclr.embed(run, test))
         _larger(neighbors(test, h, [1, 3, 5, 7, 8])).save(folder / "neighbors.png")
 

@@ -159,7 +159,7 @@ def test_evaluate_prints_a_table_and_writes_the_same_numbers(run: Path, capsys: 
     scores = json.loads((run / "evaluation.json").read_text())
     assert {row["method"] for row in scores["rows"]} == {"simclr", "pixels", "random", "knn"}
     for row in scores["rows"]:
-        assert f"{row['mean']:.3f}" in shown
+        assert f"{100 * row['mean']:.1f}" in shown
     assert "above in" in shown
     for bad, said in (("--probe liner", "linear"), ("--baselines pixles", "pixels"), ("--labels-per-class 200", "200")):
         assert call("evaluate", run, "--train", "sample:train", "--test", "sample:test", *bad.split()) == 2
@@ -200,7 +200,7 @@ def test_embed_writes_paths_labels_and_what_it_skipped(
     assert ".npz" in capsys.readouterr().err
 
 
-def test_views_draws_a_row_an_image(tmp_path: Path) -> None:
+def test_views_draws_one_row_per_image(tmp_path: Path) -> None:
     out = tmp_path / "views.png"
     assert call("views", "sample:train", "--out", out, "--rows", "3", "--pairs", "2", "--size", "48") == 0
     with Image.open(out) as sheet:

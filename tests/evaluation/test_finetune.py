@@ -32,8 +32,7 @@ from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import Supervised, logits, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import LARS, rate_at
-from stepclr.tools.curve import label_curve
-from stepclr.tools.scores import paired_lines
+from stepclr.tools.scores import label_chart, paired_lines
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -446,7 +445,7 @@ def test_the_curve_has_a_line_a_method_and_a_tick_a_budget() -> None:
     rows = [{"method": m, "labels_per_class": b, "mean": mean, "std": std} for m, b, mean, std in budgets]
     test = {"source": "photos/", "images": 50}
     scores = {"rows": rows, "protocol": {"classes": ["a", "b"], "train": {"images": 60}, "test": test, "draws": 5}}
-    (axes,) = label_curve(scores).axes
+    (axes,) = label_chart(scores).axes
     assert axes.get_xscale() == "log"
     ticks = dict(zip(axes.get_xticks(), (label.get_text() for label in axes.get_xticklabels()), strict=True))
     assert ticks == {1: "1", 10: "10", 30: "all"}
@@ -464,8 +463,8 @@ def test_paired_lines_compare_what_saw_the_same_labels() -> None:
 
     rows = [row("scratch", 0.1, 0.2), row("simclr", 0.3, 0.3), row("finetuned", 0.4, 0.1), row("knn", 0.0, 0.0)]
     assert list(paired_lines({"rows": rows})) == [
-        "simclr - scratch at 5 labels a class: +0.150, standard error 0.050, above in 2 of 2 draws",
-        "finetuned - scratch at 5 labels a class: +0.100, standard error 0.200, above in 1 of 2 draws",
+        "simclr - scratch with 5 labels per class: +15.0 points, standard error 5.0, above in 2 of 2 draws",
+        "finetuned - scratch with 5 labels per class: +10.0 points, standard error 20.0, above in 1 of 2 draws",
     ]
 
 

@@ -1,4 +1,4 @@
-"""`stepclr compare`: runs side by side, and only what was scored alike."""
+"""`stepclr compare`: a table of runs, as long as they were scored on the same images."""
 
 import json
 from pathlib import Path
@@ -47,15 +47,16 @@ def test_a_table_of_runs(runs: list[Path], capsys: pytest.CaptureFixture[str]) -
     assert cells["encoder"] == ["test_resnet"] * 3
     assert cells["epochs"] == ["2", "1", "1"]
     for row in json.loads((runs[1] / "evaluation.json").read_text())["rows"]:
-        budget = "all labels" if row["labels_per_class"] == "all" else "5 labels a class"
-        wanted = f"{row['mean']:.3f}" + (f" +- {row['std']:.3f}" if row["std"] is not None else "")
+        budget = "all labels" if row["labels_per_class"] == "all" else "5 labels per class"
+        std = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+        wanted = f"{100 * row['mean']:.1f}{std} %"
         if row["method"] == "pixels":
             assert f"pixels, {budget}" not in cells
         else:
             assert cells[f"{row['method']}, {budget}"][1:] == [wanted, ""]
 
 
-def test_runs_that_were_not_scored_alike_are_not_compared(
+def test_runs_scored_on_other_images_are_not_compared(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"
@@ -63,18 +64,18 @@ def test_runs_that_were_not_scored_alike_are_not_compared(
     stepclr.evaluate(other, "sample:test", "sample:train", probe="knn", baselines=())
     assert compare(runs[0], other) == 2
     said = capsys.readouterr().err
-    assert "were not scored alike: 2,000 images of sample:test" in said
+    assert "cannot be compared: the first was scored on 2,000 images of sample:test" in said
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("damage", ["no folder", "no config", "torn scores"])
-def test_what_is_no_run_is_named(
+@pytest.mark.parametrize("damage", ["no folder", "no config", "partial scores"])
+def test_what_is_not_a_run_is_named(
     damage: str, runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run"
     if damage != "no folder":
         path.mkdir()
-    if damage == "torn scores":
+    if damage == "partial scores":
         for name in ("config.json", "metrics.jsonl"):
             (path / name).write_bytes((runs[0] / name).read_bytes())
         (path / "evaluation.json").write_text('{"rows": [')

@@ -229,14 +229,14 @@ def test_without_checkpoints_there_is_no_head_to_show(run: stepclr.Run, tmp_path
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{}]}', '{"rows": [], "protocol": {"classes": ["a"]}}'])
-def test_a_damaged_evaluation_is_named(
+def test_a_corrupt_evaluation_is_named(
     content: str, run: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
     (copy / "evaluation.json").write_text(content)
     before = (copy / "report.html").read_bytes()
     assert command("report", copy) == 2
-    assert "evaluation.json is damaged" in capsys.readouterr().err
+    assert "evaluation.json is corrupt" in capsys.readouterr().err
     assert (copy / "report.html").read_bytes() == before
 
 

@@ -38,7 +38,7 @@ def evaluate(
         finetune: Score fine-tuning on the same labels too (slow).
     """
     import stepclr
-    from stepclr.tools.scores import paired_lines, score_table
+    from stepclr.tools.scores import paired_lines, score_table, write_label_chart
 
     scores = stepclr.evaluate(
         run,
@@ -59,9 +59,7 @@ def evaluate(
     if run.is_dir():
         say(f"protocol and every value: {run / 'evaluation.json'}")
     if run.is_dir() and len(scores["protocol"]["labels_per_class"]) > 1:
-        from stepclr.tools.curve import write_curve
-
-        write_curve(scores, run / "evaluation.png")
+        write_label_chart(scores, run / "evaluation.png")
         say(f"the curve: {run / 'evaluation.png'}")
     if (run / "config.json").is_file():
         page_of(run)
@@ -73,7 +71,7 @@ def compare(runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]]) -
     Args:
         runs: The runs' folders.
     """
-    from stepclr.tools.compare import compare_table
+    from stepclr.tools.scores import compare_table
 
     if not runs:
         raise StepclrError("compare takes the folders of runs: stepclr compare runs/a runs/b")

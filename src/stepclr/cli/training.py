@@ -101,7 +101,7 @@ def finetune(
         min_area: Smallest crop, share of the image's area.
     """
     import stepclr
-    from stepclr.tools.scores import budget_words, score_table
+    from stepclr.tools.scores import labels_words, score_table
 
     scores = stepclr.finetune(
         run,
@@ -122,7 +122,7 @@ def finetune(
     if scores["rows"]:
         say(score_table(scores))
     made = scores["protocol"]["classifier"]
-    say(f"{made['file']}: the classifier of {budget_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
+    say(f"{made['file']}: the classifier of {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
     say(f"stepclr predict {made['file']} SOURCE --out predictions.csv names new images by it")
 
 

@@ -1,81 +1,237 @@
-"""evaluation.json as a table, and what to do with the encoder next."""
+"""What runs scored: evaluation.json as tables, lines and a chart, and the lines of Python that load the encoder."""
 
+import io
 import json
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
 from stepclr.errors import StepclrError
+from stepclr.io import write_whole
 from stepclr.model.files import load_encoder
 from stepclr.pretraining.run import Run
 
-Row = dict[str, Any]
-BASELINES_OF = {"simclr": ("pixels", "random", "scratch"), "finetuned": ("scratch",)}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Json = dict[str, Any]
 
 
-def stored_scores(run: Run) -> dict[str, Any] | None:
-    """evaluation.json of the run; None where there is none. Raises StepclrError if it is damaged."""
+class Method(NamedTuple):
+    """How a method of evaluation.json is described and drawn."""
+
+    words: str
+    color: str
+    marker: str
+    ours: bool = False
+    """Whether the run's own encoder earned the score; the baselines are the same for every run."""
+    baselines: tuple[str, ...] = ()
+    """The methods that it is compared with, draw by draw."""
+
+
+# Okabe and Ito's colors, which color-blind readers can tell apart; Matplotlib's markers make them distinct once more.
+METHODS = {
+    "pixels": Method("raw pixels, linear layer", "#999999", "s"),
+    "random": Method("the same encoder, not trained, linear layer", "#E69F00", "^"),
+    "scratch": Method("the same encoder, trained on these labels alone", "#D55E00", "v"),
+    "simclr": Method("pretrained, frozen, linear layer", "#0072B2", "o", True, ("pixels", "random", "scratch")),
+    "finetuned": Method("pretrained, then trained on these labels", "#009E73", "D", True, ("scratch",)),
+    "knn": Method("pretrained, frozen, weighted kNN", "#CC79A7", "P", True),
+}
+
+
+def stored_scores(run: Run) -> Json | None:
+    """evaluation.json of the run, or None where there is none. Raises StepclrError if it is corrupt."""
     path = run.folder / "evaluation.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        for row in found["rows"]:
-            cell(row), budget_words(row["labels_per_class"]), row["method"], row["values"]
-        protocol = found["protocol"]
-        f"{protocol['classes'][0]} {protocol['test']['source']} {protocol['test']['images']:,}"
+        scores: Json = json.loads(path.read_bytes())
+        # Whatever the tables and the chart read is read once here, so that a corrupt file is named before any output.
+        for row in scores["rows"]:
+            percent(row), labels_words(row["labels_per_class"]), row["method"], row["values"]
+        _scored_on(scores)
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StepclrError(f"{path} is damaged: {error}") from None
-    return found
+        raise StepclrError(f"{path} is corrupt: {error}") from None
+    return scores
 
 
-def score_table(scores: dict[str, Any]) -> Table:
-    """One row a method, one column a number of labels: top-1, mean +- std over the draws."""
-    rows: list[Row] = scores["rows"]
-    budgets = dict.fromkeys(row["labels_per_class"] for row in rows)
+def percent(row: Json) -> str:
+    """Top-1 of a row of evaluation.json, such as "76.5 ± 1.0 %": mean and, where there are several draws, std."""
+    std = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+    return f"{100 * row['mean']:.1f}{std} %"
+
+
+def labels_words(labels: int | str) -> str:
+    """A number of labels in words, such as "all labels" or "10 labels per class"."""
+    if labels == "all":
+        return "all labels"
+    return f"{labels} label{'' if labels == 1 else 's'} per class"
+
+
+def score_grid(scores: Json) -> tuple[list[str], dict[str, list[str]]]:
+    """The numbers of labels in words, and the top-1 of each method for each of them ("" where it has none)."""
+    columns = list(dict.fromkeys(row["labels_per_class"] for row in scores["rows"]))
+    grid: dict[str, list[str]] = {}
+    for row in scores["rows"]:
+        cells = grid.setdefault(row["method"], [""] * len(columns))
+        cells[columns.index(row["labels_per_class"])] = percent(row)
+    return [labels_words(labels) for labels in columns], grid
+
+
+def score_table(scores: Json) -> Table:
+    """Top-1, mean ± std over the draws: one row per method, one column per number of labels."""
+    columns, grid = score_grid(scores)
     table = Table(title="top-1 on the test images")
     table.add_column("method")
-    for budget in budgets:
-        table.add_column(budget_words(budget), justify="right")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = {row["labels_per_class"]: cell(row) for row in rows if row["method"] == method}
-        table.add_row(method, *(cells.get(budget, "") for budget in budgets))
+    for words in columns:
+        table.add_column(words, justify="right")
+    for method, cells in grid.items():
+        table.add_row(method, *cells)
     return table
 
 
-def paired_lines(scores: dict[str, Any]) -> Iterator[str]:
-    """How far ours is above each baseline, paired over the draws: both saw the same labels in each."""
+def paired_lines(scores: Json) -> Iterator[str]:
+    """How far our methods are above each baseline, paired by draw: both saw the same labels in each."""
     rows = {(row["method"], row["labels_per_class"]): row for row in scores["rows"]}
-    for (method, budget), row in rows.items():
-        for other in BASELINES_OF.get(method, ()):
-            if len(row["values"]) > 1 and (other, budget) in rows:
-                gain = np.subtract(row["values"], rows[other, budget]["values"])
-                error = gain.std(ddof=1) / math.sqrt(len(gain))
-                yield (
-                    f"{method} - {other} at {budget_words(budget)}: {gain.mean():+.3f}, "
-                    f"standard error {error:.3f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
-                )
+    for (name, labels), row in rows.items():
+        method = METHODS.get(name)
+        if method is None or len(row["values"]) < 2:
+            continue
+        for baseline in method.baselines:
+            if (baseline, labels) not in rows:
+                continue
+            gain = 100 * np.subtract(row["values"], rows[baseline, labels]["values"])
+            error = gain.std(ddof=1) / math.sqrt(len(gain))
+            yield (
+                f"{name} - {baseline} with {labels_words(labels)}: {gain.mean():+.1f} points, standard error "
+                f"{error:.1f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
+            )
+
+
+def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
+    """One column per run: policy, loss, encoder, epochs, minutes, last monitored kNN, and its own scores.
+
+    Raises StepclrError for a folder that is not a run, and where two runs were scored on other images or classes.
+    """
+    scores = {run: stored_scores(run) for run in (Run(Path(path)) for path in runs)}
+    _check_alike({run.folder: _scored_on(stored) for run, stored in scores.items() if stored})
+    columns = [_facts(run) | _own_scores(stored) for run, stored in scores.items()]
+    table = Table(title="runs, and their top-1 on the test images")
+    table.add_column("run", no_wrap=True)
+    for run in scores:
+        table.add_column(str(run.folder), justify="right", overflow="fold")
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "") for column in columns))
+    return table
+
+
+def _facts(run: Run) -> dict[str, str]:
+    config, lines = run.config, run.metrics
+    last = lines[-1] if lines else {"epoch": 0}
+    knn = [line["knn"] for line in lines if "knn" in line]
+    unfinished = "" if last["epoch"] == config["epochs"] else f" of {config['epochs']}"
+    return {
+        "policy": config["policy"],
+        "loss": config["loss"],
+        "encoder": config["encoder"],
+        "images": f"{config['images']:,}",
+        "epochs": f"{last['epoch']}{unfinished}",
+        "minutes": f"{last.get('seconds', 0) / 60:.1f}",
+        "monitored kNN": f"{100 * knn[-1]:.1f} %" if knn else "",
+    }
+
+
+def _own_scores(scores: Json | None) -> dict[str, str]:
+    cells = {}
+    for row in scores["rows"] if scores else []:
+        method = METHODS.get(row["method"])
+        if method and method.ours:
+            cells[f"{row['method']}, {labels_words(row['labels_per_class'])}"] = percent(row)
+    return cells
+
+
+def _check_alike(scored_on: dict[Path, Json]) -> None:
+    """Raise StepclrError unless all runs were scored on the same classes of the same images."""
+    for run, test in scored_on.items():
+        first = next(iter(scored_on))
+        if test != scored_on[first]:
+            raise StepclrError(
+                f"{first} and {run} cannot be compared: the first was scored on {_test_words(scored_on[first])}, "
+                f"the second on {_test_words(test)}; evaluate both on the same images"
+            )
+
+
+def _test_words(test: Json) -> str:
+    classes = test["classes"]
+    return f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
+
+
+def _scored_on(scores: Json) -> Json:
+    protocol = scores["protocol"]
+    test, classes = protocol["test"], protocol["classes"]
+    return {"source": test["source"], "images": int(test["images"]), "classes": [classes[0], *classes[1:]]}
+
+
+def label_curves(scores: Json) -> dict[str, list[tuple[float, float, float]]]:
+    """(labels per class, mean, std) of each method, by rising number of labels; "all" is the mean over the classes."""
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for method in METHODS:
+        rows = [row for row in scores["rows"] if row["method"] == method]
+        if rows:
+            curves[method] = sorted((_labels(row, scores), row["mean"], row["std"] or 0.0) for row in rows)
+    return curves
+
+
+def _labels(row: Json, scores: Json) -> float:
+    protocol = scores["protocol"]
+    if row["labels_per_class"] == "all":
+        return float(protocol["train"]["images"] / len(protocol["classes"]))
+    return float(row["labels_per_class"])
+
+
+def label_chart(scores: Json) -> "Figure":
+    """Mean top-1 against the number of labels, one line per method, with the standard deviation over the draws."""
+    from matplotlib.figure import Figure  # for this chart alone; without pyplot no screen is needed
+    from matplotlib.ticker import PercentFormatter
+
+    protocol = scores["protocol"]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log")
+    for name, points in label_curves(scores).items():
+        x, mean, std = zip(*points, strict=True)
+        style = METHODS[name]
+        axes.errorbar(x, mean, std, label=name, color=style.color, marker=style.marker, markersize=5, capsize=3)
+    # "all" comes last, and gives its place its name.
+    ticks = {_labels(row, scores): str(row["labels_per_class"]) for row in scores["rows"]}
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("labels per class")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.set_ylabel(f"top-1 (mean ± std of {protocol['draws']} draws)")
+    axes.set_title(f"{protocol['test']['images']:,} images of {protocol['test']['source']}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def write_label_chart(scores: Json, path: Path) -> None:
+    """Write `label_chart` as a PNG file, all or nothing."""
+    content = io.BytesIO()
+    label_chart(scores).savefig(content, format="png", dpi=150)
+    write_whole(path, lambda file: file.write(content.getbuffer()))
 
 
 def loading_snippet(run: str | os.PathLike[str]) -> str:
-    """The three lines of Python that load the encoder of `run` and use it; the shape in them is the encoder's own."""
+    """Three lines of Python that load the encoder of `run` and use it, with the encoder's own shape."""
     features = load_encoder(run).num_features
     return (
         "import stepclr\n"
         f"encoder = stepclr.load_encoder({os.fspath(run)!r})\n"
         f"h = encoder(encoder.preprocess(image))  # a PIL image -> [1, {features}]"
     )
-
-
-def budget_words(budget: int | str) -> str:
-    """As "all labels", or "10 labels a class"."""
-    return "all labels" if budget == "all" else f"{budget} label{'s' if budget != 1 else ''} a class"
-
-
-def cell(row: Row) -> str:
-    """mean +- std, where there is one."""
-    return f"{row['mean']:.3f}" + (f" +- {row['std']:.3f}" if row["std"] is not None else "")
