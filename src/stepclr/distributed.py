@@ -49,7 +49,7 @@ class World:
         return self._exchange(torch.tensor([value], dtype=torch.float64), [1] * self.size).tolist()
 
     def sizes(self, n: int) -> list[int]:
-        """How many rows each rank has, for `gather` and `together`."""
+        """How many rows each rank has, for `gather` and `gather_with_gradient`."""
         return [int(size) for size in self.numbers(n)]
 
     def total(self, value: float | int) -> float | int:
@@ -65,14 +65,17 @@ class World:
         """Every rank's rows, rank after rank, without a gradient."""
         return x.detach() if self.size == 1 else self._exchange(x.detach(), sizes)
 
-    def together(self, x: Float[Tensor, "n ..."], sizes: Sequence[int]) -> Float[Tensor, "m ..."]:
-        """`gather` with the gradient of this rank's own rows, `world` times: DistributedDataParallel takes the mean.
+    def gather_with_gradient(self, x: Float[Tensor, "n ..."], sizes: Sequence[int]) -> Float[Tensor, "m ..."]:
+        """`gather` for a loss that each rank computes from the rows of all: the gradient is exact, times `size`.
 
-        Nothing is exchanged on the way back, as long as each rank works out the same scalar from all rows.
+        Each rank computes the same loss L, so its backward pass arrives here with dL/dx for the rows of all ranks. It
+        keeps those of its own rows, the only ones that its parameters have made, and nothing is exchanged. What then
+        reaches its parameters is one summand of L's gradient; the gradient is the sum over the ranks. But
+        DistributedDataParallel takes the mean over them, so each summand is multiplied by the number of ranks.
         """
         if self.size == 1:
             return x
-        rows: Tensor = _Together.apply(x, self, sizes)
+        rows: Tensor = _GatherWithGradient.apply(x, self, sizes)
         return rows
 
     def sum(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -156,16 +159,16 @@ def lost_the_others(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-class _Together(torch.autograd.Function):
+class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, world: World, sizes: Sequence[int]) -> Tensor:
-        ctx.rows, ctx.world = world.rows(sizes), world.size
+        ctx.rows, ctx.size = world.rows(sizes), world.size
         return world.gather(x, sizes)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient[ctx.rows] * ctx.world, None, None
+        return gradient[ctx.rows] * ctx.size, None, None
 
 
 class _Sum(torch.autograd.Function):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from stepclr.loss.tiles import Tiles
+from stepclr.loss.tiles import log_sums
 
 ROWS = 1024  # rows compared with all others at a time, so that memory stays bounded
 
@@ -76,7 +76,7 @@ def uniformity(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """
     z = F.normalize(z.float())
     # |z_a - z_b|^2 = 2 - 2 z_a.z_b, so the mean over pairs is the loss's own sum at temperature 1/4.
-    total = Tiles(z, 0.25).log_sums().logsumexp(0)
+    total = log_sums(z, 0.25).logsumexp(0)
     uniform: Tensor = total - 4 - math.log(len(z) * (len(z) - 1))
     return uniform
 

@@ -25,7 +25,7 @@ from oracle import (
 from torch import Tensor
 
 from stepclr import StepclrError, contrastive, nt_xent, supcon
-from stepclr.loss.supervised import cross_entropy, distillation
+from stepclr.loss.logits import cross_entropy, distillation
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -60,9 +60,9 @@ def test_tiles_of_any_shape_add_up_to_the_plain_form(
     m: int, kind: str, tau: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check(m, kind, tau, dtype)
-    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
     check(m, kind, tau, dtype)
-    monkeypatch.setattr(tiles, "KEPT", 40)  # some tiles are kept, others are not
+    monkeypatch.setattr(tiles, "KEPT_NUMBERS", 40)  # some tiles are kept, others are not
     check(m, kind, tau, dtype)
 
 
@@ -74,16 +74,16 @@ def test_many_rows_with_the_tiles_as_they_are(kind: str, tau: float, dtype: torc
 
 @pytest.mark.parametrize("tau", [0.01, 0.3])
 def test_gradcheck(tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
     z = torch.randn(13, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     groups = groups_of("some without positives", 13)
     assert gradcheck(lambda z: contrastive(z, groups, tau), (z,), eps=1e-7, atol=1e-5)
 
 
 def test_backward_twice_gives_the_gradient_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "SIDES", SMALL)
+    monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
     for kept in (0, 20, 10**6):
-        monkeypatch.setattr(tiles, "KEPT", kept)
+        monkeypatch.setattr(tiles, "KEPT_NUMBERS", kept)
         z = torch.randn(14, 4, requires_grad=True)
         loss = contrastive(z, torch.arange(14) % 7, 0.5)
         (once,) = torch.autograd.grad(loss, z, retain_graph=True)
@@ -100,19 +100,19 @@ def test_the_rows_of_a_rank_have_the_sums_that_they_have_among_all(
 ) -> None:
     z = F.normalize(torch.randn(130, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     whole = (z @ z.T / tau).fill_diagonal_(-torch.inf).logsumexp(1)
-    monkeypatch.setattr(tiles, "SIDES", {"cpu": sides, "cuda": sides})
+    monkeypatch.setattr(tiles, "TILE_SIZES", {"cpu": sides, "cuda": sides})
     for rows in (slice(0, 130), slice(0, 40), slice(40, 41), slice(41, 130)):
         torch.testing.assert_close(Tiles(z, tau, rows).log_sums(), whole[rows], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fault", ["the diagonal kept", "a mirror tile forgotten", "rows only", "no temperature"])
 def test_the_check_rejects(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "SIDES", SMALL)
-    tile, weights, pairs = tiles._tile, tiles._weights, tiles.Tiles.pairs
+    monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
+    tile, weights, places = tiles._tile, tiles._weights, tiles.Tiles.places
     if fault == "the diagonal kept":
         monkeypatch.setattr(tiles, "_tile", lambda left, right, _, logarithms: tile(left, right, False, logarithms))
     elif fault == "a mirror tile forgotten":
-        monkeypatch.setattr(tiles.Tiles, "pairs", lambda self: [(r, c, False) for r, c, _ in pairs(self)])
+        monkeypatch.setattr(tiles.Tiles, "places", lambda self: [(r, c, False) for r, c, _ in places(self)])
     elif fault == "rows only":
         monkeypatch.setattr(tiles, "_weights", lambda t, i, j, *rest: weights(t, i, j * 0, *rest))
     else:
@@ -146,10 +146,10 @@ def test_the_setting_comes_back_after_an_error() -> None:
 
 
 def test_the_setting_is_taken_only_where_it_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "EXACT", 0.0)
+    monkeypatch.setattr(tiles, "ALLOWED_ERROR", 0.0)
     exact_setting.cache_clear()
     assert exact_setting() == "ieee"
-    monkeypatch.setattr(tiles, "EXACT", 1.0)
+    monkeypatch.setattr(tiles, "ALLOWED_ERROR", 1.0)
     exact_setting.cache_clear()
     assert exact_setting() == "bf16"
     exact_setting.cache_clear()

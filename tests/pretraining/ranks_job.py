@@ -1,6 +1,6 @@
-"""One training step of every case, by as many ranks as torchrun starts: loss and whole gradient, for test_ranks.py.
+"""One training step of every case by as many ranks as torchrun starts: loss and gradient, for test_distributed.py.
 
-python -m torch.distributed.run --standalone --nproc-per-node 4 tests/pretraining/ranks_job.py OUT.pt
+PYTHONPATH=tests python -m torch.distributed.run --standalone --nproc-per-node 4 tests/pretraining/ranks_job.py OUT.pt
 """
 
 import sys
@@ -15,7 +15,7 @@ from small import without_batch_statistics
 from torch import Tensor
 
 import stepclr
-from stepclr import world as exchange
+from stepclr import distributed
 from stepclr.config import PretrainConfig
 from stepclr.distributed import ALONE, World, join
 from stepclr.loss import tiles
@@ -121,7 +121,7 @@ def mutants() -> dict[str, tuple[Any, str, Any]]:
     return {
         "no gradient from the others": (loop, "nt_xent", own_anchors_only),
         "the local slice alone": (loop, "nt_xent", lambda z_i, z_j, tau, _: right(z_i, z_j, tau)),
-        "1/W too small": (exchange, "_Together", _TooSmall),
+        "1/W too small": (distributed, "_GatherWithGradient", _TooSmall),
         "the others' sums forgotten": (tiles, "_weights", _own_sums_only),
     }
 
@@ -133,7 +133,7 @@ def _own_sums_only(tile: Tensor, share_i: Tensor, share_j: Tensor, *rest: Any) -
 
 def main(out: Path) -> None:
     world = join()
-    tiles.SIDES["cpu"] = (3, 5)  # so that a rank's rows and columns take several
+    tiles.TILE_SIZES["cpu"] = (3, 5)  # so that a rank's rows and columns take several
     results = {name: train(case, world) for name, case in CASES.items()}
     for name, (where, attribute, wrong) in mutants().items():
         right = getattr(where, attribute)

@@ -4,6 +4,7 @@ The steps are in `ranks_job.py`; here torchrun starts it with 2 and 4 processes 
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,9 @@ Results = dict[str, dict[str, Tensor]]
 def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node COUNT WORDS`, and what it said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    helpers = str(Path(__file__).parents[1])  # small.py, among others
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,7 @@ def test_what_ranks_list_is_listed_once() -> None:
 
 def test_alone_every_exchange_is_with_oneself() -> None:
     x = torch.randn(3, 2, requires_grad=True)
-    assert ALONE.together(x, [3]) is x
+    assert ALONE.gather_with_gradient(x, [3]) is x
     assert ALONE.sum(x) is x
     assert torch.equal(ALONE.gather(x, [3]), x)
     assert ALONE.objects({"a": 1}) == [{"a": 1}]

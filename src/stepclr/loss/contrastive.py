@@ -1,16 +1,16 @@
 """Step 5: one contrastive loss of (projections, groups); NT-Xent and SupCon are two ways to choose the groups.
 
+This is L_out of `reference.py`, with the logarithm of the quotient written as a difference:
+
     L = 1/A sum_i [ log sum_{a != i} exp(z_i.z_a / tau)  -  1/|P(i)| sum_{p in P(i)} z_i.z_p / tau ]
 
 over the A anchors i that have a positive; P(i) are the other projections of i's group. With images as groups this
 is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the mean over anchors, as in the papers:
 the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
 
-Positives enter through their group's sum alone, so the M x M part knows no labels: `tiles.py` takes it tile by tile.
-
-Many ranks contrast the projections of them all (`ranks`): each brings its own and gets the loss of all, whose gradient
-on its own rows is exact, times the number of ranks, since DistributedDataParallel takes the mean. Projections, group
-ids and M sums are exchanged on the way forward, and nothing on the way back.
+The first term is over all M x M pairs, but does not depend on the groups: `tiles.py` computes it tile by tile. The
+second needs only the sum of each group's projections, and so M steps. Several ranks contrast the projections of all of
+them: `World.gather_with_gradient` says how the gradient stays exact.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,14 @@ def nt_xent(
 ) -> Float[Tensor, ""]:
     """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one image.
 
-    Args: z_i, z_j: projections of any length and floating type; normalized and reduced in float32 (float64 stays).
-    With more than two views, z_j is the list of those of all the others: each is then a positive of each.
-    Returns: a scalar, log(2N - 1) where all projections of two views coincide.
+    Args: z_i, z_j: projections `[N, D]` of any length and floating type. With more than two views, z_j is the list of
+    the other views' projections, and all views of an image are positives of one another.
+    Returns: a scalar; log(2N - 1) where all projections of two views coincide.
     Raises: StepclrError for shapes that differ or a temperature that is not above 0.
+    Precision and ranks: see `contrastive`.
     """
     z, views = _stack(z_i, z_j)
-    return contrastive(z, _own_ids(z_i, world).repeat(views), temperature, world=world)
+    return contrastive(z, image_ids(z_i, world).repeat(views), temperature, world)
 
 
 def supcon(
@@ -50,16 +51,16 @@ def supcon(
     temperature: float = 0.1,
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
-    """SupCon's L_out (eq. 2): all views with an anchor's label are its positives.
+    """SupCon's L_out (eq. 2), the mean over the anchors: all views with an anchor's label are its positives.
 
-    An image without a label (-1) is its own class, so one call serves labelled, unlabelled and mixed batches; with no
-    label at all it is `nt_xent`. Arguments, result and errors otherwise as there.
+    An image without a label (-1) is its own class, so the same call serves labelled, unlabelled and mixed batches;
+    without any label it equals `nt_xent`. Arguments, result and errors are otherwise those of `nt_xent`.
     """
     z, views = _stack(z_i, z_j)
     labels = torch.as_tensor(labels, device=z_i.device)
     if len(labels) != len(z_i):
         raise StepclrError(f"{len(z_i)} images but {len(labels)} labels")
-    groups = torch.where(labels < 0, -1 - _own_ids(z_i, world), labels)
+    groups = own_class(labels, image_ids(z_i, world))
     return contrastive(z, groups.repeat(views), temperature, world)
 
 
@@ -72,40 +73,69 @@ def contrastive(
     """The equation at the head of this file.
 
     Args:
-        z: projections `[M, D]`, of any length and floating type; normalized and reduced in float32 (float64 stays).
+        z: projections `[M, D]` of any length and floating type; normalized and reduced in float32 (float64 stays).
         groups: int64 `[M]`; equal numbers are positives of each other.
         temperature: tau > 0.
-        ranks: whose projections are contrasted together; `z` and `groups` are those of this one.
+        world: the ranks whose projections are contrasted together; `z` and `groups` are those of this rank.
 
-    Anchors without a positive are left out of the mean; where none has one, the loss is 0 and so is its gradient.
+    Anchors without a positive are left out of the mean; where no anchor has one, the loss and its gradient are 0.
+    Float32 matrix products run at full precision inside, whatever the user has set, and the setting is put back
+    (`tiles.exact_products`); autocast is switched off inside.
+    Raises StepclrError for shapes that do not fit or a temperature that is not above 0.
     """
-    if not temperature > 0:
-        raise StepclrError(f"temperature must be above 0, not {temperature}")
+    check_temperature(temperature)
     groups = torch.as_tensor(groups, device=z.device)
     if z.ndim != 2:
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
     if len(groups) != len(z):
         raise StepclrError(f"{len(z)} projections but {len(groups)} group ids")
+
+    # From here on M counts the rows of all ranks.
     sizes = world.sizes(len(z))
     groups = world.gather(groups, sizes)
-    ordered = groups.sort().values
-    group = torch.searchsorted(ordered, groups)  # the place where i's group begins: a number for it below M
-    count = torch.searchsorted(ordered, groups, right=True) - group - 1  # |P(i)|
     if len(groups) < 2:
         return z.sum() * 0
     with torch.autocast(z.device.type, enabled=False):
-        z = world.together(F.normalize(z if z.dtype == torch.float64 else z.float()), sizes)
-        anchor = (count > 0).double()  # for at a small temperature the loss is the difference of two large means
-        weights = anchor / anchor.sum().clamp(min=1)  # 1/A
+        z = world.gather_with_gradient(F.normalize(float32_or_64(z)), sizes)
+
+        # Number the groups by the place where each begins in sorted order (`unique` would make a GPU wait).
+        ordered = groups.sort().values
+        group = torch.searchsorted(ordered, groups)
+        count = torch.searchsorted(ordered, groups, right=True) - group - 1  # |P(i)|
+
+        # 1/A for an anchor with a positive, else 0. The means are taken in float64: at a small temperature both terms
+        # are large, and the loss is their small difference.
+        has_positive = (count > 0).double()
+        weights = has_positive / has_positive.sum().clamp(min=1)
+
+        # 1/A sum_i log sum_{a != i} exp(z_i.z_a / tau)
         log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, world, sizes)
-        others = torch.zeros_like(z).index_add(0, group, z)[group] - z  # summed over P(i)
-        attraction = (z * others).sum(1) / temperature / count.clamp(min=1)
+
+        # 1/|P(i)| sum_{p in P(i)} z_i.z_p / tau, where the sum of the z_p is that of i's group without z_i.
+        positives = torch.zeros_like(z).index_add(0, group, z)[group] - z
+        attraction = (z * positives).sum(1) / temperature / count.clamp(min=1)
         return (log_sum - (weights * attraction).sum()).to(z.dtype)
 
 
-def _own_ids(z_i: Float[Tensor, "n d"], world: World) -> Int[Tensor, " n"]:
-    """A number for each image that no image of another rank has."""
+def own_class(labels: Int[Tensor, " n"], ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Groups by label, where an image without a label (below 0) is its own class; `ids` >= 0 differ for all images."""
+    return torch.where(labels < 0, -1 - ids, labels)
+
+
+def image_ids(z_i: Float[Tensor, "n d"], world: World) -> Int[Tensor, " n"]:
+    """A number for each image of this rank that no other image of any rank has."""
     return torch.arange(len(z_i), device=z_i.device) * world.size + world.rank
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise StepclrError unless the temperature is above 0."""
+    if not temperature > 0:
+        raise StepclrError(f"temperature must be above 0, not {temperature}")
+
+
+def float32_or_64(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """In float32, unless it is in float64: what losses compute in."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _stack(z_i: Tensor, z_j: Tensor | Sequence[Tensor]) -> tuple[Tensor, int]:

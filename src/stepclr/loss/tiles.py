@@ -1,12 +1,13 @@
-"""log sum_{a != i} exp(z_i.z_a / tau) for all M rows at once, in tiles: memory O(M D + tile^2), not O(M^2).
+"""log sum_{a != i} exp(z_i.z_a / tau) for all M rows, in tiles: memory grows with M D and the tile, not with M^2.
 
-With e_ij = exp(z_i.z_j / tau) for j != i, e_ii = 0, and S_i = sum_j e_ij, the mean of log S_i by weights w has
+With e_ij = exp(z_i.z_j / tau) for j != i, e_ii = 0, and S_i = sum_j e_ij, the loss needs sum_i w_i log S_i for given
+weights w, and its gradient, which is
 
-    dL/dZ = 1/tau W Z,    W_ij = e_ij (w_i/S_i + w_j/S_j)
+    1/tau W Z,    W_ij = e_ij (w_i/S_i + w_j/S_j)
 
-e and W are symmetric: a tile above the diagonal serves the rows of both its sides, which halves the work. Unit rows
-keep e below exp(1/tau); where that leaves float32 no room (tau < SAFE) the sums are kept as logarithms, each with the
-maximum seen so far. Many ranks share out the rows, and each meets all columns.
+e and W are symmetric, so that a tile above the diagonal serves the rows of both its sides: half the work. The rows of
+Z have length 1, so that e is at most exp(1/tau); where that leaves float32 no room (tau < SAFE_TEMPERATURE), tiles
+hold log e and sums are kept as logarithms. Several ranks share out the rows, and each meets all columns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +21,22 @@ from torch import Tensor
 
 from stepclr.distributed import World
 
-SIDES = {"cpu": (256, 512), "cuda": (4096, 4096)}  # of a tile; on a CPU some float32 tiles fit into a core's cache
-KEPT = 2**22  # numbers of the first pass that the second need not compute again: 16 MiB in float32
-SAFE = 0.025  # exp(1/tau) = 2e17: sums of any length stay far from float32's 3e38
-EXACT = 1e-6  # relative error that float32 products may have
+TILE_SIZES = {"cpu": (256, 512), "cuda": (4096, 4096)}  # rows, columns; on a CPU a few fit into a core's cache
+KEPT_NUMBERS = 2**22  # of the first pass, which the second need not compute again: 16 MiB in float32
+SAFE_TEMPERATURE = 0.025  # exp(1/tau) = 2e17: sums of any length stay far from float32's 3e38
+ALLOWED_ERROR = 1e-6  # relative, of float32 products
+
+
+def log_sums(z: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, " m"]:
+    """log sum_{a != i} exp(z_i.z_a / temperature) of each row of z, which have length 1; without a gradient."""
+    return Tiles(z, temperature).log_sums()
 
 
 class MeanLogSum(torch.autograd.Function):
     """sum_i w_i log S_i, a float64, of unit rows z `[M, D]` (M > 1, float32 or float64) and float64 weights w `[M]`.
 
-    Of many ranks each has all of z, sums the rows it brought itself and is told the M sums of the others: enough for
-    the whole gradient on its own rows. On the others' rows it is left at 0.
+    Every rank has all of z and w. It computes S of the rows that it brought itself, and receives the other sums: enough
+    for the whole gradient of its own rows. That of the others' rows, which nobody asks it for, is left at 0.
     """
 
     @staticmethod
@@ -42,75 +48,81 @@ class MeanLogSum(torch.autograd.Function):
         world: World,
         sizes: Sequence[int],
     ) -> Float64[Tensor, ""]:
-        """The sums, tile by tile."""
-        matrix = Tiles(z, temperature, world.rows(sizes))
-        own = matrix.log_sums(KEPT if ctx.needs_input_grad[0] and not z.is_cuda else 0)
-        log_sums = world.gather(own, sizes)
-        ctx.save_for_backward(z, weights, log_sums)
-        ctx.matrix = matrix
-        return (weights * log_sums).sum()
+        """First pass: S, tile by tile."""
+        tiles = Tiles(z, temperature, world.rows(sizes))
+        keep = ctx.needs_input_grad[0] and not z.is_cuda
+        log_s = world.gather(tiles.log_sums(KEPT_NUMBERS if keep else 0), sizes)
+        ctx.save_for_backward(z, weights, log_s)
+        ctx.tiles = tiles
+        return (weights * log_s).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Float[Tensor, "m d"], None, None, None, None]:
-        """1/tau W Z, tile by tile, w having been multiplied by g."""
-        z, weights, log_sums = ctx.saved_tensors
-        w = (g / ctx.matrix.temperature * weights).to(z.dtype)
-        matrix: Tiles = ctx.matrix
-        share = log_sums if matrix.logarithms else w * (-log_sums).exp()  # log S, or w/S
+        """Second pass: 1/tau W Z times g, tile by tile."""
+        z, weights, log_s = ctx.saved_tensors
+        tiles: Tiles = ctx.tiles
+        w = (g / tiles.temperature * weights).to(z.dtype)
+
+        # What W takes from each row beside w: w/S, or log S where w/S may not fit into float32.
+        scale = log_s if tiles.logarithms else w * (-log_s).exp()
+
         gradient = torch.zeros_like(z)
         with exact_products():
-            for rows, columns, both in matrix.pairs():
-                tile = matrix.tile(rows, columns)
-                pull = matrix.run(_weights)(tile, share[rows], share[columns], w[rows], w[columns], matrix.logarithms)
-                gradient[rows].addmm_(pull, z[columns])
-                if both:
-                    gradient[columns].addmm_(pull.T, z[rows])
+            for rows, columns, mirrored in tiles.places():
+                e = tiles.tile(rows, columns)
+                w_tile = tiles.run(_weights)(e, scale[rows], scale[columns], w[rows], w[columns], tiles.logarithms)
+                gradient[rows].addmm_(w_tile, z[columns])
+                if mirrored:
+                    gradient[columns].addmm_(w_tile.T, z[rows])
         return gradient, None, None, None, None
 
 
 class Tiles:
-    """Rows of the M x M matrix e (or log e, for a small temperature), a tile at a time; all of them by default."""
+    """The M x M matrix e, or log e for a small temperature, one tile at a time; only some of its rows if asked."""
 
     def __init__(self, z: Float[Tensor, "m d"], temperature: float, rows: slice | None = None) -> None:
-        self.temperature, self.rows = temperature, rows or slice(0, len(z))
+        self.temperature = temperature
+        self.rows = rows or slice(0, len(z))
         self.symmetric = self.rows == slice(0, len(z))
-        self.logarithms = temperature < SAFE
+        self.logarithms = temperature < SAFE_TEMPERATURE
         self.left, self.right = z / temperature, z.T.contiguous()
-        self.kept: dict[tuple[int, int], Tensor] = {}  # by their first row and column
+        self.kept: dict[tuple[int, int], Tensor] = {}  # tiles of the first pass, by their first row and column
 
     def log_sums(self, room: int = 0) -> Float[Tensor, " rows"]:
-        """log S of the rows; tiles of `room` numbers in all are kept for a second pass."""
+        """log S of the rows; tiles with up to `room` numbers in all are kept for a second pass."""
         sums = torch.full_like(self.left[:, 0], -torch.inf if self.logarithms else 0)
         add = torch.logaddexp if self.logarithms else torch.add
         with exact_products():
-            for rows, columns, both in self.pairs():
+            for rows, columns, mirrored in self.places():
                 tile = self.tile(rows, columns)
-                across, down = self.run(_sums)(tile, self.logarithms)
-                add(sums[rows], across, out=sums[rows])
-                if both:
-                    add(sums[columns], down, out=sums[columns])
+                over_columns, over_rows = self.run(_sums)(tile, self.logarithms)
+                add(sums[rows], over_columns, out=sums[rows])
+                if mirrored:
+                    add(sums[columns], over_rows, out=sums[columns])
                 if tile.numel() <= room:
                     self.kept[rows.start, columns.start] = tile
                     room -= tile.numel()
         return (sums if self.logarithms else sums.log())[self.rows]
 
-    def pairs(self) -> Iterator[tuple[slice, slice, bool]]:
-        """(rows, columns) of each tile, and whether it stands for its mirror image too.
-
-        Those on the diagonal are square; left of them are others only where some rows are missing.
-        """
+    def places(self) -> Iterator[tuple[slice, slice, bool]]:
+        """(rows, columns) of each tile, and whether it also stands for its mirror image."""
         m = len(self.left)
-        high, wide = SIDES[self.left.device.type if self.left.is_cuda else "cpu"]
-        for start in range(self.rows.start, self.rows.stop, high):
-            rows = slice(start, min(start + high, self.rows.stop))
+        height, width = TILE_SIZES["cuda" if self.left.is_cuda else "cpu"]
+        for start in range(self.rows.start, self.rows.stop, height):
+            rows = slice(start, min(start + height, self.rows.stop))
+
+            # A square tile on the diagonal, which is its own mirror image.
             yield rows, rows, False
-            for first, last in ((0, 0 if self.symmetric else start), (rows.stop, m)):
-                for left in range(first, last, wide):
-                    yield rows, slice(left, min(left + wide, last)), self.symmetric
+
+            # Right of it all columns; left of it none, where the mirror images of earlier rows' tiles serve for those.
+            left_of_it = (0, 0) if self.symmetric else (0, start)
+            for first, last in (left_of_it, (rows.stop, m)):
+                for column in range(first, last, width):
+                    yield rows, slice(column, min(column + width, last)), self.symmetric
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "a b"]:
-        """One tile, its diagonal left out. A kept one is handed out once: its next user may change it."""
+        """One tile, with the diagonal left out. A kept tile is handed out once: its next user may change it."""
         kept = self.kept.pop((rows.start, columns.start), None)
         if kept is not None:
             return kept
@@ -118,13 +130,14 @@ class Tiles:
         return tile
 
     def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function itself, or compiled into fewer passes over the tile where it lies on a GPU."""
+        """The function itself; on a GPU compiled, so that it passes over the tile fewer times."""
         return _compiled(function) if self.left.is_cuda else function
 
 
 def _tile(
     left: Float[Tensor, "a d"], right: Float[Tensor, "d b"], on_diagonal: bool, logarithms: bool
 ) -> Float[Tensor, "a b"]:
+    """e, or log e, of a tile; a row is not compared with itself."""
     tile = left @ right
     if not logarithms:
         tile.exp_()
@@ -132,22 +145,22 @@ def _tile(
 
 
 def _sums(tile: Float[Tensor, "a b"], logarithms: bool) -> tuple[Float[Tensor, " a"], Float[Tensor, " b"]]:
-    """Of e across and down, or the logarithms of these."""
+    """The sum of e over a tile's columns, and over its rows; or the logarithms of these."""
     return (tile.logsumexp(1), tile.logsumexp(0)) if logarithms else (tile.sum(1), tile.sum(0))
 
 
 def _weights(
     tile: Float[Tensor, "a b"],
-    share_i: Float[Tensor, " a"],
-    share_j: Float[Tensor, " b"],
+    scale_i: Float[Tensor, " a"],
+    scale_j: Float[Tensor, " b"],
     w_i: Float[Tensor, " a"],
     w_j: Float[Tensor, " b"],
     logarithms: bool,
 ) -> Float[Tensor, "a b"]:
-    """W of a tile; `share` is w/S, or log S. In place: this is a tile's last use."""
+    """W of a tile; `scale` is w/S, or log S. In place: this is a tile's last use."""
     if logarithms:
-        return (tile - share_i[:, None]).exp_() * w_i[:, None] + (tile - share_j).exp_() * w_j
-    return tile.mul_(share_i[:, None] + share_j)
+        return (tile - scale_i[:, None]).exp_() * w_i[:, None] + (tile - scale_j).exp_() * w_j
+    return tile.mul_(scale_i[:, None] + scale_j)
 
 
 @cache
@@ -157,7 +170,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Float32 matrix products as exact as float32 is, whatever the user has set, by the faster way there is."""
+    """Float32 matrix products as exact as float32 is, whatever the user has set, in the fastest way there is.
+
+    torch has one setting for the whole process: it is put back at the end, and another thread that multiplies matrices
+    in the meantime computes with it.
+    """
     with _precision(_cpu(), exact_setting()), _precision(torch.backends.cuda.matmul, "ieee"):
         yield
 
@@ -166,14 +183,14 @@ def exact_products() -> Iterator[None]:
 def exact_setting() -> str:
     """oneDNN's setting for exact products on this processor.
 
-    On AMD's, oneDNN is about twice as fast as MKL, and the setting "bf16" is what leads there; whether that rounds to
-    bfloat16 for real, as on processors with AMX, a small product tells.
+    On AMD's processors oneDNN is about twice as fast as MKL, and only the setting "bf16" selects it. Processors with
+    AMX do round to bfloat16 under this setting, so a small product finds out.
     """
     a = torch.arange(1 << 14).mul(0.7).sin().view(128, 128)
     with _precision(_cpu(), "bf16"):
-        found = (a @ a.T).double()
-    wanted = a.double() @ a.double().T
-    return "bf16" if (found - wanted).norm() <= EXACT * wanted.norm() else "ieee"
+        product = (a @ a.T).double()
+    expected = a.double() @ a.double().T
+    return "bf16" if (product - expected).norm() <= ALLOWED_ERROR * expected.norm() else "ieee"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from stepclr.device import default_device
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import nt_xent, supcon
-from stepclr.loss.supervised import cross_entropy, distillation
+from stepclr.loss.logits import cross_entropy, distillation
 from stepclr.metrics import alignment, contrastive_top1, uniformity
 from stepclr.model.classifier import Classifier
 from stepclr.pretraining.batches import batches, steps_per_epoch

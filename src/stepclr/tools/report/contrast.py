@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
-from stepclr.loss.contrastive import contrastive
+from stepclr.loss.contrastive import contrastive, own_class
 from stepclr.loss.reference import anchor_losses, positives
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
@@ -41,7 +41,7 @@ def contrast(made: Material) -> Json:
     labels = torch.from_numpy(some.labels[kept])
     groups = torch.arange(len(kept)).repeat_interleave(2)
     if made.config["loss"] == "supcon":
-        groups = torch.where(labels < 0, -1 - torch.arange(len(labels)), labels).repeat_interleave(2)
+        groups = own_class(labels, torch.arange(len(labels))).repeat_interleave(2)
     small = [thumbnail_uri(view, 64) for view in x]
     z = {"before": _projections(before, x), "after": _projections(after, x)}
     tau = made.settings.temperature

@@ -1,4 +1,4 @@
-"""The losses of logits: what the contrastive ones are compared with, and SimCLRv2's distillation."""
+"""The losses of logits: cross-entropy, which the contrastive losses are compared with, and SimCLRv2's distillation."""
 
 import torch
 import torch.nn.functional as F
@@ -7,17 +7,19 @@ from torch import Tensor
 
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
+from stepclr.loss.contrastive import check_temperature, float32_or_64
 
 
 def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"], world: World = ALONE) -> Float[Tensor, ""]:
-    """-log softmax(logits)[label], the mean over the images that have one; 0 where none has (label -1).
+    """-log softmax(logits)[label], the mean over the images that have a label; 0 where none has one (label -1).
 
     Args: logits: `[M, C]`, of any floating type; reduced in float32 (float64 stays). labels: int64 `[M]`.
-    Many ranks take the mean over the images of them all; value and gradient are as in `contrastive.py`.
+    Several ranks take the mean over the images of all of them (see `World.gather_with_gradient`).
     """
     with torch.autocast(logits.device.type, enabled=False):
         sizes = world.sizes(len(logits))
-        logits, labels = world.together(_precise(logits), sizes), world.gather(labels, sizes)
+        logits = world.gather_with_gradient(float32_or_64(logits), sizes)
+        labels = world.gather(labels, sizes)
         total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         return total / (labels >= 0).sum().clamp(min=1)
 
@@ -28,18 +30,16 @@ def distillation(
     """- sum_y P_teacher(y) log P_student(y), both softmax(logits / T), the mean over images (SimCLRv2 eq. 2).
 
     Args: logits, teacher: `[M, C]`, of any floating type; no gradient reaches the teacher. temperature: T > 0.
-    Many ranks: as in `cross_entropy`.
+    Several ranks: as in `cross_entropy`.
     Raises: StepclrError for shapes that differ or a temperature that is not above 0.
     """
     if logits.shape != teacher.shape:
         raise StepclrError(f"student and teacher differ in shape: {list(logits.shape)} and {list(teacher.shape)}")
-    if not temperature > 0:
-        raise StepclrError(f"temperature must be above 0, not {temperature}")
+    check_temperature(temperature)
     with torch.autocast(logits.device.type, enabled=False):
         sizes = world.sizes(len(logits))
-        logits, teacher = world.together(_precise(logits), sizes), world.gather(_precise(teacher), sizes)
-        return -((teacher / temperature).softmax(1) * (logits / temperature).log_softmax(1)).sum(1).mean()
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        logits = world.gather_with_gradient(float32_or_64(logits), sizes)
+        teacher = world.gather(float32_or_64(teacher), sizes)
+        p_teacher = (teacher / temperature).softmax(1)
+        log_p_student = (logits / temperature).log_softmax(1)
+        return -(p_teacher * log_p_student).sum(1).mean()
