@@ -119,7 +119,7 @@ def test_readme_python() -> None:
         scope: dict[str, Any] = {}
         exec(code, scope)
         assert scope["h"].shape == (1, 96)
-        assert {row["method"] for row in scope["scores"]["rows"]} == {"simclr", "pixels", "random", "knn"}
+        assert {row.method for row in scope["scores"].rows} == {"simclr", "pixels", "random", "knn"}
 
 
 def test_docs_python() -> None:

@@ -16,11 +16,11 @@ from torchvision.transforms.v2 import functional as tv
 import stepclr
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
-from stepclr.evaluation import baselines, methods, scratch
+from stepclr.evaluation import baselines, methods
+from stepclr.evaluation.baselines import RATES, Scratch
 from stepclr.evaluation.linear import linear_evaluation
-from stepclr.evaluation.prepare import all_logits, features
-from stepclr.evaluation.scratch import RATES, Scratch
-from stepclr.evaluation.splits import Draw, draw_all, mix
+from stepclr.evaluation.prepare import all_logits, features, prepare
+from stepclr.evaluation.splits import Split, label_splits, mix_seed
 from stepclr.model.encoder import Encoder, build_encoder
 from stepclr.model.files import save_encoder
 from stepclr.pretraining import classifier
@@ -73,7 +73,7 @@ def test_a_fresh_encoder_has_its_own_weights_and_the_same_preprocessing(encoder:
     encoder.mean.fill_(0.4)
     encoder.std.fill_(0.2)
     generator = torch.random.get_rng_state()
-    one, again, other = (baselines.fresh(encoder, seed) for seed in (1, 1, 2))
+    one, again, other = (baselines.random_encoder(encoder, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), generator)
     assert (one.name, one.stem, one.size) == (encoder.name, encoder.stem, encoder.size)
     assert torch.equal(one.mean, encoder.mean)
@@ -111,7 +111,7 @@ def naive_statistics(encoder: Encoder, batches: list[Tensor]) -> dict[str, tuple
 def test_batchnorm_statistics_are_those_of_one_pass_over_train(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "BATCH", 8)
+    monkeypatch.setattr(baselines, "STATISTICS_BATCH", 8)
     images = striped(21, 0)  # batches of 7, where 8, 8 and 5 would weigh the last ones more
     x = encoder.preprocess(images.read(range(21)))
     expected = naive_statistics(new_encoder(), list(x.split(7)))
@@ -143,10 +143,9 @@ def test_a_network_without_batchnorm_needs_no_pass() -> None:
     assert checksum(encoder) == before
 
 
-def task_of(encoder: Encoder, config: dict[str, Any] | None = None) -> methods.Task:
-    train, test = striped(24, 1), striped(16, 2)
-    h = features(encoder, train), features(encoder, test)
-    return methods.Task(encoder, train, test, *h, seed=5, scratch_steps=4, config=config or {})
+def task_of(encoder: Encoder) -> methods.Task:
+    images = prepare(encoder, striped(24, 1), striped(16, 2), [2, 4], 2, 5)
+    return methods.Task(encoder, images, seed=5, scratch_steps=4, min_area=0.2, bf16=False)
 
 
 def test_random_is_one_prepared_initialisation_a_draw_for_all_budgets(
@@ -160,14 +159,14 @@ def test_random_is_one_prepared_initialisation_a_draw_for_all_budgets(
         return linear_evaluation(h, labels, h_test, seed)
 
     monkeypatch.setattr(methods, "linear_evaluation", spy)
-    random = methods.method("random", task)
-    for draw in draw_all(task.train.labels, ["a", "b"], [2, 4], 2, 5):
-        random.predict(draw)
+    random = methods.METHODS["random"](task)
+    for split in task.images.splits:
+        random.predict(split)
     assert [size for size, _ in seen] == ["4", "8", "4", "8"]
     for (_, h_test), number in zip(seen, (0, 0, 1, 1), strict=True):
-        made = baselines.fresh(encoder, mix(5, number))
-        baselines.set_batchnorm_statistics(made, task.train)
-        np.testing.assert_array_equal(h_test, features(made, task.test))
+        made = baselines.random_encoder(encoder, mix_seed(5, number))
+        baselines.set_batchnorm_statistics(made, task.images.train)
+        np.testing.assert_array_equal(h_test, features(made, task.images.test))
     assert seen[0][1] is seen[1][1]  # computed once
     assert not np.allclose(seen[0][1], seen[2][1])
 
@@ -180,13 +179,13 @@ def make(encoder: Encoder, steps: int, **changed: Any) -> Scratch:
     return Scratch(encoder, steps=steps, **given)
 
 
-def first_draw(made: Scratch, budget: int) -> Draw:
-    return draw_all(made.train.labels, ["a", "b"], [budget], 1, 0)[0]
+def first_split(made: Scratch, labels_per_class: int) -> Split:
+    return label_splits(made.train.labels, ["a", "b"], [labels_per_class], 1, 0)[0]
 
 
 def test_scratch_learns_what_can_be_learnt(encoder: Encoder) -> None:
     made = make(encoder, steps=40)
-    logits = all_logits(made.fit(first_draw(made, 20).rows, 0.03, seed=0), made.test)
+    logits = all_logits(made.fit(first_split(made, 20).indices, 0.03, seed=0), made.test)
     assert (logits.argmax(1).numpy() == made.test.labels).mean() > 0.9
 
 
@@ -194,7 +193,7 @@ def test_scratch_takes_batches_of_32_by_a_cosine_to_0_of_views_of_their_keys(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make(encoder, steps=5)
-    rows = first_draw(made, 35).rows  # 70 images: two batches an epoch
+    rows = first_split(made, 35).indices  # 70 images: two batches an epoch
     seen: list[tuple[int, int, list[int]]] = []
     rates: list[float] = []
     original = torch.optim.SGD.step
@@ -222,7 +221,7 @@ def test_scratch_takes_batches_of_32_by_a_cosine_to_0_of_views_of_their_keys(
 
 def test_scratch_is_what_it_was_before_it_shared_its_loop(encoder: Encoder) -> None:
     made = make(encoder, steps=12)
-    found = all_logits(made.fit(first_draw(made, 20).rows, 0.03, seed=7), made.test)[:3]
+    found = all_logits(made.fit(first_split(made, 20).indices, 0.03, seed=7), made.test)[:3]
     # Other processors round differently, and twelve steps multiply it.
     expected = torch.tensor([[0.41688, -0.77411], [0.32741, -0.62652], [0.43516, -0.79876]])
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
@@ -230,7 +229,7 @@ def test_scratch_is_what_it_was_before_it_shared_its_loop(encoder: Encoder) -> N
 
 def test_scratch_is_a_function_of_its_arguments(encoder: Encoder) -> None:
     made = make(encoder, steps=3)
-    rows = first_draw(made, 5).rows
+    rows = first_split(made, 5).indices
     torch.manual_seed(1)
     one = checksum(made.fit(rows, 0.03, seed=0))
     torch.manual_seed(2)
@@ -241,7 +240,7 @@ def test_scratch_is_a_function_of_its_arguments(encoder: Encoder) -> None:
 
 def test_scratch_is_tested_in_eval_mode(encoder: Encoder) -> None:
     made = make(encoder, steps=2)
-    model = made.fit(first_draw(made, 5).rows, 0.03, seed=0)
+    model = made.fit(first_split(made, 5).indices, 0.03, seed=0)
     before = checksum(model)
     logits = all_logits(model, made.test)
     assert checksum(model) == before
@@ -277,17 +276,17 @@ def test_the_rate_is_chosen_on_two_folds_of_the_first_draw_once_a_budget(
         sign[:wrong] *= -1
         return torch.stack([-sign, sign], 1) * scale
 
-    monkeypatch.setattr(scratch, "all_logits", told)
+    monkeypatch.setattr(baselines, "all_logits", told)
     fitted.clear()
     made = Fake(encoder, striped(40, 1), striped(8, 2), steps=1, min_area=0.2, bf16=False)
-    draws = draw_all(made.train.labels, ["a", "b"], [5, 1], 3, 0)
-    assert [made(draw).chosen for draw in draws] == [rate, 0.03] * 3
+    splits = label_splits(made.train.labels, ["a", "b"], [5, 1], 3, 0)
+    assert [made(split).chosen for split in splits] == [rate, 0.03] * 3
     choosing = fitted[: 2 * len(RATES)]
     assert [tried for tried, _ in choosing] == [tried for tried in RATES for _ in range(2)]
     for (_, one), (_, other) in zip(choosing[::2], choosing[1::2], strict=True):
-        assert sorted(one + other) == draws[0].rows.tolist()
+        assert sorted(one + other) == splits[0].indices.tolist()
     assert fitted[2 * len(RATES) :] == [
-        (chosen, draw.rows.tolist()) for draw, chosen in zip(draws, [rate, 0.03] * 3, strict=True)
+        (chosen, split.indices.tolist()) for split, chosen in zip(splits, [rate, 0.03] * 3, strict=True)
     ]
 
 
@@ -297,13 +296,10 @@ def test_the_rate_is_chosen_on_two_folds_of_the_first_draw_once_a_budget(
 def test_precision_and_crop_are_the_run_s_own(
     encoder: Encoder, config: dict[str, Any], bf16: bool, min_area: float, tmp_path: Path
 ) -> None:
-    made = methods.method("scratch", task_of(encoder, config)).predict
-    assert isinstance(made, Scratch)
-    assert (made.bf16, made.min_area) == (bf16, min_area)
     save_encoder(encoder, tmp_path / "encoder.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     scores = stepclr.evaluate(tmp_path, striped(8, 1), striped(8, 2), 1, 1, baselines="scratch", scratch_steps=1)
-    settings = scores["protocol"]["methods"]["scratch"]
+    settings = scores.protocol["methods"]["scratch"]
     assert settings["precision"] == ("bf16" if bf16 else "fp32")
     assert settings["views"] == f"crop (area from {min_area}) and flip"
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 from stepclr.evaluation import api, prepare
-from stepclr.evaluation.finetune import Finetuning
+from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.linear import Fit
-from stepclr.evaluation.splits import draw_all
+from stepclr.evaluation.results import Score, Scores
+from stepclr.evaluation.splits import label_splits
 from stepclr.metrics import weighted_knn
 from stepclr.model.encoder import Encoder, build_encoder
 from stepclr.model.features import represent
@@ -28,7 +29,7 @@ from stepclr.model.files import load_encoder, save_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised
 
 CLASSES = ["ant", "bee", "cat"]
-Scores = dict[str, Any]
+Settings = dict[str, Any]
 
 
 def striped(n: int, seed: int, classes: int = 3) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -75,7 +76,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, list[Fit]]]:
     seen: list[dict[Any, list[Fit]]] = []
     score = api._score
 
-    def spy(predictions: dict[Any, list[Fit]], truth: np.ndarray) -> list[Scores]:
+    def spy(predictions: dict[Any, list[Fit]], truth: np.ndarray) -> list[Score]:
         seen.append(predictions)
         return score(predictions, truth)
 
@@ -97,38 +98,39 @@ def test_the_table_has_a_row_for_every_method_and_budget(run: Path, train: Image
         baselines=("scratch", "random", "pixels"),
         scratch_steps=2,
     )
-    assert set(scores) == {"rows", "protocol"}
-    assert [(row["method"], row["labels_per_class"], len(row["values"])) for row in scores["rows"]] == [
+    assert set(scores.to_dict()) == {"rows", "protocol"}
+    assert Scores.from_dict(scores.to_dict()) == scores
+    assert [(row.method, row.labels_per_class, len(row.values)) for row in scores.rows] == [
         ("pixels", 2, 3), ("pixels", "all", 1), ("random", 2, 3), ("random", "all", 1), ("scratch", 2, 3),
         ("scratch", "all", 1), ("simclr", 2, 3), ("simclr", "all", 1), ("knn", 2, 3), ("knn", "all", 1),
     ]  # fmt: skip
-    for row in scores["rows"]:
-        assert list(row) == ["method", "labels_per_class", "mean", "std", "values"]
-        assert all(0 <= value <= 1 for value in row["values"])
-        assert row["mean"] == pytest.approx(sum(row["values"]) / len(row["values"]))
-        if len(row["values"]) == 1:
-            assert row["std"] is None
+    for row in scores.rows:
+        assert list(asdict(row)) == ["method", "labels_per_class", "mean", "std", "values"]
+        assert all(0 <= value <= 1 for value in row.values)
+        assert row.mean == pytest.approx(sum(row.values) / len(row.values))
+        if len(row.values) == 1:
+            assert row.std is None
         else:
-            squares = sum((value - row["mean"]) ** 2 for value in row["values"])
-            assert row["std"] == pytest.approx((squares / (len(row["values"]) - 1)) ** 0.5)
+            squares = sum((value - row.mean) ** 2 for value in row.values)
+            assert row.std == pytest.approx((squares / (len(row.values) - 1)) ** 0.5)
 
 
 def test_the_result_is_evaluation_json_of_the_run(run: Path, train: ImageSet, test: ImageSet) -> None:
     scores = stepclr.evaluate(run, train, test, "1,all", draws=2, baselines=())
-    assert json.loads((run / "evaluation.json").read_text()) == scores
+    assert json.loads((run / "evaluation.json").read_text()) == scores.to_dict()
     assert not list(run.glob(".*"))
 
 
 def test_an_encoder_file_is_scored_too_and_nothing_written(run: Path, train: ImageSet, test: ImageSet) -> None:
     scores = stepclr.evaluate(run / "encoder.safetensors", train, test, baselines=())
-    assert scores["rows"][0]["mean"] > 1 / 3
+    assert scores.rows[0].mean > 1 / 3
     assert [path.name for path in run.iterdir()] == ["encoder.safetensors"]
 
 
 def test_the_same_call_gives_the_same_scores_and_another_seed_others(
     run: Path, train: ImageSet, test: ImageSet, quick: list[dict[Any, list[Fit]]]
 ) -> None:
-    settings: Scores = {"labels_per_class": 4, "draws": 2, "baselines": ("random", "scratch"), "scratch_steps": 3}
+    settings: Settings = {"labels_per_class": 4, "draws": 2, "baselines": ("random", "scratch"), "scratch_steps": 3}
     generator = torch.random.get_rng_state()
     first = stepclr.evaluate(run, train, test, **settings)
     torch.manual_seed(99)
@@ -156,19 +158,19 @@ def test_knn_is_the_signal_with_the_draw_and_with_all_of_train(run: Path, train:
     scores = stepclr.evaluate(run, train, test, 2, draws=2, probe="knn", baselines=())
     h, h_test = (represent(load_encoder(run), images)[0] for images in (train, test))
     labels = torch.from_numpy(train.labels)
-    banks = [draw.rows for draw in draw_all(train.labels, CLASSES, [2], 2, 0)]
+    banks = [split.indices for split in label_splits(train.labels, CLASSES, [2], 2, 0)]
     values = [
         float((weighted_knn(h[bank], labels[bank], h_test, 20, 0.1).numpy() == test.labels).mean())
         for bank in [*banks, np.arange(len(train))]
     ]
-    assert [(row["method"], row["labels_per_class"]) for row in scores["rows"]] == [("knn", 2), ("knn", "all")]
-    assert [row["values"] for row in scores["rows"]] == [values[:2], values[2:]]
-    assert scores["protocol"]["methods"]["knn"]["k"] == {"2": [6, 6], "all": [20]}
+    assert [(row.method, row.labels_per_class) for row in scores.rows] == [("knn", 2), ("knn", "all")]
+    assert [row.values for row in scores.rows] == [values[:2], values[2:]]
+    assert scores.protocol["methods"]["knn"]["k"] == {"2": [6, 6], "all": [20]}
 
 
 def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:
     scores = stepclr.evaluate(run, named(9, seed=1), test, probe="knn", baselines=())
-    assert scores["protocol"]["methods"]["knn"]["k"] == {"all": [9]}
+    assert scores.protocol["methods"]["knn"]["k"] == {"all": [9]}
 
 
 # What is read, and when
@@ -178,11 +180,10 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
     run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    rooms = ("stepclr.evaluate", "stepclr.evaluation")
 
     class Watched(ImageSet):
         def __getattribute__(self, name: str) -> object:
-            if name == "labels" and sys._getframe(1).f_globals["__name__"].startswith(rooms):
+            if name == "labels" and sys._getframe(1).f_globals["__name__"].startswith("stepclr.evaluation"):
                 events.append("labels")
             return super().__getattribute__(name)
 
@@ -193,7 +194,7 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
         return state_checksum(tensors)
 
     monkeypatch.setattr(api, "state_checksum", recorded)
-    monkeypatch.setattr(Finetuning, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
+    monkeypatch.setattr(FinetuneSettings, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
     stepclr.evaluate(
         run, train, watched, (2, "all"), draws=2, baselines=api.BASELINES, scratch_steps=2, finetune=True,
         progress=lambda done, total: events.append(f"{done}/{total}"),
@@ -205,7 +206,7 @@ def test_the_labels_of_test_are_read_once_after_the_last_prediction(
 def test_other_test_labels_change_scores_but_no_prediction(
     run: Path, train: ImageSet, test: ImageSet, quick: list[dict[Any, list[Fit]]]
 ) -> None:
-    settings: Scores = {
+    settings: Settings = {
         "labels_per_class": 4,
         "draws": 2,
         "baselines": ("pixels", "random", "scratch"),
@@ -214,7 +215,7 @@ def test_other_test_labels_change_scores_but_no_prediction(
     first = stepclr.evaluate(run, train, test, **settings)
     shuffled = replace(test, labels=np.random.default_rng(0).permutation(test.labels))
     second = stepclr.evaluate(run, train, shuffled, **settings)
-    assert [row["values"] for row in first["rows"]] != [row["values"] for row in second["rows"]]
+    assert [row.values for row in first.rows] != [row.values for row in second.rows]
     assert quick[0].keys() == quick[1].keys()
     for one, other in zip(quick[0].values(), quick[1].values(), strict=True):
         for a, b in zip(one, other, strict=True):
@@ -226,9 +227,9 @@ def test_labels_outside_the_draw_are_not_learnt_from(
     run: Path, train: ImageSet, test: ImageSet, quick: list[dict[Any, list[Fit]]]
 ) -> None:
     """Exchange the images of two classes outside the first draw: its predictions stay, those of kNN do not."""
-    settings: Scores = {"labels_per_class": 2, "draws": 1, "baselines": ("pixels", "scratch"), "scratch_steps": 3}
+    settings: Settings = {"labels_per_class": 2, "draws": 1, "baselines": ("pixels", "scratch"), "scratch_steps": 3}
     stepclr.evaluate(run, train, test, **settings)
-    drawn = draw_all(train.labels, CLASSES, [2], 1, 0)[0].rows
+    drawn = label_splits(train.labels, CLASSES, [2], 1, 0)[0].indices
     order = np.arange(len(train))
     left = [np.setdiff1d(np.flatnonzero(train.labels == label), drawn) for label in (0, 1)]
     order[left[0]], order[left[1]] = left[1], left[0]
@@ -244,7 +245,7 @@ def test_labels_outside_the_draw_are_not_learnt_from(
 def test_the_encoder_is_proven_unchanged(run: Path, train: ImageSet, test: ImageSet) -> None:
     file = (run / "encoder.safetensors").read_bytes()
     scores = stepclr.evaluate(run, train, test, 2, draws=1, baselines=("random", "scratch"), scratch_steps=2)
-    told = scores["protocol"]["encoder_sha256"]
+    told = scores.protocol["encoder_sha256"]
     assert told["before"] == told["after"] == checksum(load_encoder(run))
     assert (run / "encoder.safetensors").read_bytes() == file
 
@@ -280,8 +281,8 @@ def test_batchnorm_answers_with_the_stored_statistics(run: Path, train: ImageSet
     scores = stepclr.evaluate(run, train, test, baselines=())
     half = stepclr.evaluate(run, train, test.take(range(12)), baselines=())
     rest = stepclr.evaluate(run, train, test.take(range(12, 24)), baselines=())
-    for whole, a, b in zip(scores["rows"], half["rows"], rest["rows"], strict=True):
-        assert whole["mean"] == pytest.approx((a["mean"] + b["mean"]) / 2)
+    for whole, a, b in zip(scores.rows, half.rows, rest.rows, strict=True):
+        assert whole.mean == pytest.approx((a.mean + b.mean) / 2)
 
 
 # Which images count
@@ -293,28 +294,28 @@ def test_unlabelled_images_are_left_out_and_counted(run: Path, train: ImageSet, 
     images = np.concatenate([striped(30, 1)[0], striped(10, 5)[0]])
     more = replace(open_images((images, more.labels)), classes=CLASSES, source="pile 1")
     scores = stepclr.evaluate(run, more, test, baselines=())
-    assert scores["rows"] == plain["rows"]
-    assert scores["protocol"]["train"] == plain["protocol"]["train"] | {"left_out_without_label": 10}
+    assert scores.rows == plain.rows
+    assert scores.protocol["train"] == plain.protocol["train"] | {"left_out_without_label": 10}
 
 
 def test_labels_are_matched_by_name(run: Path, train: ImageSet, test: ImageSet) -> None:
     plain = stepclr.evaluate(run, train, test, baselines=())
     order = ["cat", "ant", "bee"]
     renamed = replace(test, classes=order, labels=np.array([order.index(CLASSES[label]) for label in test.labels]))
-    assert stepclr.evaluate(run, train, renamed, baselines=())["rows"] == plain["rows"]
+    assert stepclr.evaluate(run, train, renamed, baselines=()).rows == plain.rows
 
 
 def test_a_run_of_chosen_classes_is_scored_on_these(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
     run = make_run(tmp_path / "two", classes=["cat", "ant"])
     scores = stepclr.evaluate(run, train, test, baselines=())
-    assert scores["protocol"]["classes"] == ["cat", "ant"]
-    assert scores["protocol"]["train"] == {
+    assert scores.protocol["classes"] == ["cat", "ant"]
+    assert scores.protocol["train"] == {
         "source": "pile 1", "images": 20, "left_out_without_label": 0, "left_out_of_other_classes": 10,
         "left_out_unreadable": 0,
     }  # fmt: skip
-    assert scores["protocol"]["test"]["left_out_of_other_classes"] == 8
+    assert scores.protocol["test"]["left_out_of_other_classes"] == 8
     named_two = stepclr.evaluate(run, train.keep(["ant", "cat"]), test.keep(["cat", "ant"]), baselines=())
-    assert named_two["rows"] == scores["rows"]
+    assert named_two.rows == scores.rows
 
 
 def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
     (tmp_path / "labelled" / "bee" / "00.png").write_bytes(b"no image")
     Image.fromarray(images[0]).save(tmp_path / "labelled" / "loose.png")
     where = str(tmp_path / "labelled")
-    told = stepclr.evaluate(run, where, tmp_path / "labelled", 2, draws=1, scratch_steps=2)["protocol"]
+    told = stepclr.evaluate(run, where, tmp_path / "labelled", 2, draws=1, scratch_steps=2).protocol
     assert told["train"] == told["test"] == {
         "source": where, "images": 13, "left_out_without_label": 1, "left_out_of_other_classes": 0,
         "left_out_unreadable": 1,
@@ -339,7 +340,7 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels_per_class": "al"}, r"--labels-per-class takes counts"),
+        ({"labels_per_class": "al"}, r"labels_per_class must be counts"),
         ({"labels_per_class": 11}, r"'ant' of train has 10 labels; ask for at most 10"),
         ({"probe": "linar"}, r"unknown probe 'linar'. Did you mean 'linear'\?"),
         ({"baselines": "pixel,random"}, r"unknown baseline 'pixel'. Did you mean 'pixels'\?"),
@@ -352,7 +353,7 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_meant_is_one_line_before_any_work(
-    run: Path, train: ImageSet, test: ImageSet, wrong: Scores, message: str, monkeypatch: pytest.MonkeyPatch
+    run: Path, train: ImageSet, test: ImageSet, wrong: Settings, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "represent", None)
     with pytest.raises(StepclrError, match=message) as error:
@@ -362,7 +363,7 @@ def test_what_cannot_be_meant_is_one_line_before_any_work(
 
 @pytest.mark.parametrize("which", ["train", "test"])
 def test_classes_that_differ_are_named_with_the_nearest(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
-    sets: Scores = {"train": train, "test": test}
+    sets: Settings = {"train": train, "test": test}
     sets[which] = replace(sets[which], classes=["ant", "bee", "cats"])
     with pytest.raises(StepclrError, match=r"Did you mean 'cats?'\?.*There are: ant, bee, cat") as error:
         stepclr.evaluate(run, **sets)
@@ -382,7 +383,7 @@ def test_sets_without_the_run_s_classes_are_refused(tmp_path: Path, train: Image
 
 @pytest.mark.parametrize("which", ["train", "test"])
 def test_a_set_without_labels_is_refused(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
-    sets: Scores = {"train": train, "test": test}
+    sets: Settings = {"train": train, "test": test}
     sets[which] = open_images(striped(6, 3)[0])
     with pytest.raises(StepclrError, match="array has no labels") as error:
         stepclr.evaluate(run, **sets)
@@ -405,7 +406,7 @@ def test_one_class_is_no_task(run: Path) -> None:
 def test_the_protocol_is_all_in_plain_fields(run: Path, train: ImageSet, test: ImageSet) -> None:
     told = stepclr.evaluate(
         run, train, test, "1,2", draws=2, seed=3, baselines="pixels,random,scratch", scratch_steps=2
-    )["protocol"]
+    ).protocol
     assert told["labels_per_class"] == [1, 2]
     assert (told["draws"], told["seed"]) == (2, 3)
     assert told["encoder"] == {"name": "test_resnet", "stem": "small-stride2", "size": 16}
@@ -429,5 +430,5 @@ def test_an_image_that_vanishes_on_the_way_is_an_error(
         return (h[1:], kept[1:]) if encoder.name == "pixels" else (h, kept)
 
     monkeypatch.setattr(prepare, "represent", one_less)
-    with pytest.raises(StepclrError, match="cannot be read any more"):
+    with pytest.raises(StepclrError, match="can no longer be read"):
         stepclr.evaluate(run, train, test)

@@ -21,7 +21,7 @@ from stepclr.evaluation.linear import (
     standardize,
 )
 from stepclr.evaluation.solver import solve
-from stepclr.evaluation.splits import draw_all, folds, read_budgets
+from stepclr.evaluation.splits import folds, label_splits, parse_labels_per_class
 
 Array = NDArray[np.float64]
 
@@ -212,37 +212,40 @@ CLASSES = ["ant", "bee", "cat"]
 
 def rows_of(**changed: int) -> list[list[int]]:
     given = {"budget": 4, "count": 3, "seed": 0} | changed
-    return [draw.rows.tolist() for draw in draw_all(LABELS, CLASSES, [given["budget"]], given["count"], given["seed"])]
+    return [
+        draw.indices.tolist()
+        for draw in label_splits(LABELS, CLASSES, [given["budget"]], given["count"], given["seed"])
+    ]
 
 
 def test_a_draw_has_so_many_of_every_class_each_once() -> None:
-    for draw in draw_all(LABELS, CLASSES, [1, 4, 9], 3, 0):
-        assert np.bincount(LABELS[draw.rows]).tolist() == [draw.budget] * 3
-        assert len(set(draw.rows.tolist())) == len(draw.rows)
+    for draw in label_splits(LABELS, CLASSES, [1, 4, 9], 3, 0):
+        assert np.bincount(LABELS[draw.indices]).tolist() == [draw.labels_per_class] * 3
+        assert len(set(draw.indices.tolist())) == len(draw.indices)
 
 
 def test_draws_depend_on_seed_budget_and_number_and_nothing_else() -> None:
     assert rows_of() == rows_of()
     assert rows_of(count=2) == rows_of()[:2]
-    several = draw_all(LABELS, CLASSES, [1, 4], 3, 0)
-    assert [draw.rows.tolist() for draw in several if draw.budget == 4] == rows_of()
+    several = label_splits(LABELS, CLASSES, [1, 4], 3, 0)
+    assert [draw.indices.tolist() for draw in several if draw.labels_per_class == 4] == rows_of()
     drawn = rows_of() + rows_of(seed=1) + rows_of(budget=5)
     assert len({tuple(rows) for rows in drawn}) == len(drawn)
-    seeds = [draw.seed for seed in (0, 1) for draw in draw_all(LABELS, CLASSES, [1, 4, "all"], 3, seed)]
+    seeds = [draw.seed for seed in (0, 1) for draw in label_splits(LABELS, CLASSES, [1, 4, "all"], 3, seed)]
     assert len(set(seeds)) == len(seeds)
 
 
 def test_all_is_one_draw_of_everything() -> None:
-    draws = draw_all(LABELS, CLASSES, ["all", 2], 3, 0)
-    assert [(draw.budget, draw.number) for draw in draws] == [("all", 0), (2, 0), (2, 1), (2, 2)]
-    assert draws[0].rows.tolist() == list(range(len(LABELS)))
+    draws = label_splits(LABELS, CLASSES, ["all", 2], 3, 0)
+    assert [(draw.labels_per_class, draw.number) for draw in draws] == [("all", 0), (2, 0), (2, 1), (2, 2)]
+    assert draws[0].indices.tolist() == list(range(len(LABELS)))
 
 
 @pytest.mark.parametrize("budget", [10, "all"])
 def test_too_few_labels_are_named(budget: int | str) -> None:
     labels = LABELS[LABELS != 1] if budget == "all" else LABELS
-    with pytest.raises(StepclrError, match=r"labels-per-class .*'bee' of train has [09] labels") as error:
-        draw_all(labels, CLASSES, [budget], 1, 0)
+    with pytest.raises(StepclrError, match=r"labels_per_class .*'bee' of train has [09] labels") as error:
+        label_splits(labels, CLASSES, [budget], 1, 0)
     assert "\n" not in str(error.value)
 
 
@@ -264,11 +267,11 @@ def test_there_are_no_more_folds_than_the_rarest_class_has_rows(labels: list[int
     [(10, [10]), ("all", ["all"]), ("1, 10,all", [1, 10, "all"]), ([1, "10", 1], [1, 10]), ((5, "all"), [5, "all"])],
 )
 def test_budgets_are_read(given: object, budgets: list[int | str]) -> None:
-    assert read_budgets(given) == budgets
+    assert parse_labels_per_class(given) == budgets
 
 
 @pytest.mark.parametrize("given", [0, -1, 2.5, "al", "1;10", "", [], "1,,2", None, "²"])
 def test_a_budget_that_is_none_is_told_so_in_one_line(given: object) -> None:
-    with pytest.raises(StepclrError, match=r"^--labels-per-class .*as in 1,10,all") as error:
-        read_budgets(given)
+    with pytest.raises(StepclrError, match=r"^labels_per_class .*such as 1,10,all") as error:
+        parse_labels_per_class(given)
     assert "\n" not in str(error.value)

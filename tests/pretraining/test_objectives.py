@@ -198,7 +198,7 @@ def test_linear_epochs_are_supcons_second_stage(tmp_path: Path) -> None:
     for name, tensor in classifier.encoder.state_dict().items():
         assert torch.equal(tensor, left[name]), name
     assert not (one.folder / "classifier.safetensors").exists()
-    probabilities, _ = stepclr.predict(both, "sample:test")
+    probabilities = stepclr.predict(both, "sample:test").probabilities
     truth = stepclr.open_images("sample:test").labels
     assert (probabilities.argmax(1) == truth).mean() > 0.2  # ten classes, 48 steps, and 36 of the linear layer
     again = stepclr.pretrain("sample:train", both.folder, resume=True, progress=False)
@@ -231,12 +231,12 @@ def test_a_teacher_must_be_one(teacher: stepclr.Run, tmp_path: Path) -> None:
     encoder = teacher.folder / "encoder.safetensors"
     for words, options in (
         ("no classifier at", {"teacher": str(tmp_path / "none")}),
-        ("is an encoder, and a classifier is wanted", {"teacher": str(encoder)}),
+        ("is an encoder, not a classifier", {"teacher": str(encoder)}),
         ("takes views of 28 px", {"teacher": str(teacher.folder), "size": 32}),
     ):
         with pytest.raises(stepclr.StepclrError, match=words):
             small_run(tmp_path / "run", loss="distill", views=1, **options)
-    with pytest.raises(stepclr.StepclrError, match="is a classifier, and an encoder is wanted"):
+    with pytest.raises(stepclr.StepclrError, match="is a classifier, not an encoder"):
         small_run(tmp_path / "run", weights=str(teacher.folder / "classifier.safetensors"))
 
 

@@ -382,7 +382,7 @@ def test_a_run_can_start_from_another(unbroken: stepclr.Run, tmp_path: Path) -> 
         ({"policy": "simcrl"}, "Did you mean 'simclr'"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"epochs": 0}, "epochs must be above 0"),
-        ({"head": "12x4"}, "--head takes widths"),
+        ({"head": "12x4"}, "head must be widths"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"strength": -1.0}, "strength must lie between"),
         ({"limit": 1}, "at least 2"),

@@ -158,11 +158,11 @@ def test_a_classifier(format: str, run: stepclr.Run, tmp_path: Path, monkeypatch
     done = stepclr.export(source, tmp_path, format)
     assert done.path.stem == "classifier"
     logits = torch.from_numpy(by_card(done, pixels, monkeypatch))
-    probabilities, classes = stepclr.predict(source, images)
-    np.testing.assert_allclose(logits.softmax(1).numpy(), probabilities, atol=1e-5)
+    predictions = stepclr.predict(source, images)
+    np.testing.assert_allclose(logits.softmax(1).numpy(), predictions.probabilities, atol=1e-5)
     card = done.card.read_text()
     assert "Their softmax" in card
-    assert all(name in card for name in classes)
+    assert all(name in card for name in predictions.classes)
     assert "| finetuned | all |" in card
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import stepclr
 from stepclr.cli import main
-from stepclr.evaluation.confusion import confusion
+from stepclr.evaluation.results import confusion
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Material, material
 from stepclr.tools.report.writing import write_page

@@ -58,7 +58,7 @@ def evaluate(
         say(line)
     if run.is_dir():
         say(f"protocol and every value: {run / 'evaluation.json'}")
-    if run.is_dir() and len(scores["protocol"]["labels_per_class"]) > 1:
+    if run.is_dir() and len(scores.protocol["labels_per_class"]) > 1:
         write_label_chart(scores, run / "evaluation.png")
         say(f"the curve: {run / 'evaluation.png'}")
     if (run / "config.json").is_file():
@@ -94,8 +94,8 @@ def predict(
     """
     from stepclr.evaluation.predict import write_predictions
 
-    written, skipped = write_predictions(classifier, open_source(source, None, limit), out, Counter())
-    say(f"{out}: {written:,} predictions" + (f"; {skipped:,} images could not be read" if skipped else ""))
+    written = write_predictions(classifier, open_source(source, None, limit), out, Counter())
+    say(f"{out}: {written.rows:,} predictions{_unreadable(written.skipped)}")
 
 
 def embed(
@@ -124,13 +124,13 @@ def embed(
 
     images = open_source(source, classes, limit, damaged_shards)
     if out.suffix and not out.is_dir():
-        written, skipped = write_embeddings(run, images, out, precision, Counter())
-        say(f"{out}: {written:,} embeddings" + (f"; {skipped:,} images could not be read" if skipped else ""))
+        written = write_embeddings(run, images, out, precision, Counter())
+        say(f"{out}: {written.rows:,} embeddings{_unreadable(written.skipped)}")
         return
     built = build_index(run, images, out, precision, Counter())
     say(
         f"{out}: {built.rows:,} embeddings, {built.added:,} of them new, {built.removed:,} removed"
-        + (f"; {built.skipped:,} images could not be read" if built.skipped else "")
+        + _unreadable(built.skipped)
         + (f"; approximate search, recall at 10 {built.recall:.3f}" if built.recall is not None else "")
     )
 
@@ -154,3 +154,7 @@ def export(
     done = stepclr.export(run, out, format, check)
     say(f"{done.path}: the same as the original; {done.parity}")
     say(f"{done.card}: how to load it, data, recipe, scores, limits")
+
+
+def _unreadable(skipped: int) -> str:
+    return f"; {skipped:,} images could not be read" if skipped else ""

@@ -119,9 +119,9 @@ def finetune(
         min_area=min_area,
         progress=Counter(),
     )
-    if scores["rows"]:
+    if scores.rows:
         say(score_table(scores))
-    made = scores["protocol"]["classifier"]
+    made = scores.protocol["classifier"]
     say(f"{made['file']}: the classifier of {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
     say(f"stepclr predict {made['file']} SOURCE --out predictions.csv names new images by it")
 

@@ -1,6 +1,6 @@
-"""The protocol: an encoder, labelled images to learn from and others to score on -> evaluation.json.
+"""`evaluate`: an encoder, labelled images to learn from and others to score on -> evaluation.json.
 
-All predictions are made first; then, once, the labels of the test images are read: no number can be chosen on them.
+All predictions are made first; then the labels of the test images are read, once, so nothing can be chosen on them.
 """
 
 import json
@@ -14,32 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source, open_images
+from stepclr.data.sources import Source
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, choose
 from stepclr.evaluation import linear
-from stepclr.evaluation.confusion import MOST, confusion
 from stepclr.evaluation.linear import Fit
-from stepclr.evaluation.methods import METHODS, Method, Task, method
-from stepclr.evaluation.prepare import prepare, score_row, shared_classes
-from stepclr.evaluation.splits import Budget, Draw, draw_all, read_budgets
+from stepclr.evaluation.methods import METHODS, Method, Task
+from stepclr.evaluation.prepare import check_at_least, prepare, training_defaults
+from stepclr.evaluation.results import MAX_CLASSES, Score, Scores, confusion, score
+from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
 
-PROBES = {"linear": "simclr", "knn": "knn"}  # and the row that each gives
-SHOWN = ("simclr", "finetuned", "knn")  # whose mistakes are told: the first of these
+PROBES = {"linear": "simclr", "knn": "knn"}  # and the method that each adds to the table
 BASELINES = ("pixels", "random", "scratch")
+OF_THE_RUN = ("simclr", "finetuned", "knn")  # the first of these that is scored has its confusion matrix reported
 Json = dict[str, Any]
-Predictions = dict[tuple[str, Budget], list[Fit]]
+Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
 
 
 def evaluate(
     run: str | os.PathLike[str],
     train: Source,
     test: Source,
-    labels_per_class: Budget | Sequence[Budget] = "all",
+    labels_per_class: LabelsPerClass | Sequence[LabelsPerClass] = "all",
     draws: int = 5,
     seed: int = 0,
     *,
@@ -48,137 +48,140 @@ def evaluate(
     scratch_steps: int = 1000,
     finetune: bool = False,
     progress: Progress | None = None,
-) -> Json:
-    """Top-1 of a run's frozen encoder with few labels, beside baselines without pretraining (SimCLR section 4, App. B).
+) -> Scores:
+    """Top-1 of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
 
     Args:
         run: a run's folder, where the result is written as `evaluation.json`, or an encoder file.
         train, test: labelled images to learn from and to score on, anything `open_images` takes. Images without a
-            label are left out and counted; so are those outside the classes that the run was pretrained on, if any were
-            chosen.
+            label are left out and counted; so are those outside the classes that were chosen for pretraining, if any.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
-        draws: how many random draws of the labels; of "all" there is one.
-        seed: of the draws and of the baselines' initializations, 0 or above.
-        probe: "linear" (linear evaluation, row simclr), "knn" (weighted kNN, row knn: of each draw, and of all
-            of train), or both.
-        baselines: any of "pixels" and "random" (linear evaluation of these) and "scratch" (supervised training; slow).
+        draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one.
+        seed: of the splits and of the baselines' initializations, 0 or above.
+        probe: "linear" (linear evaluation, method simclr), "knn" (weighted kNN, method knn; always also scored with
+            all labels), or both.
+        baselines: any of "pixels" and "random" (linear evaluation of raw pixels and of an untrained encoder) and
+            "scratch" (supervised training; slow).
         scratch_steps: optimizer steps of 32 images that scratch trains for.
-        finetune: score fine-tuning by the same draws too (row finetuned), with the settings of `stepclr.finetune`.
-        progress: called with (done, total) after each draw of each method.
+        finetune: score fine-tuning on the same splits too (method finetuned), with the defaults of `stepclr.finetune`.
+        progress: called with (done, total) after each split of each method.
 
-    Returns `{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`: a value is the
-    top-1 (0 to 1) of one draw, std the sample standard deviation over the draws, None where there is one value.
-    The protocol's "confusion" says which classes the run's own method takes for which, with the most labels it had.
+    Returns the scores: a `Score` for each method and number of labels, and the protocol, whose "confusion" reports
+    which classes the run's own method confuses with the most labels it had. `to_dict()` is `evaluation.json`.
 
     Raises StepclrError for an unknown name, classes that differ between train and test, and a class with too few
-    labels; RuntimeError if the encoder did not stay as it was, or a linear layer did not converge.
+    labels; RuntimeError if the encoder changed meanwhile, or a linear layer did not converge.
     """
-    budgets = read_budgets(labels_per_class)
-    wanted = [PROBES[name] for name in _chosen("probe", probe, PROBES)] + _chosen("baseline", baselines, BASELINES)
-    wanted += ["finetuned"] if finetune else []
-    names = [name for name in METHODS if name in wanted]
-    for what, value, least in (("draws", draws, 1), ("seed", seed, 0), ("scratch_steps", scratch_steps, 1)):
-        if value < least:
-            raise StepclrError(f"{what} must be at least {least}, not {value}")
-    if not names:
-        raise StepclrError(f"no probe and no baseline to score; there are: {', '.join([*PROBES, *BASELINES])}")
+    per_class = parse_labels_per_class(labels_per_class)
+    names = _method_names(probe, baselines, finetune)
+    check_at_least("draws", draws, 1)
+    check_at_least("seed", seed, 0)
+    check_at_least("scratch_steps", scratch_steps, 1)
     world = join()
-    encoder, home = load_encoder(run).to(default_device()), Run(Path(run))
+    folder = Run(Path(run))
+    encoder = load_encoder(run).to(default_device())
     before = state_checksum(encoder.state_dict())
-    train, test = open_images(train), open_images(test)
-    classes = shared_classes(encoder, train, test)
-    draw_all(train.keep(classes).labels, classes, budgets, 1, seed)  # too few labels: better said now than later
+    images = prepare(encoder, train, test, per_class, draws, seed, world)
+    task = Task(encoder, images, seed, scratch_steps, *training_defaults(folder))
 
-    train, h, train_facts = prepare(encoder, train, classes, world)
-    test, h_test, test_facts = prepare(encoder, test, classes, world)
-    task = Task(encoder, train, test, h, h_test, seed, scratch_steps, home.config if home.exists() else {})
-    plan = draw_all(train.labels, classes, budgets, draws, seed)
-    # kNN costs nothing and has nothing to choose: all of train is always told.
-    banks = draw_all(train.labels, classes, list(dict.fromkeys([*budgets, "all"])), draws, seed)
-    plans = {name: banks if name == "knn" else plan for name in names}
-    predictions, settings = _predict(task, plans, progress, world)
+    # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
+    splits = dict.fromkeys(names, images.splits)
+    if "knn" in splits:
+        with_all = list(dict.fromkeys([*per_class, "all"]))
+        splits["knn"] = label_splits(images.train.labels, images.classes, with_all, draws, seed)
+    predictions, methods = _predict(task, splits, progress, world)
     after = state_checksum(encoder.state_dict())
     if after != before:
-        raise RuntimeError("the encoder's weights or buffers changed while it was evaluated: its scores do not count")
-    truth = test.labels  # the one place that sees them
-    shown = next((name for name in SHOWN if name in names), None)
-    result = {
-        "rows": _score(predictions, truth),
-        "protocol": {
+        raise RuntimeError("the encoder's weights or buffers changed while it was evaluated; its scores are not valid")
+
+    truth = images.test.labels  # the one place that reads them
+    scores = Scores(
+        _score(predictions, truth),
+        {
             "run": os.fspath(run),
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
             "encoder_sha256": {"before": before, "after": after},
             "representation": f"{encoder.num_features} features, float32, eval mode, center crop",
-            "classes": classes,
-            "train": train_facts,
-            "test": test_facts,
-            "test_labels": "read once, after the last prediction",
-            "labels_per_class": budgets,
-            "draws": draws,
-            "seed": seed,
-            "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
+            **images.protocol,
             "linear_evaluation": linear.SETTINGS,
-            "methods": settings,
-            "confusion": _confused(shown, predictions, truth, classes, test) if shown else None,
+            "methods": methods,
+            "confusion": _confusion(predictions, truth, images.classes, images.test),
         },
-    }
-    if home.folder.is_dir() and world.first:
-        home.write("evaluation.json", json.dumps(result, indent=2) + "\n")
-    return result
+    )
+    if folder.folder.is_dir() and world.first:
+        folder.write("evaluation.json", json.dumps(scores.to_dict(), indent=2) + "\n")
+    return scores
 
 
-def _chosen(what: str, given: str | Iterable[str], choices: Iterable[str]) -> list[str]:
+def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], finetune: bool) -> list[str]:
+    """The methods to score, in the order of the table."""
+    wanted = [PROBES[name] for name in _names("probe", probe, PROBES)] + _names("baseline", baselines, BASELINES)
+    if finetune:
+        wanted.append("finetuned")
+    if not wanted:
+        raise StepclrError(f"no probe and no baseline to score; there are: {', '.join([*PROBES, *BASELINES])}")
+    return [name for name in METHODS if name in wanted]
+
+
+def _names(what: str, given: str | Iterable[str], choices: Iterable[str]) -> list[str]:
     names = given.split(",") if isinstance(given, str) else given
     return [choose(what, name.strip(), choices) for name in names]
 
 
 def _predict(
-    task: Task, plans: dict[str, list[Draw]], progress: Progress | None, world: World
+    task: Task, splits: dict[str, list[Split]], progress: Progress | None, world: World
 ) -> tuple[Predictions, dict[str, Json]]:
-    """Every method's fits, by (method, budget), and its settings with what it chose. Ranks share out the draws."""
-    done, total = count(world.size, world.size), sum(len(plan) for plan in plans.values())
+    """Every method's fits, by (method, labels per class), and its settings with what it chose."""
+    done, total = count(world.size, world.size), sum(map(len, splits.values()))
     predictions: Predictions = {}
     settings: dict[str, Json] = {}
 
-    def counted() -> None:
+    def one_more() -> None:
         if progress:
             progress(min(total, next(done)), total)
 
-    for name, plan in plans.items():
-        how = method(name, task)
+    for name, of_method in splits.items():
+        method = METHODS[name](task)
         chosen: dict[str, list[float]] = {}
-        for draw, fit in zip(plan, _fits(how, plan, world, counted), strict=True):
-            predictions.setdefault((name, draw.budget), []).append(fit)
-            chosen.setdefault(str(draw.budget), []).append(fit.chosen)
-        settings[name] = {**how.settings, how.chooses: chosen}
+        for split, fit in zip(of_method, _fits(method, of_method, world, one_more), strict=True):
+            predictions.setdefault((name, split.labels_per_class), []).append(fit)
+            chosen.setdefault(str(split.labels_per_class), []).append(fit.chosen)
+        settings[name] = {**method.settings, method.chooses: chosen}
     return predictions, settings
 
 
-def _fits(how: Method, plan: list[Draw], world: World, counted: Callable[[], object]) -> list[Fit]:
-    """A method's fits of all draws of its plan; this rank works out its share of them, and is told the others."""
-    budgets = list(dict.fromkeys(draw.budget for draw in plan))
-    own = {}
-    for number, draw in enumerate(plan):
-        turn = budgets.index(draw.budget) if how.by_budget else number
+def _fits(method: Method, splits: list[Split], world: World, one_more: Callable[[], None]) -> list[Fit]:
+    """A method's fits on all splits. Each rank computes its share of them and receives the others."""
+    per_class = list(dict.fromkeys(split.labels_per_class for split in splits))
+    computed = {}
+    for number, split in enumerate(splits):
+        # Splits that share a choice stay on one rank.
+        turn = per_class.index(split.labels_per_class) if method.decides_once else number
         if turn % world.size == world.rank:
-            fit = how.predict(draw)
-            own[number] = [fit.predicted.tolist(), fit.chosen]
-            counted()
-    every = {int(number): fit for fits in world.objects(own) for number, fit in fits.items()}
-    return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(every.items())]
+            fit = method.predict(split)
+            computed[number] = [fit.predicted.tolist(), fit.chosen]
+            one_more()
+    gathered = {int(number): fit for fits in world.objects(computed) for number, fit in fits.items()}
+    return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(gathered.items())]
 
 
-def _score(predictions: Predictions, truth: NDArray[np.int64]) -> list[Json]:
+def _score(predictions: Predictions, truth: NDArray[np.int64]) -> list[Score]:
     return [
-        score_row(name, budget, [fit.predicted for fit in fits], truth) for (name, budget), fits in predictions.items()
+        score(method, per_class, [fit.predicted for fit in fits], truth)
+        for (method, per_class), fits in predictions.items()
     ]
 
 
-def _confused(
-    name: str, predictions: Predictions, truth: NDArray[np.int64], classes: list[str], test: ImageSet
-) -> Json | None:
-    """Which classes the method takes for which, at its last budget; None where there are too many to read."""
-    if len(classes) > MOST:
+def _confusion(predictions: Predictions, truth: NDArray[np.int64], classes: list[str], test: ImageSet) -> Json | None:
+    """Which classes the run's own method confuses, with the last of `labels_per_class`.
+
+    None where only baselines are scored, or there are too many classes for a readable matrix.
+    """
+    if len(classes) > MAX_CLASSES:
         return None
-    budget, fits = [(budget, fits) for (method, budget), fits in predictions.items() if method == name][-1]
-    return confusion(name, budget, [fit.predicted for fit in fits], truth, classes, test.names)
+    for name in OF_THE_RUN:
+        of_method = [(per_class, fits) for (method, per_class), fits in predictions.items() if method == name]
+        if of_method:
+            per_class, fits = of_method[-1]
+            return confusion(name, per_class, [fit.predicted for fit in fits], truth, classes, test.names)
+    return None

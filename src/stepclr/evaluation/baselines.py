@@ -1,4 +1,8 @@
-"""What pretraining has to beat: the pixels themselves, and the same network with the weights it began with."""
+"""What pretraining has to beat: raw pixels, the same network untrained, and the same network trained from scratch."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,12 +12,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stepclr.data.images import ImageSet
+from stepclr.evaluation.init_from import InitialWeights
+from stepclr.evaluation.linear import Fit
+from stepclr.evaluation.prepare import all_logits
+from stepclr.evaluation.splits import Indices, LabelsPerClass, Split, folds
+from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.pretraining.classifier import MOMENTUM, Supervised, train_classifier
 
-SIDE = 32  # pixels: more of them would only slow linear evaluation down
-BATCH = 256
-PIXELS = f"the encoder's center crop, reduced (antialiased) to at most {SIDE} px a side, flattened"
-RANDOM = f"a new initialization a draw; BatchNorm statistics by one pass over all of train, in batches of about {BATCH}"
+MAX_SIDE = 32  # pixels; linear evaluation of more would only take longer
+STATISTICS_BATCH = 256
+PIXELS = f"the encoder's center crop, reduced (antialiased) to at most {MAX_SIDE} px a side, flattened"
+RANDOM = (
+    "a new initialization for each draw; BatchNorm statistics from one pass over all of train, in batches of about "
+    f"{STATISTICS_BATCH}"
+)
+RATES = (0.01, 0.03, 0.1)
+RATE_AT_1_LABEL = 0.03  # with one label per class there is nothing left to choose the rate on
+SCRATCH_BATCH, WEIGHT_DECAY = 32, 5e-4
 
 
 class _Pixels(nn.Module):
@@ -30,36 +46,100 @@ class _Pixels(nn.Module):
 
 
 def pixels(encoder: Encoder) -> Encoder:
-    """An encoder whose h is the pixels of `encoder.preprocess`, so that both meet the same crop."""
-    body = _Pixels(min(SIDE, encoder.size))
-    made = Encoder(body, "pixels", "own", encoder.size)
-    return made.to(encoder.mean.device)
+    """An encoder whose h is the pixels of `encoder.preprocess`, so that both see the same crop."""
+    body = _Pixels(min(MAX_SIDE, encoder.size))
+    return Encoder(body, "pixels", "own", encoder.size).to(encoder.mean.device)
 
 
-def fresh(encoder: Encoder, seed: int) -> Encoder:
+def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture and preprocessing, newly initialized from `seed`; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
-    made = made.to(encoder.mean.device)
-    made.mean.copy_(encoder.mean)
-    made.std.copy_(encoder.std)
-    return made
+        initialized = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
+    initialized = initialized.to(encoder.mean.device)
+    initialized.mean.copy_(encoder.mean)
+    initialized.std.copy_(encoder.std)
+    return initialized
 
 
 def set_batchnorm_statistics(encoder: Encoder, images: ImageSet) -> None:
-    """Give every BatchNorm the mean of its batch statistics over one pass of `images`; leaves the encoder in eval mode.
+    """Set every BatchNorm to the mean of its batch statistics over one pass of `images`; leaves the encoder in eval.
 
-    Without it a new network normalizes by mean 0 and variance 1, which its features do not have.
+    Without it a new network would normalize by mean 0 and variance 1, which its features do not have.
     """
     encoder.eval()
     norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
         norm.train()
-    # Nearly equal batches: a small last one would weigh as much as the others.
-    for part in np.array_split(np.arange(len(images)), -(-len(images) // BATCH)) if norms else []:
+    # Nearly equal batches, because a small last one would weigh as much as the others.
+    for batch in np.array_split(np.arange(len(images)), -(-len(images) // STATISTICS_BATCH)):
         with torch.inference_mode():
-            encoder(encoder.preprocess(images.read(part)).contiguous(memory_format=torch.channels_last))
+            encoder(encoder.preprocess(images.read(batch)).contiguous(memory_format=torch.channels_last))
     encoder.eval()
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Supervised training of a new network on a label split alone; called with one, it predicts the classes of `test`.
+
+    steps: of training, with 32 images each. min_area: smallest crop, share of the image. bf16: train under autocast.
+    """
+
+    encoder: Encoder
+    train: ImageSet
+    test: ImageSet
+    steps: int
+    min_area: float
+    bf16: bool
+    rates: dict[LabelsPerClass, float] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """The part of the protocol that describes this method."""
+        return {
+            "supervised training of": "the same encoder and a linear classifier, a new initialization for each draw",
+            "views": f"crop (area from {self.min_area}) and flip",
+            "steps": self.steps,
+            "batch": SCRATCH_BATCH,
+            "optimizer": f"SGD, Nesterov momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, cosine per step to 0",
+            "precision": "bf16" if self.bf16 else "fp32",
+            "tested": "eval mode, float32, center crop",
+            "rates": list(RATES),
+            "rate_chosen_by": "top-1, then log-loss, on 2 stratified folds of the first draw for each labels_per_class",
+            "rate_at_1_label": RATE_AT_1_LABEL,
+        }
+
+    def __call__(self, split: Split) -> Fit:
+        # Splits come in order, so this is the first one with so many labels.
+        if split.labels_per_class not in self.rates:
+            self.rates[split.labels_per_class] = self.choose_rate(split)
+        rate = self.rates[split.labels_per_class]
+        logits = all_logits(self.fit(split.indices, rate, split.seed), self.test)
+        return Fit(logits.argmax(1).numpy(), rate)
+
+    def choose_rate(self, split: Split) -> float:
+        """The rate with the highest top-1 on held-out images of two folds; of equal ones, that of least log-loss."""
+        parts = folds(self.train.labels[split.indices], 2, split.seed)
+        if not parts:
+            return RATE_AT_1_LABEL
+
+        def merit(rate: float) -> tuple[int, float]:
+            correct, loss = 0, 0.0
+            for fitted, held_out in parts:
+                held_out = split.indices[held_out]
+                logits = all_logits(self.fit(split.indices[fitted], rate, split.seed), self.train.take(held_out))
+                truth = torch.from_numpy(self.train.labels[held_out])
+                correct += int((logits.argmax(1) == truth).sum())
+                loss += float(F.cross_entropy(logits, truth, reduction="sum"))
+            return correct, -loss if math.isfinite(loss) else -math.inf
+
+        return max(RATES, key=merit)
+
+    def fit(self, indices: Indices, rate: float, seed: int) -> Classifier:
+        """Encoder and linear layer trained on these images of train; a function of the arguments."""
+        settings = Supervised(self.steps, SCRATCH_BATCH, rate, self.min_area, self.bf16, weight_decay=WEIGHT_DECAY)
+        classifier = InitialWeights(random_encoder(self.encoder, seed)).classifier(self.train.classes, seed)
+        return train_classifier(classifier, self.train.take(indices), settings, seed)

@@ -1,4 +1,4 @@
-"""SimCLRv2's third stage: a student learns what a fine-tuned teacher predicts of images without a label."""
+"""SimCLRv2's third stage: a student learns what a fine-tuned teacher predicts for unlabelled images."""
 
 import os
 from dataclasses import replace
@@ -10,7 +10,7 @@ from stepclr.data.sources import Source
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.run import Run
 
-# Views of crop and flip, one an image, as in fine-tuning (SimCLRv2 App. B).
+# One view of crop and flip per image, as in fine-tuning (SimCLRv2 App. B).
 SETTINGS = PretrainConfig(loss="distill", policy="crop", views=1, temperature=1.0)
 
 
@@ -27,13 +27,15 @@ def distill(
 ) -> Run:
     """Train a student on a teacher's predictions (SimCLRv2 eq. 2) into the run folder `out`.
 
-    The run is one like any other, with checkpoints and exact resume; its classifier is `classifier.safetensors`.
+    The run is like any other, with checkpoints and exact resume; its classifier is `classifier.safetensors`.
 
     Args:
-        classifier: the teacher, as `finetune` wrote it: a file, or a run's folder.
-        images: images, which need no label: an `ImageSet`, or anything `open_images` takes.
-        student: the student's encoder; "resnet18" by default. `weights="runs/a"` starts it from a pretrained run.
-        options: other fields of `PretrainConfig`; `temperature` is that of both softmax, 1 by default.
+        classifier: the teacher that `finetune` wrote: a file, or a run's folder.
+        images: images, which need no labels: an `ImageSet`, or anything `open_images` takes.
+        out: the run's folder.
+        student: the student's encoder; "resnet18" by default. `weights="runs/a"` starts from a pretrained run.
+        limit, resume, progress: as in `pretrain`.
+        options: other fields of `PretrainConfig`; `temperature`, 1 by default, is that of both softmaxes.
 
     Raises what `pretrain` raises.
     """

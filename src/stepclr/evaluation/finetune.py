@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole network learns from few labels."""
+"""Fine-tuning: the whole network learns from few labels (SimCLR App. B.5, SimCLRv2 section 3)."""
 
 import json
 import math
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source, open_images
+from stepclr.data.sources import Source
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_suffix, choose
-from stepclr.evaluation.init_from import Start, starting_point
-from stepclr.evaluation.prepare import all_logits, prepare, score_row, shared_classes
-from stepclr.evaluation.splits import Budget, Draw, draw_all, read_budgets
+from stepclr.evaluation.init_from import InitialWeights, initial_weights
+from stepclr.evaluation.prepare import all_logits, check_at_least, prepare, training_defaults
+from stepclr.evaluation.results import Scores, score
+from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, save_classifier
 from stepclr.pretraining.batches import steps_per_epoch
@@ -28,19 +29,18 @@ from stepclr.pretraining.resolve import CONTRASTIVE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
 
-EPOCHS, LEAST_STEPS = 60, 500
+EPOCHS, MIN_STEPS = 60, 500
 RATES = {"sgd": 0.05, "lars": 0.08}  # SimCLR App. B.5; SimCLRv2 App. B: 0.005 sqrt(B)
 OPTIMIZERS = {"sgd": f"SGD, Nesterov momentum {MOMENTUM}", "lars": f"LARS, momentum {MOMENTUM}"}
-SMALLEST, LARGEST, BATCHES = 32, 256, 16  # a batch has a 16th of the images, within these
+MIN_BATCH, MAX_BATCH, BATCHES = 32, 256, 16  # a batch is a 16th of the images, within these limits
 
 
 @dataclass(frozen=True)
-class Finetuning:
-    """Settings of fine-tuning. epochs None: 60, and at least 500 steps. batch_size None: see above.
+class FinetuneSettings:
+    """Settings of fine-tuning, as `finetune` documents them.
 
-    optimizer: "sgd", as in SimCLR, or "lars", as in SimCLRv2. lr: peak rate at batch B = 256, times sqrt(B/256); None:
-    that of the paper. SimCLR scales by B/256, which at B = 32 learns too little in 500 steps: .62, and .65 with the
-    root (10 labels a class of sample:train, top-1 on others of it, 2 draws).
+    The peak rate is that of batch 256 times sqrt(B / 256). SimCLR scales by B / 256, which at B = 32 learns too little
+    in 500 steps: .62 against .65 with the root (10 labels per class of sample:train, top-1 on others of it, 2 draws).
     """
 
     epochs: int | None = None
@@ -50,32 +50,33 @@ class Finetuning:
     min_area: float = 0.2
     bf16: bool = False
 
-    @classmethod
-    def of_run(cls, config: dict[str, Any], min_area: float | None = None, **given: Any) -> "Finetuning":
-        """Crop and precision are the run's own, if nothing else is given."""
-        min_area = config.get("min_area", 0.2) if min_area is None else min_area
-        return cls(min_area=min_area, bf16=config.get("precision") == "bf16", **given)
-
-    def training(self, n: int) -> Supervised:
-        """The training on n images."""
-        batch = min(n, self.batch_size or min(LARGEST, max(SMALLEST, n // BATCHES)))
-        per_epoch = steps_per_epoch(n, batch)
-        epochs = self.epochs or max(EPOCHS, math.ceil(LEAST_STEPS / per_epoch))
-        rate = self.peak * math.sqrt(batch / 256)
-        return Supervised(epochs * per_epoch, batch, rate, self.min_area, self.bf16, optimizer=self.optimizer)
+    def __post_init__(self) -> None:
+        check_at_least("epochs", self.epochs, 1)
+        check_at_least("batch_size", self.batch_size, 2)
+        choose("optimizer", self.optimizer, RATES)
+        if self.lr is not None and not self.lr > 0:
+            raise StepclrError(f"lr must be above 0, not {self.lr}")
 
     @property
     def peak(self) -> float:
-        """The rate at batch 256."""
+        """The peak learning rate at batch 256."""
         return RATES[self.optimizer] if self.lr is None else self.lr
 
+    def training(self, n: int) -> Supervised:
+        """The training on n images."""
+        batch = min(n, self.batch_size or min(MAX_BATCH, max(MIN_BATCH, n // BATCHES)))
+        per_epoch = steps_per_epoch(n, batch)
+        epochs = self.epochs or max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
+        rate = self.peak * math.sqrt(batch / 256)
+        return Supervised(epochs * per_epoch, batch, rate, self.min_area, self.bf16, optimizer=self.optimizer)
+
     def describe(self) -> dict[str, Any]:
-        """What a reader of the score has to know."""
+        """The part of the protocol that describes this method."""
         return {
             "fine-tuning of": "the run's encoder and a linear classifier, all weights",
             "views": f"crop (area from {self.min_area}) and flip",
-            "epochs": self.epochs or f"{EPOCHS}, and at least {LEAST_STEPS} steps",
-            "batch": self.batch_size or f"a {BATCHES}th of the images, {SMALLEST} to {LARGEST}",
+            "epochs": self.epochs or f"{EPOCHS}, and at least {MIN_STEPS} steps",
+            "batch": self.batch_size or f"a {BATCHES}th of the images, {MIN_BATCH} to {MAX_BATCH}",
             "lr_at_batch_256": self.peak,
             "lr_scaling": "sqrt",
             "optimizer": f"{OPTIMIZERS[self.optimizer]}, no weight decay, no warm-up, cosine per step to 0",
@@ -88,7 +89,7 @@ def finetune(
     run: str | os.PathLike[str],
     train: Source,
     test: Source | None = None,
-    labels_per_class: Budget | Sequence[Budget] = "all",
+    labels_per_class: LabelsPerClass | Sequence[LabelsPerClass] = "all",
     draws: int = 1,
     seed: int = 0,
     *,
@@ -100,115 +101,105 @@ def finetune(
     lr: float | None = None,
     min_area: float | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Scores:
     """Train a classifier, the whole network, from a run's encoder and few labels (SimCLR App. B.5).
 
     Args:
         run: a run's folder, or an encoder file; it is not changed. The result is written into a folder as
             `finetune.json`.
-        train: labelled images, anything `open_images` takes; those without a label, or of other classes than the run
-            was pretrained on (if any were chosen), are left out and counted.
+        train: labelled images, anything `open_images` takes; those without a label, or of classes other than those
+            chosen for pretraining (if any), are left out and counted.
         test: labelled images to score on, or None. Their labels are read once, after the last prediction.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
-        draws: how many random draws of the labels to score; of "all" there is one. The same as evaluation's.
-        seed: of the draws, the linear layer, the order and the views.
-        start: "encoder"; "head.1" or "head.2" keeps so many layers of the projection head (SimCLRv2 section 3).
-        out: the file for the classifier of the largest budget's first draw; by default the run's
+        draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one. They are
+            the same splits as those of `evaluate`.
+        seed: of the splits, the linear layer, the batch order and the views.
+        start: "encoder", or "head.1" or "head.2" to keep that many layers of the projection head (SimCLRv2 section 3).
+        out: the file for the classifier of the first split with the most labels; by default the run's
             `classifier.safetensors`.
-        epochs: passes over the drawn images; by default 60, and at least 500 steps.
-        batch_size: by default a 16th of the drawn images, but at least 32 and at most 256. Of fewer images than
-            that, all are one batch.
+        epochs: passes over the split's images; by default 60, and at least 500 steps.
+        batch_size: by default a 16th of the split's images, but at least 32 and at most 256. Fewer images than that
+            are one batch.
         optimizer: "sgd" (SimCLR) or "lars" (SimCLRv2).
-        lr: peak learning rate at batch 256, 0.05 for sgd and 0.08 for lars; grows with the root of the batch.
+        lr: peak learning rate at batch 256, by default 0.05 for sgd and 0.08 for lars; times sqrt(batch / 256).
         min_area: smallest crop, share of the image; by default the run's.
         progress: called with (steps done, steps in all).
 
-    Returns `{"rows": [...], "protocol": {...}}`, rows as those of `evaluate`, empty where there is no `test`.
-    Raises StepclrError for an unknown start, a head that is not there or does not fit, classes that differ between
+    Returns the scores, whose rows are empty where there is no `test`; `protocol["classifier"]` names the file.
+    `to_dict()` is `finetune.json`.
+
+    Raises StepclrError for an unknown start, a head that does not exist or does not fit, classes that differ between
     train and test, and a class with too few labels; `Diverged` when a weight is not finite.
     """
-    budgets = read_budgets(labels_per_class)
-    for what, value, least in (
-        ("draws", draws, 1), ("seed", seed, 0), ("epochs", epochs, 1), ("batch_size", batch_size, 2)
-    ):  # fmt: skip
-        if value is not None and value < least:
-            raise StepclrError(f"{what} must be at least {least}, not {value}")
-    choose("optimizer", optimizer, RATES)
-    if lr is not None and not lr > 0:
-        raise StepclrError(f"lr must be above 0, not {lr}")
-    home = Run(Path(run))
-    begin = starting_point(home, start)
-    begin.encoder.to(default_device())
-    config = home.config if home.exists() else {}
-    path = _place(home, config, out)
-    how = Finetuning.of_run(config, min_area, epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr)
-    train, test = open_images(train), None if test is None else open_images(test)
-    classes = shared_classes(begin.encoder, train, test)
-    draw_all(train.keep(classes).labels, classes, budgets, 1, seed)  # too few labels: better said now than later
+    per_class = parse_labels_per_class(labels_per_class)
+    check_at_least("draws", draws, 1)
+    check_at_least("seed", seed, 0)
+    folder = Run(Path(run))
+    run_area, bf16 = training_defaults(folder)
+    settings = FinetuneSettings(epochs, batch_size, optimizer, lr, run_area if min_area is None else min_area, bf16)
+    initial = initial_weights(folder, start)
+    initial.encoder.to(default_device())
+    path = _classifier_file(folder, out)
+    images = prepare(initial.encoder, train, test, per_class, draws, seed)
 
-    train, _, train_facts = prepare(begin.encoder, train, classes)
-    test_facts = None
-    if test is not None:
-        test, _, test_facts = prepare(begin.encoder, test, classes)
-    plan = draw_all(train.labels, classes, budgets, draws, seed)
-    largest = max(budgets, key=lambda budget: math.inf if budget == "all" else budget)
-    written = next(draw for draw in plan if draw.budget == largest)
-    plan = [written] if test is None else plan
-    done, total = count(1), sum(how.training(len(draw.rows)).steps for draw in plan)
-    predictions: dict[Budget, list[NDArray[np.int64]]] = {}
-    for draw in plan:
-        after_step = (lambda: progress(next(done), total)) if progress else None
-        classifier = finetuned(begin, classes, train, draw, how, after_step)
-        if draw is written:
+    largest = max(per_class, key=lambda number: math.inf if number == "all" else number)
+    saved = next(split for split in images.splits if split.labels_per_class == largest)
+    splits = [saved] if test is None else images.splits
+    done, total = count(1), sum(settings.training(len(split.indices)).steps for split in splits)
+
+    def after_step() -> None:
+        if progress:
+            progress(next(done), total)
+
+    predictions: dict[LabelsPerClass, list[NDArray[np.int64]]] = {}
+    for split in splits:
+        classifier = finetuned(initial, images.train, split, settings, after_step)
+        if split is saved:
             save_classifier(classifier, path)
         if test is not None:
-            predictions.setdefault(draw.budget, []).append(all_logits(classifier, test).argmax(1).numpy())
-    truth = test.labels if test is not None else np.empty(0, np.int64)
-    result = {
-        "rows": [score_row("finetuned", budget, found, truth) for budget, found in predictions.items()],
-        "protocol": {
+            predicted = all_logits(classifier, images.test).argmax(1).numpy()
+            predictions.setdefault(split.labels_per_class, []).append(predicted)
+
+    truth = images.test.labels  # the one place that reads them
+    scores = Scores(
+        [score("finetuned", number, of_number, truth) for number, of_number in predictions.items()],
+        {
             "run": os.fspath(run),
             "start": start,
-            "classifier": {"file": os.fspath(path), "labels_per_class": largest, "draw": written.number},
-            "classes": classes,
-            "train": train_facts,
-            "test": test_facts,
-            "test_labels": "read once, after the last prediction",
-            "labels_per_class": budgets,
-            "draws": draws,
-            "seed": seed,
-            "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
-            "methods": {"finetuned": how.describe()},
+            "classifier": {"file": os.fspath(path), "labels_per_class": largest, "draw": saved.number},
+            **images.protocol,
+            "methods": {"finetuned": settings.describe()},
         },
-    }
-    if home.folder.is_dir():
-        home.write("finetune.json", json.dumps(result, indent=2) + "\n")
-    return result
+    )
+    if folder.folder.is_dir():
+        folder.write("finetune.json", json.dumps(scores.to_dict(), indent=2) + "\n")
+    return scores
 
 
 def finetuned(
-    begin: Start,
-    classes: Sequence[str],
+    initial: InitialWeights,
     train: ImageSet,
-    draw: Draw,
-    how: Finetuning,
+    split: Split,
+    settings: FinetuneSettings,
     after_step: Callable[[], object] | None = None,
 ) -> Classifier:
-    """The classifier that one draw of train makes of `begin`, which is left as it is; a function of the arguments."""
-    classifier = begin.classifier(classes, draw.seed)
-    train_classifier(classifier, train.take(draw.rows), how.training(len(draw.rows)), draw.seed, after_step)
+    """The classifier that one split of train makes of `initial`, which stays as it is; a function of the arguments."""
+    classifier = initial.classifier(train.classes, split.seed)
+    training = settings.training(len(split.indices))
+    train_classifier(classifier, train.take(split.indices), training, split.seed, after_step)
     if not all(bool(weight.isfinite().all()) for weight in classifier.parameters()):
-        raise Diverged(f"fine-tuning diverged at --lr {how.peak:g}: a weight is not finite; try a lower one")
+        raise Diverged(f"fine-tuning diverged with lr {settings.peak:g}: a weight is not finite; try a lower lr")
     return classifier
 
 
-def _place(run: Run, config: dict[str, Any], out: str | os.PathLike[str] | None) -> Path:
-    """The file for the classifier; one that pretraining itself made is not overwritten."""
+def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
+    """The file for the classifier; one that pretraining itself trained is not overwritten."""
     if out is None and not run.folder.is_dir():
-        raise StepclrError(f"{run.folder} is no folder: name a file for the classifier with --out")
-    own = config.get("loss", CONTRASTIVE[0]) not in CONTRASTIVE or config.get("linear_epochs", 0)
+        raise StepclrError(f"{run.folder} is not a folder, so out must name a file for the classifier")
     path = run.folder / CLASSIFIER if out is None else Path(out)
-    if own and path.resolve() == (run.folder / CLASSIFIER).resolve():
-        raise StepclrError(f"{path} is the classifier that the run was trained with: name another file with --out")
+    if run.exists() and path.resolve() == (run.folder / CLASSIFIER).resolve():
+        config = run.config
+        if config["loss"] not in CONTRASTIVE or config.get("linear_epochs", 0):
+            raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
     check_suffix(path, [".safetensors"])
     return path

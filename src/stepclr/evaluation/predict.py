@@ -1,6 +1,7 @@
 """A classifier and new images -> the probability of each class."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,33 @@ from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import write_csv
-from stepclr.model.features import fill_unreadable
+from stepclr.model.features import Written, fill_unreadable
 from stepclr.model.files import load_classifier
 from stepclr.pretraining.classifier import logits
 from stepclr.threads import Progress
 
 
-def predict(
-    classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None
-) -> tuple[Float32[np.ndarray, "n classes"], list[str]]:
-    """Probabilities `[n, C]`, float32, of all images of `images` in their order, and the names of the C classes.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Probabilities `[n, C]`, float32, one row per image in the order of the source, and the names of the C classes."""
 
-    Args: classifier: a `classifier.safetensors`, or a run's folder that has one. images: anything `open_images` takes.
-    An image that cannot be read has a row of NaN, and a warning says how many there are.
-    Raises StepclrError for a file that is no classifier, and where no image can be read.
+    probabilities: Float32[np.ndarray, "n classes"]
+    classes: list[str]
+
+
+def predict(classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None) -> Predictions:
+    """The probability of each class for every image.
+
+    Args:
+        classifier: a `classifier.safetensors`, or a run's folder that has one.
+        images: anything `open_images` takes. An image that cannot be read has a row of NaN, and a warning gives their
+            number.
+        progress: called with (images done, images in all).
+
+    Raises StepclrError for a file that is not a classifier, and where no image can be read.
     """
     source, probabilities, kept, classes = _predict(classifier, images, progress)
-    return fill_unreadable(probabilities, kept, source), classes
+    return Predictions(fill_unreadable(probabilities, kept, source), classes)
 
 
 def write_predictions(
@@ -36,10 +47,10 @@ def write_predictions(
     images: Source,
     out: str | os.PathLike[str],
     progress: Progress | None = None,
-) -> tuple[int, int]:
+) -> Written:
     """Write `out` (.csv): path, predicted class, its probability, and a column `p:CLASS` for each class.
 
-    Images that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
+    Images that cannot be read are left out and listed in `<out>.skipped.csv`.
     """
     path = Path(out)
     check_suffix(path, [".csv"])
@@ -50,16 +61,17 @@ def write_predictions(
         table.append([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
     write_csv(path, table)
     source.list_skipped(path.with_suffix(".skipped.csv"))
-    return len(kept), len(source) - len(kept)
+    return Written(len(kept), len(source) - len(kept))
 
 
 def _predict(
     path: str | os.PathLike[str], images: Source, progress: Progress | None
 ) -> tuple[ImageSet, Float32[np.ndarray, "n classes"], np.ndarray, list[str]]:
+    """The images, the probabilities of the readable ones, the indices of those, and the classes."""
     classifier = load_classifier(path).to(default_device())
     # Reduced as for training and evaluation; read once, so not worth a place in the cache.
     source = open_images(images).decoded(source_side(classifier.encoder.size), budget=0)
-    found, kept = logits(classifier, source, progress)
+    predicted, kept = logits(classifier, source, progress)
     if not len(kept):
         raise StepclrError(f"no image of {source.source} can be read")
-    return source, found.softmax(1).numpy(), kept, classifier.classes
+    return source, predicted.softmax(1).numpy(), kept, classifier.classes

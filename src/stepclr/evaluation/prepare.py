@@ -1,6 +1,7 @@
-"""Train and test as every method meets them, and a row of scores."""
+"""Labelled images made ready for every method: the classes, the readable images and their h, the label splits."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,78 +10,140 @@ from torch import Tensor
 
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
+from stepclr.data.sources import Source, open_images
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose
-from stepclr.evaluation.splits import Budget
+from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.classifier import logits
+from stepclr.pretraining.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Readable labelled images to learn from and to score on (none where there is no test), with the encoder's h.
+
+    Labels are positions in `classes`. `protocol` is the part that `evaluation.json` and `finetune.json` share.
+    """
+
+    classes: list[str]
+    train: ImageSet
+    test: ImageSet
+    h: Float32[np.ndarray, "n f"]
+    h_test: Float32[np.ndarray, "m f"]
+    splits: list[Split]
+    protocol: dict[str, Any]
+
+
+def prepare(
+    encoder: Encoder,
+    train: Source,
+    test: Source | None,
+    labels_per_class: Sequence[LabelsPerClass],
+    draws: int,
+    seed: int,
+    world: World = ALONE,
+) -> Material:
+    """Open, choose the classes, decode and represent the images, and draw the label splits.
+
+    Raises StepclrError for classes that differ between train and test, and a class with too few labels.
+    """
+    train = open_images(train)
+    test = None if test is None else open_images(test)
+    classes = shared_classes(encoder, train, test)
+    # Before the long part, see whether there are enough labels.
+    label_splits(train.keep(classes).labels, classes, labels_per_class, 1, seed)
+
+    train, h, train_facts = _readable(encoder, train, classes, world)
+    test_facts = None
+    if test is None:
+        test, h_test = train.take([]), h[:0]
+    else:
+        test, h_test, test_facts = _readable(encoder, test, classes, world)
+    protocol = {
+        "classes": classes,
+        "train": train_facts,
+        "test": test_facts,
+        "test_labels": "read once, after the last prediction",
+        "labels_per_class": list(labels_per_class),
+        "draws": draws,
+        "seed": seed,
+        "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
+    }
+    splits = label_splits(train.labels, classes, labels_per_class, draws, seed)
+    return Material(classes, train, test, h, h_test, splits, protocol)
 
 
 def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:
-    """The classes to tell apart: those that were chosen for pretraining, if any, else those of train.
+    """The classes to tell apart: those that were chosen for pretraining, if any, otherwise those of train.
 
-    Raises StepclrError where train or test lacks one of them, has no labels, or, if none were chosen, test has another.
+    Raises StepclrError where train or test has no labels or lacks a class, and, if none were chosen, where test has
+    another class.
     """
     both = [train] if test is None else [train, test]
     for images in both:
         if not images.classes:
             raise StepclrError(f"{images.source} has no labels; train and test both need them")
     classes = encoder.classes or train.classes
-    pairs = [(name, images) for images in both for name in classes]
-    if not encoder.classes and test is not None:
-        pairs += [(name, train) for name in test.classes]
-    for name, images in pairs:
-        choose(f"class of {images.source}", name, images.classes)
+    for images in both:
+        for name in classes:
+            choose(f"class of {images.source}", name, images.classes)
+    if test is not None and not encoder.classes:
+        for name in test.classes:
+            choose(f"class of {train.source}", name, train.classes)
     if len(classes) < 2:
         raise StepclrError(f"{train.source} has one class, {classes[0]!r}; there must be two or more to tell apart")
     return list(classes)
 
 
-def prepare(
-    encoder: Encoder, images: ImageSet, classes: list[str], world: World = ALONE
-) -> tuple[ImageSet, np.ndarray, dict[str, Any]]:
-    """The readable labelled images of these classes (labels in their order), their h, and how many were left out."""
+def _readable(
+    encoder: Encoder, images: ImageSet, classes: list[str], world: World
+) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
+    """The readable images of these classes (labels in their order), their h, and how many were left out."""
     labelled = images.keep(images.classes)
-    among = labelled.keep(classes)
+    of_classes = labelled.keep(classes)
     with world.in_turn():
-        readable = among.decoded(source_side(encoder.size))
-    h, kept = represent(encoder, readable, world=world)
+        decoded = of_classes.decoded(source_side(encoder.size))
+    h, kept = represent(encoder, decoded, world=world)
     facts = {
         "source": images.source,
         "images": len(kept),
         "left_out_without_label": len(images) - len(labelled),
-        "left_out_of_other_classes": len(labelled) - len(among),
-        "left_out_unreadable": len(among) - len(kept),
+        "left_out_of_other_classes": len(labelled) - len(of_classes),
+        "left_out_unreadable": len(of_classes) - len(kept),
     }
-    return readable.take(kept), h.numpy(), facts
+    return decoded.take(kept), h.numpy(), facts
+
+
+def training_defaults(run: Run) -> tuple[float, bool]:
+    """The smallest crop and whether to train in bfloat16: as in pretraining; 0.2 and False for an encoder file."""
+    if not run.exists():
+        return 0.2, False
+    return run.config.get("min_area", 0.2), run.config.get("precision") == "bf16"
+
+
+def check_at_least(name: str, value: int | None, least: int) -> None:
+    """Raise StepclrError if the argument `name` is below `least`."""
+    if value is not None and value < least:
+        raise StepclrError(f"{name} must be at least {least}, not {value}")
 
 
 def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:
-    """h of every image, float32; StepclrError if one that could be read before now cannot."""
+    """h of every image, float32. Raises StepclrError if one can no longer be read."""
     h, kept = represent(encoder, images)
-    _check_all(images, kept)
+    _check_all_read(images, kept)
     return h.numpy()
 
 
 def all_logits(classifier: Classifier, images: ImageSet) -> Float[Tensor, "n c"]:
-    """Logits of every image, float32; StepclrError if one that could be read before now cannot."""
-    found, kept = logits(classifier, images)
-    _check_all(images, kept)
-    return found
+    """Logits of every image, float32. Raises StepclrError if one can no longer be read."""
+    predicted, kept = logits(classifier, images)
+    _check_all_read(images, kept)
+    return predicted
 
 
-def _check_all(images: ImageSet, kept: Int[np.ndarray, " n"]) -> None:
+def _check_all_read(images: ImageSet, kept: Int[np.ndarray, " n"]) -> None:
     if len(kept) < len(images):
-        raise StepclrError(f"{images.source}: {len(images) - len(kept)} images cannot be read any more; start again")
-
-
-def score_row(
-    method: str, budget: Budget, predictions: Sequence[Int[np.ndarray, " m"]], truth: Int[np.ndarray, " m"]
-) -> dict[str, Any]:
-    """A row of evaluation.json: top-1 of each draw's predictions, their mean and sample standard deviation."""
-    values = [float((predicted == truth).mean()) for predicted in predictions]
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    mean = float(np.mean(values))
-    return {"method": method, "labels_per_class": budget, "mean": mean, "std": std, "values": values}
+        raise StepclrError(f"{images.source}: {len(images) - len(kept)} images can no longer be read; start again")

@@ -1,4 +1,4 @@
-"""Which labels a score may use: stratified draws of a budget, and stratified folds of a draw."""
+"""Which labels a score may use: random splits with so many labels per class, and stratified folds of a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,75 +10,92 @@ from sklearn.model_selection import StratifiedKFold
 
 from stepclr.errors import StepclrError
 
-Budget = int | str  # labels a class; "all" for every one
-Rows = NDArray[np.int64]
+LabelsPerClass = int | str  # "all" for every label
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """One draw of a budget: the rows of train whose labels may be used, and a seed for whatever else it takes."""
+class Split:
+    """The images of train whose labels may be used, and a seed for everything else that is random.
 
-    budget: Budget
+    `number` counts the splits with the same `labels_per_class`.
+    """
+
+    labels_per_class: LabelsPerClass
     number: int
-    rows: Rows
+    indices: Indices
     seed: int
 
 
-def read_budgets(given: object) -> list[Budget]:
-    """The budgets in 10, "all", "1,10,all" or a sequence of such; StepclrError for anything else."""
-    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
-    budgets: list[Budget] = []
+def parse_labels_per_class(given: object) -> list[LabelsPerClass]:
+    """The values in 10, "all", "1,10,all" or a sequence of such; StepclrError for anything else."""
+    if isinstance(given, str):
+        parts: Sequence[object] = given.split(",")
+    elif isinstance(given, Sequence):
+        parts = given
+    else:
+        parts = [given]
+    values: list[LabelsPerClass] = []
     for part in parts:
         text = str(part).strip()
         if text != "all" and not (text.isdecimal() and int(text) > 0):
-            raise StepclrError(f"--labels-per-class takes counts from 1 up, or all, as in 1,10,all; not {text!r}")
-        budgets.append("all" if text == "all" else int(text))
-    if not budgets:
-        raise StepclrError("--labels-per-class names no budget; give counts from 1 up, or all, as in 1,10,all")
-    return list(dict.fromkeys(budgets))
+            raise StepclrError(f'labels_per_class must be counts from 1 up or "all", such as 1,10,all, not {text!r}')
+        values.append("all" if text == "all" else int(text))
+    if not values:
+        raise StepclrError('labels_per_class is empty; give counts from 1 up or "all", such as 1,10,all')
+    return list(dict.fromkeys(values))
 
 
-def draw_all(
-    labels: Int[np.ndarray, " n"], classes: Sequence[str], budgets: Sequence[Budget], count: int, seed: int
-) -> list[Draw]:
-    """`count` draws of every budget (one of "all"), the first draw of each before the second of any.
+def label_splits(
+    labels: Int[np.ndarray, " n"],
+    classes: Sequence[str],
+    labels_per_class: Sequence[LabelsPerClass],
+    draws: int,
+    seed: int,
+) -> list[Split]:
+    """`draws` splits for each of `labels_per_class` (one for "all"): first all those with number 0, then number 1, ...
 
-    A draw is a function of the labels and (seed, budget, number) alone. Labels are positions in `classes`.
-    Raises StepclrError where a class has fewer labels than a budget asks for.
+    A split is a function of the labels and (seed, labels_per_class, number) alone. Labels are positions in `classes`.
+    Raises StepclrError where a class has fewer labels than asked for.
     """
-    return [
-        Draw(budget, number, _rows(labels, classes, budget, seed, number), mix(seed, _as_number(budget), number))
-        for number in range(count)
-        for budget in budgets
-        if budget != "all" or number == 0
-    ]
+    splits = []
+    for number in range(draws):
+        for per_class in labels_per_class:
+            if per_class != "all" or number == 0:
+                indices = _draw(labels, classes, per_class, seed, number)
+                splits.append(Split(per_class, number, indices, mix_seed(seed, _as_number(per_class), number)))
+    return splits
 
 
-def _rows(labels: Rows, classes: Sequence[str], budget: Budget, seed: int, number: int) -> Rows:
+def _draw(labels: Indices, classes: Sequence[str], per_class: LabelsPerClass, seed: int, number: int) -> Indices:
     members = [np.flatnonzero(labels == label) for label in range(len(classes))]
     rarest = min(range(len(classes)), key=lambda label: len(members[label]))
-    has = len(members[rarest])
-    if has < max(1, _as_number(budget)):
+    available = len(members[rarest])
+    if available < max(1, _as_number(per_class)):
         raise StepclrError(
-            f"--labels-per-class {budget}: class {classes[rarest]!r} of train has {has} labels; ask for at most {has}"
+            f"labels_per_class is {per_class}, but class {classes[rarest]!r} of train has {available} labels; "
+            f"ask for at most {available}"
         )
-    if budget == "all":
+    if per_class == "all":
         return np.arange(len(labels))
-    generator = np.random.default_rng([seed, _as_number(budget), number])
-    return np.sort(np.concatenate([generator.choice(own, int(budget), replace=False) for own in members]))
+    generator = np.random.default_rng([seed, _as_number(per_class), number])
+    return np.sort(np.concatenate([generator.choice(of_class, int(per_class), replace=False) for of_class in members]))
 
 
-def _as_number(budget: Budget) -> int:
-    return 0 if budget == "all" else int(budget)
+def _as_number(per_class: LabelsPerClass) -> int:
+    return 0 if per_class == "all" else int(per_class)
 
 
-def mix(*key: int) -> int:
-    """A seed that is a function of all of `key`, unlike those of the keys next to it."""
+def mix_seed(*key: int) -> int:
+    """A seed that depends on every number of `key`, and is unrelated to the seeds of neighboring keys."""
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-def folds(labels: Int[np.ndarray, " n"], parts: int, seed: int) -> list[tuple[Rows, Rows]]:
-    """(rows to fit on, rows held out) of stratified folds, no more than the rarest class has rows; none below 2."""
+def folds(labels: Int[np.ndarray, " n"], parts: int, seed: int) -> list[tuple[Indices, Indices]]:
+    """(indices to fit on, indices held out) of stratified folds, at most as many as the rarest class has labels.
+
+    There are none where that would be fewer than 2.
+    """
     parts = min(parts, int(np.bincount(labels).min()))
     if parts < 2:
         return []

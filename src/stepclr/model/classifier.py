@@ -1,4 +1,4 @@
-"""The linear layer that takes the thrown-away head's place (SimCLR section 2, SimCLRv2 section 3)."""
+"""The linear layer that takes the place of the discarded head (SimCLR section 2, SimCLRv2 section 3)."""
 
 from collections.abc import Sequence
 
@@ -17,18 +17,20 @@ class Classifier(nn.Module):
     Args:
         encoder: f(.), its preprocessing included.
         classes: names of the C classes.
-        kept: widths of the projection head's layers and, last, how many of them stay, as `[512, 512, 128, 1]` of a head
-            512 -> 512 -> 128: fine-tuning from the head's first layer (SimCLRv2 section 4.2). Empty: none stays.
+        head_widths: widths of all layers of the projection head, of which the first `kept_layers` stay (fine-tuning
+            from a middle layer of the head, SimCLRv2 section 4.2). None stay by default.
     """
 
-    def __init__(self, encoder: Encoder, classes: Sequence[str], kept: Sequence[int] = ()) -> None:
+    def __init__(
+        self, encoder: Encoder, classes: Sequence[str], head_widths: Sequence[int] = (), kept_layers: int = 0
+    ) -> None:
         super().__init__()
-        self.encoder, self.classes, self.kept = encoder, list(classes), list(kept)
+        self.encoder, self.classes = encoder, list(classes)
+        self.head_widths, self.kept_layers = list(head_widths), kept_layers
         width, self.neck = encoder.num_features, nn.Sequential()
-        if self.kept:
-            features, hidden, *_, out, layers = self.kept
-            self.neck = first_layers(ProjectionHead(features, hidden, out, len(self.kept) - 2), layers)
-            width = self.kept[layers]
+        if kept_layers:
+            self.neck = first_layers(ProjectionHead.of_widths(width, head_widths), kept_layers)
+            width = head_widths[kept_layers - 1]
         self.linear = nn.Linear(width, len(self.classes))
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
@@ -41,11 +43,11 @@ class Classifier(nn.Module):
 
 
 def first_layers(head: ProjectionHead, layers: int) -> nn.Sequential:
-    """The first layers of a head: linear, BatchNorm and, but for the head's last one, ReLU each.
+    """The first layers of a head: each has linear, BatchNorm and, except for the head's last one, ReLU.
 
     Raises StepclrError if the head has fewer.
     """
-    there = -(-len(head) // 3)
-    if not 1 <= layers <= there:
-        raise StepclrError(f"the head has {there} layers; there is no head.{layers}")
+    available = len(head.widths)
+    if not 1 <= layers <= available:
+        raise StepclrError(f"the head has {available} layers, so there is no head.{layers}")
     return nn.Sequential(*list(head)[: 3 * layers])

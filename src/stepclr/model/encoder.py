@@ -198,7 +198,7 @@ def load_weights(encoder: Encoder, path: Path) -> None:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
             if "labels" in metadata:
-                raise StepclrError(f"{path} is a classifier, and an encoder is wanted: name a run or its encoder")
+                raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its encoder")
             stem = json.loads(metadata.get("stem", "null")) or stem
         else:  # weights_only: a foreign file is data, never code
             with warnings.catch_warnings(action="ignore"):

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -22,6 +23,14 @@ from stepclr.threads import Progress, read_ahead
 TOGETHER = 32  # images: their feature maps in bfloat16 stay in a processor's cache
 
 
+@dataclass(frozen=True)
+class Written:
+    """How many rows a file has, one per image, and how many images were skipped because they cannot be read."""
+
+    rows: int
+    skipped: int
+
+
 def represent(
     encoder: Encoder,
     images: ImageSet,
@@ -32,14 +41,13 @@ def represent(
 ) -> tuple[Float[Tensor, "n features"], Int[np.ndarray, " n"]]:
     """h `[n, F]` in float32 of every readable image, center cropped, and the indices of those images.
 
-    The encoder runs in eval mode without gradient and is handed back in the mode it came in. `dtype` bfloat16 is
-    faster, for monitoring and search; scores are always computed from float32. A batch is read while the one before it
-    is worked on. Many ranks share out the batches and are each given all of h, the same as from one; `images.skipped`
-    lists what a rank itself could not read.
+    The encoder runs in eval mode without gradient; afterwards it is in the mode it was in. `dtype` bfloat16 is faster,
+    for monitoring and search; scores are always computed from float32. The ranks of `world` share the batches, and each
+    receives all of h, the same as from one process; `images.skipped` lists what this rank could not read.
     """
     n, training = len(images), encoder.training
     encoder.eval()
-    rows: list[Tensor] = []
+    parts: list[Tensor] = []
     kept: list[NDArray[np.int64]] = []
     try:
         with torch.inference_mode():
@@ -49,20 +57,21 @@ def represent(
             for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
                 if len(readable):
                     x = encoder.preprocess(pixels).contiguous(memory_format=torch.channels_last)
-                    rows.append(features(x).float().cpu())
+                    parts.append(features(x).float().cpu())
                     kept.append(np.asarray(readable))
                 if progress:
                     progress(int(batch[-1]) + 1, n)
     finally:
         encoder.train(training)
-    h = torch.cat([torch.empty(0, encoder.num_features), *rows])
-    at = np.concatenate([np.empty(0, np.int64), *kept])
+    h = torch.cat([torch.empty(0, encoder.num_features), *parts])
+    indices = np.concatenate([np.empty(0, np.int64), *kept])
     if world.size == 1:
-        return h, at
+        return h, indices
+    # The ranks' batches alternate, so put what they send back into the order of the images.
     sizes = world.sizes(len(h))
-    every = world.gather(torch.from_numpy(at), sizes)
-    order = every.argsort()
-    return world.gather(h, sizes)[order], every[order].numpy()
+    gathered = world.gather(torch.from_numpy(indices), sizes)
+    order = gathered.argsort()
+    return world.gather(h, sizes)[order], gathered[order].numpy()
 
 
 def fill_unreadable(

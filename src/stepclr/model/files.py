@@ -1,11 +1,12 @@
-"""`encoder.safetensors`, `classifier.safetensors`: weights, and in the metadata all that is needed to use them."""
+"""`encoder.safetensors`, `classifier.safetensors`: weights, and metadata that says how to build the network."""
 
 import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -17,58 +18,94 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder, build_encoder, load_weights
 
 FILE, CLASSIFIER = "encoder.safetensors", "classifier.safetensors"
-FIELDS = ("name", "stem", "size", "num_features", "classes", "normalize_h")
-KINDS = {"name": str, "stem": str, "size": int, "classes": list, "normalize_h": bool, "labels": list, "kept": list}
-PARTS = {"classes": str, "labels": str, "kept": int}  # what is in the lists
-WIDEST = 2**20  # of a layer, in numbers
-FieldsOf = dict[str, Any]
+MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
+
+
+@dataclass(frozen=True)
+class EncoderMetadata:
+    """What an encoder file says about its network; each field is a JSON value in the file's metadata."""
+
+    name: str
+    stem: str
+    size: int
+    num_features: int
+    classes: list[str]
+    normalize_h: bool
+
+    def build(self) -> Encoder:
+        """The encoder, without the weights of the file."""
+        encoder = build_encoder(self.name, self.stem, size=self.size, normalize_h=self.normalize_h)
+        encoder.classes = self.classes
+        return encoder
+
+
+@dataclass(frozen=True)
+class ClassifierMetadata(EncoderMetadata):
+    """What a classifier file says about its network: `labels` are its classes, the others as in `Classifier`."""
+
+    labels: list[str]
+    head_widths: list[int]
+    kept_layers: int
+
+
+Metadata = TypeVar("Metadata", bound=EncoderMetadata)
 
 
 def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
-    """Write weights, buffers and metadata (FIELDS, mean, std), all or nothing."""
-    _save(encoder, _fields(encoder), path)
+    """Write weights, buffers and metadata, all or nothing."""
+    _save(encoder, encoder, _encoder_values(encoder), path)
 
 
 def load_encoder(run: str | os.PathLike[str]) -> Encoder:
     """The encoder of a run (its folder, or an `encoder.safetensors` anywhere), in eval mode, with its preprocessing.
 
-    Strict: every tensor must be there and fit, or StepclrError says what does not.
+    Raises StepclrError unless every tensor is there and fits.
     """
     path = Path(run)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise StepclrError(f"no encoder at {path}; a finished run has one, so name its folder or go on with --resume")
-    fields = _read(path)
-    if "labels" in fields:
-        raise StepclrError(f"{path} is a classifier, and an encoder is wanted: name a run or its {FILE}")
-    encoder = _build(fields)
+        raise StepclrError(f"no encoder at {path}; a finished run has one, so name its folder or resume the run")
+    metadata = _read(path)
+    if "labels" in metadata:
+        raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {FILE}")
+    encoder = _parse(EncoderMetadata, metadata, path).build()
     load_weights(encoder, path)
     return encoder.eval()
 
 
 def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> None:
-    """Write encoder, kept head layers and linear layer, with the names of the classes, all or nothing."""
-    fields = {**_fields(classifier.encoder), "labels": classifier.classes, "kept": classifier.kept}
-    _save(classifier, fields, path)
+    """Write encoder, kept head layers, linear layer and metadata, all or nothing."""
+    values = {
+        **_encoder_values(classifier.encoder),
+        "labels": classifier.classes,
+        "head_widths": classifier.head_widths,
+        "kept_layers": classifier.kept_layers,
+    }
+    _save(classifier, classifier.encoder, values, path)
 
 
 def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     """The classifier in a file, or in a run's folder as `classifier.safetensors`, in eval mode.
 
-    Strict: every tensor must be there and fit, or StepclrError says what does not.
+    Raises StepclrError unless every tensor is there and fits.
     """
     path = Path(path)
     path = path / CLASSIFIER if path.is_dir() else path
     if not path.is_file():
-        raise StepclrError(f"no classifier at {path}; stepclr finetune makes one of a run")
-    fields = _read(path)
-    if "labels" not in fields:
-        raise StepclrError(f"{path} is an encoder, and a classifier is wanted: stepclr finetune makes one of a run")
-    classifier = Classifier(_build(fields), fields["labels"], fields.get("kept", []))  # else the weights will not fit
+        raise StepclrError(f"no classifier at {path}; stepclr finetune trains one from a run")
+    metadata = _read(path)
+    if "labels" not in metadata:
+        raise StepclrError(f"{path} is an encoder, not a classifier; stepclr finetune trains one from a run")
+    facts = _parse(ClassifierMetadata, metadata, path)
+    widths, kept = facts.head_widths, facts.kept_layers
+    right_length = len(widths) in (2, 3) if kept else not widths
+    if not right_length or not 0 <= kept <= len(widths) or not all(0 < width <= MAX_WIDTH for width in widths):
+        raise StepclrError(f"{path} is corrupt: it cannot keep {kept} layers of a head with the widths {widths}")
+    classifier = Classifier(facts.build(), facts.labels, widths, kept)
     try:
         classifier.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError, OSError) as error:
-        raise StepclrError(f"{path} does not fit the network that it names: {error}") from error
+        raise StepclrError(f"{path} does not fit the network that its metadata describes: {error}") from error
     return classifier.eval()
 
 
@@ -81,41 +118,38 @@ def state_checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _fields(encoder: Encoder) -> FieldsOf:
-    fields = {field: getattr(encoder, field) for field in FIELDS}
-    return fields | {buffer: getattr(encoder, buffer).flatten().tolist() for buffer in ("mean", "std")}
+def _encoder_values(encoder: Encoder) -> dict[str, Any]:
+    return {field.name: getattr(encoder, field.name) for field in fields(EncoderMetadata)}
 
 
-def _build(fields: FieldsOf) -> Encoder:
-    # Files from before there was such a choice do not say: they were not normalized.
-    normalize_h = fields.get("normalize_h", False)
-    encoder = build_encoder(fields["name"], fields["stem"], size=fields["size"], normalize_h=normalize_h)
-    encoder.classes = fields["classes"]
-    return encoder
-
-
-def _save(module: nn.Module, fields: FieldsOf, path: str | os.PathLike[str]) -> None:
+def _save(module: nn.Module, encoder: Encoder, values: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    # Also in the tensors; here for whoever reads the metadata alone.
+    values = values | {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    content = save(tensors, {name: json.dumps(value) for name, value in fields.items()})
+    content = save(tensors, {name: json.dumps(value) for name, value in values.items()})
     write_whole(Path(path), lambda file: file.write(content))
 
 
-def _read(path: Path) -> FieldsOf:
+def _read(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            fields = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StepclrError(f"{path} cannot be read: {error}") from error
-    for field in FIELDS[:-1]:
-        if field not in fields:
-            raise StepclrError(f"{path} is no encoder of stepclr: its metadata has no {field!r}")
-    for field in (field for field in KINDS if field in fields):
-        if not isinstance(fields[field], KINDS[field]):
-            raise StepclrError(f"{path} is damaged: its metadata's {field!r} is {fields[field]!r}")
-    for field in (field for field in PARTS if field in fields):
-        if any(type(part) is not PARTS[field] for part in fields[field]):
-            raise StepclrError(f"{path} is damaged: its metadata's {field!r} is {fields[field]!r}")
-    kept = fields.get("kept") or [1, 1, 1, 1]
-    if len(kept) not in (4, 5) or not all(0 < width <= WIDEST for width in kept):
-        raise StepclrError(f"{path} is damaged: its metadata's 'kept' is {kept!r}")
-    return fields
+
+
+def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:
+    values = {}
+    for name, type_ in get_type_hints(kind).items():
+        if name not in metadata:
+            raise StepclrError(f"{path} was not written by stepclr: its metadata has no {name!r}")
+        if not _is_a(metadata[name], type_):
+            raise StepclrError(f"{path} is corrupt: its metadata's {name!r} is {metadata[name]!r}")
+        values[name] = metadata[name]
+    return kind(**values)
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_a(part, get_args(kind)[0]) for part in value)
+    return type(value) is kind

@@ -17,7 +17,7 @@ from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder, build_encoder, checkpoint_activations
-from stepclr.model.head import ProjectionHead
+from stepclr.model.head import ProjectionHead, parse_widths
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.optim import DEFAULTS
 from stepclr.pretraining.run import Fields, Run
@@ -131,8 +131,7 @@ def build(config: PretrainConfig, images: ImageSet, teacher: Classifier | None =
     if config.checkpoint_activations:
         checkpoint_activations(encoder)
     if config.loss in CONTRASTIVE:
-        widths = head_widths(config, encoder)
-        head: nn.Module = ProjectionHead(encoder.num_features, widths[0], widths[-1], layers=len(widths))
+        head: nn.Module = ProjectionHead.of_widths(encoder.num_features, head_widths(config, encoder))
     else:
         head = nn.Linear(encoder.num_features, len(teacher.classes if teacher else images.classes))
     return nn.ModuleDict({"encoder": encoder, "head": head})
@@ -140,11 +139,7 @@ def build(config: PretrainConfig, images: ImageSet, teacher: Classifier | None =
 
 def head_widths(config: PretrainConfig, encoder: Encoder) -> list[int]:
     """Widths of the head's layers; the hidden one is as wide as h by default."""
-    text = config.head or f"{encoder.num_features}-128"
-    widths = [int(width) if width.isdecimal() else 0 for width in text.split("-")]
-    if len(widths) not in (2, 3) or len(set(widths[:-1])) != 1 or min(widths) < 1:
-        raise StepclrError(f"--head takes widths as 2048-128, or 2048-2048-128 for three layers, not {text!r}")
-    return widths
+    return parse_widths(config.head or f"{encoder.num_features}-128")
 
 
 def encoder_of(model: nn.ModuleDict) -> Encoder:

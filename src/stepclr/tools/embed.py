@@ -17,7 +17,7 @@ from stepclr.distributed import join
 from stepclr.errors import StepclrError, choose
 from stepclr.io import write_whole
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import fill_unreadable, represent
+from stepclr.model.features import Written, fill_unreadable, represent
 from stepclr.model.files import load_encoder
 from stepclr.threads import Progress
 
@@ -39,8 +39,8 @@ def embed(
 
 def write_npz(
     run: str | os.PathLike[str], images: Source, path: Path, precision: str, progress: Progress | None
-) -> tuple[int, int]:
-    """Write `embeddings` float32 `[n, F]`, `paths`, `labels` (-1: none), `classes`; returns (written, skipped)."""
+) -> Written:
+    """Write `embeddings` float32 `[n, F]`, `paths`, `labels` (-1: none), `classes`."""
     _, source, h, kept = represented(run, images, precision, progress)
     content = io.BytesIO()
     np.savez(
@@ -53,7 +53,7 @@ def write_npz(
     if join().first:
         write_whole(path, lambda file: file.write(content.getbuffer()))
         source.list_skipped(path.with_suffix(".skipped.csv"))
-    return len(kept), len(source) - len(kept)
+    return Written(len(kept), len(source) - len(kept))
 
 
 def reduced(source: ImageSet, side: int) -> ImageSet:

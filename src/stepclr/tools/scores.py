@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from stepclr.errors import StepclrError
+from stepclr.evaluation.results import Score, Scores
 from stepclr.io import write_whole
 from stepclr.model.files import load_encoder
 from stepclr.pretraining.run import Run
@@ -45,14 +46,14 @@ METHODS = {
 }
 
 
-def stored_scores(run: Run) -> Json | None:
+def stored_scores(run: Run) -> Scores | None:
     """evaluation.json of the run, or None where there is none. Raises StepclrError if it is corrupt."""
     path = run.folder / "evaluation.json"
     try:
-        scores: Json = json.loads(path.read_bytes())
+        scores = Scores.from_dict(json.loads(path.read_bytes()))
         # Whatever the tables and the chart read is read once here, so that a corrupt file is named before any output.
-        for row in scores["rows"]:
-            percent(row), labels_words(row["labels_per_class"]), row["method"], row["values"]
+        for row in scores.rows:
+            percent(row), labels_words(row.labels_per_class)
         _scored_on(scores)
     except FileNotFoundError:
         return None
@@ -61,10 +62,10 @@ def stored_scores(run: Run) -> Json | None:
     return scores
 
 
-def percent(row: Json) -> str:
+def percent(row: Score) -> str:
     """Top-1 of a row of evaluation.json, such as "76.5 ± 1.0 %": mean and, where there are several draws, std."""
-    std = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
-    return f"{100 * row['mean']:.1f}{std} %"
+    std = "" if row.std is None else f" ± {100 * row.std:.1f}"
+    return f"{100 * row.mean:.1f}{std} %"
 
 
 def labels_words(labels: int | str) -> str:
@@ -74,17 +75,17 @@ def labels_words(labels: int | str) -> str:
     return f"{labels} label{'' if labels == 1 else 's'} per class"
 
 
-def score_grid(scores: Json) -> tuple[list[str], dict[str, list[str]]]:
+def score_grid(scores: Scores) -> tuple[list[str], dict[str, list[str]]]:
     """The numbers of labels in words, and the top-1 of each method for each of them ("" where it has none)."""
-    columns = list(dict.fromkeys(row["labels_per_class"] for row in scores["rows"]))
+    columns = list(dict.fromkeys(row.labels_per_class for row in scores.rows))
     grid: dict[str, list[str]] = {}
-    for row in scores["rows"]:
-        cells = grid.setdefault(row["method"], [""] * len(columns))
-        cells[columns.index(row["labels_per_class"])] = percent(row)
+    for row in scores.rows:
+        cells = grid.setdefault(row.method, [""] * len(columns))
+        cells[columns.index(row.labels_per_class)] = percent(row)
     return [labels_words(labels) for labels in columns], grid
 
 
-def score_table(scores: Json) -> Table:
+def score_table(scores: Scores) -> Table:
     """Top-1, mean ± std over the draws: one row per method, one column per number of labels."""
     columns, grid = score_grid(scores)
     table = Table(title="top-1 on the test images")
@@ -96,17 +97,17 @@ def score_table(scores: Json) -> Table:
     return table
 
 
-def paired_lines(scores: Json) -> Iterator[str]:
+def paired_lines(scores: Scores) -> Iterator[str]:
     """How far our methods are above each baseline, paired by draw: both saw the same labels in each."""
-    rows = {(row["method"], row["labels_per_class"]): row for row in scores["rows"]}
+    rows = {(row.method, row.labels_per_class): row for row in scores.rows}
     for (name, labels), row in rows.items():
         method = METHODS.get(name)
-        if method is None or len(row["values"]) < 2:
+        if method is None or len(row.values) < 2:
             continue
         for baseline in method.baselines:
             if (baseline, labels) not in rows:
                 continue
-            gain = 100 * np.subtract(row["values"], rows[baseline, labels]["values"])
+            gain = 100 * np.subtract(row.values, rows[baseline, labels].values)
             error = gain.std(ddof=1) / math.sqrt(len(gain))
             yield (
                 f"{name} - {baseline} with {labels_words(labels)}: {gain.mean():+.1f} points, standard error "
@@ -147,12 +148,12 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
-def _own_scores(scores: Json | None) -> dict[str, str]:
+def _own_scores(scores: Scores | None) -> dict[str, str]:
     cells = {}
-    for row in scores["rows"] if scores else []:
-        method = METHODS.get(row["method"])
+    for row in scores.rows if scores else []:
+        method = METHODS.get(row.method)
         if method and method.ours:
-            cells[f"{row['method']}, {labels_words(row['labels_per_class'])}"] = percent(row)
+            cells[f"{row.method}, {labels_words(row.labels_per_class)}"] = percent(row)
     return cells
 
 
@@ -172,35 +173,35 @@ def _test_words(test: Json) -> str:
     return f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
 
 
-def _scored_on(scores: Json) -> Json:
-    protocol = scores["protocol"]
+def _scored_on(scores: Scores) -> Json:
+    protocol = scores.protocol
     test, classes = protocol["test"], protocol["classes"]
     return {"source": test["source"], "images": int(test["images"]), "classes": [classes[0], *classes[1:]]}
 
 
-def label_curves(scores: Json) -> dict[str, list[tuple[float, float, float]]]:
+def label_curves(scores: Scores) -> dict[str, list[tuple[float, float, float]]]:
     """(labels per class, mean, std) of each method, by rising number of labels; "all" is the mean over the classes."""
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for method in METHODS:
-        rows = [row for row in scores["rows"] if row["method"] == method]
+        rows = [row for row in scores.rows if row.method == method]
         if rows:
-            curves[method] = sorted((_labels(row, scores), row["mean"], row["std"] or 0.0) for row in rows)
+            curves[method] = sorted((_labels(row, scores), row.mean, row.std or 0.0) for row in rows)
     return curves
 
 
-def _labels(row: Json, scores: Json) -> float:
-    protocol = scores["protocol"]
-    if row["labels_per_class"] == "all":
+def _labels(row: Score, scores: Scores) -> float:
+    protocol = scores.protocol
+    if row.labels_per_class == "all":
         return float(protocol["train"]["images"] / len(protocol["classes"]))
-    return float(row["labels_per_class"])
+    return float(row.labels_per_class)
 
 
-def label_chart(scores: Json) -> "Figure":
+def label_chart(scores: Scores) -> "Figure":
     """Mean top-1 against the number of labels, one line per method, with the standard deviation over the draws."""
     from matplotlib.figure import Figure  # for this chart alone; without pyplot no screen is needed
     from matplotlib.ticker import PercentFormatter
 
-    protocol = scores["protocol"]
+    protocol = scores.protocol
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xscale="log")
     for name, points in label_curves(scores).items():
@@ -208,7 +209,7 @@ def label_chart(scores: Json) -> "Figure":
         style = METHODS[name]
         axes.errorbar(x, mean, std, label=name, color=style.color, marker=style.marker, markersize=5, capsize=3)
     # "all" comes last, and gives its place its name.
-    ticks = {_labels(row, scores): str(row["labels_per_class"]) for row in scores["rows"]}
+    ticks = {_labels(row, scores): str(row.labels_per_class) for row in scores.rows}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.set_xticks([], minor=True)
     axes.set_xlabel("labels per class")
@@ -220,7 +221,7 @@ def label_chart(scores: Json) -> "Figure":
     return figure
 
 
-def write_label_chart(scores: Json, path: Path) -> None:
+def write_label_chart(scores: Scores, path: Path) -> None:
     """Write `label_chart` as a PNG file, all or nothing."""
     content = io.BytesIO()
     label_chart(scores).savefig(content, format="png", dpi=150)

@@ -207,7 +207,7 @@ def _write_plain(network: Network, path: Path, layer: object) -> None:
     """The tensors under the names of the network that is known everywhere; a classifier's linear layer is `layer`."""
     tensors = encoder_of(network).body.state_dict()
     if isinstance(network, Classifier):
-        if network.kept or network.encoder.normalize_h or not isinstance(layer, str):
+        if network.kept_layers or network.encoder.normalize_h or not isinstance(layer, str):
             raise StepclrError(
                 f"there is more between {network.encoder.name} and its classes than one linear layer: "
                 "take --format onnx or torch-export"

@@ -17,6 +17,7 @@ from stepclr.data.images import ImageSet
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
+from stepclr.evaluation.results import Scores
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.resolve import CONTRASTIVE, build, views_of
@@ -54,7 +55,7 @@ class Material:
         return self.run.metrics
 
     @cached_property
-    def scores(self) -> Json | None:
+    def scores(self) -> Scores | None:
         return stored_scores(self.run)
 
     @cached_property

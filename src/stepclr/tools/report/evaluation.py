@@ -6,6 +6,7 @@ import numpy as np
 
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
+from stepclr.evaluation.results import Scores
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import confusion, label_budget
@@ -24,7 +25,7 @@ def evaluation(made: Material) -> Json:
         raise StepclrError(f"{made.run.folder / 'evaluation.json'} is corrupt: {error}") from None
 
 
-def _section(scores: Json) -> Json:
+def _section(scores: Scores) -> Json:
     columns, grid = score_grid(scores)
     rows = []
     for name, cells in grid.items():
@@ -35,14 +36,14 @@ def _section(scores: Json) -> Json:
         "budgets": columns,
         "rows": rows,
         "paired": list(paired_lines(scores)),
-        "protocol": _protocol(scores["protocol"]),
+        "protocol": _protocol(scores.protocol),
     }
-    confused = scores["protocol"].get("confusion")
+    confused = scores.protocol.get("confusion")
     if confused:
         labels = labels_words(confused["labels_per_class"])
         title = f"Confusion of {confused['method']} with {labels}, over all draws"
         section["confusion"] = confusion(title, confused["classes"], np.array(confused["matrix"], dtype=np.int64))
-        section["confused"] = _with_images(confused["pairs"], scores["protocol"]["test"]["source"])
+        section["confused"] = _with_images(confused["pairs"], scores.protocol["test"]["source"])
     return section
 
 

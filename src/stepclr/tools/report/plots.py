@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from stepclr.evaluation.results import Scores
 from stepclr.tools.scores import METHODS, label_curves, percent
 from stepclr.tools.spread import spread
 
@@ -97,7 +98,7 @@ def confusion(title: str, classes: Sequence[str], matrix: Int[np.ndarray, "c c"]
     return Plot(title, words, [trace], layout, ("is, taken for", *classes), rows)
 
 
-def label_budget(scores: Json) -> Plot:
+def label_budget(scores: Scores) -> Plot:
     """Top-1 of each method against the number of labels, with the standard deviation over the draws."""
     curves = label_curves(scores)
     traces: list[Json] = []
@@ -115,11 +116,11 @@ def label_budget(scores: Json) -> Plot:
                 hovertemplate=f"{method}, %{{x:g}} labels per class: %{{y:.1%}}<extra></extra>",
             )
         )
-    rows = sorted(scores["rows"], key=lambda row: list(METHODS).index(row["method"]))
-    best = max(scores["rows"], key=lambda row: row["mean"])
+    rows = sorted(scores.rows, key=lambda row: list(METHODS).index(row.method))
+    best = max(scores.rows, key=lambda row: row.mean)
     words = (
-        f"Top-1 by labels per class, one line per method; the highest is {best['method']} with "
-        f"{best['labels_per_class']} labels: {percent(best)}."
+        f"Top-1 by labels per class, one line per method; the highest is {best.method} with "
+        f"{best.labels_per_class} labels: {percent(best)}."
     )
     ticks = sorted({x for points in curves.values() for x, _, _ in points})
     layout = _layout(
@@ -128,7 +129,7 @@ def label_budget(scores: Json) -> Plot:
         xaxis=_axis("labels per class", type="log", tickvals=ticks, ticktext=[f"{x:g}" for x in ticks]),
         yaxis=_axis("top-1", tickformat=".0%"),
     )
-    table = [(row["method"], row["labels_per_class"], percent(row)) for row in rows]
+    table = [(row.method, row.labels_per_class, percent(row)) for row in rows]
     return Plot("Label budget", words, traces, layout, ("method", "labels per class", "top-1, ± std over draws"), table)
 
 

@@ -25,7 +25,7 @@ def training(made: Material) -> Json:
     """The lines, and the health in plain words."""
     return {
         "plots": [plot for name in SIGNALS if (plot := _signal(made, name))],
-        "health": health(made.config, made.metrics, made.scores),
+        "health": health(made.config, made.metrics, made.scores.to_dict() if made.scores else None),
         "steps": made.metrics[-1]["step"] if made.metrics else 0,
         "epochs": made.metrics[-1]["epoch"] if made.metrics else 0,
         "wanted": made.config["epochs"],

@@ -29,7 +29,7 @@ from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix, choose
 from stepclr.io import blake, held, user_folder, write_whole
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import represent
+from stepclr.model.features import Written, represent
 from stepclr.model.files import FILE, load_encoder, save_encoder
 from stepclr.threads import Progress, pool
 from stepclr.tools.embed import DTYPES, represented, write_npz
@@ -119,7 +119,7 @@ def build_index(
 
 def write_parquet(
     run: str | os.PathLike[str], images: Source, out: Path, precision: str, progress: Progress | None
-) -> tuple[int, int]:
+) -> Written:
     """Write `out` with the columns of an index; images that cannot be read go to `<out>.skipped.csv`."""
     parquet = needed("pyarrow.parquet")
 
@@ -135,7 +135,7 @@ def write_parquet(
         rows = rows.replace_schema_metadata({KEY: made_by(encoder, source, precision, run).to_json()})
         write_whole(out, lambda file: parquet.write_table(rows, file))
         source.list_skipped(out.with_suffix(".skipped.csv"))
-    return len(kept), len(source) - len(kept)
+    return Written(len(kept), len(source) - len(kept))
 
 
 def made_by(encoder: Encoder, source: ImageSet, precision: str, run: str | os.PathLike[str]) -> Made:
@@ -309,11 +309,11 @@ def write_embeddings(
     out: str | os.PathLike[str],
     precision: str = "fp32",
     progress: Progress | None = None,
-) -> tuple[int, int]:
+) -> Written:
     """Write `out` (.npz): `embeddings` float32 `[n, F]`, `paths`, `labels` int64 (-1: none), `classes`.
 
     Or a .parquet of `vector`, `path`, `label` (null: none) and `thumbnail` (JPEG), as `search.build_index` keeps them.
-    Images that cannot be read are left out and listed in `<out>.skipped.csv`. Returns both counts.
+    Images that cannot be read are left out and listed in `<out>.skipped.csv`.
     """
     path = Path(out)
     check_suffix(path, [".npz", ".parquet"], ", or be a folder for an index")

@@ -1,0 +1,96 @@
+"""What evaluation reports: a score for each method and number of labels, and which classes are confused."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from stepclr.evaluation.splits import LabelsPerClass
+
+PAIRS, EXAMPLES = 5, 4  # most frequent confusions to list, and images to name for each
+MAX_CLASSES = 200  # of a confusion matrix that a person can still read
+
+
+@dataclass(frozen=True)
+class Score:
+    """Top-1 (0 to 1) of a method: the value of each label split, their mean and sample standard deviation.
+
+    `std` is None where there is one value.
+    """
+
+    method: str
+    labels_per_class: LabelsPerClass
+    mean: float
+    std: float | None
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores of a run and the protocol behind them; as JSON, `evaluation.json` and `finetune.json`."""
+
+    rows: list[Score]
+    protocol: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Scores":
+        """The inverse of `to_dict`. Raises LookupError or TypeError for another structure."""
+        return cls([Score(**row) for row in stored["rows"]], stored["protocol"])
+
+
+def score(
+    method: str,
+    labels_per_class: LabelsPerClass,
+    predictions: Sequence[Int[np.ndarray, " m"]],
+    truth: Int[np.ndarray, " m"],
+) -> Score:
+    """The score of a method from its predictions for each label split."""
+    values = [float((predicted == truth).mean()) for predicted in predictions]
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Score(method, labels_per_class, float(np.mean(values)), std, values)
+
+
+def confusion(
+    method: str,
+    labels_per_class: LabelsPerClass,
+    predictions: Sequence[Int[np.ndarray, " m"]],
+    truth: Int[np.ndarray, " m"],
+    classes: Sequence[str],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Confusion matrix `[C][C]`: how often images of a class (row) were predicted as another (column), over all splits.
+
+    `pairs` lists the PAIRS most frequent mistakes, each with the names of the EXAMPLES images most often mistaken.
+    """
+    n = len(classes)
+    cells = np.concatenate([truth * n + predicted for predicted in predictions])
+    matrix = np.bincount(cells, minlength=n * n).reshape(n, n)
+    mistakes = np.where(np.eye(n, dtype=bool), 0, matrix)
+    pairs = []
+    for cell in np.argsort(-mistakes, axis=None, kind="stable")[:PAIRS].tolist():
+        actual, predicted_as = divmod(cell, n)
+        if not mistakes[actual, predicted_as]:
+            break
+        times = sum(((truth == actual) & (predicted == predicted_as)).astype(int) for predicted in predictions)
+        worst = np.argsort(-times, kind="stable")[: min(EXAMPLES, int((times > 0).sum()))]
+        pairs.append(
+            {
+                "is": classes[actual],
+                "taken_for": classes[predicted_as],
+                "times": int(mistakes[actual, predicted_as]),
+                "names": [names[i] for i in worst],
+            }
+        )
+    return {
+        "method": method,
+        "labels_per_class": labels_per_class,
+        "classes": list(classes),
+        "matrix": matrix.tolist(),
+        "pairs": pairs,
+    }
