@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from stepclr.loss.contrastive import contrastive as contrastive
     from stepclr.loss.contrastive import nt_xent as nt_xent
     from stepclr.loss.contrastive import supcon as supcon
+    from stepclr.loss.modules import NTXentLoss as NTXentLoss
+    from stepclr.loss.modules import SupConLoss as SupConLoss
     from stepclr.model.classifier import Classifier as Classifier
     from stepclr.model.encoder import Encoder as Encoder
     from stepclr.model.encoder import build_encoder as build_encoder
@@ -68,6 +70,8 @@ _DEFINED_IN = {
     "contrastive": "loss.contrastive",
     "nt_xent": "loss.contrastive",
     "supcon": "loss.contrastive",
+    "NTXentLoss": "loss.modules",
+    "SupConLoss": "loss.modules",
     "Classifier": "model.classifier",
     "Encoder": "model.encoder",
     "build_encoder": "model.encoder",

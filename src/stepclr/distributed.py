@@ -46,7 +46,10 @@ class World:
         """Every rank's number, rank after rank."""
         if self.size == 1:
             return [value]
-        return self._exchange(torch.tensor([value], dtype=torch.float64), [1] * self.size).tolist()
+        # A process group of the user's own may have NCCL alone, which exchanges nothing from the host.
+        device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
+        number = torch.tensor([value], dtype=torch.float64, device=device)
+        return self._exchange(number, [1] * self.size).tolist()
 
     def sizes(self, n: int) -> list[int]:
         """How many rows each rank has, for `gather` and `gather_with_gradient`."""
@@ -146,7 +149,14 @@ def join() -> World:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
-    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE
+    return process_group()
+
+
+def process_group() -> World:
+    """This process in torch's default process group, whoever initialized it; ALONE where there is none."""
+    if not dist.is_initialized():
+        return ALONE
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 def restarted() -> bool:

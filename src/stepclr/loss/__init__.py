@@ -1,10 +1,12 @@
 """Step 5: projections -> a scalar.
 
-`reference.py` has the equations as the papers write them, `contrastive.py` SimCLR's and SupCon's loss, `tiles.py` its
-sum over all pairs, fast and in little memory, and `logits.py` the losses of logits.
+`reference.py` has the equations as the papers write them. `contrastive.py` has SimCLR's and SupCon's loss, `tiles.py`
+its sum over all pairs, fast and in little memory, `modules.py` the same losses as `nn.Module`s. `logits.py` has the
+losses of logits.
 """
 
 from stepclr.loss.contrastive import contrastive, nt_xent, supcon
 from stepclr.loss.logits import cross_entropy, distillation
+from stepclr.loss.modules import NTXentLoss, SupConLoss
 
-__all__ = ["contrastive", "cross_entropy", "distillation", "nt_xent", "supcon"]
+__all__ = ["NTXentLoss", "SupConLoss", "contrastive", "cross_entropy", "distillation", "nt_xent", "supcon"]

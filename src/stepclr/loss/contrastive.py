@@ -25,11 +25,13 @@ from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
 from stepclr.loss.tiles import MeanLogSum
 
+NT_XENT_TEMPERATURE, SUPCON_TEMPERATURE = 0.5, 0.1  # by default
+
 
 def nt_xent(
     z_i: Float[Tensor, "n d"],
     z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
-    temperature: float = 0.5,
+    temperature: float = NT_XENT_TEMPERATURE,
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
     """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one image.
@@ -48,7 +50,7 @@ def supcon(
     z_i: Float[Tensor, "n d"],
     z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
     labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
-    temperature: float = 0.1,
+    temperature: float = SUPCON_TEMPERATURE,
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
     """SupCon's L_out (eq. 2), the mean over the anchors: all views with an anchor's label are its positives.
