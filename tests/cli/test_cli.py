@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 import stepclr
-from stepclr.cli import main
+from stepclr.cli import COMMANDS, GROUPS, as_options, main
 
 TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
 TINY = TINY_OPTIONS.split()
@@ -74,10 +75,31 @@ def test_help_is_instant_because_it_imports_no_torch(command: list[str]) -> None
 def test_help_names_every_command_source_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
-    for word in ("demo", "steps", "views", "pretrain", "evaluate", "embed", "sample", "cifar10", "stl10", "paper"):
+    for word in ("sample", "cifar10", "stl10", "paper"):
         assert word in shown
+    # Under the title of its group, each command with what it does, on a line of at most 120 characters.
+    for title, commands in GROUPS.items():
+        section = shown.split(f"\n{title}:\n")[1].split("\n\n")[0].splitlines()
+        assert [line.split()[0] for line in section] == list(commands)
+        assert all(len(line) <= 120 for line in section)
+    assert len(COMMANDS) == 16
     assert call("--version") == 0
     assert capsys.readouterr().out == f"stepclr {stepclr.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_help_text(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert call(command, "--help") == 0
+    shown = re.sub(r"[│╭╰─╮╯]|---+|\|", "", capsys.readouterr().out)
+    entries = re.split(r"^ *(?:-\w, )?(?=--\w)", shown, flags=re.MULTILINE)[1:]
+    assert entries
+    for entry in entries:
+        text = re.sub(r"\((default|required)[^)]*\)", "", entry)
+        assert len(text.split()) > 3, f"{command} {entry}"
 
 
 def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +143,21 @@ def test_bad_input_gets_the_right_word_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
     if shown.err.startswith("stepclr:"):
         assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("batch_size must be at least 2, not 1", "--batch-size must be at least 2, not 1"),
+        ("use resume=True to continue it, or another out", "use --resume to continue it, or another out"),
+        ("give stem=small", "give --stem small"),
+        ("size must lie between 4 and 8", "size must lie between 4 and 8"),
+        ("no images in /data/batch_size.png", "no images in /data/batch_size.png"),
+        ("unknown encoder 'batch_size'", "unknown encoder 'batch_size'"),
+    ],
+)
+def test_an_argument_in_an_error_is_spelled_as_its_option(message: str, shown: str) -> None:
+    assert as_options(message) == shown
 
 
 def test_no_traceback_reaches_a_user() -> None:

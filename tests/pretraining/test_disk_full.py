@@ -29,7 +29,7 @@ def check_said(end: End, out: Path) -> None:
     assert end.code == (2 if "STEPCLR_CACHE may name another folder" in last else 1), end
     assert last.startswith(("stepclr: cannot write in ", f"stepclr: {out}")), last
     assert "File too large" in last or "No space left on device" in last, last
-    assert end.code == 2 or "; make room, and do it again (a run goes on with --resume)" in last
+    assert end.code == 2 or "; free some disk space and retry (use --resume to continue a run)" in last
     assert list(out.rglob(".*.tmp")) == []
 
 

@@ -1,9 +1,12 @@
-"""The command line: one function a command, in the modules beside this one."""
+"""The command line: one function per command, in the modules of this folder."""
 
 import errno
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -18,33 +21,26 @@ from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.searching import search
 from stepclr.cli.training import distill, finetune, pretrain
-from stepclr.config import stored_config
+from stepclr.config import PretrainConfig, stored_config
 from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
 
-SOURCES = """A SOURCE is a folder or zip of images (class folders give labels), shards (the folder that pack
-wrote, x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT:
-  sample:{unlabeled,train,test}     bundled: Fashion-MNIST images
+SOURCES = """A SOURCE is a folder or zip file of images (class folders give labels), shards (a folder written by
+'stepclr pack', x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT:
+  sample:{unlabeled,train,test}     bundled images from Fashion-MNIST
   stl10:{train,test,unlabeled,train+unlabeled}   cifar10:, cifar100:, fashion-mnist:{train,test}"""
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "steps": steps,
-    "doctor": doctor,
-    "views": views,
-    "pretrain": pretrain,
-    "evaluate": evaluate,
-    "finetune": finetune,
-    "predict": predict,
-    "distill": distill,
-    "compare": compare,
-    "embed": embed,
-    "search": search,
-    "find": find,
-    "export": export,
-    "pack": pack,
-    "report": report,
+Command = Callable[..., None]
+
+GROUPS: dict[str, dict[str, Command]] = {
+    "Look before you train": {"doctor": doctor, "views": views, "steps": steps},
+    "Train": {"pretrain": pretrain, "finetune": finetune, "distill": distill},
+    "Evaluate and predict": {"evaluate": evaluate, "compare": compare, "predict": predict},
+    "Use the encoder": {"embed": embed, "search": search, "find": find, "export": export},
+    "Prepare data": {"pack": pack},
+    "Show": {"demo": demo, "report": report},
 }
+COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -52,7 +48,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exit with 0, 1 (the run failed), 2 (bad input) or 128 + the signal that stopped it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch, loaded later, asks for large pages: a tenth of a step
+    os.environ.setdefault(
+        "THP_MEM_ALLOC_ENABLE", "1"
+    )  # torch, imported later, uses large pages: saves a tenth of a step
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())
@@ -64,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             sys.exit(0)
         _run(choose("command", arguments[0], COMMANDS), arguments[1:])
     except StepclrError as error:
-        _fail(str(error), 2)
+        _fail(as_options(str(error)), 2)
     except KeyboardInterrupt as stop:
         _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", 2))
     except (RuntimeError, OSError) as error:
@@ -73,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         from stepclr.tools.export.convert import Differs
 
         if lost_the_others(error):
-            _fail("another rank has ended; its own error says why", 1)
+            _fail("another rank exited; see the error message of that rank", 1)
         if not isinstance(error, Diverged | Differs | OSError):
             raise
         _fail(_of_the_system(error) if isinstance(error, OSError) else str(error), 1)
@@ -83,20 +81,41 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def usage() -> str:
     """`stepclr --help`."""
     lines = [
-        "usage: stepclr COMMAND [OPTIONS]    (stepclr COMMAND --help tells the rest)",
+        "usage: stepclr COMMAND [OPTIONS]",
         "",
-        "SimCLR, step by step.",
-        "",
+        "SimCLR, step by step. 'stepclr COMMAND --help' lists the options of a command.",
     ]
-    lines += [f"  {name:10}{first_line(command)}" for name, command in COMMANDS.items()]
-    lines += ["", SOURCES, "", "Recipes (pretrain --recipe):"]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  {name:10}{first_line(command)}" for name, command in commands.items()]
+    lines += ["", SOURCES, "", "Recipes (pretrain --recipe NAME):"]
     lines += [f"  {name:19}{first_line(recipe)}" for name, recipe in RECIPES.items()]
     return "\n".join(lines)
 
 
+def as_options(message: str) -> str:
+    """A library error with its arguments spelled as options: batch_size as --batch-size, resume=True as --resume.
+
+    A name of one word is left as it is: `size must be ...` reads well, and may be an ordinary word.
+    """
+    names = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
+    names |= {field.name for field in fields(PretrainConfig)}
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1], match[2]
+        if name not in names or not (value or "_" in name):
+            return match[0]
+        flag = "--" + name.replace("_", "-")
+        return flag if value in (None, "=True") else f"{flag} {value.strip('=')}"
+
+    # Not inside of a path, a quoted value or another name.
+    return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.]+)?(?![\w/'\"(-])", option, message)
+
+
 def _run(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
-    if name in ("pretrain", "doctor"):  # the options' defaults are the recipe's, or on --resume the run's own
+    # The defaults of the options are those of the recipe or, with --resume, those of the run.
+    if name in ("pretrain", "doctor"):
         run = _peek(arguments, "--out") if "--resume" in arguments else None
         base = (stored_config(Path(run)) if run else None) or recipe_config(_peek(arguments, "--recipe"))
         command = partial(command, config=base)
@@ -115,7 +134,7 @@ def _peek(arguments: Sequence[str], option: str) -> str | None:
 
 def _of_the_system(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
-    hint = "; make room, and do it again (a run goes on with --resume)" if error.errno in FULL else ""
+    hint = "; free some disk space and retry (use --resume to continue a run)" if error.errno in FULL else ""
     return f"{where}{error.strerror or error}{hint}"
 
 
@@ -126,5 +145,5 @@ def _fail(message: str, code: int) -> NoReturn:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        get_error_handler().record_exception(RuntimeError(message))  # torchrun's own last words repeat it
+        get_error_handler().record_exception(RuntimeError(message))  # torchrun repeats it at the end
     sys.exit(code)

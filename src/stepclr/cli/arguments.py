@@ -1,4 +1,4 @@
-"""What the commands share: the kinds of their arguments, what they print, how they count."""
+"""What the commands share: types of arguments, printing, and a counter."""
 
 import os
 import sys
@@ -22,20 +22,21 @@ Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all
 
 
 def first_rank() -> bool:
-    """Whether this is the one process of those that torchrun has started that speaks of results."""
+    """Whether this is the only process, or the first of those that torchrun started: the one that prints results."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
 def say(text: object) -> None:
-    """Print a result to standard output, once."""
+    """Print a result to standard output, on the first rank only."""
     if not first_rank():
         return
-    shown = "\n".join(map(one_line, text.split("\n"))) if isinstance(text, str) else text  # which is a table
-    Console(highlight=False, soft_wrap=True).print(shown, markup=False)
+    if isinstance(text, str):  # else it is a table
+        text = "\n".join(map(one_line, text.split("\n")))
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def open_source(source: str, classes: str | None, limit: int | None, damaged: Damaged = "refuse") -> "ImageSet":
-    """`open_images` of what the command line was given."""
+    """`open_images` with the arguments of the command line."""
     from stepclr.data.sources import open_images
 
     return open_images(source, classes=names(classes), limit=limit, damaged=damaged)
@@ -52,38 +53,38 @@ def image_format(out: Path) -> str:
 
 
 def page_of(run: str | os.PathLike[str]) -> None:
-    """report.html of a run that has come this far whatever becomes of its page."""
+    """Write report.html of a run; a failure is printed, and does not fail the command."""
     if not first_rank():
         return
     from stepclr.tools.report.writing import write_page
 
     try:
-        say(f"the page that shows its eight steps: {write_page(run)}")
+        say(f"report written to {write_page(run)}")
     except StepclrError as error:
-        print(f"its page was not written: {one_line(str(error))}", file=sys.stderr)
+        print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
 
 
 def names(text: str | None) -> list[str] | None:
-    """A list, written with commas; None where nothing was given."""
+    """The items of a list that is written with commas; None for None."""
     return [name.strip() for name in text.split(",")] if text else None
 
 
 class Counter:
-    """Counts on standard error: in one place on a terminal, a line now and then elsewhere."""
+    """Progress on standard error: one changing line on a terminal, else a line every 15 seconds."""
 
     def __init__(self) -> None:
-        self.spoke = time.monotonic()
+        self.printed = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         if not first_rank():
             return
         if sys.stderr.isatty():
             print(f"\r{done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.spoke > 15:
-            self.spoke = time.monotonic()
+        elif time.monotonic() - self.printed > 15:
+            self.printed = time.monotonic()
             print(f"{done:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 def first_line(command: Callable[..., Any]) -> str:
-    """What a command or a recipe says of itself in one line."""
+    """The first line of the docstring of a command or a recipe."""
     return (command.__doc__ or "").split("\n")[0]

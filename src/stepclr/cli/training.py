@@ -35,18 +35,19 @@ def pretrain(
     tensorboard: bool = False,
     damaged_shards: Damaged = "refuse",
 ) -> None:
-    """Pretrain an encoder on images without labels.
+    """Pretrain an encoder on images without labels, and write a run folder and its report.
 
     Args:
-        source: Images: a folder, a zip, or NAME:SPLIT as sample:unlabeled, stl10:train, cifar10:train.
-        out: The run's folder.
-        config: Settings; None leaves them to the images.
-        recipe: Settings by name, which the other options then change; see stepclr --help.
-        classes: Keep the labelled images of these classes only.
-        limit: Keep that many images only.
-        resume: Go on with the run in --out from its newest checkpoint.
-        tensorboard: Write the metrics to TensorBoard's event files in RUN/tensorboard too.
-        damaged_shards: What to do about a shard that is missing, cut short or altered.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT such as sample:unlabeled or stl10:train.
+        out: Run folder to write.
+        config: Training settings; unset ones are chosen from the data.
+        recipe: Named settings, which the other options override; stepclr --help lists them.
+        classes: Keep only the labeled images of these classes.
+        limit: Keep at most this many images.
+        resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
+        profile: Time the parts of a training step, and print a table of them at the end.
+        tensorboard: Also write the metrics as TensorBoard event files, to RUN/tensorboard.
+        damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
     import stepclr
     from stepclr.tools.scores import loading_snippet
@@ -65,7 +66,7 @@ def pretrain(
         tensorboard=tensorboard,
     )
     page_of(out)
-    say(f"\nthe run is in {out}; its encoder is loaded by\n\n{loading_snippet(run)}")
+    say(f"\nthe run is in {out}; to load its encoder:\n\n{loading_snippet(run)}")
 
 
 def finetune(
