@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/stepclr demo
 
-# Two files of tests at a time, each with one thread (tests/conftest.py): more would be in each other's way.
+# Two test files at a time, with one thread each (tests/conftest.py): more would slow each other down.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test: .venv/ready
@@ -19,11 +19,11 @@ test-all: .venv/ready
 check: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
-# The site, in site/: open site/index.html. The variable keeps the theme from printing its news.
+# The site, in site/: open site/index.html. The variable silences an announcement of the theme.
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The short benchmarks, beside the peers; those of pictures where CIFAR=DIR and IMAGENETTE=DIR name class folders of JPEGs.
+# The short benchmarks, with the peers. CIFAR=DIR and IMAGENETTE=DIR name class folders of JPEG files for those that need images.
 bench: .venv/bench
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/tiny_maps.py
