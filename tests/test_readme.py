@@ -67,7 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             files = sorted(stl.glob(f"{name}_*.bin"))
             listed = [[file.name, hashlib.md5(file.read_bytes()).hexdigest()] for file in files]
             patch.setattr(torchvision.datasets.STL10, f"{name}_list", listed)
-        for name in ("EPOCHS", "LEAST_STEPS"):  # of evaluate --finetune
+        for name in ("EPOCHS", "MIN_STEPS"):  # of evaluate --finetune
             patch.setattr(finetune, name, 1)
         yield home
 
