@@ -26,7 +26,7 @@ docs: .venv/ready
 # The short benchmarks, with the peers. CIFAR=DIR and IMAGENETTE=DIR name class folders of JPEG files for those that need images.
 bench: .venv/bench
 	$(BIN)/python benchmarks/loss.py
-	$(BIN)/python benchmarks/tiny_maps.py
+	$(BIN)/python benchmarks/small_conv.py
 ifdef CIFAR
 	$(BIN)/python benchmarks/train_step.py $(CIFAR) --seconds 30
 endif

@@ -33,8 +33,8 @@ from lightly_loop import LightlyLoop, Settings
 import stepclr
 from stepclr.metrics import weighted_knn
 from stepclr.model.features import represent
-from stepclr.pretraining.optim import peak_rate
-from stepclr.pretraining.resolve import settle
+from stepclr.pretraining.optim import scaled_lr
+from stepclr.pretraining.resolve import resolve
 from stepclr.recipes import recipe_config
 
 SIZE = 32
@@ -81,8 +81,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     train, recipe, epochs, seed = given.train, given.recipe, given.epochs, given.seed
-    config = settle(recipe_config(recipe), stepclr.open_images(train))
-    tuned = Settings(config.batch_size, config.temperature, config.crop_area, peak_rate(config))
+    config = resolve(recipe_config(recipe), stepclr.open_images(train))
+    tuned = Settings(
+        config.batch_size,
+        config.temperature,
+        config.min_area,
+        scaled_lr(config.lr, config.batch_size, config.lr_scaling),
+    )
     loops: dict[str, Callable[[], tuple[float, stepclr.Encoder]]] = {
         "lightly": lambda: lightly(train, Settings(), epochs, seed),
         "lightly-tuned": lambda: lightly(train, tuned, epochs, seed),

@@ -187,10 +187,11 @@ def train(bench: Bench, images: stepclr.ImageSet, config: PretrainConfig) -> Row
 
 def flops(config: PretrainConfig) -> int:
     """Of an image: all its views through encoder and head, forward and backward."""
-    encoder = stepclr.build_encoder(config.encoder, config.stem, size=config.view_size)
+    assert config.size is not None
+    encoder = stepclr.build_encoder(config.encoder, config.stem, size=config.size)
     head = stepclr.ProjectionHead(encoder.num_features, encoder.num_features, D)
     with FlopCounterMode(display=False) as counter:
-        head(encoder(torch.rand(2, 3, config.view_size, config.view_size))).sum().backward()
+        head(encoder(torch.rand(2, 3, config.size, config.size))).sum().backward()
     return int(counter.get_total_flops()) * config.views // 2
 
 

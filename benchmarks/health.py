@@ -9,6 +9,7 @@ loss came from chance (0) to its least (1), `early` the contrastive top-1 by ste
 
 import argparse
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ def main() -> None:
         for seed in wanted.seeds:
             with tempfile.TemporaryDirectory() as folder:
                 run = planted(kind, seed, Path(folder) / "run", batch_size=wanted.batch, **options)
-                log = Log(run.config, run.metrics)
-                verdict = health(run.config, run.metrics)[0]
+                log = Log(asdict(run.config), run.metrics)
+                verdict = health(asdict(run.config), run.metrics)[0]
             early, knn, uniformity = log.of("contrastive_top1", SOON)[-3:], log.of("knn"), log.of("uniformity")
             figures = (
                 log.end("loss"),

@@ -8,15 +8,20 @@ that of the whole process, Python and torch included (the row "nothing" is what 
 
 import argparse
 import time
+from contextlib import nullcontext
 
 import torch
 from memory import in_own_process, peak_mebibytes
 
 import stepclr
 from stepclr.config import PretrainConfig
+from stepclr.distributed import ALONE
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.model import build_model
 from stepclr.pretraining.optim import build_optimizer
-from stepclr.pretraining.resolve import build, settle
+from stepclr.pretraining.resolve import resolve
+from stepclr.pretraining.step import simclr_step
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -32,13 +37,15 @@ def one_step(name: str, size: int, batch: int, again: bool) -> tuple[float, floa
         wanted = PretrainConfig(
             name, size=size, batch_size=batch, optimizer="lars", precision="fp32", checkpoint_activations=again
         )
-        config = settle(wanted, images)
-        model = build(config, images).train().to(memory_format=torch.channels_last)
+        config = resolve(wanted, images)
+        model = build_model(config, images).train().to(memory_format=torch.channels_last)
         optimizer = build_optimizer(model, config)
+        loss = OBJECTIVES[config.loss].bind(config.temperature, ALONE)
         for step in range(2):
             begun = time.perf_counter()
             keys = view_keys(0, step, range(batch))
-            train_step(model, Views("simclr", size), optimizer, config, pixels, keys, torch.zeros(batch).long())
+            inputs = (Views("simclr", size), loss, pixels, keys, torch.zeros(batch).long())
+            train_step(model, optimizer, simclr_step, inputs, nullcontext(), model.encoder if again else None)
             seconds = time.perf_counter() - begun
     return peak_mebibytes(), seconds
 

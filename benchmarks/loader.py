@@ -83,8 +83,8 @@ def torchvision_batches(folder: Path, size: int) -> Iterator[int]:
 def stepclr_batches(images: ImageSet, size: int) -> Iterator[int]:
     views = stepclr.Views("simclr", size)
     for epoch in itertools.count():
-        for pixels, places in batches(images, 0, epoch, BATCH, 0):
-            view_i, _view_j = views(pixels, stepclr.view_keys(0, epoch, places))
+        for batch in batches(images, 0, epoch, BATCH, 0):
+            view_i, _view_j = views(batch.images, stepclr.view_keys(0, epoch, batch.samples))
             yield len(view_i)
 
 
@@ -106,9 +106,9 @@ def feed_beside_file(images: ImageSet, file: Path, seconds: float) -> tuple[floa
 
     pixels = bytes_ = 0
     begun = time.perf_counter()
-    for batch, places in feed():
-        pixels += len(places)
-        bytes_ += sum(image.numel() for image in batch)
+    for batch in feed():
+        pixels += len(batch.samples)
+        bytes_ += sum(image.numel() for image in batch.images)
         if (took := time.perf_counter() - begun) > seconds:
             break
     read, begun = 0, time.perf_counter()

@@ -11,7 +11,8 @@ batch of 256, in float32): with BatchNorm, which sees each part by itself, and w
 
 import argparse
 import time
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from memory import in_own_process, peak_mebibytes
@@ -19,9 +20,14 @@ from torch import Tensor, nn
 
 import stepclr
 from stepclr.config import PretrainConfig
+from stepclr.distributed import ALONE
+from stepclr.loss.objectives import OBJECTIVES
+from stepclr.pretraining.gradcache import simclr_step_in_parts
 from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.model import build_model
 from stepclr.pretraining.optim import build_optimizer
-from stepclr.pretraining.resolve import build, settle, views_of
+from stepclr.pretraining.resolve import resolve, views_of
+from stepclr.pretraining.step import simclr_step
 
 COMPARED = 256  # images
 Precision = Literal["auto", "fp32"]
@@ -37,16 +43,22 @@ def step(
     wanted = PretrainConfig(
         "resnet18", stem="small-stride2", size=size, batch_size=batch, micro_batch=micro_batch, precision=precision
     )
-    config = settle(wanted, images)
-    model = build(config, images).train()
+    config = resolve(wanted, images)
+    model = build_model(config, images).train()
     if group_norm:
-        _use_group_norm(model["encoder"])
+        _use_group_norm(model.encoder)
     model.to(memory_format=torch.channels_last)
     optimizer, views, labels = build_optimizer(model, config), views_of(config), torch.zeros(batch).long()
+    loss = OBJECTIVES[config.loss].bind(config.temperature, ALONE)
+    algorithm: Any = simclr_step
+    if micro_batch:
+        algorithm = partial(simclr_step_in_parts, micro_batch=micro_batch, world=ALONE)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16")
     seconds = 0.0
     for number in range(steps):
         begun = time.perf_counter()
-        train_step(model, views, optimizer, config, pixels, stepclr.view_keys(0, number, range(batch)), labels)
+        inputs = (views, loss, pixels, stepclr.view_keys(0, number, range(batch)), labels)
+        train_step(model, optimizer, algorithm, inputs, autocast, model.encoder if micro_batch else None)
         seconds = time.perf_counter() - begun
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return peak_mebibytes(), seconds, gradient

@@ -15,7 +15,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightly_loop import LightlyLoop, Settings
@@ -47,11 +47,11 @@ def stepclr_images_a_second(folder: Path, size: int, batch: int, stem: Stem, sec
     begun: list[float] = []
     step = loop.train_step
 
-    def timed(*args: object) -> object:
+    def timed(*args: Any) -> Any:
         if len(begun) > WARM_UP and time.perf_counter() - begun[WARM_UP] > seconds:
             raise TimeoutError
         begun.append(time.perf_counter())
-        return step(*args)  # type: ignore[arg-type]
+        return step(*args)
 
     loop.train_step = timed  # type: ignore[assignment]
     try:

@@ -6,7 +6,6 @@ All but views.png are of one run, `--recipe sample` as it stands (seed 0): what 
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 import stepclr
 from stepclr.evaluation.init_from import trained_head
-from stepclr.pretraining.resolve import views_of
+from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.scores import label_chart
 from stepclr.tools.sheet import sheet
@@ -37,7 +36,7 @@ def main(folder: Path) -> None:
     ten = one_of_each(test)
     with tempfile.TemporaryDirectory(prefix="stepclr-docs-") as place:
         run = stepclr.pretrain("sample:unlabeled", Path(place) / "run", config=config, monitor="sample:train")
-        pair = views_of(replace(config, size=28))(ten.read(range(10)), stepclr.view_keys(0, 0, range(10)))
+        pair = views_of(resolve(config, test))(ten.read(range(10)), stepclr.view_keys(0, 0, range(10)))
         torch.manual_seed(0)
         fresh = stepclr.build_encoder(config.encoder, config.stem, size=28)
         _save(similarity(_projections(fresh, pair), _projections(run.encoder(), pair, run)), folder / "similarity.png")
@@ -51,8 +50,8 @@ def main(folder: Path) -> None:
 def views() -> Image.Image:
     """Five images with four pairs of views each, as the recipe draws them."""
     ten = one_of_each(stepclr.open_images("sample:test"))
-    how = views_of(replace(recipe_config("sample"), size=28), "torch")  # the reference
-    return _larger(sheet(ten.read(range(0, 10, 2)), how, seed=0, pairs=4))
+    pairs = views_of(resolve(recipe_config("sample"), ten), "torch")  # the reference
+    return _larger(sheet(ten.read(range(0, 10, 2)), pairs, seed=0, pairs=4))
 
 
 def one_of_each(images: stepclr.ImageSet) -> stepclr.ImageSet:

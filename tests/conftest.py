@@ -22,12 +22,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's caches."""
+def own_caches(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
+    """No test reads or writes the user's caches. Machine code, known by its source, stays for the next test session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STEPCLR_CACHE", str(tmp_path_factory.mktemp("decoded")))
         patch.setenv("STEPCLR_DATA", str(tmp_path_factory.mktemp("data")))
-        patch.setenv("STEPCLR_KERNELS", str(tmp_path_factory.mktemp("kernels")))
+        patch.setenv("STEPCLR_KERNELS", str(pytestconfig.rootpath / ".pytest_cache" / "kernels"))
         yield
 
 

@@ -1,5 +1,8 @@
 """What several tests train: a run of seconds, and a network without batch statistics."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,13 @@ from safetensors import safe_open
 from torch import nn
 
 import stepclr
+from stepclr.config import ResolvedConfig, RunConfig
+from stepclr.distributed import ALONE, World
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.files import state_checksum
+from stepclr.pretraining.gradcache import simclr_step_in_parts, teacher_logits
+from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.step import simclr_step
 
 SETTINGS: dict[str, Any] = {
     "encoder": "test_resnet",
@@ -31,6 +40,38 @@ def same(a: stepclr.Run, b: stepclr.Run) -> bool:
 def checksum(module: nn.Module) -> str:
     """Of all weights and buffers of a module."""
     return state_checksum(module.state_dict())
+
+
+def run_config(**changes: Any) -> RunConfig:
+    """What config.json of a small run contains."""
+    facts: dict[str, Any] = {"source": "sample:train", "classes": [], "labelled": 48, "limit": 48, "images": 48}
+    facts |= {"features": 32, "skipped": 0, "names_checksum": "0", "steps_per_epoch": 3, "renderer": "numba"}
+    facts |= {"threads": 1, "ranks": 1, "device": "cpu"}
+    decided = {"size": 28, "min_area": 0.2, "lr": 0.12, "weight_decay": 5e-4, "warmup": 0.3, "precision": "fp32"}
+    return RunConfig(**(facts | decided | changes))
+
+
+def one_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: ResolvedConfig,
+    views: Callable[..., torch.Tensor],
+    images: Any,
+    keys: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: nn.Module | None = None,
+    world: World = ALONE,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """One training step, as the loop takes it; labels are a teacher's logits where there is one."""
+    algorithm: Callable[..., Any] = simclr_step
+    if config.micro_batch:
+        algorithm = partial(simclr_step_in_parts, micro_batch=config.micro_batch, world=world)
+    if teacher:
+        labels = teacher_logits(teacher, views, images, keys, config.micro_batch, world)
+    whole = getattr(model, "module", model)  # DistributedDataParallel's
+    encoder = whole.get_submodule("encoder") if config.micro_batch or config.checkpoint_activations else None
+    inputs = (views, OBJECTIVES[config.loss].bind(config.temperature, world), images, keys, labels)
+    return train_step(model, optimizer, algorithm, inputs, nullcontext(), encoder)
 
 
 def photos_in(folder: Path, count: int = 48) -> Path:

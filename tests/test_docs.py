@@ -157,7 +157,7 @@ def test_included_code_is_the_source(page: str, name: str, path: str, site: Path
 
 
 def test_the_walk_shows_algorithm_1_and_the_loss() -> None:
-    assert {"contrast", "train_step", "nt_xent", "contrastive", "ProjectionHead"} <= {
+    assert {"simclr_step", "train_step", "nt_xent", "contrastive", "ProjectionHead"} <= {
         param.values[1] for param in INCLUDED
     }
 

@@ -33,7 +33,7 @@ from torch import nn
 
 import stepclr
 from stepclr import io as stepclr_io
-from stepclr.config import stored_fields
+from stepclr.config import RunConfig
 from stepclr.data import cache, decode, named
 from stepclr.model.files import save_classifier
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
@@ -267,8 +267,8 @@ def read_archive(path: Path) -> None:
 
 
 def read_config(path: Path) -> None:
-    assert stepclr.Run(path.parent).config["images"]
-    assert stored_fields(path.parent)
+    assert stepclr.Run(path.parent).config.images
+    assert RunConfig.read(path.parent)
 
 
 def read_cache(path: Path) -> None:

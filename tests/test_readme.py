@@ -105,7 +105,7 @@ def test_torchrun_command(command: str) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words, *SHORT["pretrain"]]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=250)
     assert not done.returncode, done.stderr
-    assert stepclr.Run(Path(words[words.index("--out") + 1])).config["ranks"] == 2
+    assert stepclr.Run(Path(words[words.index("--out") + 1])).config.ranks == 2
 
 
 @pytest.mark.usefixtures("home")

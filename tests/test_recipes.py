@@ -10,7 +10,8 @@ import pytest
 import stepclr
 from stepclr.cli.arguments import first_line
 from stepclr.config import PretrainConfig
-from stepclr.pretraining.resolve import build, settle
+from stepclr.pretraining.model import build_model
+from stepclr.pretraining.resolve import resolve
 from stepclr.recipes import RECIPES, recipe_config
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -60,9 +61,9 @@ def settings_of(command: str) -> PretrainConfig | None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_can_be_begun_with(name: str) -> None:
     images = stepclr.open_images("sample:train", limit=8)
-    config = settle(recipe_config(name), images)
-    model = build(config, images)
-    features = model["encoder"].num_features
+    config = resolve(recipe_config(name), images)
+    model = build_model(config, images)
+    features = model.encoder.num_features
     assert features == {"resnet50": 2048, "resnet18": 512}.get(config.encoder, 96)
     assert config.normalize_h == (config.loss == "supcon") == (config.linear_epochs > 0) == name.endswith("-supcon")
 

@@ -1,26 +1,22 @@
-"""What a run can be told: one frozen dataclass that the command line, `pretrain` and `config.json` share. No torch."""
+"""Settings: what a user may set, what a run decided, and config.json. The command line reads this file without torch.
+
+`PretrainConfig` is what a user may set; None leaves a setting to the images or the machine. `ResolvedConfig` is the
+same with everything decided. `RunConfig` adds the facts of a run, and is what config.json contains.
+"""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
+from typeguard import TypeCheckError, check_type
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from stepclr.errors import StepclrError
+from stepclr.io import write_whole
 
-# What config.json holds besides the settings, and a resumed run asks for.
-FACTS = {
-    "source": str,
-    "classes": list[str],
-    "limit": int | None,
-    "images": int,
-    "names_sha256": str,
-    "threads": int,
-    "renderer": str,
-}
+FILE = "config.json"
 
 
 def _default(when_open: str, metavar: str) -> object:
@@ -50,13 +46,19 @@ Strength = Annotated[
 ]
 
 
+Stem = Literal["auto", "imagenet", "small", "small-stride2", "own"]
+OptimizerName = Literal["sgd", "lars", "adamw"]
+Scaling = Literal["linear", "sqrt"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Settings of a pretraining run; None: decided from images or machine, and printed at the start."""
 
     encoder: str = "resnet18"
     """Network: resnet18 ... resnet200, or any timm name."""
-    stem: Literal["auto", "imagenet", "small", "small-stride2", "own"] = "auto"
+    stem: Stem = "auto"
     """First layers of a ResNet; auto: small up to 64 pixels, the network's own above."""
     weights: Annotated[str | None, _default("a new initialization", "NAME|PATH")] = None
     """Start from "timm" (its pretrained weights), a checkpoint file or a run."""
@@ -83,9 +85,9 @@ class PretrainConfig:
     """Smallest crop, share of the image's area."""
     progressive: bool = False
     """Begin with smaller views: half the side for the first 0.4 of the steps, three quarters of it up to 0.75."""
-    loss: Literal["nt_xent", "supcon", "cross-entropy", "distill"] = "nt_xent"
-    """nt_xent needs no label (SimCLR); supcon uses those there are (SupCon). With a linear layer in the head's place:
-    cross-entropy (supervised), distill (SimCLRv2: learn from a teacher's predictions)."""
+    loss: Annotated[str, arg(metavar="LOSS")] = "nt-xent"
+    """nt-xent needs no labels (SimCLR); supcon uses the labels that are available (SupCon). With a linear layer in the
+    head's place: cross-entropy (supervised), distill (SimCLRv2: learn from a teacher's predictions)."""
     teacher: Annotated[str | None, _default("none", "CLASSIFIER")] = None
     """The classifier that --loss distill learns from."""
     temperature: float = 0.5
@@ -97,11 +99,11 @@ class PretrainConfig:
     in its place have none."""
     linear_epochs: int = 0
     """SupCon's second stage: after pretraining, so many epochs of a linear layer on the frozen encoder."""
-    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    optimizer: OptimizerName = "sgd"
     """sgd (Nesterov momentum 0.9), lars (momentum 0.9, the paper's) or adamw."""
     lr: Annotated[float | None, _default("0.12 for sgd, 0.3 for lars, 0.001 for adamw", "RATE")] = None
     """Peak learning rate at batch 256."""
-    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    lr_scaling: Scaling = "linear"
     """How the rate follows the batch B: times B/256, or times sqrt(B/256)."""
     weight_decay: Annotated[float | None, _default("0.0005 for sgd, 0.000001 for lars, 0.05 for adamw", "DECAY")] = None
     """Weight decay, not on BatchNorm or biases."""
@@ -114,7 +116,7 @@ class PretrainConfig:
     micro_batch: Annotated[int | None, _default("the whole batch", "N")] = None
     """Images to put through the encoder at a time; the loss still contrasts the whole batch. Less memory, about a
     third more time; BatchNorm in the encoder normalizes each such part by itself."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of encoder and head; auto: bf16 where the processor has it and a probe finds it correct, else fp32."""
     seed: int = 0
     """Seed of initialization, batch order and views."""
@@ -125,73 +127,118 @@ class PretrainConfig:
     cache_gib: float = 4.0
     """GiB of decoded images to keep in the cache; a larger set is decoded again each epoch."""
 
-    @property
-    def view_size(self) -> int:
-        """`size`, once it is decided."""
-        assert self.size is not None
-        return self.size
-
-    @property
-    def crop_area(self) -> float:
-        """`min_area`, once it is decided."""
-        assert self.min_area is not None
-        return self.min_area
-
-    @property
-    def warmup_epochs(self) -> float:
-        """`warmup`, once it is decided."""
-        assert self.warmup is not None
-        return self.warmup
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "loss", self.loss.replace("_", "-"))  # nt_xent is understood too
 
 
-class Stored(dict[str, Any]):
-    """The fields of a config.json. One that is asked for and not there raises StepclrError."""
+class PretrainOptions(TypedDict, total=False):
+    """The settings of `PretrainConfig` as keyword arguments of `pretrain`."""
 
-    path: Path
-
-    def __missing__(self, name: str) -> Any:
-        raise StepclrError(f"{self.path} is damaged: it has no {name!r}")
-
-
-def stored_fields(run: Path) -> Stored | None:
-    """config.json of the run in that folder; None where there is none. Raises StepclrError if it is damaged."""
-    path = run / "config.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        raise StepclrError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise StepclrError(f"{path} is damaged: it is no JSON object")
-    for name, kind in {**get_type_hints(PretrainConfig), **FACTS}.items():
-        if name in found and not _is_a(found[name], kind):
-            raise StepclrError(f"{path} is damaged: {name} is {found[name]!r}")
-    stored = Stored(found)
-    stored.path = path
-    return stored
-
-
-def _is_a(value: object, kind: Any) -> bool:
-    if isinstance(kind, UnionType) or get_origin(kind) is Union:
-        return any(_is_a(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) in (tuple, list):  # JSON has lists only
-        return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
-    kinds = (int, float) if kind is float else kind
-    return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
+    encoder: Any
+    stem: Stem
+    weights: str | None
+    normalize_h: bool
+    checkpoint_activations: bool
+    policy: Any
+    views: int
+    size: int | None
+    strength: float | tuple[float, ...] | None
+    blur: float | None
+    warp: float | None
+    min_area: float | None
+    progressive: bool
+    loss: str
+    teacher: str | None
+    temperature: float
+    balanced: bool
+    head: str | None
+    linear_epochs: int
+    optimizer: OptimizerName
+    lr: float | None
+    lr_scaling: Scaling
+    weight_decay: float | None
+    warmup: float | None
+    epochs: int
+    batch_size: int
+    micro_batch: int | None
+    precision: Precision
+    seed: int
+    monitor: str | None
+    keep_every: int | None
+    cache_gib: float
 
 
-def stored_config(run: Path) -> PretrainConfig | None:
-    """The settings of the run in that folder, as its config.json has them; None where there is none."""
-    stored = stored_fields(run)
-    return None if stored is None else settings_in(stored)
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(PretrainConfig):
+    """Settings with everything decided before step 1: a resumed run uses the same.
+
+    `field()` takes away the default that a setting has in `PretrainConfig`.
+    """
+
+    size: int = field()
+    min_area: float = field()
+    lr: float = field()
+    weight_decay: float = field()
+    warmup: float = field()
+    precision: Literal["bf16", "fp32"] = field()
 
 
-def settings_in(stored: dict[str, Any]) -> PretrainConfig:
-    """The settings among the fields of a config.json; one of an earlier version does not name them all."""
-    own: dict[str, Any] = {field.name: stored[field.name] for field in fields(PretrainConfig) if field.name in stored}
-    if isinstance(own.get("strength"), list):
-        own["strength"] = tuple(own["strength"])  # JSON has lists only
-    return PretrainConfig(**own)
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ResolvedConfig):
+    """config.json: the settings of a run as decided, its images, and the machine that it began on."""
+
+    features: int
+    """Width F of the representation."""
+    source: str
+    classes: list[str]
+    """The classes that were chosen among the images'; empty where none were."""
+    labelled: int
+    limit: int | None
+    images: int
+    skipped: int
+    names_checksum: str
+    """Of the images' names: a run resumes on the same images only."""
+    steps_per_epoch: int
+    renderer: Literal["numba", "torch"]
+    threads: int
+    ranks: int
+    device: str
+    memory_format: str = "channels_last"
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def settings(self) -> PretrainConfig:
+        """The settings alone, to begin another run like this one."""
+        return PretrainConfig(**{name: getattr(self, name) for name in SETTINGS})
+
+    def write(self, run: Path) -> None:
+        """Write config.json in the run's folder, all or nothing."""
+        text = json.dumps(asdict(self), indent=2)
+        write_whole(run / FILE, lambda file: file.write(text.encode()))
+
+    @classmethod
+    def read(cls, run: Path) -> "RunConfig | None":
+        """config.json of the run in that folder; None where there is none. Raises StepclrError if it is corrupt."""
+        path = run / FILE
+        try:
+            stored = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise StepclrError(f"{path} is corrupt: {error}") from None
+        if not isinstance(stored, dict):
+            raise StepclrError(f"{path} is corrupt: it is not a JSON object")
+        if isinstance(stored.get("strength"), list):
+            stored["strength"] = tuple(stored["strength"])  # JSON has lists only
+        known = get_type_hints(cls)
+        for name, value in stored.items():
+            try:
+                check_type(value, known.get(name, Any))
+            except TypeCheckError:
+                raise StepclrError(f"{path} is corrupt: {name} is {value!r}") from None
+        missing = sorted(known.keys() - stored.keys())
+        if missing:
+            raise StepclrError(f"{path} is corrupt: it has no {missing[0]!r}")
+        return cls(**{name: stored[name] for name in known})
+
+
+SETTINGS = tuple(setting.name for setting in fields(PretrainConfig))

@@ -1,5 +1,7 @@
 """Where tensors are computed, and in which precision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,6 +11,28 @@ from torch import nn
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def cudnn_benchmark() -> Iterator[None]:
+    """In here cuDNN tries its algorithms and takes the fastest for each shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """In here torch computes with `count` threads: another number would add floats in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def bf16_helps() -> bool:

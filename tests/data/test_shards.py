@@ -618,7 +618,8 @@ def test_the_feed_gives_each_rank_its_part_of_the_same_batches(shards: Path) -> 
     whole = [lot.tolist() for lot in images.stream(3, 1, 8, 2) or ()]
     for world in (1, 2, 4):
         fed = [
-            [places.tolist() for _, places in batches(images, 3, 1, 8, 2, world=World(r, world))] for r in range(world)
+            [batch.samples.tolist() for batch in batches(images, 3, 1, 8, 2, world=World(r, world))]
+            for r in range(world)
         ]
         assert [list(chain(*parts)) for parts in zip(*fed, strict=True)] == whole
 

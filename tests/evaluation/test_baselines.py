@@ -1,6 +1,5 @@
 """The baselines of step 7: pixels, random initialization, supervised from scratch."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small import checksum
+from small import checksum, run_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as tv
 
 import stepclr
+from stepclr.config import RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.evaluation import baselines, methods
@@ -291,13 +291,14 @@ def test_the_rate_is_chosen_on_two_folds_of_the_first_draw_once_a_budget(
 
 
 @pytest.mark.parametrize(
-    ("config", "bf16", "min_area"), [({}, False, 0.2), ({"precision": "bf16", "min_area": 0.4}, True, 0.4)]
+    ("config", "bf16", "min_area"), [(None, False, 0.2), (run_config(precision="bf16", min_area=0.4), True, 0.4)]
 )
 def test_precision_and_crop_are_the_run_s_own(
-    encoder: Encoder, config: dict[str, Any], bf16: bool, min_area: float, tmp_path: Path
+    encoder: Encoder, config: RunConfig | None, bf16: bool, min_area: float, tmp_path: Path
 ) -> None:
     save_encoder(encoder, tmp_path / "encoder.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    if config:
+        config.write(tmp_path)
     scores = stepclr.evaluate(tmp_path, striped(8, 1), striped(8, 2), 1, 1, baselines="scratch", scratch_steps=1)
     settings = scores.protocol["methods"]["scratch"]
     assert settings["precision"] == ("bf16" if bf16 else "fp32")

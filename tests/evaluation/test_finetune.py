@@ -32,7 +32,7 @@ from stepclr.model.files import load_classifier, save_classifier
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import Supervised, logits, train_classifier
 from stepclr.pretraining.loop import Diverged
-from stepclr.pretraining.optim import LARS, rate_at
+from stepclr.pretraining.optim import LARS, lr_multiplier
 from stepclr.tools.scores import label_chart, paired_lines
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
@@ -135,7 +135,7 @@ def by_the_book(classifier: Classifier, images: ImageSet, how: Supervised, seed:
             for p, v, gradient in zip(classifier.parameters(), velocity, gradients, strict=True):
                 g = gradient + how.weight_decay * p
                 v.mul_(0.9).add_(g)
-                p.sub_(rate_at(step, how.steps, 0, how.rate) * (g + 0.9 * v))
+                p.sub_(how.rate * lr_multiplier(step, how.steps, 0) * (g + 0.9 * v))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -239,7 +239,7 @@ def test_it_learns(run: Path) -> None:
 def test_the_classifier_is_that_of_the_largest_budget_s_first_draw(run: Path, train: ImageSet, test: ImageSet) -> None:
     stepclr.finetune(run, train, test, [3, 1], draws=2, seed=7, out=run / "own.safetensors", **SHORT)
     config = stepclr.Run(run).config
-    settings = FinetuneSettings(min_area=config["min_area"], bf16=config["precision"] == "bf16", **SHORT)
+    settings = FinetuneSettings(min_area=config.min_area, bf16=config.precision == "bf16", **SHORT)
     split = label_splits(train.labels, train.classes, [3], 1, 7)[0]
     expected = finetuned(initial_weights(stepclr.Run(run)), train, split, settings)
     assert checksum(load_classifier(run / "own.safetensors")) == checksum(expected)
@@ -487,7 +487,7 @@ def test_the_rate_of_every_weight_follows_the_cosine(optimizer: str, monkeypatch
     classifier = Classifier(build_encoder("test_resnet", "small-stride2", size=28), [str(k) for k in range(10)])
     how = Supervised(4, 32, 0.2, 0.4, bf16=False, optimizer=optimizer)
     train_classifier(classifier, stepclr.open_images("sample:train", limit=64), how, seed=0)
-    assert seen == [[rate_at(k, 4, 0, 0.2)] * (2 if optimizer == "lars" else 1) for k in range(4)]
+    assert seen == [[0.2 * lr_multiplier(k, 4, 0)] * (2 if optimizer == "lars" else 1) for k in range(4)]
 
 
 def test_lars_fine_tunes_as_simclrv2_does() -> None:

@@ -34,7 +34,7 @@ def test_the_modules_compute_what_the_functions_do() -> None:
 def test_a_module_says_its_settings_and_refuses_a_temperature_below_0() -> None:
     assert repr(stepclr.NTXentLoss()) == "NTXentLoss(temperature=0.5, gather=True)"
     assert repr(stepclr.SupConLoss(gather=False)) == "SupConLoss(temperature=0.1, gather=False)"
-    with pytest.raises(stepclr.StepclrError, match="temperature must be above 0, not -0.5"):
+    with pytest.raises(stepclr.StepclrError, match=r"temperature must be above 0, not -0\.5"):
         stepclr.NTXentLoss(-0.5)
 
 

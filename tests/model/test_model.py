@@ -207,7 +207,7 @@ def test_a_misspelt_encoder_or_stem_is_answered_with_the_nearest(arguments: tupl
     one_line(error)
 
 
-def test_an_encoder_with_tiny_maps_has_timms_features_in_float32() -> None:
+def test_an_encoder_with_small_conv_has_timms_features_in_float32() -> None:
     """To the last bit; in bfloat16, where small maps go by patches, as close as timm's own in bfloat16."""
     encoder = trained("resnet18")
     body = timm.create_model("resnet18", num_classes=0)

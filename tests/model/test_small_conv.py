@@ -7,15 +7,15 @@ from torch import nn
 
 import stepclr
 from stepclr.model import small_conv
-from stepclr.model.small_conv import TinyMapConv2d
+from stepclr.model.small_conv import SmallConv2d
 
 
 def integers(*shape: int, seed: int) -> torch.Tensor:
     return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def convolution(side: int, stride: int, kernel: int, bias: bool) -> TinyMapConv2d:
-    made = TinyMapConv2d(3, 5, kernel, stride, kernel // 2, bias=bias)
+def convolution(side: int, stride: int, kernel: int, bias: bool) -> SmallConv2d:
+    made = SmallConv2d(nn.Conv2d(3, 5, kernel, stride, kernel // 2, bias=bias))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(integers(*parameter.shape, seed=side))
@@ -72,9 +72,17 @@ def test_the_layout_in_memory_makes_no_difference(layout: torch.memory_format) -
 
 def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:
     encoder = stepclr.build_encoder("resnet18", "small-stride2", size=32)
-    kinds = {name: type(module) for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
-    assert kinds["body.layer4.1.conv2"] is TinyMapConv2d
-    assert kinds["body.layer4.0.downsample.0"] is nn.Conv2d  # 1x1: nothing to gain
-    assert list(encoder.body.state_dict())[:1] == ["conv1.weight"]
+    before, names, printed = list(encoder.modules()), list(encoder.state_dict()), str(encoder)
+    with small_conv.small_convolutions(encoder):
+        kinds = {name: type(module) for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
+        assert kinds["body.layer4.1.conv2"] is SmallConv2d
+        assert kinds["body.layer4.0.downsample.0"] is nn.Conv2d  # 1x1: nothing to gain
+        assert list(encoder.state_dict()) == names
+        with torch.no_grad():
+            encoder.get_parameter("body.layer4.1.conv2.weight").fill_(3.0)
+    assert all(now is then for now, then in zip(encoder.modules(), before, strict=True))
+    assert str(encoder) == printed
+    assert bool((encoder.get_parameter("body.layer4.1.conv2.weight") == 3.0).all())
     grouped = stepclr.build_encoder("resnext50_32x4d", size=64)
-    assert type(grouped.get_submodule("body.layer1.0.conv2")) is nn.Conv2d
+    with small_conv.small_convolutions(grouped):
+        assert type(grouped.get_submodule("body.layer1.0.conv2")) is nn.Conv2d

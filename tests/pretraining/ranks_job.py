@@ -4,26 +4,25 @@ PYTHONPATH=tests python -m torch.distributed.run --standalone --nproc-per-node 4
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from small import without_batch_statistics
-from torch import Tensor
+from small import one_step, without_batch_statistics
+from torch import Tensor, nn
 
 import stepclr
 from stepclr import distributed
 from stepclr.config import PretrainConfig
 from stepclr.distributed import ALONE, World, join
-from stepclr.loss import tiles
+from stepclr.loss import objectives, tiles
 from stepclr.model.classifier import Classifier
-from stepclr.pretraining import loop
-from stepclr.pretraining.ddp import averaged, synchronise_norms
+from stepclr.pretraining.ddp import averaged, synchronize_norms
+from stepclr.pretraining.model import build_model
 from stepclr.pretraining.optim import build_optimizer
-from stepclr.pretraining.resolve import build, settle, views_of
+from stepclr.pretraining.resolve import resolve, views_of
 
 N = 22  # 2 ranks have 11 each; 4 have 5, 6, 5 and 6
 CONFIG = PretrainConfig("test_resnet", stem="small-stride2", head="32-16", batch_size=N, epochs=1, precision="fp32")
@@ -64,15 +63,15 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
     if case.options.get("loss") == "distill":
         own = stepclr.build_encoder("test_resnet", "small-stride2", size=28)
         teacher = Classifier(own, images.classes).to(case.dtype).eval()
-    config = settle(PretrainConfig(**{**vars(CONFIG), **case.options}), images, teacher)
-    model = build(config, images, teacher).train()
+    config = resolve(PretrainConfig(**{**vars(CONFIG), **case.options}), images, teacher)
+    model = build_model(config, images, teacher).train()
     if case.group_norm:
-        without_batch_statistics(model["encoder"])
+        without_batch_statistics(model.encoder)
     model.to(case.dtype)
-    forward: Callable[..., Any] = loop.contrast
+    forward: nn.Module = model
     if world.size > 1:
-        synchronise_norms(model, world)
-        forward = averaged(model, forward)
+        synchronize_norms(model, world)
+        forward = averaged(model)
     share = world.share(N)
     keys, pixels = stepclr.view_keys(0, 0, range(N))[share], images.read(range(N))[share]
     labels = torch.from_numpy(images.labels)[share]
@@ -82,9 +81,8 @@ def train(case: Case, world: World) -> dict[str, Tensor]:
     def precise(pixels: Any, keys: Any) -> Tensor:
         return views(pixels, keys).to(case.dtype)
 
-    batch = pixels, keys, labels
     for _ in range(case.steps):
-        loss, _ = loop.train_step(model, precise, optimizer, config, *batch, teacher, world, forward)
+        loss, _ = one_step(forward, optimizer, config, precise, pixels, keys, labels, teacher, world)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     buffers = torch.cat([buffer.double().flatten() for buffer in model.buffers()])
     return {"loss": loss, "gradient": gradient.clone(), "buffers": buffers}
@@ -119,8 +117,8 @@ def mutants() -> dict[str, tuple[Any, str, Any]]:
     """The wrong gathers: where, which name, and what is put there."""
     right = stepclr.nt_xent
     return {
-        "no gradient from the others": (loop, "nt_xent", own_anchors_only),
-        "the local slice alone": (loop, "nt_xent", lambda z_i, z_j, tau, _: right(z_i, z_j, tau)),
+        "no gradient from the others": (objectives, "nt_xent", own_anchors_only),
+        "the local slice alone": (objectives, "nt_xent", lambda z_i, z_j, tau, _: right(z_i, z_j, tau)),
         "1/W too small": (distributed, "_GatherWithGradient", _TooSmall),
         "the others' sums forgotten": (tiles, "_weights", _own_sums_only),
     }

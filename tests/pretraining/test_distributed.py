@@ -76,9 +76,10 @@ def test_batches_and_so_views_do_not_depend_on_the_number_of_ranks(world: int, b
     options: dict[str, Any] = {"seed": 3, "epoch": 2, "batch_size": 18, "start": 1, "balanced": balanced}
     whole = list(batches(images, **options))
     shares = [list(batches(images, **options, world=World(rank, world))) for rank in range(world)]
-    for k, (pixels, places) in enumerate(whole):
-        assert np.array_equal(np.concatenate([share[k][1] for share in shares]), places)
-        assert torch.equal(torch.cat([torch.as_tensor(share[k][0]) for share in shares]), torch.as_tensor(pixels))
+    for k, (pixels, labels, samples) in enumerate(whole):
+        assert np.array_equal(np.concatenate([share[k].samples for share in shares]), samples)
+        assert torch.equal(torch.cat([share[k].labels for share in shares]), labels)
+        assert torch.equal(torch.cat([torch.as_tensor(share[k].images) for share in shares]), torch.as_tensor(pixels))
 
 
 def test_what_ranks_list_is_listed_once() -> None:

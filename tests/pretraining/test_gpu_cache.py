@@ -47,7 +47,8 @@ def same(these: Iterator[Batch], those: Iterator[Batch]) -> bool:
     """Whether two feeds hand out the same images at the same places, and more than nothing."""
     left, right = list(these), list(those)
     return len(left) == len(right) > 0 and all(
-        equal(a, b) and np.array_equal(p, q) for (a, p), (b, q) in zip(left, right, strict=True)
+        equal(a.images, b.images) and a.labels.tolist() == b.labels.tolist() and np.array_equal(a.samples, b.samples)
+        for a, b in zip(left, right, strict=True)
     )
 
 
@@ -72,7 +73,7 @@ def test_a_resident_set_hands_out_the_same_batches(
     assert isinstance(there.store, Resident)
     ours = list(batches(there, 3, 1, 8, start, balanced, device))
     assert same(iter(ours), batches(images, 3, 1, 8, start, balanced))
-    assert all(isinstance(pixels, Tensor) and pixels.device.type == device.type for pixels, _ in ours)
+    assert all(isinstance(batch.images, Tensor) and batch.images.device.type == device.type for batch in ours)
     assert not same(batches(there, 3, 1, 8, start, balanced), batches(images, 3, 2, 8, start, balanced))
 
 
@@ -250,8 +251,8 @@ def test_neither_a_resident_batch_nor_its_views_make_the_host_wait() -> None:
     there = on_device(labelled(), CUDA)
     torch.cuda.set_sync_debug_mode("error")
     views = stepclr.Views("simclr", 28, strength=1.0, blur=0.5)
-    for images, places in batches(there, 0, 0, 8, 0, device=CUDA):
-        x = views(images, stepclr.view_keys(0, 0, places))
+    for batch in batches(there, 0, 0, 8, 0, device=CUDA):
+        x = views(batch.images, stepclr.view_keys(0, 0, batch.samples))
     assert x.shape == (2, 8, 3, 28, 28)
 
 

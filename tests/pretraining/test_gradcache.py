@@ -3,22 +3,24 @@
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small import without_batch_statistics
+from small import one_step, without_batch_statistics
 from torch import Tensor, nn
 
 import stepclr
 from stepclr.config import PretrainConfig
+from stepclr.distributed import ALONE
 from stepclr.pretraining import gradcache
 from stepclr.pretraining.checkpoint import checkpoints
-from stepclr.pretraining.gradcache import in_micro_batches
-from stepclr.pretraining.loop import train_step
+from stepclr.pretraining.gradcache import simclr_step_in_parts
+from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.pretraining.optim import build_optimizer
-from stepclr.pretraining.resolve import build, settle, views_of
+from stepclr.pretraining.resolve import resolve, views_of
 
 CONFIG = PretrainConfig("test_resnet", stem="small-stride2", head="32-16", batch_size=22, epochs=1, precision="fp32")
 N = 22  # in parts of 8: 8, 7 and 7
@@ -29,24 +31,24 @@ def images() -> stepclr.ImageSet:
     return stepclr.open_images("sample:train", limit=N)
 
 
-def one_step(
+def step_of(
     images: stepclr.ImageSet,
     micro_batch: int | None,
     prepare: Callable[[nn.Module], object] = without_batch_statistics,
     pixels: Any = None,
     **options: Any,
-) -> tuple[Tensor, Tensor, nn.ModuleDict]:
+) -> tuple[Tensor, Tensor, SimCLR]:
     """Loss, whole gradient and model of one training step of one seed."""
-    config = settle(replace(CONFIG, micro_batch=micro_batch, **options), images)
+    config = resolve(replace(CONFIG, micro_batch=micro_batch, **options), images)
     torch.manual_seed(0)
-    model = build(config, images).train()
-    prepare(model["encoder"])
+    model = build_model(config, images).train()
+    prepare(model.encoder)
     keys = stepclr.view_keys(0, 0, range(N))
     pixels = images.read(range(N)) if pixels is None else pixels
     labels = torch.from_numpy(images.labels)
     optimizer = build_optimizer(model, replace(config, lr=0.0))
     torch.manual_seed(1)
-    loss, _ = train_step(model, views_of(config), optimizer, config, pixels, keys, labels)
+    loss, _ = one_step(model, optimizer, config, views_of(config), pixels, keys, labels)
     return loss, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), model
 
 
@@ -63,22 +65,22 @@ def distance(a: Tensor, b: Tensor) -> float:
 def test_the_gradient_is_that_of_the_whole_batch(
     images: stepclr.ImageSet, micro_batch: int, options: dict[str, Any]
 ) -> None:
-    loss, gradient, _ = one_step(images, None, **options)
-    same_loss, same_gradient, _ = one_step(images, micro_batch, **options)
+    loss, gradient, _ = step_of(images, None, **options)
+    same_loss, same_gradient, _ = step_of(images, micro_batch, **options)
     torch.testing.assert_close(same_loss, loss, rtol=1e-6, atol=1e-6)
     assert distance(same_gradient, gradient) < 1e-5
 
 
 def test_images_of_unequal_sizes_come_in_parts_too(images: stepclr.ImageSet) -> None:
     pixels = [image[:, : 28 - i % 5] for i, image in enumerate(images.read(range(N)))]
-    _, gradient, _ = one_step(images, None, pixels=pixels)
-    _, same, _ = one_step(images, 8, pixels=pixels)
+    _, gradient, _ = step_of(images, None, pixels=pixels)
+    _, same, _ = step_of(images, 8, pixels=pixels)
     assert distance(same, gradient) < 1e-5
 
 
 def test_batchnorm_sees_each_part_by_itself(images: stepclr.ImageSet) -> None:
-    _, gradient, _ = one_step(images, None, prepare=lambda _: None)
-    _, parted, _ = one_step(images, 8, prepare=lambda _: None)
+    _, gradient, _ = step_of(images, None, prepare=lambda _: None)
+    _, parted, _ = step_of(images, 8, prepare=lambda _: None)
     assert distance(parted, gradient) > 1e-3
 
 
@@ -95,14 +97,23 @@ def test_the_second_pass_repeats_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {**options, "encoder": "resnet18"} if options else options  # test_resnet has no such way
-    loss, gradient, model = one_step(images, 8, prepare, **options)
+    loss, gradient, model = step_of(images, 8, prepare, **options)
     monkeypatch.setattr(gradcache, "checkpoint", lambda encode, *rest, **_: encode(*rest))  # all in one graph
     with torch.autograd.graph.allow_mutation_on_saved_tensors():
-        same_loss, same_gradient, other = one_step(images, 8, prepare, **options)
+        same_loss, same_gradient, other = step_of(images, 8, prepare, **options)
     assert torch.equal(loss, same_loss)
     assert distance(gradient, same_gradient) < 1e-6
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(buffer, other.get_buffer(name))
+
+
+def representations(
+    encoder: nn.Module, views: Callable[..., Tensor], pixels: Any, keys: Tensor, micro_batch: int
+) -> tuple[Tensor, ...]:
+    """h of each view, the encoder having seen the batch in parts."""
+    step = partial(simclr_step_in_parts, micro_batch=micro_batch, world=ALONE)
+    _, h = step(encoder, nn.Identity(), views, lambda z, _: z[0].sum(), pixels, keys, torch.zeros(len(keys)))
+    return h
 
 
 def test_running_statistics_move_once_a_step_by_the_mean_of_the_parts(images: stepclr.ImageSet) -> None:
@@ -111,11 +122,9 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_the_parts(images: st
     norm = nn.BatchNorm2d(3).train()
     norm.running_mean.fill_(0.4)  # type: ignore[union-attr]
 
-    def encode(pixels: Any, _: Tensor) -> tuple[Tensor]:
-        return (norm(pixels.float() / 255).mean((2, 3))[None],)
-
-    (h,) = in_micro_batches(encode, pixels, keys, 8, norm)
-    assert h.shape == (1, N, 3)
+    encoder = nn.Sequential(norm, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    (h,) = representations(encoder, lambda pixels, _: (pixels.float() / 255)[None], pixels, keys, 8)
+    assert h.shape == (N, 3)
     means = [part.float().div(255).mean((0, 2, 3)) for part in (pixels[:8], pixels[8:15], pixels[15:])]
     assert norm.running_mean is not None
     torch.testing.assert_close(norm.running_mean, 0.9 * 0.4 + 0.1 * torch.stack(means).mean(0))
@@ -137,10 +146,8 @@ def test_the_memory_of_a_part_is_given_back(images: stepclr.ImageSet) -> None:
     network, weight = Watched(), torch.ones(1, requires_grad=True)
     pixels = images.read(range(N))
 
-    def encode(pixels: Any, _: Tensor) -> tuple[Tensor]:
-        return (network(pixels.float() * weight)[None],)
-
-    (h,) = in_micro_batches(encode, pixels, stepclr.view_keys(0, 0, range(N)), 5, network)
+    keys = stepclr.view_keys(0, 0, range(N))
+    (h,) = representations(network, lambda pixels, _: (pixels.float() * weight)[None], pixels, keys, 5)
     h.sum().backward()
     assert len(alive) == 10  # five parts, each twice
     assert max(alive) <= 1
@@ -157,7 +164,7 @@ def test_a_run_in_parts_resumes_bit_for_bit(tmp_path: Path, options: dict[str, A
     (tmp_path / "run" / "encoder.safetensors").unlink()
     checkpoints(tmp_path / "run" / "checkpoint")[-1].unlink()
     again = stepclr.pretrain("sample:train", tmp_path / "run", resume=True, **settings)
-    assert run.config["micro_batch"] == 5
+    assert run.config.micro_batch == 5
     for name, tensor in whole.encoder().state_dict().items():
         assert torch.equal(tensor, again.encoder().state_dict()[name]), name
 
@@ -172,4 +179,4 @@ def one_thread() -> Iterator[None]:
 
 def test_a_micro_batch_below_1_is_refused(images: stepclr.ImageSet) -> None:
     with pytest.raises(stepclr.StepclrError, match="micro_batch must be above 0, not 0"):
-        settle(replace(CONFIG, micro_batch=0), images)
+        resolve(replace(CONFIG, micro_batch=0), images)

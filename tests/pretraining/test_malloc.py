@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stepclr.pretraining.malloc import KEEP, USUAL, kept_memory
+from stepclr.pretraining.malloc import DEFAULTS, KEEP, freed_memory_kept
 
 
 class Libc:
@@ -24,19 +24,19 @@ def test_the_thresholds_are_set_and_put_back_even_after_an_error(
     libc = Libc(has_mallopt)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: libc)
-    with kept_memory():
+    with freed_memory_kept():
         assert libc.told == (list(KEEP.items()) if has_mallopt else [])
-    assert libc.told[2:] == ([*USUAL.items(), ("trim", 0)] if has_mallopt else [])
+    assert libc.told[2:] == ([*DEFAULTS.items(), ("trim", 0)] if has_mallopt else [])
     libc.told.clear()
-    with pytest.raises(ArithmeticError), kept_memory():
+    with pytest.raises(ArithmeticError), freed_memory_kept():
         raise ArithmeticError
-    assert libc.told[2:] == ([*USUAL.items(), ("trim", 0)] if has_mallopt else [])
+    assert libc.told[2:] == ([*DEFAULTS.items(), ("trim", 0)] if has_mallopt else [])
 
 
 def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ctypes, "CDLL", None)
-    with kept_memory():
+    with freed_memory_kept():
         pass
 
 
@@ -44,4 +44,4 @@ def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_real_library_takes_these_values() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        assert all(libc.mallopt(*pair) == 1 for pair in [*KEEP.items(), *USUAL.items()])
+        assert all(libc.mallopt(*pair) == 1 for pair in [*KEEP.items(), *DEFAULTS.items()])

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from stepclr.config import PretrainConfig
-from stepclr.pretraining.optim import LARS, build_optimizer, peak_rate, rate_at
+from stepclr.config import ResolvedConfig
+from stepclr.pretraining.optim import LARS, build_optimizer, lr_multiplier, scaled_lr
 
 Schedule = Callable[[int, int, int, float], float]  # of step, steps, warm-up steps and peak
 OPTIMIZERS: tuple[Literal["sgd", "lars", "adamw"], ...] = ("sgd", "lars", "adamw")
@@ -64,12 +64,18 @@ def test_lars_leaves_alone_what_has_no_gradient() -> None:
     assert torch.equal(model.bias, before)
 
 
+def settings(optimizer: Literal["sgd", "lars", "adamw"], lr: float, decay: float) -> ResolvedConfig:
+    return ResolvedConfig(
+        optimizer=optimizer, lr=lr, weight_decay=decay, size=32, min_area=0.2, warmup=0.0, precision="fp32"
+    )
+
+
 def model_and_optimizer(name: Literal["sgd", "lars", "adamw"], decay: float = 0.1) -> tuple[nn.Module, Optimizer]:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5), nn.LayerNorm(5))
     for parameter in body.parameters():
         nn.init.uniform_(parameter, 0.5, 1.5)
-    return body, build_optimizer(body, PretrainConfig(optimizer=name, lr=0.5, weight_decay=decay))
+    return body, build_optimizer(body, settings(name, 0.5, decay))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -108,13 +114,13 @@ def test_every_trainable_parameter_is_in_the_optimizer_once(name: Literal["sgd",
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
     frozen = nn.Linear(3, 3)
     frozen.bias.requires_grad_(False)
-    groups = build_optimizer(frozen, PretrainConfig(optimizer=name, lr=0.1, weight_decay=0.0)).param_groups
+    groups = build_optimizer(frozen, settings(name, 0.1, 0.0)).param_groups
     assert [parameter is frozen.weight for group in groups for parameter in group["params"]] == [True]
 
 
 def test_sgd_has_nesterov_momentum_of_0_9() -> None:
     w = nn.Parameter(torch.ones(2, 2))
-    optimizer = build_optimizer(nn.ParameterList([w]), PretrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.0))
+    optimizer = build_optimizer(nn.ParameterList([w]), settings("sgd", 0.1, 0.0))
     expected, v = 1.0, 0.0
     for slope in (1.0, -2.0, 0.5):
         w.grad = torch.full_like(w, slope)
@@ -138,8 +144,7 @@ def test_sgd_has_nesterov_momentum_of_0_9() -> None:
 def test_the_rate_is_for_batch_256_and_grows_with_the_batch(
     lr: float, scaling: Literal["linear", "sqrt"], batch: int, peak: float
 ) -> None:
-    config = PretrainConfig(lr=lr, lr_scaling=scaling, batch_size=batch)
-    assert peak_rate(config) == pytest.approx(peak, rel=1e-12)
+    assert scaled_lr(lr, batch, scaling) == pytest.approx(peak, rel=1e-12)
 
 
 def check_schedule(schedule: Schedule) -> None:
@@ -161,6 +166,10 @@ def check_schedule(schedule: Schedule) -> None:
 
 def cosine(step: float, steps: float, warmup: float, peak: float) -> float:
     return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def rate_at(step: int, steps: int, warmup: int, peak: float) -> float:
+    return peak * lr_multiplier(step, steps, warmup)
 
 
 EPOCH = 10  # steps in an epoch of the wrong schedules

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
 
 def test_a_run_is_a_folder_that_explains_itself(unbroken: stepclr.Run) -> None:
     config = unbroken.config
-    assert {"encoder", "stem", "size", "strength", "blur", "min_area", "precision", "seed", "classes"} <= config.keys()
-    assert (config["images"], config["size"], config["strength"], config["blur"]) == (IMAGES, 28, 0.5, 0.0)
-    assert None not in (config["lr"], config["warmup"], config["weight_decay"], config["head"])
-    assert config["precision"] in ("bf16", "fp32")
+    assert json.loads((unbroken.folder / "config.json").read_text()) == asdict(config)
+    assert (config.images, config.size, config.strength, config.blur) == (IMAGES, 28, 0.5, 0.0)
+    assert None not in (config.lr, config.warmup, config.weight_decay, config.head)
+    assert config.precision in ("bf16", "fp32")
     lines = unbroken.metrics
     wanted = {"step", "epoch", "loss", "lr", "images_per_second", "waiting", "contrastive_top1"}
     assert all(wanted <= line.keys() for line in lines)
@@ -91,11 +92,11 @@ def test_the_same_settings_give_the_same_run_bit_for_bit(unbroken: stepclr.Run, 
 
 
 def test_two_threads_repeat_and_resume_bit_for_bit_too(unbroken: stepclr.Run, tmp_path: Path) -> None:
-    assert unbroken.config["threads"] == 1
+    assert unbroken.config.threads == 1
     torch.set_num_threads(2)
     try:
         whole = small_run(tmp_path / "whole")
-        assert whole.config["threads"] == 2
+        assert whole.config.threads == 2
         small_run(tmp_path / "run")
     finally:
         torch.set_num_threads(1)
@@ -107,9 +108,9 @@ def test_the_rate_warms_up_and_falls_every_step(tmp_path: Path, monkeypatch: pyt
     rates: list[float] = []
     step = loop.train_step
 
-    def watched(model: Any, views: Any, optimizer: Any, *rest: Any) -> Any:
+    def watched(model: Any, optimizer: Any, *rest: Any) -> Any:
         rates.append(optimizer.param_groups[0]["lr"])
-        return step(model, views, optimizer, *rest)
+        return step(model, optimizer, *rest)
 
     monkeypatch.setattr(loop, "train_step", watched)
     small_run(tmp_path / "run", epochs=5, warmup=1.0, lr=0.32)
@@ -153,14 +154,14 @@ def test_both_views_go_through_the_encoder_in_one_batch(tmp_path: Path, monkeypa
 
 def test_an_epoch_is_full_batches_and_meets_nobody_twice() -> None:
     images = stepclr.open_images("sample:unlabeled", limit=IMAGES)
-    lots = [indices for _, indices in batches(images, 0, 0, 16, 0)]
+    lots = [batch.samples for batch in batches(images, 0, 0, 16, 0)]
     assert [len(lot) for lot in lots] == [16] * 4
     assert len(np.unique(np.concatenate(lots))) == 64
-    later = [indices for _, indices in batches(images, 0, 0, 16, 2)]
+    later = [batch.samples for batch in batches(images, 0, 0, 16, 2)]
     assert all(np.array_equal(a, b) for a, b in zip(lots[2:], later, strict=True))
-    assert not np.array_equal(lots[0], next(batches(images, 0, 1, 16, 0))[1])
+    assert not np.array_equal(lots[0], next(batches(images, 0, 1, 16, 0)).samples)
     assert steps_per_epoch(5, 16) == 1
-    assert [len(indices) for _, indices in batches(images.take(range(5)), 0, 0, 16, 0)] == [5]
+    assert [len(batch.samples) for batch in batches(images.take(range(5)), 0, 0, 16, 0)] == [5]
 
 
 KILLED = """
@@ -218,7 +219,7 @@ def test_a_torn_checkpoint_is_passed_over(unbroken: stepclr.Run, tmp_path: Path)
 
 def test_resume_with_more_epochs_follows_the_longer_schedule(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", epochs=1, warmup=0.0)
-    assert run.metrics[-1]["lr"] < 0.2 * run.config["lr"] * 16 / 256
+    assert run.metrics[-1]["lr"] < 0.2 * run.config.lr * 16 / 256
     longer = small_run(tmp_path / "run", epochs=4, warmup=0.0, resume=True)
     assert longer.metrics[-1]["step"] == 16
     middle = next(line["lr"] for line in longer.metrics if line["step"] == 8)
@@ -255,7 +256,8 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: 
     out = tmp_path / "run"
     code = (
         f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from stepclr.pretrain import loop, Interrupted\n"
+        "from stepclr.pretraining import loop\n"
+        "from stepclr.pretraining.interrupt import Interrupted\n"
         "from test_pretrain import small_run\n"
         "step, calls = loop.train_step, []\n"
         "def signalled(*args):\n"
@@ -277,15 +279,17 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: 
 
 @pytest.mark.parametrize(
     ("bad", "said"),
-    [(4, r"the loss is not finite at step 6 \(learning rate .*--lr"), (7, "a weight is not finite at step 8")],
+    [(4, r"the loss is not finite at step 6 \(learning rate .*lower lr"), (7, "a weight is not finite at step 8")],
 )
 def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(
     bad: int, said: str, unbroken: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stepclr.pretraining.optim import rate_at
+    from stepclr.pretraining.optim import lr_multiplier
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "rate_at", lambda step, *rest: float("nan") if step == bad else rate_at(step, *rest))
+        patch.setattr(
+            loop, "lr_multiplier", lambda step, *rest: float("nan") if step == bad else lr_multiplier(step, *rest)
+        )
         with pytest.raises(Diverged, match=said):
             small_run(tmp_path / "run")
     kept = checkpoints(tmp_path / "run" / "checkpoint")
@@ -314,7 +318,7 @@ def test_images_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     rows = (run.folder / "skipped.csv").read_text().splitlines()
     assert rows[0] == "path,reason"
     assert sorted(row.split(",")[0] for row in rows[1:]) == ["03.png", "11.png"]
-    assert run.config["images"] == 18
+    assert run.config.images == 18
 
 
 def test_they_are_listed_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +350,7 @@ def test_labels_watch_and_never_touch(tmp_path: Path) -> None:
 def test_the_run_remembers_chosen_classes(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", "sample:train", classes=["Bag", "Sandal"], epochs=1)
     assert run.encoder().classes == ["Bag", "Sandal"]
-    assert run.config["classes"] == ["Bag", "Sandal"]
+    assert run.config.classes == ["Bag", "Sandal"]
     assert small_run(tmp_path / "all", "sample:train", epochs=1).encoder().classes == []
 
 
@@ -397,11 +401,8 @@ def test_bad_settings_get_one_line(options: dict[str, Any], message: str, tmp_pa
 
 
 def test_config_json_alone_repeats_the_run(unbroken: stepclr.Run, tmp_path: Path) -> None:
-    from stepclr.config import stored_config
-
-    (tmp_path / "told").mkdir()
-    (tmp_path / "told" / "config.json").write_text(json.dumps(unbroken.config))
-    config = stored_config(tmp_path / "told")
-    assert config is not None
-    again = stepclr.pretrain("sample:unlabeled", tmp_path / "run", config=config, limit=IMAGES, progress=False)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "config.json").write_bytes((unbroken.folder / "config.json").read_bytes())
+    settings = stepclr.Run(tmp_path / "copy").config.settings()
+    again = stepclr.pretrain("sample:unlabeled", tmp_path / "run", config=settings, limit=IMAGES, progress=False)
     assert same(unbroken, again)

@@ -12,7 +12,7 @@ import torch
 from small import SETTINGS
 
 import stepclr
-from stepclr.loss import tiles
+from stepclr.loss import objectives, tiles
 from stepclr.pretraining import loop
 from stepclr.pretraining.profile import PARTS, WARM_UP
 
@@ -45,10 +45,10 @@ def slow(function: Callable[..., Any]) -> Callable[..., Any]:
         ("data", stepclr.ImageSet, "read_readable"),
         ("views", stepclr.Views, "draw"),
         ("forward", stepclr.Encoder, "forward"),
-        ("loss", loop, "nt_xent"),
+        ("loss", objectives, "nt_xent"),
         ("loss", tiles, "_weights"),
         ("optimizer", torch.optim.SGD, "step"),
-        ("other", loop, "set_rate"),
+        ("other", loop, "set_lr"),
     ],
 )
 def test_a_delay_is_charged_to_its_part(

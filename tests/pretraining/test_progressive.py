@@ -40,7 +40,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_views_grow_with_the_share_of_the_steps(sizes: list[int], tmp_path: Path) -> None:
     run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", **SETTINGS)
     assert sizes == [14] * 8 + [21] * 7 + [28] * 5  # of 20 steps: up to 0.4, up to 0.75
-    assert (run.config["progressive"], run.config["size"], run.encoder().size) == (True, 28, 28)
+    assert (run.config.progressive, run.config.size, run.encoder().size) == (True, 28, 28)
 
 
 def test_without_the_option_they_are_of_one_size(sizes: list[int], tmp_path: Path) -> None:

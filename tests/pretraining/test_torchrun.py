@@ -61,7 +61,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_ranks_make_the_run_of_one_process(one: Path, two: Path) -> None:
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
-    assert (stepclr.Run(one).config["ranks"], stepclr.Run(two).config["ranks"]) == (1, 2)
+    assert (stepclr.Run(one).config.ranks, stepclr.Run(two).config.ranks) == (1, 2)
     first, other = stepclr.Run(one).metrics, stepclr.Run(two).metrics
     assert [line["step"] for line in first] == [line["step"] for line in other]
     for name in ("loss", "alignment", "uniformity"):
@@ -93,13 +93,13 @@ import os, signal, sys
 from stepclr.cli import main
 from stepclr.pretraining import loop
 
-step, taken = algorithm.train_step, []
+step, taken = loop.train_step, []
 def fated(*arguments):
     taken.append(1)
     if os.environ["RANK"] == "1" and len(taken) == 8 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         {fate}
     return step(*arguments)
-algorithm.train_step = fated
+loop.train_step = fated
 main(sys.argv[1:])
 """
 

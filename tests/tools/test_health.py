@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def planted(kind: str, out: Path, **options: Any) -> list[Verdict]:
         stepclr.pretrain("sample:unlabeled", out, **{**settings, **PLANTED[kind], **options})
     except Diverged:
         assert kind == "rate too high"
-    return health(run.config, run.metrics)
+    return health(asdict(run.config), run.metrics)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

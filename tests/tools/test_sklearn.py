@@ -255,7 +255,7 @@ def test_labels_are_for_a_recipe_that_learns_from_them(train: tuple[np.ndarray, 
 def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     h = stepclr.SimCLRTransformer("sample", **SMALL, out=tmp_path / "run").fit_transform(train[0])
     np.testing.assert_array_equal(h, stepclr.embed(tmp_path / "run", train[0]))
-    assert stepclr.Run(tmp_path / "run").config["epochs"] == 1
+    assert stepclr.Run(tmp_path / "run").config.epochs == 1
     with pytest.raises(stepclr.StepclrError, match="holds a run already"):
         stepclr.SimCLRTransformer("sample", **SMALL, out=tmp_path / "run").fit(train[0])
 

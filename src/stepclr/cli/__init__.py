@@ -21,7 +21,7 @@ from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.searching import search
 from stepclr.cli.training import distill, finetune, pretrain
-from stepclr.config import PretrainConfig, stored_config
+from stepclr.config import PretrainConfig, RunConfig
 from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
 
@@ -117,7 +117,8 @@ def _run(name: str, arguments: list[str]) -> None:
     # The defaults of the options are those of the recipe or, with --resume, those of the run.
     if name in ("pretrain", "doctor"):
         run = _peek(arguments, "--out") if "--resume" in arguments else None
-        base = (stored_config(Path(run)) if run else None) or recipe_config(_peek(arguments, "--recipe"))
+        stored = RunConfig.read(Path(run)) if run else None
+        base = stored.settings() if stored else recipe_config(_peek(arguments, "--recipe"))
         command = partial(command, config=base)
     tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))
 

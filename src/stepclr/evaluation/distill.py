@@ -3,9 +3,9 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from stepclr.config import PretrainConfig, stored_config
+from stepclr.config import PretrainConfig, PretrainOptions, RunConfig
 from stepclr.data.sources import Source
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.run import Run
@@ -23,7 +23,7 @@ def distill(
     limit: int | None = None,
     resume: bool = False,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[PretrainOptions],
 ) -> Run:
     """Train a student on a teacher's predictions (SimCLRv2 eq. 2) into the run folder `out`.
 
@@ -39,8 +39,8 @@ def distill(
 
     Raises what `pretrain` raises.
     """
-    stored = stored_config(Path(out)) if resume else None
-    config = stored or replace(SETTINGS, teacher=os.fspath(classifier))
+    stored = RunConfig.read(Path(out)) if resume else None
+    config = stored.settings() if stored else replace(SETTINGS, teacher=os.fspath(classifier))
     if student is not None:
         options["encoder"] = student
     return pretrain(images, out, config=config, limit=limit, resume=resume, progress=progress, **options)

@@ -20,12 +20,13 @@ from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import all_logits, check_at_least, prepare, training_defaults
 from stepclr.evaluation.results import Scores, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, save_classifier
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import MOMENTUM, Supervised, train_classifier
 from stepclr.pretraining.loop import Diverged
-from stepclr.pretraining.resolve import CONTRASTIVE
+from stepclr.pretraining.optim import scaled_lr
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
 
@@ -67,7 +68,7 @@ class FinetuneSettings:
         batch = min(n, self.batch_size or min(MAX_BATCH, max(MIN_BATCH, n // BATCHES)))
         per_epoch = steps_per_epoch(n, batch)
         epochs = self.epochs or max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
-        rate = self.peak * math.sqrt(batch / 256)
+        rate = scaled_lr(self.peak, batch, "sqrt")
         return Supervised(epochs * per_epoch, batch, rate, self.min_area, self.bf16, optimizer=self.optimizer)
 
     def describe(self) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
     path = run.folder / CLASSIFIER if out is None else Path(out)
     if run.exists() and path.resolve() == (run.folder / CLASSIFIER).resolve():
         config = run.config
-        if config["loss"] not in CONTRASTIVE or config.get("linear_epochs", 0):
+        if not OBJECTIVES[config.loss].contrastive or config.linear_epochs:
             raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
     check_suffix(path, [".safetensors"])
     return path

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier, first_layers
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
 from stepclr.model.head import ProjectionHead, parse_widths
 from stepclr.pretraining.checkpoint import checkpoints
-from stepclr.pretraining.resolve import CONTRASTIVE
 from stepclr.pretraining.run import Run
 
 STARTS = ("encoder", "head.1", "head.2")
@@ -67,8 +67,8 @@ def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
     if not run.exists():
         raise StepclrError(f"{run.folder} is not the folder of a run: the head is in a run's checkpoints")
     config, paths = run.config, checkpoints(run.folder / "checkpoint")
-    if config["loss"] not in CONTRASTIVE:
-        raise StepclrError(f"{run.folder} was trained with loss {config['loss']}, which has no projection head")
+    if not OBJECTIVES[config.loss].contrastive:
+        raise StepclrError(f"{run.folder} was trained with loss {config.loss}, which has no projection head")
     if not paths:
         raise StepclrError(f"{run.folder} has no checkpoint, which would contain the head")
     tensors = _model_tensors(paths[-1])
@@ -79,11 +79,11 @@ def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
     if not same:
         raise StepclrError(f"{paths[-1]} has another encoder than the run; resume the run to finish it")
     with torch.device("meta"):  # nothing to initialize: the weights are in the checkpoint
-        head = ProjectionHead.of_widths(encoder.num_features, parse_widths(config["head"]))
+        head = ProjectionHead.of_widths(encoder.num_features, parse_widths(str(config.head)))
     try:
         head.load_state_dict(tensors["head"], assign=True)
     except RuntimeError:
-        raise StepclrError(f"the head in {paths[-1]} is not {config['head']}, as config.json says") from None
+        raise StepclrError(f"the head in {paths[-1]} is not {config.head}, as config.json says") from None
     return head
 
 

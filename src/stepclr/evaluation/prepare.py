@@ -121,7 +121,7 @@ def training_defaults(run: Run) -> tuple[float, bool]:
     """The smallest crop and whether to train in bfloat16: as in pretraining; 0.2 and False for an encoder file."""
     if not run.exists():
         return 0.2, False
-    return run.config.get("min_area", 0.2), run.config.get("precision") == "bf16"
+    return run.config.min_area, run.config.precision == "bf16"
 
 
 def check_at_least(name: str, value: int | None, least: int) -> None:

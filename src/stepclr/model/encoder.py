@@ -22,7 +22,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from stepclr.data.decode import upright_rgb
 from stepclr.errors import StepclrError, choose
-from stepclr.model.small_conv import use_tiny_maps
 
 STEMS = ("auto", "imagenet", "small", "small-stride2", "own")
 STRIP = 16  # short sides; of a longer image only the middle is enlarged, or a line of pixels would fill the memory
@@ -128,7 +127,6 @@ def build_encoder(
     stem = _set_stem(body, name, stem, size)
     if width > 1:
         _widen_stem(body, width)
-    use_tiny_maps(body)
     encoder = Encoder(body, name, stem, size, normalize_h)
     if weights == "timm":
         for key in ("mean", "std"):

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.model.encoder import Encoder
+from stepclr.model.small_conv import small_convolutions, use_small_convolutions
 from stepclr.threads import Progress, read_ahead
 
 TOGETHER = 32  # images: their feature maps in bfloat16 stay in a processor's cache
@@ -95,12 +96,13 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     if body is None or not fold_batch_norm(body):
 
         def under_autocast(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
-            with torch.autocast(x.device.type, torch.bfloat16):
+            with torch.autocast(x.device.type, torch.bfloat16), small_convolutions(encoder):
                 h: Tensor = encoder(x)
                 return h
 
         return under_autocast
 
+    use_small_convolutions(body)
     half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def by_copy(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:

@@ -2,10 +2,12 @@
 
 Where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN's bfloat16 convolution leaves
 most of the processor idle. Written out as patches, one row of (tap, channel) for each position that goes out, the same
-sums are one product of matrices, and take a part of the time (`benchmarks/tiny_maps.py` prints both). Only bfloat16 on
+sums are one product of matrices, and take a part of the time (`benchmarks/small_conv.py` prints both). Only bfloat16 on
 the CPU goes this way; scores are computed by the plain convolution in float32.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +19,14 @@ FEW = 16  # positions of the map that goes out, up to which patches are the fast
 SMALL = 36  # and up to which they are for the weights' gradient
 
 
-class TinyMapConv2d(nn.Conv2d):
-    """`nn.Conv2d`, square, without groups; by patches in bfloat16 on the CPU where the map that goes out is small."""
+class SmallConv2d(nn.Conv2d):
+    """`nn.Conv2d`, square, without groups; by patches in bfloat16 on the CPU where the map that goes out is small.
+
+    `plain`: the convolution that it stands for, with which it shares parameters, hooks and all else.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        object.__setattr__(self, "__dict__", plain.__dict__)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
         side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
@@ -79,17 +87,32 @@ def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n 
     return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
 
 
-def use_tiny_maps(network: nn.Module) -> None:
-    """Let every square, plain convolution of `network` take the short way. Its weights and their names stay."""
-    for module in network.modules():
-        if (
-            type(module) is nn.Conv2d
-            and module.groups == 1
-            and module.dilation == (1, 1)
-            and module.kernel_size[0] == module.kernel_size[1] > 1
-            and module.stride[0] == module.stride[1]
-            and not isinstance(module.padding, str)
-            and module.padding[0] == module.padding[1]
-            and module.padding_mode == "zeros"
-        ):
-            module.__class__ = TinyMapConv2d
+@contextmanager
+def small_convolutions(network: nn.Module) -> Iterator[None]:
+    """In here every square, plain convolution of `network` is a `SmallConv2d` with the same weights and names."""
+    swapped = use_small_convolutions(network)
+    try:
+        yield
+    finally:
+        for parent, name, child in swapped:
+            setattr(parent, name, child)
+
+
+def use_small_convolutions(network: nn.Module) -> list[tuple[nn.Module, str, nn.Conv2d]]:
+    """Put a `SmallConv2d` in the place of each square, plain convolution: (parent, name, what was there) of each."""
+    swapped = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv2d and _is_plain(child):
+                swapped.append((parent, name, child))
+                setattr(parent, name, SmallConv2d(child))
+    return swapped
+
+
+def _is_plain(convolution: nn.Conv2d) -> bool:
+    high, wide = convolution.kernel_size
+    square = high == wide > 1 and convolution.stride[0] == convolution.stride[1]
+    if not square or convolution.groups != 1 or convolution.dilation != (1, 1):
+        return False
+    padding = convolution.padding
+    return convolution.padding_mode == "zeros" and not isinstance(padding, str) and padding[0] == padding[1]

@@ -1,9 +1,10 @@
 """Step 6: images -> a run folder (SimCLR Algorithm 1 and App. B).
 
-`loop.py` is Algorithm 1's loop; `api.py` makes a whole run of it, and `resolve.py` decides what the settings leave
-open; `optim.py` has LARS and the schedule; `batches.py` brings the batches, `gpu_cache.py` to a GPU; `gradcache.py`
-puts large ones through the encoder in parts; `ddp.py` lets many ranks train one model; `malloc.py` spares a CPU some
-work; `classifier.py` is the supervised loop of SupCon's second stage and of evaluation; `monitor.py` watches kNN;
-`checkpoint.py`, `run.py` keep what a kill must not lose; `interrupt.py`, `meter.py`, `profile.py`, `progress.py` and
+`step.py` is Algorithm 1, and `loop.py` repeats it. `api.py` makes a whole run: `resolve.py` decides what the settings
+leave open, `model.py` builds encoder and head, `resume.py` says what a resumed run keeps, `run.py` is its folder.
+`batches.py` brings the images, `gpu_cache.py` to a GPU; `optim.py` has LARS and the learning rate; `gradcache.py` puts
+large batches through the encoder in parts; `ddp.py` lets many ranks train one model; `malloc.py` spares a CPU some
+work; `checkpoint.py` keeps what a kill must not lose. `classifier.py` is the supervised loop of SupCon's second stage,
+which evaluation uses too. `monitor.py` measures, and `interrupt.py`, `meter.py`, `profile.py`, `progress.py` and
 `tensorboard.py` are what a person notices.
 """

@@ -1,40 +1,38 @@
 """`pretrain`: a whole run, from what a user asks for to an encoder file."""
 
-import json
 import os
+import platform
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import nn
 
-from stepclr.config import PretrainConfig, stored_config
+from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
+from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import load_classifier, save_classifier, save_encoder
+from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.loop import list_skipped, train
+from stepclr.pretraining.model import SimCLR, build_model, head_widths
 from stepclr.pretraining.progress import Progress
-from stepclr.pretraining.resolve import (
-    build,
-    check_same_images,
-    describe,
-    encoder_of,
-    resumed,
-    settle,
-    threads,
-    views_of,
-)
+from stepclr.pretraining.resolve import resolve, views_of
+from stepclr.pretraining.resume import check_same_images, resumed
 from stepclr.pretraining.run import Run
 from stepclr.recipes import recipe_config
 from stepclr.views.policies import policy_name
+from stepclr.views.views import Views
 
 
 def pretrain(
@@ -49,7 +47,7 @@ def pretrain(
     progress: bool = True,
     profile: bool = False,
     tensorboard: bool = False,
-    **options: Any,
+    **options: Unpack[PretrainOptions],
 ) -> Run:
     """Pretrain an encoder on images without labels (SimCLR Algorithm 1) into the run folder `out`.
 
@@ -58,78 +56,129 @@ def pretrain(
         out: the run's folder. It must not hold another run.
         recipe: name of a recipe (`stepclr.recipes`) that gives the defaults.
         config: all settings at once, instead of `recipe`; `options` change it.
-        resume: go on from the newest checkpoint in `out`; from step 0 where there is none. On CPU the run then ends
-            bit for bit as one that never stopped. Its settings stay, but for epochs, keep_every, monitor and cache_gib.
+        resume: continue from the newest checkpoint in `out`, or from step 0 where there is none. On a CPU the run then
+            ends bit for bit as one that never stopped. Its settings stay, except epochs, keep_every, monitor and
+            cache_gib.
         progress: print settings and progress to standard error.
         profile: print where a step's time went, at the end of the training.
         tensorboard: write the metrics to TensorBoard's event files in `out`/tensorboard too (extra `tensorboard`).
-        options: fields of `PretrainConfig`, as `epochs=100`, `encoder="resnet50"`; `policy` may be a list of ops.
+        options: fields of `PretrainConfig`, such as `epochs=100`; `policy` may be a list of ops.
 
-    Started by torchrun, every rank calls this alike, and they train as one: `batch_size` counts the images of all,
-    the first rank writes the run, and a job that torchrun has started anew resumes by itself.
+    Started by torchrun, every rank calls this with the same arguments, and they train as one: `batch_size` counts the
+    images of all ranks, the first rank writes the run, and a job that torchrun has restarted resumes by itself.
 
     Returns the run. Raises StepclrError for input that cannot be used, `Diverged` when the loss is not finite, and
-    `Interrupted` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, when a checkpoint has been written.
+    `Interrupted` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once a checkpoint has been written.
     """
+    # What is asked for: a recipe, all settings at once, or those of the run that is resumed; `options` change them.
     world = join()
     resume = resume or restarted()
     run = Run(Path(out))
     run.check_free(resume)
     stored = run.config if resume and run.exists() else None
     for name in options:
-        choose("option", name, [field.name for field in fields(PretrainConfig)])
-    config = config or (stored_config(run.folder) if stored else None) or recipe_config(recipe)
+        choose("option", name, SETTINGS)
+    if config is None:
+        config = stored.settings() if stored else recipe_config(recipe)
     if "policy" in options:
         options["policy"] = policy_name(options["policy"])  # a list of ops has a name too
     config = replace(config, **options)
     if stored:
         config = resumed(config, stored, run)
-        classes, limit = stored["classes"] or None, stored["limit"]
+        classes, limit = stored.classes or None, stored.limit
+
+    # What the images and the machine decide.
     images = open_images(images, classes=classes, limit=limit)
     teacher = load_classifier(config.teacher) if config.teacher else None
-    config = settle(config, images, teacher)
+    decided = resolve(config, images, teacher)
+    watched = open_images(decided.monitor, classes=images.chosen) if decided.monitor else None
+    views = views_of(decided, stored.renderer if stored else "auto")
     report = Progress(progress and world.first, tensorboard and world.first)
-    watched = open_images(config.monitor, classes=images.chosen) if config.monitor else None
-    views = views_of(config, stored["renderer"] if stored else "auto")
+
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = build(config, images, teacher)
+        torch.manual_seed(decided.seed)
+        model = build_model(decided, images, teacher)
         with world.in_turn():
-            images = report.while_decoding(images, source_side(views.size), config.cache_gib)
-            watched = report.while_decoding(watched, source_side(views.size), config.cache_gib) if watched else images
-        facts = describe(config, images, limit, model, views, world)
-        world.check_same(facts | {"threads": None})  # and nobody goes on to write before all have looked for a run
-        _check_enough(images, config, world)
+            images = _decoded(images, decided, report)
+            watched = _decoded(watched, decided, report) if watched else images
+
+        # The run's record, before its first step. No rank goes on to write before all have looked for a run.
+        facts = _facts(decided, images, limit, model, views, world)
+        world.check_same(asdict(facts) | {"threads": None})
+        _check_enough(images, decided, world)
         if stored:
             check_same_images(facts, stored, run)
         elif world.first:
-            run.write("config.json", json.dumps(facts, indent=2))
+            facts.write(run.folder)
         list_skipped(images, run, world)
-        with run.held() if world.first else nullcontext(), threads((stored or facts)["threads"]):
-            train(run, config, images, watched, views, model, teacher, report, profile, world)
+
+        # Training, with as many threads as the run began with; then what it was for.
+        threads = stored.threads if stored else facts.threads
+        with run.held() if world.first else nullcontext(), torch_threads(threads):
+            train(run, decided, images, watched, views, model, teacher, report, profile, world)
             if world.first:
-                _save(run, config, images, model, teacher, report)
+                _save(run, decided, images, model, teacher, report)
     list_skipped(images, run, world)
     return run
 
 
-def _check_enough(images: ImageSet, config: PretrainConfig, world: World) -> None:
+def _decoded(images: ImageSet, config: ResolvedConfig, report: Progress) -> ImageSet:
+    """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
+    budget = int(config.cache_gib * 2**30)
+    decoded = images.decoded(source_side(config.size), budget=budget, progress=report.decoded)
+    report.skipped(decoded.skipped)
+    return decoded
+
+
+def _facts(
+    config: ResolvedConfig, images: ImageSet, limit: int | None, model: SimCLR, views: Views, world: World
+) -> RunConfig:
+    """config.json: every setting as decided, the images, the machine."""
+    encoder = model.encoder
+    settings = asdict(config) | {"stem": encoder.stem}
+    if OBJECTIVES[config.loss].contrastive:
+        settings["head"] = "-".join(map(str, head_widths(config, encoder)))
+    return RunConfig(
+        **settings,
+        features=encoder.num_features,
+        source=images.source,
+        classes=encoder.classes,
+        labelled=int((images.labels >= 0).sum()),
+        limit=limit,
+        images=len(images),
+        skipped=len(images.skipped),
+        names_checksum=images.names_digest(),
+        steps_per_epoch=steps_per_epoch(len(images), config.batch_size),
+        renderer=views.renderer,
+        threads=torch.get_num_threads(),
+        ranks=world.size,
+        device=str(default_device()),
+        versions={
+            "stepclr": version("stepclr"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _check_enough(images: ImageSet, config: ResolvedConfig, world: World) -> None:
     if len(images) < 2:
         raise StepclrError(f"{images.source} has {len(images)} image: a contrast needs at least 2")
-    if (batch := min(config.batch_size, len(images))) < world.size:
-        raise StepclrError(f"{world.size} ranks cannot share a batch of {batch}: take fewer, or a larger --batch-size")
+    batch = min(config.batch_size, len(images))
+    if batch < world.size:
+        raise StepclrError(f"{world.size} ranks cannot share a batch of {batch}: use fewer, or a larger batch_size")
 
 
 def _save(
     run: Run,
-    config: PretrainConfig,
+    config: ResolvedConfig,
     images: ImageSet,
-    model: nn.ModuleDict,
+    model: SimCLR,
     teacher: Classifier | None,
     report: Progress,
 ) -> None:
-    """What the run is for: the encoder, and where it has a linear layer, the classifier."""
-    encoder, head, classifier = encoder_of(model), model["head"], None
+    """Write the encoder and, where there is a linear layer, the classifier."""
+    encoder, head, classifier = model.encoder, model.head, None
     save_encoder(encoder, run.folder / "encoder.safetensors")
     if isinstance(head, nn.Linear):
         classifier = Classifier(encoder, teacher.classes if teacher else images.classes)

@@ -1,21 +1,35 @@
 """The batches of an epoch, read ahead in a thread while the last one is being worked on."""
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
+from torch import Tensor
 
-from stepclr.data.images import ImageSet
+from stepclr.data.images import ImageBatch, ImageSet
 from stepclr.data.order import balanced_order, epoch_order
 from stepclr.distributed import ALONE, World
-from stepclr.pretraining.gpu_cache import ImageBatch, Resident, upload
+from stepclr.pretraining.gpu_cache import Resident, upload
+from stepclr.threads import read_ahead
+from stepclr.views.cuda import to_device
 
-Places = Int64[np.ndarray, " n"]
-Batch = tuple[ImageBatch, Places]  # images and their places in the epoch
+CPU = torch.device("cpu")
+
+
+class Batch(NamedTuple):
+    """N images with their labels, and which sample of the epoch each is.
+
+    images: uint8 `[N, 3, H, W]`, or a list where sizes differ. labels: int64 `[N]`, -1 where an image has none.
+    samples: int64 `[N]`, the index of each image; on its r-th repetition in a balanced epoch, that index + r n, so that
+    it has other keys, and so other views.
+    """
+
+    images: ImageBatch
+    labels: Int64[Tensor, " n"]
+    samples: Int64[np.ndarray, " n"]
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -30,15 +44,14 @@ def batches(
     batch_size: int,
     start: int,
     balanced: bool = False,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
     world: World = ALONE,
 ) -> Iterator[Batch]:
-    """(images, their places) of batch `start` and those after it in epoch `epoch`, in the epoch's own order.
+    """Batch `start` of epoch `epoch` and those after it, in the epoch's own order.
 
-    A place is the index of an image; on its r-th repetition in a balanced epoch, that index + r n, so that it has
-    other keys, and so other views. An image that cannot be read any more is left out; `images.skipped` lists it.
-    device: a GPU to which each batch is copied ahead too. Images that `on_device` put there are there already.
-    ranks: each is given its own part of every batch; the order knows nothing of how many there are.
+    An image that cannot be read any more is left out; `images.skipped` lists it. Labels lie on `device`, and so do the
+    images if it is a GPU, copied ahead, unless `on_device` put them all there already. Of many processes (`world`) each
+    is given its own part of every batch; the order does not depend on how many there are.
     """
     n = len(images)
     whole = None if balanced else images.stream(seed, epoch, batch_size, start)  # shards have an order of their own
@@ -46,22 +59,18 @@ def batches(
         order = balanced_order(images.labels, seed, epoch) if balanced else epoch_order(seed, epoch, n)
         steps = range(start, steps_per_epoch(n, batch_size))
         whole = (order[k * batch_size : (k + 1) * batch_size] for k in steps)
-    lots = (lot[world.share(len(lot))] for lot in whole)
+    own = (samples[world.share(len(samples))] for samples in whole)
     if isinstance(images.store, Resident):  # nothing to read, and the work must be in the order of the caller's
-        for lot in lots:
-            yield images.store.batch(images.rows[lot % n]), lot
+        for samples in own:
+            labels = to_device(images.labels[samples % n], device)
+            yield Batch(images.store.batch(images.rows[samples % n]), labels, samples)
         return
 
-    def read(lot: NDArray[np.int64]) -> tuple[Callable[[], ImageBatch], Places]:
-        pixels, kept = images.read_readable(lot % n)
-        receive = upload(pixels, device) if device and device.type == "cuda" else lambda: pixels
-        return receive, lot[np.isin(lot % n, kept)]
+    def read(samples: NDArray[np.int64]) -> Callable[[], Batch]:
+        pixels, readable = images.read_readable(samples % n)
+        receive = upload(pixels, device) if device.type == "cuda" else lambda: pixels
+        samples = samples[np.isin(samples % n, readable)]
+        return lambda: Batch(receive(), to_device(images.labels[samples % n], device), samples)
 
-    with ThreadPoolExecutor(1, "feed") as ahead:
-        coming = None
-        for following in chain(lots, [None]):
-            reading = ahead.submit(read, following) if following is not None else None
-            if coming:
-                receive, places = coming.result()
-                yield receive(), places
-            coming = reading
+    for _, receive in read_ahead(own, read):
+        yield receive()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from stepclr.pretraining.run import Fields
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, facts: Fields, keep: list[int]
+    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, facts: Fields, keep: Sequence[int]
 ) -> None:
     """Write the state after `step` steps; of the older checkpoints only the last and those of steps in `keep` stay."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}

@@ -16,14 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from stepclr.config import PretrainConfig
+from stepclr.config import ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
+from stepclr.model.small_conv import small_convolutions
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
-from stepclr.pretraining.optim import LARS, parameter_groups, rate_at, set_rate
+from stepclr.pretraining.optim import LARS, lr_multiplier, parameter_groups, scaled_lr, set_lr
 from stepclr.threads import Progress
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
@@ -71,20 +72,19 @@ def train_classifier(
     classifier.linear.requires_grad_(True)
     optimizer = _optimizer(classifier, settings)
     views = Views("crop", size=classifier.encoder.size, min_area=settings.min_area, views=1)
-    labels = torch.from_numpy(images.labels)
-    feed = islice(_endless(images, seed, settings.batch_size), settings.steps)
-    for step, (epoch, (pixels, at)) in enumerate(feed):
-        set_rate(optimizer, rate_at(step, settings.steps, 0, settings.rate))
-        pixels = pixels.to(device) if isinstance(pixels, Tensor) else [one.to(device) for one in pixels]
-        x = views(pixels, view_keys(seed, epoch, at))[0].contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            logits = classifier(x)
-        loss = F.cross_entropy(logits.float(), labels[at].to(device), label_smoothing=settings.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if after_step:
-            after_step()
+    feed = islice(_endless(images, seed, settings.batch_size, device), settings.steps)
+    with small_convolutions(classifier):
+        for step, (epoch, batch) in enumerate(feed):
+            set_lr(optimizer, lr_multiplier(step, settings.steps, warmup_steps=0))
+            view = views(batch.images, view_keys(seed, epoch, batch.samples))[0]
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+                logits = classifier(view.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=settings.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if after_step:
+                after_step()
     return classifier.eval().requires_grad_(True)
 
 
@@ -101,7 +101,7 @@ def logits(
     return found, kept
 
 
-def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: PretrainConfig) -> Classifier:
+def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: ResolvedConfig) -> Classifier:
     """SupCon's second stage: a linear layer on the frozen encoder, from all labels of `images`, label smoothing 0.05.
 
     The rate is LINEAR_RATE / mean |h|^2 at batch 256: the loss is as steep as h is long, and h of unit norm, as SupCon
@@ -113,21 +113,25 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Pretra
         classifier = Classifier(copy.deepcopy(encoder), labelled.classes)
     h, _ = represent(encoder, labelled.take(epoch_order(config.seed, 0, len(labelled))[:LENGTHS]))
     batch = min(config.batch_size, len(labelled))
-    rate = LINEAR_RATE / float(h.square().sum(1).mean()) * batch / 256
+    rate = scaled_lr(LINEAR_RATE / float(h.square().sum(1).mean()), batch, "linear")
     steps = epochs * steps_per_epoch(len(labelled), batch)
     bf16 = config.precision == "bf16"
-    settings = Supervised(steps, batch, rate, config.crop_area, bf16, label_smoothing=0.05, freeze=True)
+    settings = Supervised(steps, batch, rate, config.min_area, bf16, label_smoothing=0.05, freeze=True)
     return train_classifier(classifier, labelled, settings, config.seed)
 
 
 def _optimizer(classifier: Classifier, settings: Supervised) -> Optimizer:
     if settings.optimizer == "lars":
-        return LARS(parameter_groups(classifier, settings.weight_decay), settings.rate)
-    learning = [p for p in classifier.parameters() if p.requires_grad]
-    return SGD(learning, settings.rate, MOMENTUM, weight_decay=settings.weight_decay, nesterov=True)
+        optimizer: Optimizer = LARS(parameter_groups(classifier, settings.weight_decay), settings.rate)
+    else:
+        learning = [p for p in classifier.parameters() if p.requires_grad]
+        optimizer = SGD(learning, settings.rate, MOMENTUM, weight_decay=settings.weight_decay, nesterov=True)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = settings.rate
+    return optimizer
 
 
-def _endless(images: ImageSet, seed: int, batch_size: int) -> Iterator[tuple[int, Batch]]:
+def _endless(images: ImageSet, seed: int, batch_size: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
     for epoch in count():
-        for batch in batches(images, seed, epoch, batch_size, start=0):
+        for batch in batches(images, seed, epoch, batch_size, start=0, device=device):
             yield epoch, batch

@@ -5,7 +5,8 @@ With the losses' own exchange (`loss/contrastive.py`) W ranks then take the step
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _B
 from torch.nn.parallel import DistributedDataParallel
 
 from stepclr.distributed import World
+from stepclr.pretraining.model import SimCLR
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -45,9 +47,9 @@ class SyncBatchNorm(_BatchNorm):
             shape = [1, -1] + [1] * (x.ndim - 2)
             n = self.world.total(x.numel() // x.shape[1])
             mean = self.world.sum(x.sum(over)) / n
-            centerd = x - mean.view(shape)
-            variance = self.world.sum(centerd.square().sum(over)) / n
-            y = centerd * (variance + self.eps).rsqrt().view(shape)
+            centered = x - mean.view(shape)
+            variance = self.world.sum(centered.square().sum(over)) / n
+            y = centered * (variance + self.eps).rsqrt().view(shape)
             if self.affine:
                 y = y * self.weight.view(shape) + self.bias.view(shape)
             self._remember(mean.detach(), variance.detach() * n / max(1, n - 1))
@@ -64,11 +66,12 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-def synchronise_norms(model: nn.ModuleDict, world: World) -> None:
+def synchronize_norms(model: SimCLR, world: World) -> None:
     """Make every BatchNorm of the model one over all ranks, in place; weights and statistics stay where they are."""
-    for name, part in model.items():
+    for name, part in list(model.named_children()):
         on_gpu = next(part.parameters()).is_cuda
-        model[name] = convert_sync_batchnorm(part) if on_gpu else _converted(part, world)  # type: ignore[no-untyped-call]
+        converted = convert_sync_batchnorm(part) if on_gpu else _converted(part, world)  # type: ignore[no-untyped-call]
+        setattr(model, name, converted)
 
 
 def _converted(module: nn.Module, world: World) -> nn.Module:
@@ -79,26 +82,21 @@ def _converted(module: nn.Module, world: World) -> nn.Module:
     return module
 
 
-class _Whole(nn.Module):
-    """A function of a model and its arguments, as the forward pass that DistributedDataParallel surrounds."""
+def averaged(model: nn.Module) -> nn.Module:
+    """The model, whose backward pass now leaves the mean of all ranks' gradients in its weights.
 
-    def __init__(self, model: nn.ModuleDict, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.function(self.model, *arguments)
-
-
-def averaged(model: nn.ModuleDict, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(model, ...)` whose backward pass leaves the mean of all ranks' gradients in the model's weights.
-
-    They begin with the first rank's weights and statistics, so that they are one model from here on.
+    The ranks begin with the first one's weights and statistics, so that they are one model from here on.
     """
-    # A filter of 1x1 has the same bytes in either memory format, and torch warns that its strides differ.
-    warnings.filterwarnings("ignore", "Grad strides do not match")
     # No statistics are sent at each step: they are the same on all. torch gave that option another name.
     names = inspect.signature(DistributedDataParallel).parameters
-    alike: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False}
-    whole = DistributedDataParallel(_Whole(model, function), gradient_as_bucket_view=True, **alike)
-    return lambda _, *arguments: whole(*arguments)
+    option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    options: dict[str, Any] = {option: False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
+
+
+@contextmanager
+def stride_warnings_off() -> Iterator[None]:
+    """A filter of 1x1 has the same bytes in either memory format, and torch warns that its strides differ."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grad strides do not match")
+        yield

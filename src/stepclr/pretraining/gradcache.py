@@ -2,12 +2,11 @@
 
 Cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): every
 part goes through the encoder and only its h is kept; head and loss give the gradient on all h; then each part goes
-through once more, its gradient in hand. Memory is that of one part and time about a third more. The gradient is that
-of the whole batch, but for BatchNorm in the encoder, which normalizes each part by itself, as it would on so many
-devices.
+through once more, its gradient in hand. Memory is that of one part, and time about a third more. The gradient is that
+of the whole batch, except that BatchNorm in the encoder normalizes each part by itself, as it would on so many devices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,46 +14,94 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stepclr.distributed import ALONE, World
+from stepclr.data.images import ImageBatch
+from stepclr.distributed import World
+from stepclr.loss.objectives import BoundLoss
 
-Encode = Callable[[Tensor | Sequence[Tensor], Int64[Tensor, " n"]], tuple[Tensor, ...]]
+
+def simclr_step_in_parts(
+    encoder: nn.Module,
+    head: nn.Module,
+    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n 3 s s"]],
+    objective: BoundLoss,
+    images: ImageBatch,
+    keys: Int64[Tensor, " n"],
+    labels: Tensor,
+    *,
+    micro_batch: int,
+    world: World,
+) -> tuple[Float[Tensor, ""], tuple[Tensor, ...]]:
+    """`simclr_step` with at most `micro_batch` images in the encoder at a time."""
+
+    def encode(images: ImageBatch, keys: Int64[Tensor, " n"]) -> Float[Tensor, "v n f"]:
+        x = views(images, keys)
+        h: Tensor = encoder(x.flatten(0, 1))
+        each_view: Tensor = h.unflatten(0, (len(x), -1))
+        return each_view
+
+    parts = parts_of(len(keys), micro_batch, world)
+    if len(parts) == 1:
+        h = encode(images, keys)
+    else:
+        with _moved_once(encoder, len(parts)) as part_seen:
+            results = []
+            for part in parts:
+                results.append(checkpoint(encode, images[part], keys[part], use_reentrant=False))
+                part_seen()
+        h = torch.cat(results, dim=1)
+    z = head(h.flatten(0, 1)).chunk(len(h))
+    return objective(z, labels), z
 
 
-def in_micro_batches(
-    encode: Encode,
-    images: Tensor | Sequence[Tensor],
+def teacher_logits(
+    teacher: nn.Module,
+    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n 3 s s"]],
+    images: ImageBatch,
     keys: Int64[Tensor, " n"],
     micro_batch: int | None,
-    encoder: nn.Module,
-    world: World = ALONE,
-) -> tuple[Float[Tensor, "v n _"], ...]:
-    """`encode(images, keys)`, called on equal parts of at most `micro_batch` images, and again on the way back.
+    world: World,
+) -> Float[Tensor, "vn c"]:
+    """What the teacher predicts of the views that the step sees: the same keys give the same views."""
+    logits = []
+    with torch.no_grad():
+        for part in parts_of(len(keys), micro_batch, world):
+            x = views(images[part], keys[part])
+            logits.append(teacher(x.flatten(0, 1)).unflatten(0, (len(x), -1)))
+    return torch.cat(logits, dim=1).flatten(0, 1)
 
-    encode: N images and their keys -> tensors `[V, N, _]`. It must draw from its keys, or from torch's generator
-    (whose state is replayed). `encoder`: its running statistics move once, by the mean of what the parts would.
-    `ranks`: all take as many parts, each of its own images, for BatchNorm meets the same part of all.
+
+def parts_of(n: int, micro_batch: int | None, world: World) -> list[slice]:
+    """Equal parts of n images, of at most `micro_batch` each.
+
+    All ranks take as many parts, each of its own images: BatchNorm over the ranks meets the same part of all.
     """
-    sizes = world.sizes(len(keys)) if micro_batch else [len(keys)]
-    parts = min(-(-max(sizes) // (micro_batch or len(keys))), *sizes)
-    if parts == 1:
-        return encode(images, keys)
-    before = [buffer.clone() for buffer in encoder.buffers()]
-    moved = [torch.zeros_like(buffer) for buffer in encoder.buffers()]
-    results = []
-    for at in torch.arange(len(keys)).tensor_split(parts):
-        part = slice(int(at[0]), int(at[-1]) + 1)
-        results.append(checkpoint(encode, images[part], keys[part], use_reentrant=False))
-        for total, buffer, start in zip(moved, encoder.buffers(), before, strict=True):
-            total += buffer - start
-            buffer.copy_(start)
-    for buffer, total in zip(encoder.buffers(), moved, strict=True):
-        buffer += total / parts if buffer.is_floating_point() else total // parts
-    return tuple(torch.cat(column, 1) for column in zip(*results, strict=True))
+    if micro_batch is None:
+        return [slice(0, n)]
+    sizes = world.sizes(n)
+    count = min(-(-max(sizes) // micro_batch), *sizes)
+    ends = [int(indices[-1]) + 1 for indices in torch.arange(n).tensor_split(count)]
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 @contextmanager
-def counted_once(encoder: nn.Module) -> Iterator[None]:
-    """Computing activations again shows BatchNorm a batch a second time: its statistics stay as they are now."""
+def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
+    """Running statistics move once for all parts, by the mean of what each would move; call the result after each."""
+    before = [buffer.clone() for buffer in encoder.buffers()]
+    moved = [torch.zeros_like(buffer) for buffer in encoder.buffers()]
+
+    def part_seen() -> None:
+        for total, buffer, start in zip(moved, encoder.buffers(), before, strict=True):
+            total += buffer - start
+            buffer.copy_(start)
+
+    yield part_seen
+    for buffer, total in zip(encoder.buffers(), moved, strict=True):
+        buffer += total / parts if buffer.is_floating_point() else total // parts
+
+
+@contextmanager
+def statistics_kept(encoder: nn.Module) -> Iterator[None]:
+    """In here activations are computed a second time, which must not move BatchNorm's running statistics again."""
     before = [buffer.clone() for buffer in encoder.buffers()]
     yield
     for buffer, value in zip(encoder.buffers(), before, strict=True):

@@ -1,31 +1,34 @@
 """Memory that a step frees and the next one wants again stays with the process: about an eighth of a step's time."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 TRIM, MMAP = -1, -3  # mallopt's numbers for these two thresholds, bytes
 KEEP = {MMAP: 2**30, TRIM: 2**31 - 1}
-USUAL = {MMAP: 2**25, TRIM: 2**17}  # the highest that glibc goes by itself, and its default
+# glibc cannot be asked for its thresholds. These are the highest it takes by itself, its default, and the variables of
+# the environment that set others when the process began.
+DEFAULTS = {MMAP: 2**25, TRIM: 2**17}
+VARIABLES = {MMAP: "MALLOC_MMAP_THRESHOLD_", TRIM: "MALLOC_TRIM_THRESHOLD_"}
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
-    """Lets glibc keep freed blocks of up to 1 GiB; what is free at the end goes back. Nothing elsewhere than on Linux.
+def freed_memory_kept() -> Iterator[None]:
+    """In here glibc keeps freed blocks of up to 1 GiB; what is free at the end is given back. A no-op but on Linux.
 
-    Else every large block is a mapping of its own: unmapped when it is freed, and new, page after page, at each step.
+    Otherwise every large block is a mapping of its own: unmapped when it is freed, and new, page after page, each step.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
+    if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
-    assert libc is not None
     for threshold, value in KEEP.items():
         libc.mallopt(threshold, value)
     try:
         yield
     finally:
-        for threshold, value in USUAL.items():
-            libc.mallopt(threshold, value)
+        for threshold, default in DEFAULTS.items():
+            libc.mallopt(threshold, int(os.environ.get(VARIABLES[threshold], default)))
         libc.malloc_trim(0)

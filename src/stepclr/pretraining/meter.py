@@ -26,7 +26,7 @@ class Meter:
             self._waited += time.perf_counter() - asked
             if batch is None:
                 return
-            self._seen += len(batch[1])
+            self._seen += len(batch.samples)
             yield batch
 
     def read(self) -> dict[str, float]:

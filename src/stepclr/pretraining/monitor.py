@@ -1,16 +1,50 @@
-"""The kNN score while training: does h separate the classes? Labels only watch; they never touch the training."""
+"""What is measured while training: of a batch's projections, and kNN of h. Labels only watch the training here."""
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.distributed import ALONE, World
-from stepclr.metrics import effective_rank, weighted_knn
+from stepclr.loss.objectives import Objective
+from stepclr.metrics import alignment, contrastive_top1, effective_rank, uniformity, weighted_knn
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 
 BANK, QUERIES = 4000, 1000  # enough to see a trend, small beside an epoch
+
+
+def batch_metrics(
+    objective: Objective, z: list[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"], world: World
+) -> dict[str, float]:
+    """What a batch's first two views show of the learning; of logits, the share of the labelled that are right."""
+    sizes = world.sizes(len(labels))
+    labels = world.gather(labels, sizes)
+    z = [world.gather(projections, sizes) for projections in z]
+    if objective.contrastive:
+        z_i, z_j = z[:2]
+        values = {
+            "contrastive_top1": contrastive_top1(z_i, z_j),
+            "alignment": alignment(z_i, z_j),
+            "uniformity": uniformity(torch.cat([z_i, z_j])),
+        }
+        # One transfer for all three, for each makes a GPU wait.
+        numbers = torch.stack([value.double() for value in values.values()]).tolist()
+        positives = _mean_positives(labels) if objective.needs_labels else 1.0
+        negatives = len(z) * (len(labels) - positives)
+        return {**dict(zip(values, numbers, strict=True)), "negatives": negatives}
+    known = labels >= 0
+    if objective.needs_teacher or not bool(known.any()):
+        return {}
+    return {"top1": (z[0].argmax(1) == labels)[known].double().mean().item()}
+
+
+def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
+    """How many images of the batch have an image's label, itself included, on average; a label below 0 is its own."""
+    _, counts = labels[labels >= 0].unique(return_counts=True)
+    return 1 + float((counts * (counts - 1)).sum()) / len(labels)
 
 
 class Monitor:

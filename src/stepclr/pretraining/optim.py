@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from stepclr.config import PretrainConfig
+from stepclr.config import ResolvedConfig
 
 DEFAULTS = {  # learning rate at batch 256, weight decay
     "sgd": (0.12, 5e-4),
@@ -61,36 +61,42 @@ def parameter_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, 
     ]
 
 
-def build_optimizer(modules: nn.Module, config: PretrainConfig) -> Optimizer:
-    """The optimizer of `config`; parameters of one dimension (BatchNorm, biases) are free of decay and adaptation."""
-    assert config.lr is not None
-    assert config.weight_decay is not None
+def build_optimizer(modules: nn.Module, config: ResolvedConfig) -> Optimizer:
+    """The optimizer of `config`; parameters of one dimension (BatchNorm, biases) are free of decay and adaptation.
+
+    Each group's `initial_lr` is the rate at the top of the schedule, which `set_lr` multiplies.
+    """
     groups = parameter_groups(modules, config.weight_decay)
+    lr = scaled_lr(config.lr, config.batch_size, config.lr_scaling)
     if config.optimizer == "lars":
-        return LARS(groups, config.lr)
-    if config.optimizer == "adamw":
-        return AdamW(groups, config.lr, fused=True)
-    return SGD(groups, config.lr, momentum=0.9, nesterov=True, fused=True)
-
-
-def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """The learning rate of the next step, for every group of parameters."""
+        optimizer: Optimizer = LARS(groups, lr)
+    elif config.optimizer == "adamw":
+        optimizer = AdamW(groups, lr, fused=True)
+    else:
+        optimizer = SGD(groups, lr, momentum=0.9, nesterov=True, fused=True)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["initial_lr"] = lr
+    return optimizer
 
 
-def peak_rate(config: PretrainConfig) -> float:
-    """The rate at the top of the schedule: `lr` is for batch 256 and grows with B, or with its square root."""
-    assert config.lr is not None
-    share = config.batch_size / 256
-    return config.lr * (share if config.lr_scaling == "linear" else math.sqrt(share))
+def scaled_lr(lr: float, batch_size: int, scaling: str) -> float:
+    """The rate at this batch: `lr` is given at batch 256, and grows with B ("linear") or with its root ("sqrt")."""
+    share = batch_size / 256
+    return lr * (share if scaling == "linear" else math.sqrt(share))
 
 
-def rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
-    """Learning rate of step 0 .. steps - 1: linear to `peak` at the end of the warm-up, then cosine, 0 at step `steps`.
+def lr_multiplier(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the top rate at step 0 .. steps - 1: linear to 1 at the end of the warm-up, then cosine to 0 at `steps`.
 
-    A run resumed with more epochs goes on at the rate that the longer schedule has at its step.
+    A run resumed with more epochs continues at the rate that the longer schedule has at its step.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    return peak * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
+        return (step + 1) / warmup_steps
+    return (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps))) / 2
+
+
+def set_lr(optimizer: Optimizer, multiplier: float) -> float:
+    """Set the learning rate of the next step, for every group of parameters; returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * multiplier
+    return float(optimizer.param_groups[0]["lr"])

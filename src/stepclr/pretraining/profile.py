@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from stepclr.pretraining.batches import Batch
+from stepclr.pretraining.model import SimCLR
 
 PARTS = ("data", "views", "forward", "loss", "backward", "optimizer", "other")
 WARM_UP = 3  # steps, which load and compile things, and are not counted
@@ -39,9 +40,9 @@ class Profile:
         self.part, self.since = part, now
 
     @contextmanager
-    def attached(self, model: nn.ModuleDict, optimizer: Optimizer, say: Callable[[str], object]) -> Iterator[None]:
+    def attached(self, model: SimCLR, optimizer: Optimizer, say: Callable[[str], object]) -> Iterator[None]:
         """Notice when the head has been, when the gradient is back there, when the optimizer steps; `say` the table."""
-        head = model["head"]
+        head = model.head
         hooks = [
             head.register_forward_hook(lambda *_: self.enter("loss")),
             head.register_full_backward_pre_hook(lambda *_: self.enter("backward")),

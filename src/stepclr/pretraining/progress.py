@@ -7,8 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from stepclr.config import PretrainConfig
-from stepclr.data.images import ImageSet
+from stepclr.config import ResolvedConfig
 from stepclr.errors import one_line
 from stepclr.pretraining.run import Fields, Run
 from stepclr.pretraining.tensorboard import Events, summary_writer
@@ -34,28 +33,24 @@ class Progress:
         self.begun = (0.0, 0)
         self.knn = ""
 
-    def while_decoding(self, images: ImageSet, short_side: int, cache_gib: float) -> ImageSet:
-        """`images.decoded`, with a count of the images where it takes long enough to wonder."""
-        decoded = images.decoded(short_side, budget=int(cache_gib * 2**30), progress=self._count)
-        if decoded.skipped:
-            path, reason = decoded.skipped[0]
-            self.console.print(
-                f"skipped {len(decoded.skipped)} images that cannot be read, as {one_line(path)}: {reason}",
-                markup=False,
-            )
-        return decoded
+    def skipped(self, unreadable: list[tuple[str, str]]) -> None:
+        """Report images that cannot be read, with the first as an example."""
+        if unreadable:
+            path, reason = unreadable[0]
+            self.say(f"skipped {len(unreadable)} images that cannot be read, for example {one_line(path)}: {reason}")
 
     def say(self, text: str) -> None:
         """Print a text as it is."""
         self.console.print(text, markup=False)
 
-    def _count(self, done: int, total: int) -> None:
-        if time.monotonic() - self.spoke > EVERY / 5:  # soon done is not worth a word
+    def decoded(self, done: int, total: int) -> None:
+        """Report how many images are decoded, where it takes long enough to wonder."""
+        if time.monotonic() - self.spoke > EVERY / 5:
             self.spoke = time.monotonic()
             self.console.print(f"decoded {done:,} of {total:,} images")
 
     def start(
-        self, config: PretrainConfig, run: Run, views: Views, step: int, steps: int, images: int, watched: bool
+        self, config: ResolvedConfig, run: Run, views: Views, step: int, steps: int, images: int, watched: bool
     ) -> None:
         """Say what is about to happen, every decided setting included."""
         self.console.print(

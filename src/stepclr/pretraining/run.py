@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepclr.config import stored_fields
+from stepclr.config import RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError
@@ -29,11 +29,11 @@ class Run:
         return str(self.folder)
 
     @property
-    def config(self) -> Fields:
-        """config.json: every setting as it was decided, the data, the machine."""
-        stored = stored_fields(self.folder)
+    def config(self) -> RunConfig:
+        """config.json: every setting as it was decided, the images, the machine."""
+        stored = RunConfig.read(self.folder)
         if stored is None:
-            raise StepclrError(f"{self.folder} is no run: it has no config.json")
+            raise StepclrError(f"{self.folder} is not a run: it has no config.json")
         return stored
 
     @property
@@ -46,7 +46,7 @@ class Run:
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that it was trained on, as they are now; `source`: where they are, if they have moved."""
         config = self.config
-        return open_images(source or config["source"], classes=config["classes"] or None, limit=config["limit"])
+        return open_images(source or config.source, classes=config.classes or None, limit=config.limit)
 
     def encoder(self) -> Encoder:
         """The pretrained encoder, in eval mode."""

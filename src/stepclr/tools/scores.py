@@ -136,12 +136,12 @@ def _facts(run: Run) -> dict[str, str]:
     config, lines = run.config, run.metrics
     last = lines[-1] if lines else {"epoch": 0}
     knn = [line["knn"] for line in lines if "knn" in line]
-    unfinished = "" if last["epoch"] == config["epochs"] else f" of {config['epochs']}"
+    unfinished = "" if last["epoch"] == config.epochs else f" of {config.epochs}"
     return {
-        "policy": config["policy"],
-        "loss": config["loss"],
-        "encoder": config["encoder"],
-        "images": f"{config['images']:,}",
+        "policy": config.policy,
+        "loss": config.loss,
+        "encoder": config.encoder,
+        "images": f"{config.images:,}",
         "epochs": f"{last['epoch']}{unfinished}",
         "minutes": f"{last.get('seconds', 0) / 60:.1f}",
         "monitored kNN": f"{100 * knn[-1]:.1f} %" if knn else "",

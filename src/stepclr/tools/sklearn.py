@@ -25,6 +25,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, choose
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import fill_unreadable, represent
 from stepclr.model.files import load_encoder, save_encoder
@@ -195,7 +196,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def _pretrained(self, images: ImageSet, y: Any, settings: dict[str, Any]) -> Encoder:
         config = recipe_config(self.run_or_recipe)
-        if y is not None and settings.get("loss", config.loss) in ("supcon", "cross-entropy"):
+        if y is not None and OBJECTIVES[replace(config, loss=settings.get("loss", config.loss)).loss].needs_labels:
             images = _labelled(images, y)
         if settings.get("size", config.size) is None and view_size(images) < SMALLEST:
             settings["size"] = SMALLEST

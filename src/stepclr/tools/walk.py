@@ -21,7 +21,7 @@ from stepclr.model.encoder import Encoder, build_encoder
 from stepclr.model.head import ProjectionHead
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.monitor import Monitor
-from stepclr.pretraining.resolve import view_size, views_of
+from stepclr.pretraining.resolve import resolve, view_size, views_of
 from stepclr.tools.embed import embed
 from stepclr.views.keys import view_keys
 
@@ -43,7 +43,8 @@ class Walk:
     def __init__(self, images: ImageSet, config: PretrainConfig) -> None:
         torch.manual_seed(config.seed)
         size = config.size or view_size(images)
-        self.config = replace(config, size=size, epochs=2, batch_size=max(2, len(images) // 2))
+        short = replace(config, size=size, epochs=2, batch_size=max(2, len(images) // 2))
+        self.config = resolve(short, images)
         self.raw = images
         self.views = views_of(self.config)
 

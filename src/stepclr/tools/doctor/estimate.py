@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepclr.config import PretrainConfig
+from stepclr.config import ResolvedConfig
 from stepclr.data.decode import reduced_size, source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.stores import Encoded, Pixels
@@ -40,10 +40,10 @@ class Decoded:
     """Whether they have to be decoded at all: an array of small images has not."""
 
 
-def decoded(seen: Look, config: PretrainConfig) -> Decoded:
+def decoded(seen: Look, config: ResolvedConfig) -> Decoded:
     """The readable images as a run would have them."""
     images = seen.images.take(seen.readable)
-    side = source_side(config.view_size)
+    side = source_side(config.size)
     sizes = np.array([reduced_size(h, w, side) for h, w in seen.sizes.tolist()])
     each = 3.0 * float(sizes.prod(axis=1).mean())
     if isinstance(images.store, Pixels):
@@ -52,12 +52,12 @@ def decoded(seen: Look, config: PretrainConfig) -> Decoded:
     return Decoded(images, each, not needed or each * len(images) <= config.cache_gib * 2**30, needed)
 
 
-def throughput(images: Decoded, config: PretrainConfig) -> dict[str, float]:
+def throughput(images: Decoded, config: ResolvedConfig) -> dict[str, float]:
     """Images decoded, and images that all their views are made of, a second."""
     n = len(images.images)
     some = images.images.take(np.unique(np.linspace(0, n - 1, min(n, READ)).astype(np.int64)))
     begun = time.perf_counter()
-    batch, kept = some.decoded(source_side(config.view_size), budget=0).read_readable(range(len(some)))
+    batch, kept = some.decoded(source_side(config.size), budget=0).read_readable(range(len(some)))
     decoding = len(kept) / (time.perf_counter() - begun)
     views, keys = views_of(config), view_keys(config.seed, 0, kept)
     views(batch[:2], keys[:2])  # compiles
@@ -68,7 +68,7 @@ def throughput(images: Decoded, config: PretrainConfig) -> dict[str, float]:
     return {"decoded_per_second": decoding, "views_per_second": config.views * viewing}
 
 
-def trials(images: Decoded, config: PretrainConfig) -> Iterator[Trial]:
+def trials(images: Decoded, config: ResolvedConfig) -> Iterator[Trial]:
     """A small trial, and one as large as a real step or as STEP seconds allow."""
     wanted = min(config.micro_batch or config.batch_size, len(images.images))
 
@@ -84,7 +84,7 @@ def trials(images: Decoded, config: PretrainConfig) -> Iterator[Trial]:
     yield at(size, min(STEPS, max(2, round(TIMED * rate / size))))
 
 
-def reckon(images: Decoded, config: PretrainConfig, measured: list[Trial], decoded_per_second: float) -> dict[str, Any]:
+def reckon(images: Decoded, config: ResolvedConfig, measured: list[Trial], decoded_per_second: float) -> dict[str, Any]:
     """Seconds of an epoch and of the run, its peak memory, and how many images at once would fit."""
     small, large = measured
     n = len(images.images)

@@ -13,7 +13,7 @@ import torch
 from stepclr.config import PretrainConfig
 from stepclr.data.images import ImageSet
 from stepclr.device import default_device
-from stepclr.pretraining.resolve import settle, view_size
+from stepclr.pretraining.resolve import resolve, view_size
 from stepclr.threads import Progress, cores
 from stepclr.tools.doctor.advice import advice
 from stepclr.tools.doctor.copies import of_duplicates, of_leakage
@@ -37,11 +37,11 @@ def examine(
     with _timed(spent, "looking"):
         seen = look(images, progress)
         tested = look(test, progress) if test is not None else None
-    config = settle(replace(config, size=config.size or view_size(seen.images)), images)
+    config = resolve(replace(config, size=config.size or view_size(seen.images)), images)
     with _timed(spent, "duplicates"):
-        findings = [*of_each(seen, config.view_size), *of_labels(images), *of_duplicates(seen)]
+        findings = [*of_each(seen, config.size), *of_labels(images), *of_duplicates(seen)]
         if tested:
-            broken = [f for f in of_each(tested, config.view_size) if f["gravity"] == "error"]
+            broken = [f for f in of_each(tested, config.size) if f["gravity"] == "error"]
             findings += [f | {"name": f"test-{f['name']}", "says": f"test images {f['says']}"} for f in broken]
             findings += of_leakage(seen, tested)
     n = len(seen.readable)
@@ -59,7 +59,7 @@ def examine(
     labelled = int((images.labels >= 0).sum())
     largest = reckoned["largest_at_once"] if reckoned else None
     gpu = default_device().type == "cuda"
-    suggested = advice(images.source, images.chosen or [], config.view_size, n, labelled, gpu, largest, findings)
+    suggested = advice(images.source, images.chosen or [], config.size, n, labelled, gpu, largest, findings)
     return {
         "source": images.source,
         "test": test.source if test is not None else None,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stepclr.config import PretrainConfig, settings_in
+from stepclr.config import PretrainConfig
 from stepclr.data.decode import suffix_of
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
@@ -63,7 +63,7 @@ def trial(images: ImageSet, config: PretrainConfig, batch: int, steps: int, cach
         folder = Path(name)
         for number, i in enumerate(chosen.tolist()):
             _copy(images, i, folder / "images", number)
-        (folder / "config.json").write_text(json.dumps(asdict(short)))
+        (folder / "settings.json").write_text(json.dumps(asdict(short)))
         begun = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "stepclr.tools.doctor.trial", name],
@@ -104,7 +104,10 @@ def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
 
 
 def _run(folder: Path) -> None:
-    config = settings_in(json.loads((folder / "config.json").read_text()))
+    settings = json.loads((folder / "settings.json").read_text())
+    if isinstance(settings["strength"], list):
+        settings["strength"] = tuple(settings["strength"])  # JSON has lists only
+    config = PretrainConfig(**settings)
     try:
         run = pretrain(open_images(folder / "images"), folder / "run", config=config, progress=False)
     except (StepclrError, Diverged) as error:

@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from stepclr.config import PretrainConfig, stored_fields
+from stepclr.config import SETTINGS, RunConfig
 from stepclr.errors import StepclrError, one_line
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP
@@ -34,7 +34,7 @@ class Parity:
 
 def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
     """The card, in Markdown. source: the encoder or classifier file; a run's other files are looked for beside it."""
-    config = stored_fields(source.parent)
+    config = RunConfig.read(source.parent)
     what = "classifier" if isinstance(network, Classifier) else "encoder"
     sections = {
         "Load it": _loading(name, code),
@@ -113,22 +113,21 @@ def _original(network: Network) -> str:
     return "stepclr predict, before its softmax" if isinstance(network, Classifier) else "stepclr.embed"
 
 
-def _data(config: Fields | None, network: Network) -> Iterator[str]:
+def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
     if config is None:
         yield "Not known: the weights lay outside their run."
         return
     classes = encoder_of(network).classes
-    yield f"- Pretrained on: {plain(config['source'])}"
-    yield f"- Images: {config['images']:,}, labelled {config['labelled']:,}"
-    yield f"- Images that could not be read: {config['skipped']:,}"
+    yield f"- Pretrained on: {plain(config.source)}"
+    yield f"- Images: {config.images:,}, labelled {config.labelled:,}"
+    yield f"- Images that could not be read: {config.skipped:,}"
     yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
 
 
-def _recipe(config: Fields | None) -> Iterable[str]:
+def _recipe(config: RunConfig | None) -> Iterable[str]:
     if config is None:
         return ["Not known: the weights lay outside their run."]
-    rows = [(field.name, config[field.name]) for field in fields(PretrainConfig) if field.name in config]
-    rows += [(name, config[name]) for name in ("steps_per_epoch", "ranks", "device") if name in config]
+    rows = [(name, getattr(config, name)) for name in (*SETTINGS, "steps_per_epoch", "ranks", "device")]
     return _table(("setting", "value"), rows)
 
 

@@ -1,7 +1,7 @@
 """What the sections of a page are made of: a run and its images, each read once, and its networks."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from stepclr.config import PretrainConfig, settings_in
+from stepclr.config import RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
 from stepclr.evaluation.results import Scores
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.pretraining.resolve import CONTRASTIVE, build, views_of
+from stepclr.pretraining.model import SimCLR, build_model
+from stepclr.pretraining.resolve import views_of
 from stepclr.pretraining.run import Run
 from stepclr.tools.scores import stored_scores
 from stepclr.tools.spread import spread
@@ -44,11 +46,11 @@ class Material:
 
     @cached_property
     def config(self) -> Json:
-        return self.run.config
+        return asdict(self.run.config)
 
     @cached_property
-    def settings(self) -> PretrainConfig:
-        return settings_in(self.config)
+    def settings(self) -> RunConfig:
+        return self.run.config
 
     @cached_property
     def metrics(self) -> list[Json]:
@@ -69,12 +71,17 @@ class Material:
 
     @cached_property
     def views(self) -> Views:
-        return views_of(self.settings, self.config.get("renderer", "auto"))
+        return views_of(self.settings, self.settings.renderer)
 
     @cached_property
     def contrastive(self) -> bool:
         """Whether the run has projections that a loss contrasts."""
-        return self.config["loss"] in CONTRASTIVE
+        return OBJECTIVES[self.settings.loss].contrastive
+
+    @cached_property
+    def by_label(self) -> bool:
+        """Whether the loss takes images with the same label as positives."""
+        return self.contrastive and OBJECTIVES[self.settings.loss].needs_labels
 
     @cached_property
     def some(self) -> ImageSet:
@@ -92,18 +99,18 @@ class Material:
         return represent(self.encoder, self.some)
 
     @cached_property
-    def trained(self) -> nn.ModuleDict:
+    def trained(self) -> SimCLR:
         """Encoder and head after training. Raises StepclrError where the head is not to be had."""
         head = trained_head(self.run, self.encoder)
-        return nn.ModuleDict({"encoder": self.encoder, "head": head.to(default_device())})
+        return SimCLR(self.encoder, head.to(default_device()))
 
     @cached_property
-    def untrained(self) -> nn.ModuleDict:
+    def untrained(self) -> SimCLR:
         """Encoder and head as they were before the first step."""
         assert self.images is not None
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
-            return build(self.settings, self.images).to(default_device())
+            return build_model(self.settings, self.images).to(default_device())
 
 
 def material(run: Run, source: str | ImageSet | None) -> Material:
@@ -112,4 +119,4 @@ def material(run: Run, source: str | ImageSet | None) -> Material:
     try:
         return Material(run, run.images(source))
     except (StepclrError, OSError) as error:
-        return Material(run, None, f"the images of {config['source']} cannot be shown: {error}")
+        return Material(run, None, f"the images of {config.source} cannot be shown: {error}")

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive, own_class
 from stepclr.loss.reference import anchor_losses, positives
+from stepclr.pretraining.model import SimCLR
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import similarities
@@ -28,7 +29,7 @@ TWINS = 0.9  # cosine of h from which two images are likely of one kind: a false
 def contrast(made: Material) -> Json:
     """A batch of views before and after training, through encoder and head, BatchNorm as in a step of training."""
     if made.images is None or not made.contrastive:
-        return {"why": made.why or f"the loss of this run, {made.config['loss']}, contrasts no projections"}
+        return {"why": made.why or f"the loss of this run, {made.settings.loss}, contrasts no projections"}
     try:
         before, after = made.untrained, made.trained
     except StepclrError as error:
@@ -40,7 +41,7 @@ def contrast(made: Material) -> Json:
     names = [f"{some.names[i]}, view {v}" for i in kept for v in (1, 2)]
     labels = torch.from_numpy(some.labels[kept])
     groups = torch.arange(len(kept)).repeat_interleave(2)
-    if made.config["loss"] == "supcon":
+    if made.by_label:
         groups = own_class(labels, torch.arange(len(labels))).repeat_interleave(2)
     small = [thumbnail_uri(view, 64) for view in x]
     z = {"before": _projections(before, x), "after": _projections(after, x)}
@@ -67,11 +68,11 @@ def contrast(made: Material) -> Json:
     }
 
 
-def _projections(model: nn.ModuleDict, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
+def _projections(model: SimCLR, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
     """Unit-norm z, of a copy: the model's running statistics stay as they are."""
     model = copy.deepcopy(model).train()
     with torch.no_grad():
-        z = model["head"](model["encoder"](x.to(next(model.parameters()).device)))
+        z = model.head(model.encoder(x.to(next(model.parameters()).device)))
     return F.normalize(z.float()).cpu()
 
 
@@ -125,7 +126,7 @@ def _suspects(made: Material, images: Any, pixels: list[Tensor], labels: Tensor)
             continue
         known = bool(labels[i] >= 0 and labels[j] >= 0)
         same = bool(labels[i] == labels[j])
-        if made.config["loss"] == "supcon" and known and same:
+        if made.by_label and known and same:
             continue  # a positive pair there
         word = ("the same label" if same else "other labels") if known else "no labels to tell"
         if not known and cosine[i, j] >= TWINS:

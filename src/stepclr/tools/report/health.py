@@ -111,7 +111,7 @@ class Log:
 
     @property
     def loss(self) -> str:
-        return str(self.config.get("loss", "nt_xent"))
+        return str(self.config.get("loss", "nt-xent"))
 
     @property
     def long_enough(self) -> bool:
@@ -134,14 +134,14 @@ class Log:
     def others(self) -> float | None:
         """M - 1: the projections that an anchor is compared with; those of one class are no negatives in SupCon."""
         views, negatives, batch = self.number("views") or 2.0, self.last("negatives"), self.number("batch_size")
-        if self.loss == "nt_xent" and negatives is not None:
+        if self.loss == "nt-xent" and negatives is not None:
             return negatives + views - 1
         return views * min(batch, self.number("images") or batch) - 1 if batch else None
 
     @property
     def chance(self) -> float | None:
         """The loss of an encoder to which all images are the same."""
-        if self.loss in ("nt_xent", "supcon"):
+        if self.loss in ("nt-xent", "supcon"):
             return math.log(self.others) if self.others and self.others > 1 else None
         classes = self.config.get("classes")
         return math.log(len(classes)) if self.loss == "cross-entropy" and classes and len(classes) > 1 else None
@@ -178,7 +178,7 @@ def _spread(log: Log) -> Judged:
         return "bad", words.format("representation"), ", ".join(figures)
     if log.stuck and uniformity is not None and uniformity > ONE_POINT:
         return "bad", words.format("projection"), ", ".join(figures)
-    close = log.loss == "nt_xent" and uniformity is not None and uniformity > CONTRACTED
+    close = log.loss == "nt-xent" and uniformity is not None and uniformity > CONTRACTED
     if not figures or not (close or log.long_enough):
         return None
     return _watch(close, "the projections lie close together", "the images are spread out", ", ".join(figures))
@@ -228,7 +228,7 @@ def _rate(log: Log) -> Judged:
     lost = not log.long_enough and (loss is None or loss > (log.chance or math.inf))
     if high and log.stopped and lost:  # `Diverged` leaves no line behind
         return "bad", f"the run stopped early, at a very high rate: {lower}", f"{said}, {_told(log)}"
-    if log.loss != "nt_xent" or len(path) < 3 or end is None:
+    if log.loss != "nt-xent" or len(path) < 3 or end is None:
         return ("watch", f"a very high rate: {lower} if the run stops early", said) if high else None
     if end > CONTRACTED and log.way is not None and log.way < POOR:
         words = f"large steps have drawn the projections together, and little is learnt: {lower}"
@@ -260,7 +260,7 @@ def _loss(log: Log) -> Judged:
 
 def _views(log: Log) -> Judged:
     early, negatives, watched = log.of("contrastive_top1", until=SOON)[-3:], log.last("negatives"), log.of("knn")
-    if log.loss != "nt_xent" or not len(early) or not negatives:
+    if log.loss != "nt-xent" or not len(early) or not negatives:
         return None
     easy = bool(early.mean() > EASY) and not log.config.get("weights")  # such a start finds any view easy
     figure = f"contrastive top-1 {early.mean():.2f} by step {SOON} (chance: {1 / (negatives + 1):.2g})"
@@ -283,7 +283,7 @@ def _keeps_colors(config: Fields) -> bool:
 
 def _contrast(log: Log) -> Judged:
     top1, negatives = log.end("contrastive_top1"), log.last("negatives")
-    if top1 is None or not negatives or not log.long_enough or log.loss != "nt_xent":
+    if top1 is None or not negatives or not log.long_enough or log.loss != "nt-xent":
         return None
     times = top1 * (negatives + 1)
     figure = f"contrastive top-1 {top1:.3f}, {times:.1f} times chance"

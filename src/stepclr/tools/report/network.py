@@ -30,7 +30,7 @@ def network(made: Material) -> Json:
         if made.contrastive:
             with torch.inference_mode():
                 h = encoder(x)
-            found["head"] = _parts(made.trained["head"], h)
+            found["head"] = _parts(made.trained.head, h)
     except StepclrError as error:
         found["why"] = str(error)
     return found

@@ -1,6 +1,6 @@
 """Convolutions over tiny feature maps, as `model/small_conv.py` does them and as oneDNN does, in one run on one thread.
 
-    python benchmarks/tiny_maps.py
+    python benchmarks/small_conv.py
 
 Prints milliseconds of forward and backward in bfloat16, and their ratio, for batches from 32 (fine-tuning) to 512 (both
 views of 256 images). Maps of at most 2x2 are taken as one matrix, larger ones tap by tap: the weights' gradient only.
@@ -11,7 +11,7 @@ import time
 import torch
 from torch import nn
 
-from stepclr.model.small_conv import TinyMapConv2d
+from stepclr.model.small_conv import SmallConv2d
 
 SHAPES = (  # channels in and out, side, stride: ResNet-18's
     (512, 512, 2, 1),  # last stages at 32 px, stem small-stride2
@@ -44,7 +44,7 @@ def main() -> None:
     for batch in BATCHES:
         for channels, out, side, stride in SHAPES:
             plain = nn.Conv2d(channels, out, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
-            ours = TinyMapConv2d(channels, out, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
+            ours = SmallConv2d(nn.Conv2d(channels, out, 3, stride, 1, bias=False)).to(memory_format=torch.channels_last)
             x = torch.randn(batch, channels, side, side).to(memory_format=torch.channels_last).requires_grad_()
             a, b = milliseconds(plain, x), milliseconds(ours, x)
             shape = f"{channels}x{side}x{side} -> {out}, stride {stride}"

@@ -1,0 +1,58 @@
+"""The objectives of pretraining, one row each: a loss is added by one function and one row."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepclr.distributed import World
+from stepclr.loss.contrastive import nt_xent, supcon
+from stepclr.loss.logits import cross_entropy, distillation
+
+Projections = Sequence[Float[Tensor, "n d"]]
+Loss = Callable[[Projections, Tensor, float, World], Float[Tensor, ""]]
+BoundLoss = Callable[[Projections, Tensor], Float[Tensor, ""]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run minimizes: `loss(z, labels, temperature, world)` of the V views' projections z, `[N, D]` each.
+
+    contrastive: z are projections; else logits, and a linear layer stands in the head's place. needs_labels: the images
+    must have some. needs_teacher: `labels` are a teacher's logits `[V N, C]` of the same views.
+    """
+
+    loss: Loss
+    contrastive: bool = True
+    needs_labels: bool = False
+    needs_teacher: bool = False
+
+    def bind(self, temperature: float, world: World) -> BoundLoss:
+        """The loss as Algorithm 1 calls it: of projections and labels alone."""
+        return lambda z, labels: self.loss(z, labels, temperature, world)
+
+
+def _nt_xent(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
+    return nt_xent(z[0], z[1:], temperature, world)
+
+
+def _supcon(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:
+    return supcon(z[0], z[1:], labels, temperature, world=world)
+
+
+def _cross_entropy(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
+    return cross_entropy(torch.cat([*z]), labels.repeat(len(z)), world)
+
+
+def _distillation(z: Projections, labels: Float[Tensor, "m c"], temperature: float, world: World) -> Float[Tensor, ""]:
+    return distillation(torch.cat([*z]), labels, temperature, world)
+
+
+OBJECTIVES = {
+    "nt-xent": Objective(_nt_xent),
+    "supcon": Objective(_supcon, needs_labels=True),
+    "cross-entropy": Objective(_cross_entropy, contrastive=False, needs_labels=True),
+    "distill": Objective(_distillation, contrastive=False, needs_teacher=True),
+}

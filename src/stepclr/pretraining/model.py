@@ -1,0 +1,51 @@
+"""The model that pretraining trains: an encoder, and the head that is thrown away afterwards."""
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.models.resnet import ResNet
+from torch import nn
+
+from stepclr.config import ResolvedConfig
+from stepclr.data.images import ImageSet
+from stepclr.errors import StepclrError
+from stepclr.loss.objectives import OBJECTIVES
+from stepclr.model.classifier import Classifier
+from stepclr.model.encoder import Encoder, build_encoder, checkpoint_activations
+from stepclr.model.head import ProjectionHead, parse_widths
+
+
+class SimCLR(nn.Module):
+    """Encoder and head as one module, which DistributedDataParallel wraps: called, it takes a step of Algorithm 1."""
+
+    def __init__(self, encoder: Encoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, step: Callable[..., Any], *batch: Any) -> Any:
+        return step(self.encoder, self.head, *batch)
+
+
+def build_model(config: ResolvedConfig, images: ImageSet, teacher: Classifier | None = None) -> SimCLR:
+    """Encoder and head of a run, newly initialized from torch's generator (or with `weights`).
+
+    The head is a linear layer with one output for each class where the loss is one of logits.
+    Raises StepclrError for settings that the network does not have.
+    """
+    encoder = build_encoder(config.encoder, config.stem, config.weights, config.size, config.normalize_h)
+    encoder.classes = list(images.chosen or [])
+    if config.progressive and not isinstance(encoder.body, ResNet):
+        raise StepclrError(f"progressive is for ResNets, which take views of any size; {config.encoder} takes one size")
+    if config.checkpoint_activations:
+        checkpoint_activations(encoder)
+    if OBJECTIVES[config.loss].contrastive:
+        head: nn.Module = ProjectionHead.of_widths(encoder.num_features, head_widths(config, encoder))
+    else:
+        classes = teacher.classes if teacher else images.classes
+        head = nn.Linear(encoder.num_features, len(classes))
+    return SimCLR(encoder, head)
+
+
+def head_widths(config: ResolvedConfig, encoder: Encoder) -> list[int]:
+    """Widths of the projection head's layers; the hidden ones are as wide as h by default."""
+    return parse_widths(config.head or f"{encoder.num_features}-128")
