@@ -22,7 +22,7 @@ from torch import Tensor
 
 import stepclr
 from stepclr.data.decode import upright_rgb
-from stepclr.tools.curate.duplicates import near_pairs
+from stepclr.tools.curate.details import near_pairs
 from stepclr.tools.images import gray_thumbnail
 
 PLANTED, SHOWN = 1000, 96

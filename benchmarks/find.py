@@ -27,8 +27,10 @@ import stepclr
 from stepclr.data.decode import upright_rgb
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
-from stepclr.tools.curate.duplicates import near_pairs
-from stepclr.tools.curate.find import duplicates, outliers, to_label_next
+from stepclr.tools.curate.details import near_pairs
+from stepclr.tools.curate.duplicates import duplicate_pairs
+from stepclr.tools.curate.outliers import outlier_scores
+from stepclr.tools.curate.suggest import choose_images
 from stepclr.tools.images import gray_thumbnail, jpeg_thumbnail
 
 IMAGES, PLANTED, FOREIGN, ODDEST, DRAWS, BUDGETS, L2 = 2000, 200, (5, 40), 40, 5, (10, 50, 100), 0.1
@@ -83,7 +85,11 @@ def plant(run: str, images: list[Tensor], h: Vectors) -> None:
         every = np.concatenate([h, stepclr.embed(run, Versions(versions))])
         thumbnails = torch.stack([*small, *(gray_thumbnail(upright_rgb(jpeg_thumbnail(image))) for image in versions)])
         cells = []
-        for pairs in (duplicates(every)[0], near_pairs(thumbnails)[0], duplicates(every, thumbnails)[0]):
+        for pairs in (
+            duplicate_pairs(every).indices,
+            near_pairs(thumbnails)[0],
+            duplicate_pairs(every, thumbnails).indices,
+        ):
             found = {(i, j) for i, j in pairs.tolist()}
             hits = sum((i, n + i) in found for i in range(len(versions)))
             cells.append(f"{hits / len(versions):.1%}, {len(found) - hits}")
@@ -104,7 +110,7 @@ def hide(run: str, sources: list[str], h: Vectors) -> None:
             rates = []
             for _ in range(DRAWS):
                 usual = h[generator.permutation(len(h))[:IMAGES]]
-                score = outliers(np.concatenate([usual, strange[generator.permutation(len(strange))[:planted]]]))
+                score = outlier_scores(np.concatenate([usual, strange[generator.permutation(len(strange))[:planted]]]))
                 rates.append((np.argsort(-score)[:ODDEST] >= len(usual)).sum() / planted)
             cells.append(f"{np.mean(rates):.0%}")
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
@@ -117,9 +123,9 @@ def choose(h: Vectors, labels: Rows, h_test: Vectors, truth: Rows) -> None:
         pool = np.random.default_rng(draw).permutation(len(h))[: min(IMAGES, 3 * len(h) // 4)]
         x, y = h[pool], labels[pool]
         none, told = np.full(len(x), -1), np.full(len(x), -1)
-        once = to_label_next(x, none, max(BUDGETS), draw).rows
+        once = choose_images(x, none, max(BUDGETS), draw).indices
         for budget in BUDGETS:
-            more = to_label_next(x, told, budget - int((told >= 0).sum()), draw).rows
+            more = choose_images(x, told, budget - int((told >= 0).sum()), draw).indices
             told[more] = y[more]
             chosen = {
                 "random": np.arange(budget),

@@ -29,7 +29,7 @@ import stepclr
 from stepclr.model.files import save_encoder
 from stepclr.threads import cores
 from stepclr.tools.search.index import needed
-from stepclr.tools.search.nearest import CELL, PROBES, REFINED, approximate, lay_out
+from stepclr.tools.search.nearest import CELL_ROWS, PROBES, REFINE, approximate, update_ann_index
 from stepclr.tools.search.table import schema_of
 
 CENTERS, LOT, QUERIES = 1000, 20_000, 200
@@ -78,10 +78,10 @@ def many(folder: Path, rows: int, features: int) -> None:
         }
         table.add(pa.table(columns, schema=table.schema))
     written = time.perf_counter()
-    recall, _ = lay_out(table, folder, 0)
+    recall, _ = update_ann_index(table, folder, 0)
     print(
-        f"{rows:,} rows of {features}: written in {written - begun:.0f} s; tidied, indexed (cells of {CELL} rows) and "
-        f"recall measured in {time.perf_counter() - written:.0f} s"
+        f"{rows:,} rows of {features}: written in {written - begun:.0f} s; tidied, indexed (cells of {CELL_ROWS} rows) "
+        f"and recall measured in {time.perf_counter() - written:.0f} s"
     )
     table = needed("lancedb").connect(folder).open_table("images")
     times = []
@@ -92,7 +92,7 @@ def many(folder: Path, rows: int, features: int) -> None:
         assert len(found) == 12
     first, rest = times[0], np.array(times[1:])
     print(
-        f"query, k 12, {PROBES} cells looked through, best {REFINED} k refined: first {first:.1f} ms, then median "
+        f"query, k 12, {PROBES} cells looked through, best {REFINE} k refined: first {first:.1f} ms, then median "
         f"{np.median(rest):.1f} ms, 95th percentile {np.percentile(rest, 95):.1f} ms, most {rest.max():.1f} ms "
         f"(the bar: 50 ms)\nrecall at 10 against comparing every row: {recall}"
     )

@@ -48,8 +48,14 @@ if TYPE_CHECKING:
     from stepclr.model.head import ProjectionHead as ProjectionHead
     from stepclr.pretraining.api import pretrain as pretrain
     from stepclr.pretraining.run import Run as Run
+    from stepclr.tools.curate.duplicates import find_duplicates as find_duplicates
+    from stepclr.tools.curate.outliers import find_outliers as find_outliers
+    from stepclr.tools.curate.suggest import suggest_labels as suggest_labels
     from stepclr.tools.embed import embed as embed
     from stepclr.tools.export.convert import export as export
+    from stepclr.tools.search.index import EmbeddingIndex as EmbeddingIndex
+    from stepclr.tools.search.index import open_index as open_index
+    from stepclr.tools.search.queries import search as search
     from stepclr.tools.sklearn import SimCLRTransformer as SimCLRTransformer
     from stepclr.views.keys import view_keys as view_keys
     from stepclr.views.transform import SimCLRTransform as SimCLRTransform
@@ -80,8 +86,14 @@ _DEFINED_IN = {
     "ProjectionHead": "model.head",
     "pretrain": "pretraining.api",
     "Run": "pretraining.run",
+    "find_duplicates": "tools.curate.duplicates",
+    "find_outliers": "tools.curate.outliers",
+    "suggest_labels": "tools.curate.suggest",
     "embed": "tools.embed",
     "export": "tools.export.convert",
+    "EmbeddingIndex": "tools.search.index",
+    "open_index": "tools.search.index",
+    "search": "tools.search.queries",
     "SimCLRTransformer": "tools.sklearn",
     "view_keys": "views.keys",
     "SimCLRTransform": "views.transform",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import stepclr
 from stepclr.data.decode import upright_rgb
-from stepclr.tools.curate.duplicates import ALIKE, BLOCK, MOST, detail, groups, near_pairs, neighbors
+from stepclr.tools.curate.details import BLOCK, MAX_CANDIDATES, MIN_COSINE, candidates, detail, groups, near_pairs
 from stepclr.tools.images import gray_thumbnail
 
 
@@ -56,7 +56,7 @@ def test_a_version_of_an_image_is_found(version: str) -> None:
     images = torch.stack([small(p) for p in originals + [VERSIONS[version](p) for p in originals]])
     pairs, alike = near_pairs(images)
     assert pairs.tolist() == [[i, i + 30] for i in range(30)]
-    assert (alike >= ALIKE).all()
+    assert (alike >= MIN_COSINE).all()
     across, _ = near_pairs(images[:30], images[30:])
     assert across.tolist() == [[i, i] for i in range(30)]
 
@@ -93,10 +93,10 @@ def test_neighbors_are_those_of_all_pairs_compared() -> None:
     cosines = x @ x.T
     expected = [(i, j) for i, j in torch.nonzero(cosines.triu(1) >= 0.985).tolist()]
     assert len(expected) > 10
-    assert sorted(map(tuple, neighbors(x, x, 0.985, len(x), same=True).tolist())) == expected
-    few = neighbors(x, x, 0.5, MOST, same=False)
-    assert (few[:, 0].bincount() == MOST).all()
-    nearest = {(i, j) for i, row in enumerate(cosines.topk(MOST).indices.tolist()) for j in row}
+    assert sorted(map(tuple, candidates(x, x, 0.985, len(x), same=True).tolist())) == expected
+    few = candidates(x, x, 0.5, MAX_CANDIDATES, same=False)
+    assert (few[:, 0].bincount() == MAX_CANDIDATES).all()
+    nearest = {(i, j) for i, row in enumerate(cosines.topk(MAX_CANDIDATES).indices.tolist()) for j in row}
     assert set(map(tuple, few.tolist())) == nearest
 
 

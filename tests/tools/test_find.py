@@ -14,8 +14,9 @@ from torch import nn
 import stepclr
 from stepclr.cli import main
 from stepclr.model.files import save_encoder
-from stepclr.tools.curate import find
-from stepclr.tools.curate.duplicates import groups
+from stepclr.tools.curate import outliers, suggest
+from stepclr.tools.curate.details import groups
+from stepclr.tools.curate.duplicates import duplicate_pairs
 from stepclr.tools.images import gray_thumbnail
 
 Capture = pytest.CaptureFixture[str]
@@ -99,13 +100,13 @@ def test_planted_duplicates_are_found_first(index: Path, tmp_path: Path, capsys:
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
     assert [row["group"] for row in rows] == [str(1 + i) for i in range(len(rows))]
-    assert f"{2 * len(rows)} of 66 images are versions of another: {len(rows)} groups" in capsys.readouterr().out
+    assert f"{2 * len(rows)} of 66 images are versions of another image: {len(rows)} groups" in capsys.readouterr().out
     with Image.open(tmp_path / "duplicates.png") as sheet:
         assert sheet.height // len(rows) > 96  # a row a group
 
     assert call("find", "duplicates", index, "-n", "1", "--out", tmp_path / "one.csv") == 0
     assert read(tmp_path / "one.csv") == rows[:1]
-    assert "of which the 1 surest are told" in capsys.readouterr().out
+    assert "listing the 1 most certain" in capsys.readouterr().out
 
 
 def test_planted_outliers_are_on_top(index: Path, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture)
     left = {int(row["path"][1:]) // 30 for row in rows[3:]}
     assert {int(row["path"][1:]) // 30 for row in read(second)} == left
     assert call("find", "next", source, "--labels", first, "--out", first) == 2
-    assert "would be written over" in capsys.readouterr().err
+    assert "would be overwritten" in capsys.readouterr().err
 
 
 def test_the_uncertain_are_preferred_to_as_many_certain() -> None:
@@ -168,22 +169,22 @@ def test_the_uncertain_are_preferred_to_as_many_certain() -> None:
     centers = np.repeat([a, b, far, between], [10, 10, 20, 20], 0)
     h = (centers + 0.05 * generator.normal(size=centers.shape)).astype(np.float32)
     labels = np.full(60, -1)
-    assert find.to_label_next(h, labels, 1).uncertainty.tolist() == [1.0]
+    assert suggest.choose_images(h, labels, 1).uncertainty.tolist() == [1.0]
     labels[:10], labels[10:20] = 0, 1
-    chosen = find.to_label_next(h, labels, 40)
-    assert chosen.rows[0] >= 40  # of those between
-    assert chosen.uncertainty[0] > 0.8 > chosen.uncertainty[chosen.rows < 40].max()
-    assert sorted(chosen.rows) == list(range(20, 60))
+    chosen = suggest.choose_images(h, labels, 40)
+    assert chosen.indices[0] >= 40  # of those between
+    assert chosen.uncertainty[0] > 0.8 > chosen.uncertainty[chosen.indices < 40].max()
+    assert sorted(chosen.indices) == list(range(20, 60))
 
 
 def test_fewer_are_the_beginning_of_more_and_a_large_index_is_looked_at_in_part(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     h, none = clusters(4, 40, spread=0.5), np.full(160, -1)
-    monkeypatch.setattr(find, "BLOCK", 7)
-    assert find.to_label_next(h, none, 5).rows.tolist() == find.to_label_next(h, none, 50).rows[:5].tolist()
-    monkeypatch.setattr(find, "LOOKED_AT", 20)
-    some = [find.to_label_next(h, none, 200, seed).rows.tolist() for seed in (0, 0, 1)]
+    monkeypatch.setattr(suggest, "BLOCK", 7)
+    assert suggest.choose_images(h, none, 5).indices.tolist() == suggest.choose_images(h, none, 50).indices[:5].tolist()
+    monkeypatch.setattr(suggest, "MAX_CANDIDATES", 20)
+    some = [suggest.choose_images(h, none, 200, seed).indices.tolist() for seed in (0, 0, 1)]
     assert some[0] == some[1] != some[2]
     assert sorted(some[0]) == list(range(160))  # the rest comes too, by chance
 
@@ -197,7 +198,7 @@ def test_the_greedy_choice_is_that_of_loops() -> None:
     x -= x.mean(0)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     near = np.exp((x @ x.T - 1) / 0.1)
-    weights = np.sqrt(find._uncertainty(h, labels))
+    weights = np.sqrt(suggest.class_uncertainty(h, labels))
     speak, expected = [0, 9], []
     for _ in range(10):
         worth = {
@@ -207,28 +208,28 @@ def test_the_greedy_choice_is_that_of_loops() -> None:
         }
         expected.append(max(worth, key=lambda i: worth[i]))
         speak.append(expected[-1])
-    assert find.to_label_next(h, labels, 10).rows.tolist() == expected
+    assert suggest.choose_images(h, labels, 10).indices.tolist() == expected
 
 
 def test_a_distance_is_that_to_the_kth_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     h = clusters(3, 20, spread=0.5)
-    monkeypatch.setattr(find, "BLOCK", 7)
+    monkeypatch.setattr(outliers, "BLOCK", 7)
     far = np.sort(np.linalg.norm(h[:, None].astype(np.float64) - h[None], axis=2), 1)
     for k, used in ((4, 4), (50, 6)):  # of 60 images the 50th nearest says nothing
         expected = far[:, used] / np.sort(far[:, used])[29]
-        np.testing.assert_allclose(find.outliers(h, k), expected, rtol=1e-3)
-    assert find.outliers(np.zeros((5, 3), np.float32)).tolist() == [0] * 5
+        np.testing.assert_allclose(outliers.outlier_scores(h, k), expected, rtol=1e-3)
+    assert outliers.outlier_scores(np.zeros((5, 3), np.float32)).tolist() == [0] * 5
 
 
 def test_many_copies_of_one_image_are_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than an image has neighbors: nothing but copies surrounds it."""
-    monkeypatch.setattr(find, "BLOCK", 7)
+    monkeypatch.setattr("stepclr.metrics.ROWS", 7)
     generator = np.random.default_rng(0)
     h = generator.normal(size=(100, 16)).astype(np.float32)
     h[:40] = h[0] + 0.01 * generator.normal(size=(40, 16))
-    pairs, scores = find.duplicates(h)
-    assert groups([(i, j) for i, j in pairs.tolist()]) == [list(range(40))]
-    assert (scores > 0.99).all()
+    pairs = duplicate_pairs(h)
+    assert groups([(i, j) for i, j in pairs.indices.tolist()]) == [list(range(40))]
+    assert (pairs.scores > 0.99).all()
 
 
 def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
@@ -237,10 +238,10 @@ def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
     h = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     h[1] = h[0]
     images[3] = images[2]
-    assert find.duplicates(h, images).rows.tolist() == []
-    assert find.duplicates(h).rows.tolist() == [[0, 1]]
+    assert duplicate_pairs(h, images).indices.tolist() == []
+    assert duplicate_pairs(h).indices.tolist() == [[0, 1]]
     h[3] = h[2]
-    assert find.duplicates(h, images).rows.tolist() == [[2, 3]]
+    assert duplicate_pairs(h, images).indices.tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize("what", ["duplicates", "outliers", "next"])
@@ -260,7 +261,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
     bare.write_text("name,kind\np0,cat\n")
     for words, answer in {
         ("dupes", source): "unknown thing to find 'dupes'. Did you mean 'duplicates'?",
-        ("next", source, "-n", "0"): "-n must be at least 1, not 0",
+        ("next", source, "-n", "0"): "n must be at least 1, not 0",
         ("next", source, "--out", "x.txt"): "out must end in .csv, or be a folder, not 'x.txt'",
         ("outliers", source, "--labels", bare): "--labels is for find next, not for find outliers",
         ("next", source, "--labels", strange): "the index has no image 'q7'",

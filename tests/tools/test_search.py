@@ -23,7 +23,7 @@ from stepclr.data.decode import upright_rgb
 from stepclr.model.files import save_encoder
 from stepclr.tools.images import contact_sheet
 from stepclr.tools.search import nearest, table
-from stepclr.tools.search.index import Index, as_text, from_text, open_index
+from stepclr.tools.search.index import EmbeddingIndex, as_text, from_text, open_index
 from stepclr.tools.search.queries import Search, search
 from stepclr.tools.search.table import build_index
 
@@ -76,7 +76,7 @@ def index(encoder: Path, photos: Path) -> Path:
     return out
 
 
-def same(a: Index, b: Index) -> bool:
+def same(a: EmbeddingIndex, b: EmbeddingIndex) -> bool:
     return (
         (a.paths, a.classes, a.source, a.thumbnails) == (b.paths, b.classes, b.source, b.thumbnails)
         and np.array_equal(a.labels, b.labels)
@@ -145,7 +145,7 @@ def test_files_give_the_same_hits(index: Path, encoder: Path, photos: Path, tmp_
     assert pq.read_table(tmp_path / "h.parquet").column_names == ["vector", "path", "label", "thumbnail"]
     assert search(tmp_path / "h.parquet", query, 9) == search(tmp_path / "h.parquet", query, 9, encoder)
     assert call("search", tmp_path / "h.npz", query) == 2
-    assert "--run RUN" in capsys.readouterr().err
+    assert "pass the run that made it as run" in capsys.readouterr().err
     shutil.copy(encoder, tmp_path)
     assert call("search", tmp_path / "h.npz", query, "--out", tmp_path / "sheet.png") == 0
     assert "no thumbnails" in capsys.readouterr().out
@@ -187,8 +187,8 @@ def test_another_encoder_precision_or_source_is_refused(
     before = open_index(index)
     for words, said in (
         ([other, photos], "was made by another encoder"),
-        ([encoder, photos, "--precision", "bf16"], "was made with --precision fp32"),
-        ([encoder, "sample:test", "--limit", "3"], "name another --out"),
+        ([encoder, photos, "--precision", "bf16"], "was made with precision fp32"),
+        ([encoder, "sample:test", "--limit", "3"], "choose another out"),
     ):
         assert call("embed", *words, "--out", index) == 2
         error = capsys.readouterr().err
@@ -204,7 +204,7 @@ def test_an_index_moves_with_its_encoder(index: Path, photos: Path, tmp_path: Pa
     shutil.copytree(index, moved)
     assert search(moved, photos / "odd" / "001.jpg", 1)[0].path == "odd/001.jpg"
     (moved / "encoder.safetensors").unlink()
-    with pytest.raises(stepclr.StepclrError, match="without its encoder"):
+    with pytest.raises(stepclr.StepclrError, match="is missing"):
         search(moved, photos / "odd" / "001.jpg", 1)
 
 
@@ -254,7 +254,7 @@ def test_a_name_as_text_is_undone(name: str) -> None:
 @pytest.fixture
 def approximate(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An index of 600 images, above a bar that is lowered to 500."""
-    monkeypatch.setattr(nearest, "EXACT", 500)
+    monkeypatch.setattr(nearest, "EXACT_ROWS", 500)
     out = tmp_path / "index"
     assert call("embed", encoder, "sample:train", "--limit", "600", "--out", out) == 0
     return out
@@ -276,16 +276,17 @@ def test_approximate_search_says_how_often_it_is_right(
     opened = Search(approximate)
     assert opened.approximate
     found = [(hit.path, hit.label, round(hit.similarity, 4)) for hit in opened(tmp_path / "q.png", 10)]
-    monkeypatch.setattr(nearest, "EXACT", 10**6)
+    monkeypatch.setattr(nearest, "EXACT_ROWS", 10**6)
     exact = [(hit.path, hit.label, round(hit.similarity, 4)) for hit in search(approximate, tmp_path / "q.png", 10)]
     assert found[0] == exact[0]
     assert found[0][2] == 1
     assert len(set(found) & set(exact)) >= 8
 
-    monkeypatch.setattr(nearest, "EXACT", 500)  # a few more go into the cells that are there; recall is measured anew
+    # A few more rows go into the existing cells, and recall is measured again.
+    monkeypatch.setattr(nearest, "EXACT_ROWS", 500)
     assert call(*embed, "--limit", "620") == 0
     made = json.loads((approximate / "index.json").read_bytes())
-    assert made["laid_out"] == 600
+    assert made["partitioned_rows"] == 600
     assert made["recall"] > 0.9
     assert Search(approximate).rows == 620
 
@@ -296,11 +297,11 @@ def test_recall_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names = [f"{i:08x}" for i in range(len(h))]
     columns = {"id": names, "vector": list(h), "path": names, "label": [None] * 1000, "thumbnail": [b""] * 1000}
     rows = lancedb.connect(tmp_path).create_table("images", pa.table(columns, schema=table.schema_of(24)))
-    monkeypatch.setattr(nearest, "EXACT", 100)
-    recall, laid_out = nearest.lay_out(rows, tmp_path, 0)
+    monkeypatch.setattr(nearest, "EXACT_ROWS", 100)
+    recall, partitioned_rows = nearest.update_ann_index(rows, tmp_path, 0)
     assert recall is not None
     assert recall > 0.99
-    assert laid_out == 1000
+    assert partitioned_rows == 1000
     whole = nearest.approximate
     monkeypatch.setattr(nearest, "approximate", lambda *asked: whole(*asked).slice(0, 6))
     assert nearest.recall_at_10(rows, tmp_path) == pytest.approx(0.5, abs=0.02)
@@ -314,7 +315,7 @@ from stepclr.tools.search.index import open_index
 from stepclr.tools.search import nearest, table
 
 encoder, photos, out, moments = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-table.LOT, nearest.EXACT, nearest.CELL = 8, 30, 10
+table.COMMIT_IMAGES, nearest.EXACT_ROWS, nearest.CELL_ROWS = 8, 30, 10
 
 def child(work):  # LanceDB has threads, so that only children import it
     pid = os.fork()
@@ -378,7 +379,7 @@ def test_two_at_a_time_are_refused(index: Path, encoder: Path, photos: Path) -> 
 def test_what_is_no_index_is_left_alone(encoder: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     before = sorted(photos.rglob("*"))
     assert call("embed", encoder, photos, "--out", photos) == 2
-    assert "is no index of stepclr: name another folder" in capsys.readouterr().err
+    assert "exists and is not an index; choose another folder" in capsys.readouterr().err
     assert sorted(photos.rglob("*")) == before
     for where in (photos, tmp_path / "none", tmp_path / "none.parquet", photos / "odd" / "001.jpg"):
         assert call("search", where, photos / "odd" / "001.jpg") == 2
@@ -424,7 +425,7 @@ def test_damaged_files_are_one_line(encoder: Path, photos: Path, tmp_path: Path)
                 open_index(path)
             assert "\n" not in str(raised.value)
     np.savez(tmp_path / "pickled.npz", embeddings=np.array([{}], dtype=object), paths=[""], labels=[0], classes=[""])
-    with pytest.raises(stepclr.StepclrError, match=r"is no \.npz of stepclr embed"):
+    with pytest.raises(stepclr.StepclrError, match=r"is not an \.npz written by stepclr embed"):
         open_index(tmp_path / "pickled.npz")
 
 
@@ -433,9 +434,9 @@ def test_damaged_files_are_one_line(encoder: Path, photos: Path, tmp_path: Path)
     [
         (["INDEX", "torn.jpg"], "torn.jpg cannot be read: not an image in a known format"),
         (["INDEX", "nowhere.jpg"], "nowhere.jpg does not exist"),
-        (["INDEX", "."], "is no image file"),
+        (["INDEX", "."], "is not an image file"),
         (["INDEX"], "search takes an index and images"),
-        (["INDEX", "q.jpg", "-k", "0"], "-k must be at least 1"),
+        (["INDEX", "q.jpg", "-k", "0"], "k must be at least 1"),
         (["INDEX", "q.jpg", "--out", "sheet.pgn"], "is not an image format"),
     ],
 )
@@ -470,7 +471,7 @@ def test_images_none_of_which_can_be_read(encoder: Path, tmp_path: Path, capsys:
     for out in ("index", "h.parquet"):
         assert call("embed", encoder, tmp_path / "photos", "--out", tmp_path / out) == 2
         assert "no image of" in capsys.readouterr().err
-    with pytest.raises(stepclr.StepclrError, match="holds no image yet"):
+    with pytest.raises(stepclr.StepclrError, match="contains no image yet"):
         open_index(tmp_path / "index")
 
 

@@ -15,11 +15,10 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from stepclr.cli.arguments import first_line
-from stepclr.cli.finding import find
+from stepclr.cli.index import find, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
-from stepclr.cli.searching import search
 from stepclr.cli.training import distill, finetune, pretrain
 from stepclr.config import PretrainConfig, RunConfig
 from stepclr.errors import StepclrError, choose, one_line

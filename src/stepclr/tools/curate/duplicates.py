@@ -1,13 +1,7 @@
-"""Which images are one image: re-compressed, resized, slightly cropped or brightened versions of each other.
+"""Near-duplicate images of an index: neighbors by h whose thumbnails agree in detail."""
 
-Each image becomes a gray thumbnail of 32 px, and that its detail: what differs from its surroundings, over how much
-those differ, so that neither light nor frame nor sky makes two images alike. Candidates are pairs whose small details
-point the same way, found by blocked matrix products; each is then laid over the other in CROPS ways and judged at full
-detail. The time grows with the square of the number of images. Mirrored or turned ones are other images, and one
-without any detail is like no other.
-"""
-
-from collections.abc import Iterable
+import os
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,122 +9,130 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-SMALL = 16  # px, of the reduced thumbnails that candidates are found by
-WINDOW = 7  # px, the surroundings
-FLOOR = 10.0  # grey levels: what differs by less is noise rather than detail
-ALIKE = 0.8  # cosine from which two details are of one image (see benchmarks/duplicates.py),
-SLACK = 0.25  # and how far below that their small ones may be, not yet laid over each other
-# Where any two images are as alike as garments on black (quantile USUAL above NATURAL), one must be the other's twin.
-USUAL, NATURAL, RISE, STRICTEST = 0.95, 0.25, 0.45, 0.98
-FEW = 15  # images, too few to tell what is usual
-MOST = 8  # candidates of an image: of a hundred versions each is still in the group
-BLOCK = 1000
-CROPS = [(0.0, 0.0, 0.0)] + [(c * x, c * y, c) for c in (0.025, 0.05) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]
+from stepclr.data.decode import upright_rgb
+from stepclr.errors import StepclrError
+from stepclr.metrics import nearest
+from stepclr.tools.curate.details import BLOCK, COARSE_PX, detail, groups, likeness, threshold
+from stepclr.tools.curate.table import COLUMNS, Table
+from stepclr.tools.images import GRAY_PX, gray_thumbnail
+from stepclr.tools.search.index import EmbeddingIndex, opened
+
+NEIGHBORS = 20  # candidates per image; the distance to the last of them is the scale of an image's surroundings
+MIN_SCALE = 0.05  # of the median scale: an image with many copies has no other surroundings
+ROUNDING = 1e-4  # cosine distances below are rounding errors
+MIN_SCORE = 0.9  # score from which h alone decides
+RELAXED = 0.1  # close h lower the threshold of the details by this
 
 
-def near_pairs(
-    images: UInt8[Tensor, "n side side"], others: UInt8[Tensor, "m side side"] | None = None
-) -> tuple[Int64[np.ndarray, "pairs 2"], Float[np.ndarray, " pairs"]]:
-    """Pairs (i, j) of thumbnails that show one image, and how alike they are: ALIKE to 1.
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of near duplicates, the most certain first.
 
-    i < j among `images` themselves; with `others`, i counts in `images` and j in `others`. ALIKE is the bar for
-    photographs, and higher where all the images resemble each other.
+    Attributes:
+        indices: int64 `[P, 2]`, (i, j) with i < j.
+        scores: `[P]`, how certain each is; 1 for the same image.
     """
-    queries = images.float()
-    bank = queries if others is None else others.float()
-    small = [detail(F.adaptive_avg_pool2d(x, SMALL)) for x in ([queries] if others is None else [queries, bank])]
-    bar = threshold(small[-1])
-    pairs = neighbors(small[0], small[-1], bar - SLACK, MOST, same=others is None)
-    alike = torch.cat([likeness(queries[p[:, 0]], bank[p[:, 1]]) for p in pairs.split(BLOCK)])
-    near = alike >= bar
-    return pairs[near].numpy(), alike[near].numpy()
+
+    indices: Int64[np.ndarray, "pairs 2"]
+    scores: Float[np.ndarray, " pairs"]
 
 
-def neighbors(
-    queries: Float[Tensor, "n d"], bank: Float[Tensor, "m d"], least: float, most: int, same: bool
-) -> Int64[Tensor, "pairs 2"]:
-    """Pairs (i, j) of rows, of unit length, whose cosine is at least `least`: of each i the `most` nearest j.
+@dataclass(frozen=True)
+class Duplicates(Pairs):
+    """The near duplicates of an index.
 
-    same: the two are one set; then i < j.
+    Attributes:
+        groups: the images that pairs connect, as indices; the group with the most certain pair first.
+        index: the index.
     """
-    found = []
-    for start in range(0, len(queries), BLOCK):
-        first = start if same else 0
-        cosines = queries[start : start + BLOCK] @ bank[first:].T
-        if same:
-            cosines = cosines.triu(1)
-        row, column = torch.nonzero(cosines >= least, as_tuple=True)
-        if len(row) > most * len(cosines):
-            values, columns = cosines.topk(min(most, cosines.shape[1]))
-            row, place = torch.nonzero(values >= least, as_tuple=True)
-            column = columns[row, place]
-        found.append(torch.stack([row + start, column + first], 1))
-    return torch.cat(found) if found else torch.empty(0, 2, dtype=torch.int64)
+
+    groups: list[list[int]]
+    index: EmbeddingIndex
+
+    def table(self, n: int) -> Table:
+        """The `n` most certain groups: each of their pairs is a row, each group a row of the contact sheet."""
+        if n < 1:
+            raise StepclrError(f"n must be at least 1, not {n}")
+        group_of = {i: number for number, group in enumerate(self.groups[:n], 1) for i in group}
+        rows = []
+        for (i, j), score in zip(self.indices.tolist(), self.scores.tolist(), strict=True):
+            if i in group_of:
+                rows.append((group_of[i], self.index.paths[i], self.index.paths[j], round(score, 4)))
+        rows.sort(key=lambda row: row[0])  # within a group the most certain pair stays first
+        sheet = []
+        for number, group in enumerate(self.groups[:n], 1):
+            caption = f"group {number}"
+            if len(group) > COLUMNS:
+                caption += f" +{len(group) - COLUMNS} more"
+            sheet.append([(i, caption) for i in group[:COLUMNS]])
+        count = sum(len(group) for group in self.groups)
+        summary = f"{count:,} of {len(self.index):,} images are versions of another image: {len(self.groups):,} groups"
+        if len(self.groups) > n:
+            summary += f"; listing the {n:,} most certain"
+        return Table(("group", "path", "other", "score"), rows, sheet, summary)
 
 
-def groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The images that pairs connect, group by group, each in order; the largest group first."""
-    leader: dict[int, int] = {}
+def find_duplicates(index: str | os.PathLike[str] | EmbeddingIndex) -> Duplicates:
+    """Images of an index that are versions of one image: re-compressed, resized, cropped, relit or mirrored.
 
-    def find(i: int) -> int:
-        while leader.setdefault(i, i) != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for i, j in pairs:
-        leader[find(max(i, j))] = find(min(i, j))
-    members: dict[int, list[int]] = {}
-    for i in sorted(leader):
-        members.setdefault(find(i), []).append(i)
-    return sorted(members.values(), key=lambda group: (-len(group), group))
-
-
-def detail(grey: Float[Tensor, "n s s"]) -> Float[Tensor, "n pixels"]:
-    """What each pixel differs by from its surroundings, over their contrast; of unit length."""
-    blur = _blur(grey.shape[-1])
-    difference = grey - blur @ grey @ blur.T
-    contrast = (blur @ difference.square() @ blur.T).clamp(min=0).sqrt()
-    return F.normalize((difference / (contrast + FLOOR)).flatten(1), dim=1)
+    `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. `duplicate_pairs` describes the method; thumbnails
+    are compared where the index has them. Raises StepclrError if the index cannot be read.
+    """
+    index = opened(index)
+    thumbnails = None
+    if index.thumbnails:
+        thumbnails = torch.stack([_decoded(content) for content in index.thumbnails])
+    pairs = duplicate_pairs(index.vectors, thumbnails)
+    every = groups([(i, j) for i, j in pairs.indices.tolist()])
+    group_of = {i: number for number, group in enumerate(every) for i in group}
+    by_certainty = dict.fromkeys(group_of[i] for i in pairs.indices[:, 0].tolist())
+    return Duplicates(pairs.indices, pairs.scores, [every[number] for number in by_certainty], index)
 
 
-def threshold(small: Float[Tensor, "n pixels"]) -> float:
-    """From which cosine on two images are one, by how alike any two of these are."""
-    some = small[:: 1 + len(small) // BLOCK]
-    if len(some) < FEW:
-        return ALIKE
-    row, column = torch.triu_indices(len(some), len(some), 1)
-    usual = (some @ some.T)[row, column].kthvalue(round(USUAL * len(row))).values.item()
-    return min(STRICTEST, ALIKE + RISE * max(0.0, usual - NATURAL))
+def duplicate_pairs(
+    h: Float[np.ndarray, "n features"], thumbnails: UInt8[Tensor, "n side side"] | None = None
+) -> Pairs:
+    """Pairs of near duplicates among representations h.
+
+    Candidates are the NEIGHBORS nearest rows by cosine. With r the cosine distance of a pair over the distance of
+    either image to its NEIGHBORS-th nearest (the smaller one), the score by h alone is 1 - r, and MIN_SCORE is needed.
+    With thumbnails, made by `images.gray_thumbnail`, the score is a (1 - r/2), where a is the cosine of both images'
+    details, one of them mirrored if that fits better: on photographs this finds more than either alone.
+    """
+    x = F.normalize(torch.from_numpy(h).float(), dim=1)
+    if len(x) < 2:
+        return Pairs(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    cosines, rows = nearest(x, x, NEIGHBORS, exclude_self=True)
+    distances = 1 - cosines
+    scale = distances[:, -1].clamp(min=max(ROUNDING, MIN_SCALE * distances[:, -1].median().item()))
+    ratio = distances.clamp(min=0) / torch.minimum(scale[:, None], scale[rows])
+    # Each pair once, with the smaller of its two ratios: i may be a neighbor of j and j one of i.
+    i, place = torch.nonzero(ratio < 1, as_tuple=True)
+    both = torch.stack([i, rows[i, place]], 1).sort(dim=1).values
+    pairs, pair_of = both.unique(dim=0, return_inverse=True)
+    r = torch.ones(len(pairs)).scatter_reduce(0, pair_of, ratio[i, place], "amin")
+    scores, least = 1 - r, MIN_SCORE
+    if thumbnails is not None:
+        coarse = detail(F.adaptive_avg_pool2d(thumbnails.float(), COARSE_PX))
+        scores, least = (1 - r / 2) * _details_alike(thumbnails, pairs), threshold(coarse) - RELAXED
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= least]
+    return Pairs(pairs[order].numpy(), scores[order].numpy())
 
 
-def likeness(a: Float[Tensor, "n s s"], b: Float[Tensor, "n s s"]) -> Float[Tensor, " n"]:
-    """The cosine of the details of each pair, where one is laid over the other's crop that fits best."""
-    best = torch.full((len(a),), -1.0)
-    for whole, part in ((a, b), (b, a)):
-        small, target = F.adaptive_avg_pool2d(whole, SMALL), detail(F.adaptive_avg_pool2d(part, SMALL))
-        fits = torch.stack([(detail(_cropped(small, crop)) * target).sum(1) for crop in CROPS])
-        chosen, target = fits.argmax(0), detail(part)
-        for number in chosen.unique().tolist():
-            at = chosen == number
-            cosine = (detail(_cropped(whole[at], CROPS[number])) * target[at]).sum(1)
-            best[at] = torch.maximum(best[at], cosine)
-    return best
+def _decoded(content: bytes) -> UInt8[Tensor, "side side"]:
+    try:
+        return gray_thumbnail(upright_rgb(content))
+    except StepclrError:  # an image without detail, which matches no other
+        return torch.zeros(GRAY_PX, GRAY_PX, dtype=torch.uint8)
 
 
-def _cropped(x: Float[Tensor, "n s s"], crop: tuple[float, float, float]) -> Float[Tensor, "n s s"]:
-    """Images without the share `crop[2]` of their sides, (top, left) of it before; bilinear, as large as before."""
-    top, left, cut = crop
-    return _stretch(x.shape[-1], top, cut) @ x @ _stretch(x.shape[-1], left, cut).T
-
-
-def _stretch(side: int, start: float, cut: float) -> Float[Tensor, "s s"]:
-    """The matrix that samples a row of pixels from `start`, but for the share `cut`."""
-    at = ((torch.arange(side) + 0.5) * (1 - cut) + start * side - 0.5).clamp(0, side - 1)
-    return (1 - (at[:, None] - torch.arange(side)[None]).abs()).clamp(min=0)
-
-
-def _blur(side: int) -> Float[Tensor, "s s"]:
-    """The matrix that averages WINDOW pixels of a row, its last pixel repeated beyond the border."""
-    near = torch.arange(side)[:, None] + torch.arange(-(WINDOW // 2), WINDOW // 2 + 1)[None]
-    return F.one_hot(near.clamp(0, side - 1), side).float().mean(1)
+def _details_alike(
+    thumbnails: UInt8[Tensor, "n side side"], pairs: Int64[Tensor, "pairs 2"]
+) -> Float[Tensor, " pairs"]:
+    """The cosine of the details of each pair, as they are or with one of them mirrored."""
+    cosines = [torch.empty(0)]
+    for part in pairs.split(BLOCK):
+        a, b = thumbnails[part[:, 0]].float(), thumbnails[part[:, 1]].float()
+        cosines.append(torch.maximum(likeness(a, b), likeness(a.flip(2), b)))
+    return torch.cat(cosines)

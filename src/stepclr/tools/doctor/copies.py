@@ -7,7 +7,7 @@ import torch
 
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
-from stepclr.tools.curate.duplicates import groups, near_pairs
+from stepclr.tools.curate.details import groups, near_pairs
 from stepclr.tools.doctor.findings import Finding, find
 from stepclr.tools.doctor.look import LOOKED_AT, Look
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stepclr.tools.curate.find import duplicates, outliers
+from stepclr.tools.curate.duplicates import duplicate_pairs
+from stepclr.tools.curate.outliers import outlier_scores
 from stepclr.tools.images import gray_thumbnail, thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import points
@@ -35,8 +36,8 @@ def usage(made: Material) -> Json:
     def card(i: int, value: float | None = None) -> Json:
         return {"src": small[i], "name": names[i], "value": value}
 
-    twice = duplicates(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
-    odd = outliers(h.numpy())
+    twice = duplicate_pairs(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
+    odd = outlier_scores(h.numpy())
     return found | {
         "shown": len(some),
         "count": len(made.images),
@@ -48,9 +49,9 @@ def usage(made: Material) -> Json:
         "odd": [card(i, float(odd[i])) for i in np.argsort(-odd, kind="stable")[:ODD].tolist()],
         "twice": [
             {"pair": [card(int(i)), card(int(j))], "alike": float(score)}
-            for (i, j), score in zip(twice.rows[:TWICE], twice.scores[:TWICE], strict=True)
+            for (i, j), score in zip(twice.indices[:TWICE], twice.scores[:TWICE], strict=True)
         ],
-        "twice_count": len(twice.rows),
+        "twice_count": len(twice.indices),
     }
 
 

@@ -1,4 +1,4 @@
-"""What an index holds, and how it is read back from a folder, a .parquet or an .npz."""
+"""What an index contains, and how it is read from a folder, a .parquet or an .npz."""
 
 import errno
 import hashlib
@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,20 +20,25 @@ from stepclr.errors import StepclrError, installed
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import state_checksum
 
-FOLDER_FILE, TABLE = "index.json", "images"  # in an index's folder: what makes it one, and the table
-KEY = b"stepclr"  # of a .parquet's metadata, for the same
-FULL = os.strerror(errno.ENOSPC)
+METADATA_FILE, TABLE = "index.json", "images"  # in an index's folder: what makes it an index, and its table
+METADATA_KEY = b"stepclr"  # the same in a .parquet file
+DISK_FULL = os.strerror(errno.ENOSPC)
 COLUMNS = ("vector", "path", "label", "thumbnail")
 ESCAPED = re.compile(r"\\(\\|ud[89a-f][0-9a-f]{2})")
 
 
 @dataclass(frozen=True)
-class Made:
-    """How the vectors of an index were made, so that a query goes the same way.
+class IndexMetadata:
+    """How the vectors of an index were computed, so that a query is encoded in the same way.
 
-    checksum: of the encoder's weights. name, size, features: the encoder's. precision: its arithmetic. source, classes:
-    the images'. run: where the encoder was found. recall: at 10, of the approximate search; None where it is exact,
-    or was not finished. laid_out: of how many rows the cells of that were made.
+    Attributes:
+        checksum: of the encoder and its weights.
+        name, size, features: of the encoder.
+        precision: of its arithmetic.
+        source, classes: of the images.
+        run: where the encoder was read from.
+        recall: at 10, of the approximate search; None if search is exact, or building the index was interrupted.
+        partitioned_rows: how many rows there were when the approximate search was last partitioned into cells.
     """
 
     checksum: str
@@ -45,38 +50,40 @@ class Made:
     classes: list[str]
     run: str
     recall: float | None = None
-    laid_out: int = 0
+    partitioned_rows: int = 0
 
     def to_json(self) -> bytes:
         return json.dumps({"format": 1, **asdict(self)}).encode()
 
     @classmethod
-    def from_json(cls, text: bytes, where: Path) -> "Made":
-        """Raises StepclrError where it is not what `to_json` writes."""
+    def from_json(cls, text: bytes, path: Path) -> "IndexMetadata":
+        """Raises StepclrError if it is not what `to_json` writes."""
         try:
             fields = json.loads(text)
-            format, classes, recall = fields.pop("format"), fields["classes"], fields["recall"]
-            texts = [fields[name] for name in ("checksum", "name", "precision", "source", "run")] + list(classes)
-            whole = all(type(fields[name]) is int and fields[name] >= 0 for name in ("size", "features", "laid_out"))
-            if all(isinstance(part, str) for part in texts) and whole and isinstance(recall, float | None):
-                made = cls(**fields)
-                if format == 1 and isinstance(classes, list):
-                    return made
+            if fields.pop("format") == 1 and isinstance(fields["classes"], list):
+                texts = [fields[name] for name in ("checksum", "name", "precision", "source", "run")]
+                numbers = [fields[name] for name in ("size", "features", "partitioned_rows")]
+                if (
+                    all(isinstance(value, str) for value in [*texts, *fields["classes"]])
+                    and all(type(value) is int and value >= 0 for value in numbers)
+                    and isinstance(fields["recall"], float | None)
+                ):
+                    return cls(**fields)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass
-        raise StepclrError(f"{where} does not say how its vectors were made: it is damaged, or of another version")
+        raise StepclrError(f"{path} does not describe an index: it is corrupt or was written by another version")
 
 
 @dataclass(frozen=True)
-class Index:
+class EmbeddingIndex:
     """The representations of many images.
 
     Attributes:
         vectors: h, float32 `[n, F]`, not normalized.
         paths: of each image, relative to `source`.
         labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
-        thumbnails: of each image a small JPEG; empty of an .npz, which has none.
-        source: what the images were opened from; "" where it is not known.
+        thumbnails: a small JPEG per image; empty for an .npz, which has none.
+        source: what the images were opened from; "" if unknown.
     """
 
     vectors: Float32[np.ndarray, "n features"]
@@ -89,19 +96,29 @@ class Index:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def class_name(self, index: int) -> str | None:
+        """The class of an image; None if it has no label."""
+        label = int(self.labels[index])
+        return self.classes[label] if label >= 0 else None
 
-def open_index(path: str | os.PathLike[str]) -> Index:
-    """All that `stepclr embed` wrote to `path`: a folder, a .parquet or an .npz, in the order of the paths' parts.
 
-    Raises StepclrError where there is none, it is damaged, or holds no image.
+def opened(index: str | os.PathLike[str] | EmbeddingIndex) -> EmbeddingIndex:
+    """`index` itself if it is open, else `open_index` of it."""
+    return index if isinstance(index, EmbeddingIndex) else open_index(index)
+
+
+def open_index(path: str | os.PathLike[str]) -> EmbeddingIndex:
+    """All that `stepclr embed` wrote to `path`: a folder, a .parquet or an .npz; sorted by path, folder by folder.
+
+    Raises StepclrError if there is no index, or it is corrupt or empty.
     """
     where = Path(path)
-    made = made_of(where)
-    index = _read_npz(where) if made is None else _read_table(where, made)
+    metadata = read_metadata(where)
+    index = _read_npz(where) if metadata is None else _read_table(where, metadata)
     if not len(index):
-        raise StepclrError(f"{where} holds no image yet: let stepclr embed finish")
+        raise StepclrError(f"{where} contains no image yet: let stepclr embed finish")
     order = sorted(range(len(index)), key=lambda i: index.paths[i].split("/"))
-    return Index(
+    return EmbeddingIndex(
         index.vectors[order],
         [index.paths[i] for i in order],
         index.labels[order],
@@ -111,121 +128,119 @@ def open_index(path: str | os.PathLike[str]) -> Index:
     )
 
 
-def made_of(where: Path) -> Made | None:
-    """How the vectors of an index were made; None of an .npz, which does not say.
+def read_metadata(where: Path) -> IndexMetadata | None:
+    """How the vectors of an index were computed; None for an .npz, which does not record it.
 
-    Raises StepclrError where there is no index.
+    Raises StepclrError if there is no index.
     """
     if where.is_dir():
-        file = where / FOLDER_FILE
+        file = where / METADATA_FILE
         if not file.is_file():
-            raise StepclrError(f"{where} is no index of stepclr; stepclr embed RUN SOURCE --out index/ makes one")
+            raise StepclrError(f"{where} is not an index; stepclr embed RUN SOURCE --out index/ makes one")
         with reading(file):
             text = file.read_bytes()
-        return Made.from_json(text, file)
+        return IndexMetadata.from_json(text, file)
     if not where.is_file():
         raise StepclrError(f"{where} does not exist; stepclr embed RUN SOURCE --out {where} makes it")
     if where.suffix == ".npz":
         return None
     if where.suffix != ".parquet":
-        raise StepclrError(f"{where} is no index: a folder, a .parquet or an .npz that stepclr embed wrote")
+        raise StepclrError(f"{where} is not an index: a folder, a .parquet or an .npz written by stepclr embed")
     parquet = needed("pyarrow.parquet")
     with reading(where):
-        metadata = parquet.read_schema(where).metadata or {}
-    return Made.from_json(metadata.get(KEY, b""), where)
+        stored = parquet.read_schema(where).metadata or {}
+    return IndexMetadata.from_json(stored.get(METADATA_KEY, b""), where)
 
 
-def open_table(folder: Path) -> tuple[Made, Any]:
-    """How a folder's vectors were made, and its LanceDB table."""
-    made = made_of(folder)
-    assert made is not None
+def open_table(folder: Path) -> tuple[IndexMetadata, Any]:
+    """How a folder's vectors were computed, and its LanceDB table."""
+    metadata = read_metadata(folder)
+    assert metadata is not None
     lancedb = needed("lancedb")
     with reading(folder):
         table = lancedb.connect(folder).open_table(TABLE)
-        if table.schema.field("vector").type.list_size != made.features:
-            raise ValueError(f"its vectors are not of {made.features} numbers each")
-        return made, table
+        if table.schema.field("vector").type.list_size != metadata.features:
+            raise ValueError(f"its vectors do not have {metadata.features} numbers each")
+        return metadata, table
 
 
-def checksum_of(encoder: Encoder) -> str:
-    """A hash of all that decides about h: an encoder's network and weights."""
-    decides = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, state_checksum(encoder.state_dict())]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+def encoder_checksum(encoder: Encoder) -> str:
+    """A checksum of everything in an encoder that h depends on: its network and its weights."""
+    parts = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, state_checksum(encoder.state_dict())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def vectors_of(chunks: Sequence[Any], features: int, where: Path) -> Float32[np.ndarray, "n features"]:
-    """Arrow arrays of vectors as one; StepclrError where a vector is missing or has another length."""
+    """Arrow arrays of vectors as one array; StepclrError if a vector is missing or has another length."""
     with reading(where):
         n = sum(len(chunk) for chunk in chunks)
         flat = np.concatenate([np.empty(0, np.float32), *(chunk.flatten().to_numpy() for chunk in chunks)])
         if flat.dtype != np.float32 or flat.size != n * features:
-            raise ValueError(f"its vectors are not of {features} numbers each")
+            raise ValueError(f"its vectors do not have {features} numbers each")
         return flat.reshape(n, features)
 
 
 def as_text(name: str) -> str:
-    """A name as valid text: a file's name may hold bytes that are none, which become escapes; `from_text` undoes it."""
+    """A file name as valid text: bytes that are not valid become escapes, which `from_text` undoes."""
     return name.replace("\\", "\\\\").encode(errors="backslashreplace").decode()
 
 
 def from_text(text: str) -> str:
-    return ESCAPED.sub(lambda found: "\\" if found[1] == "\\" else chr(int(found[1][1:], 16)), text)
+    return ESCAPED.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), text)
 
 
 def needed(package: str) -> ModuleType:
-    """A package that only an index needs; StepclrError where it is not installed."""
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are to programrs
+    """A package that only an index needs; StepclrError if it is not installed."""
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings address programmers
     return installed(package, "search", "an index")
 
 
 @contextmanager
 def reading(where: Path) -> Iterator[None]:
-    """Whatever LanceDB, Arrow or NumPy raise on a damaged file becomes one line; some end in a panic of Rust's."""
+    """Turn whatever LanceDB, Arrow or NumPy raise on a corrupt file into one line; some raise a Rust panic."""
     try:
         yield
     except (StepclrError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        if FULL in str(error):  # which LanceDB tells in words only
-            raise OSError(errno.ENOSPC, FULL, os.fspath(where)) from error
-        why = str(error).strip().split("\n")[0] or type(error).__name__
-        raise StepclrError(f"{where} cannot be read: {why}") from error
+        if DISK_FULL in str(error):  # LanceDB reports a full disk in words only
+            raise OSError(errno.ENOSPC, DISK_FULL, os.fspath(where)) from error
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise StepclrError(f"{where} cannot be read: {reason}") from error
 
 
-def _read_table(where: Path, made: Made) -> Index:
+def _read_table(where: Path, metadata: IndexMetadata) -> EmbeddingIndex:
     if where.is_dir():
-        found = open_table(where)[1].search().select(list(COLUMNS))
+        query = open_table(where)[1].search().select(list(COLUMNS))
         with reading(where):
-            table = found.to_arrow()
+            table = query.to_arrow()
     else:
         with reading(where):
             table = needed("pyarrow.parquet").read_table(where, columns=list(COLUMNS))
     with reading(where):
         names = [None if label is None else from_text(label) for label in table["label"].to_pylist()]
-        classes = list(dict.fromkeys([*made.classes, *sorted({name for name in names if name is not None})]))
-        numbers: Mapping[str | None, int] = {None: -1} | {name: label for label, name in enumerate(classes)}
-        return Index(
-            vectors_of(table["vector"].chunks, made.features, where),
+        # The source's own classes keep their numbers; images embedded earlier may have others.
+        classes = list(dict.fromkeys([*metadata.classes, *sorted({name for name in names if name is not None})]))
+        label_of: Mapping[str | None, int] = {None: -1} | {name: label for label, name in enumerate(classes)}
+        return EmbeddingIndex(
+            vectors_of(table["vector"].chunks, metadata.features, where),
             [from_text(path) for path in table["path"].to_pylist()],
-            np.array([numbers[name] for name in names], np.int64),
+            np.array([label_of[name] for name in names], np.int64),
             classes,
             [content or b"" for content in table["thumbnail"].to_pylist()],
-            made.source,
+            metadata.source,
         )
 
 
-def _read_npz(where: Path) -> Index:
+def _read_npz(where: Path) -> EmbeddingIndex:
     with reading(where):
         try:
             with where.open("rb") as content, np.load(content, allow_pickle=False) as file:
                 vectors, paths, labels, classes = (file[name] for name in ("embeddings", "paths", "labels", "classes"))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise StepclrError(f"{where} is no .npz of stepclr embed: {error}") from error
-        texts: Iterable[np.ndarray] = (paths, classes)
-        if (
-            vectors.ndim != 2
-            or not len(vectors) == len(paths) == len(labels)
-            or any(t.dtype.kind != "U" for t in texts)
-        ):
-            raise StepclrError(f"{where} is no .npz of stepclr embed: its arrays do not fit each other")
-        return Index(vectors.astype(np.float32), paths.tolist(), labels.astype(np.int64), classes.tolist(), [], "")
+            raise StepclrError(f"{where} is not an .npz written by stepclr embed: {error}") from error
+        same_length = vectors.ndim == 2 and len(vectors) == len(paths) == len(labels)
+        if not same_length or paths.dtype.kind != "U" or classes.dtype.kind != "U":
+            raise StepclrError(f"{where} is not an .npz written by stepclr embed: its arrays do not match each other")
+        vectors, labels = vectors.astype(np.float32), labels.astype(np.int64)
+        return EmbeddingIndex(vectors, paths.tolist(), labels, classes.tolist(), [], "")

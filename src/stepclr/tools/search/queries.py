@@ -1,6 +1,7 @@
-"""An image -> the images of an index most like it, by the encoder that made the index."""
+"""An image -> the images of an index most similar to it, by the encoder that made the index."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,22 @@ from torch import Tensor
 from stepclr.data.decode import UnreadableError, decode, reasons, reduced, source_side, upright_rgb
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import FILE, load_encoder
-from stepclr.tools.embed import DTYPES
+from stepclr.tools.embed import dtype_of
+from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
 from stepclr.tools.search import nearest
 from stepclr.tools.search.index import (
     COLUMNS,
-    Index,
-    Made,
-    checksum_of,
+    EmbeddingIndex,
+    IndexMetadata,
+    encoder_checksum,
     from_text,
-    made_of,
     open_index,
     open_table,
+    read_metadata,
     reading,
 )
 
@@ -36,7 +38,14 @@ Query = str | os.PathLike[str] | Image.Image | UInt8[Tensor, "3 h w"]
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found; label: its class, None where it has none; similarity: the cosine of both h."""
+    """An image found in an index.
+
+    Attributes:
+        path: relative to the index's source.
+        label: its class; None if it has none.
+        similarity: the cosine of its h and the query's.
+        thumbnail: a small JPEG; empty for an .npz.
+    """
 
     path: str
     label: str | None
@@ -47,10 +56,14 @@ class Hit:
 def search(
     index: str | os.PathLike[str], query: Query, k: int = 12, run: str | os.PathLike[str] | None = None
 ) -> list[Hit]:
-    """The `k` images of an index most like a query, by the cosine of their representations h; `Search` in one call.
+    """The `k` images of an index most similar to a query, by the cosine of their representations h.
 
-    Args: index: what `stepclr embed` wrote. query: an image file, a PIL image or uint8 `[3, H, W]`. run: as of
-    `Search`. Raises StepclrError as `Search` does, and where the query cannot be read.
+    Args:
+        index: what `stepclr embed` wrote: a folder, a .parquet or an .npz.
+        query: an image file, a PIL image or uint8 `[3, H, W]`.
+        run: as for `Search`, which is this function for many queries.
+
+    Raises StepclrError as `Search` does, and if the query cannot be read.
     """
     return Search(index, run)(query, k)
 
@@ -58,100 +71,130 @@ def search(
 class Search:
     """An index opened for many queries.
 
-    Args: index: what `stepclr embed` wrote: a folder, a .parquet or an .npz. run: the run that made it, or its encoder
-    file; by default the copy in the folder, for a file the `encoder.safetensors` beside it or the run it was made by.
+    Args:
+        index: what `stepclr embed` wrote: a folder, a .parquet or an .npz.
+        run: the run that made it, or its encoder file. By default the copy in the folder; for a file, the
+            `encoder.safetensors` alongside it or the run that made it.
 
-    Attributes: rows: images in the index. approximate: whether not every row is compared; recall: at 10, where it was
-    measured. thumbnails: whether hits have some.
+    Attributes:
+        rows: the number of images in the index.
+        approximate: whether some rows are not compared; recall: at 10, if it was measured.
+        thumbnails: whether hits have thumbnails.
 
-    Raises StepclrError where there is no index or it is damaged, and where its encoder is not found or is another one.
+    Raises StepclrError if there is no index or it is corrupt, and if its encoder is missing or is a different one.
     """
 
     def __init__(self, index: str | os.PathLike[str], run: str | os.PathLike[str] | None = None) -> None:
         self.where = Path(index)
-        self.made = made_of(self.where)
+        self.metadata = read_metadata(self.where)
+        self.recall = self.metadata.recall if self.metadata else None
+        self.thumbnails = self.metadata is not None
         self._table: Any = None
-        self._index: Index | None = None
+        self._index: EmbeddingIndex | None = None
+        # A folder with many rows stays on disk; anything else is read into memory.
         if self.where.is_dir():
             _, self._table = open_table(self.where)
             with reading(self.where):
                 self.rows = int(self._table.count_rows())
-        if self._table is None or self.rows <= nearest.EXACT:
+        if self._table is None or self.rows <= nearest.EXACT_ROWS:
             self._index, self._table = open_index(self.where), None
             self.rows = len(self._index)
-        self.approximate, self.thumbnails = self._index is None, self.made is not None
-        self.recall = self.made.recall if self.made else None
-        width = self._index.vectors.shape[1] if self._index else 0
-        self.encoder = _encoder(self.where, self.made, width, run).to(default_device())
+        self.approximate = self._index is None
+        features = self._index.vectors.shape[1] if self._index else 0
+        self.encoder = _find_encoder(self.where, self.metadata, features, run).to(default_device())
+
+    def describe(self) -> str:
+        """How many images there are, and how they are searched."""
+        if not self.approximate:
+            return f"{self.rows:,} images, every one compared"
+        known = "not measured: let stepclr embed finish" if self.recall is None else f"{self.recall:.3f}"
+        return f"{self.rows:,} images, approximate; recall at 10 against comparing every one: {known}"
 
     def __call__(self, query: Query, k: int = 12) -> list[Hit]:
-        """The `k` nearest, the most alike first; all there are where they are fewer."""
+        """The `k` most similar images, the most similar first; all of them if there are fewer."""
         return self.nearest(self.represent(read_query(query, self.encoder)), k)
 
     def represent(self, image: UInt8[Tensor, "3 h w"]) -> Float[Tensor, " features"]:
         """h of an image, computed as that of the index's images was."""
-        precision = self.made.precision if self.made else "fp32"
-        h, _ = represent(self.encoder, open_images(image[None]), DTYPES[choose("precision", precision, DTYPES)])
+        precision = self.metadata.precision if self.metadata else "fp32"
+        h, _ = represent(self.encoder, open_images(image[None]), dtype_of(precision))
         return h[0]
 
     def nearest(self, h: Float[Tensor, " features"], k: int = 12) -> list[Hit]:
-        """`__call__` of a query whose h is known."""
+        """`__call__` for a query whose h is known."""
         if k < 1:
-            raise StepclrError(f"-k must be at least 1 image, not {k}")
+            raise StepclrError(f"k must be at least 1, not {k}")
         if self._index is None:
             with reading(self.where):
-                found = nearest.approximate(self._table, h.numpy(), min(k, self.rows), COLUMNS[1:]).to_pylist()
-                return [_hit(row) for row in found]
-        cosines, rows = nearest.exact(h[None], [torch.from_numpy(self._index.vectors)], k)
-        return [self._hit(self._index, *found) for found in zip(rows[0].tolist(), cosines[0].tolist(), strict=True)]
-
-    @staticmethod
-    def _hit(index: Index, row: int, cosine: float) -> Hit:
-        label = int(index.labels[row])
-        return Hit(
-            index.paths[row],
-            None if label < 0 else index.classes[label],
-            cosine,
-            index.thumbnails[row] if index.thumbnails else b"",
-        )
+                rows = nearest.approximate(self._table, h.numpy(), min(k, self.rows), COLUMNS[1:]).to_pylist()
+                return [_hit_of_row(row) for row in rows]
+        cosines, indices = nearest.exact(h[None], [torch.from_numpy(self._index.vectors)], k)
+        hits = []
+        for i, cosine in zip(indices[0].tolist(), cosines[0].tolist(), strict=True):
+            thumbnail = self._index.thumbnails[i] if self._index.thumbnails else b""
+            hits.append(Hit(self._index.paths[i], self._index.class_name(i), cosine, thumbnail))
+        return hits
 
 
 def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "3 h w"]:
-    """A query's pixels, reduced as an index's images are before the encoder sees them."""
+    """A query's pixels, resized as the images of an index are before the encoder sees them."""
+    short_side = source_side(encoder.size)
     if isinstance(query, Tensor):
-        return reduced(query, source_side(encoder.size))
+        return reduced(query, short_side)
     if isinstance(query, Image.Image):
-        return reduced(upright_rgb(query), source_side(encoder.size))
+        return reduced(upright_rgb(query), short_side)
     path = Path(query)
+    if not path.exists():
+        raise StepclrError(f"{path} does not exist")
     if not path.is_file():
-        raise StepclrError(f"{path} is no image file" if path.exists() else f"{path} does not exist")
+        raise StepclrError(f"{path} is not an image file")
     try:
         with reasons(), path.open("rb") as file:
-            return decode(file, source_side(encoder.size))
-    except UnreadableError as why:
-        raise StepclrError(f"{path} cannot be read: {why}") from why
+            return decode(file, short_side)
+    except UnreadableError as reason:
+        raise StepclrError(f"{path} cannot be read: {reason}") from reason
 
 
-def _hit(row: dict[str, Any]) -> Hit:
-    label = row["label"]
-    return Hit(
-        from_text(row["path"]),
-        None if label is None else from_text(label),
-        1 - row["_distance"],
-        row["thumbnail"] or b"",
-    )
+def sheet_of(
+    names: Sequence[str], queries: Sequence[UInt8[Tensor, "3 h w"]], hits: Sequence[Sequence[Hit]]
+) -> Image.Image:
+    """A contact sheet: each query under its name, followed by its hits with rank, similarity and name."""
+    sheets = []
+    for name, query, found in zip(names, queries, hits, strict=True):
+        thumbnails, captions = [jpeg_thumbnail(query)], [f"query\n{one_line(name)}"]
+        for rank, hit in enumerate(found, 1):
+            thumbnails.append(hit.thumbnail)
+            captions.append(f"{rank}  {hit.similarity:.3f}\n{one_line(Path(hit.path).name)}")
+        sheets.append(contact_sheet(thumbnails, captions))
+    return stacked(sheets)
 
 
-def _encoder(where: Path, made: Made | None, width: int, run: str | os.PathLike[str] | None) -> Encoder:
-    """The encoder that made an index: the first place where one is that fits."""
-    beside = (where if where.is_dir() else where.parent) / FILE
-    places = [Path(run)] if run else [beside, *([Path(made.run)] if made and not where.is_dir() else [])]
-    there = [place for place in places if place.exists()] or [place for place in places if run]
-    for place in there:
+def _hit_of_row(row: dict[str, Any]) -> Hit:
+    label = None if row["label"] is None else from_text(row["label"])
+    return Hit(from_text(row["path"]), label, 1 - row["_distance"], row["thumbnail"] or b"")
+
+
+def _find_encoder(
+    where: Path, metadata: IndexMetadata | None, features: int, run: str | os.PathLike[str] | None
+) -> Encoder:
+    """The encoder that made an index, from the first place that has it: `run`, or else alongside, or the run it names.
+
+    An .npz has no metadata: there any encoder will do that has as many features as its vectors.
+    """
+    if run:
+        places = [Path(run)]  # even if it does not exist: load_encoder says so
+    else:
+        places = [(where if where.is_dir() else where.parent) / FILE]
+        if metadata and not where.is_dir():
+            places.append(Path(metadata.run))
+        places = [place for place in places if place.exists()]
+    for place in places:
         encoder = load_encoder(place)
-        if checksum_of(encoder) == made.checksum if made else encoder.num_features == width:
+        if metadata is None and encoder.num_features == features:
             return encoder
-    of = f": it was made by {made.name}, {made.size} px, of {made.run}" if made else ""
-    if there:
-        raise StepclrError(f"{there[0]} is not the encoder that made {where}{of}; --run RUN names that")
-    raise StepclrError(f"{where} is without its encoder{of}; --run RUN names the run that made it")
+        if metadata is not None and encoder_checksum(encoder) == metadata.checksum:
+            return encoder
+    problem = f"{places[0]} is not the encoder that made {where}" if places else f"the encoder for {where} is missing"
+    if metadata:
+        problem += f" (made by {metadata.name}, {metadata.size} px, of {metadata.run})"
+    raise StepclrError(f"{problem}; pass the run that made it as run")

@@ -1,0 +1,119 @@
+"""Commands that query an index: search, find. torch is imported inside them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from stepclr.cli.arguments import Counter, image_format, say
+from stepclr.errors import StepclrError, check_suffix, choose, one_line
+
+
+def search(
+    index: Positional[Annotated[Path, arg(metavar="INDEX|RUN")]],
+    query: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE")]],
+    k: Annotated[int, arg(aliases=["-k"], metavar="N")] = 12,
+    out: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: hits-IMAGE.png)")] = None,
+    run: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: the one stored with it)")] = None,
+) -> None:
+    """Find the images of an index most similar to others, by the cosine similarity of h, and write a contact sheet.
+
+    Args:
+        index: What stepclr embed wrote: a folder, a .parquet or an .npz. A run stands for RUN/index, an index of its
+            own images, which is made or brought up to date first.
+        query: Image files, one or more.
+        k: Images to find for each.
+        out: Sheet to write: each query, followed by the images found.
+        run: The run that made the index, or its encoder.safetensors.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from stepclr.io import write_whole
+    from stepclr.tools.search.queries import Search, read_query, sheet_of
+    from stepclr.tools.search.table import update_run_index
+
+    if not query:
+        raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
+    out = out or Path(f"hits-{query[0].stem[:50]}.png")
+    format = image_format(out)
+    if (index / "config.json").is_file():
+        updated, index = update_run_index(index, Counter()), index / "index"
+        say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+    opened = Search(index, run)
+    images = [read_query(path, opened.encoder) for path in query]  # all of them, before anything is printed
+    say(f"{index}: {opened.describe()}")
+    hits = []
+    for path, image in zip(query, images, strict=True):
+        hits.append(opened.nearest(opened.represent(image), k))
+        table = Table("", "similarity", title=Text(one_line(str(path))), title_justify="left")
+        table.add_column("label", overflow="fold", max_width=24)
+        table.add_column("path", overflow="fold")  # a truncated path is useless
+        for rank, hit in enumerate(hits[-1], 1):
+            texts = [Text(one_line(text)) for text in (hit.label or "-", hit.path)]
+            table.add_row(str(rank), f"{hit.similarity:.3f}", *texts)
+        say(table)
+    if not opened.thumbnails:
+        say(f"no contact sheet: {index} has no thumbnails; a folder or a .parquet has them")
+        return
+    sheet = sheet_of([path.name for path in query], images, hits)
+    write_whole(out, lambda file: sheet.save(file, format))
+    say(f"{out}: the sheet")
+
+
+def find(
+    what: Positional[Annotated[str, arg(metavar="{duplicates,outliers,next}")]],
+    index: Positional[Annotated[Path, arg(metavar="INDEX")]],
+    n: Annotated[int, arg(aliases=["-n"], metavar="N")] = 50,
+    labels: Annotated[tuple[Path, ...], arg(metavar="FILE.csv", help_behavior_hint="(default: the index's own)")] = (),
+    seed: int = 0,
+    out: Annotated[Path | None, arg(metavar="FOLDER|FILE.csv", help_behavior_hint="(default: WHAT.csv)")] = None,
+) -> None:
+    """Find near-duplicates, outliers, or the best images to label next, and write a CSV and a contact sheet.
+
+    Args:
+        what: duplicates; outliers; or next: unlabelled images that best represent the ones not yet covered by a label.
+        index: What stepclr embed wrote: a folder, a .parquet or an .npz.
+        n: Number of groups or images to report.
+        labels: Extra labels for `next`: the CSV that `find next` wrote, with its `label` column filled in. Repeatable.
+        seed: Seed for subsampling a large index (`next` only).
+        out: CSV to write, or a folder to put it in; the contact sheet is the .png alongside it.
+    """
+    choose("thing to find", what, ("duplicates", "outliers", "next"))
+    if labels and what != "next":
+        raise StepclrError(f"--labels is for find next, not for find {what}")
+    path = _csv_path(what, out)
+    for file in labels:
+        if file.exists() and path.exists() and file.samefile(path):
+            raise StepclrError(f"{path} contains the labels and would be overwritten: choose another --out")
+    from stepclr.tools.curate.duplicates import find_duplicates
+    from stepclr.tools.curate.outliers import find_outliers
+    from stepclr.tools.curate.suggest import suggest_labels
+    from stepclr.tools.search.index import open_index
+
+    opened = open_index(index)
+    if what == "duplicates":
+        table = find_duplicates(opened).table(n)
+    elif what == "outliers":
+        table = find_outliers(opened, n).table()
+    else:
+        table = suggest_labels(opened, n, labels, seed).table()
+    table.write(path)
+    say(table.summary)
+    say(f"{path}: the table")
+    if not table.sheet:
+        return
+    if not opened.thumbnails:
+        say(f"no contact sheet: {index} has no thumbnails; a folder or a .parquet has them")
+        return
+    table.write_sheet(opened, path.with_suffix(".png"))
+    say(f"{path.with_suffix('.png')}: the contact sheet")
+
+
+def _csv_path(what: str, out: Path | None) -> Path:
+    if out is None:
+        return Path(f"{what}.csv")
+    if out.is_dir() or not out.suffix:
+        return out / f"{what}.csv"
+    check_suffix(out, [".csv"], ", or be a folder")
+    return out

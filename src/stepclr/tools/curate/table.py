@@ -1,0 +1,40 @@
+"""What `stepclr find` writes: a CSV, and a contact sheet of the images in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepclr.errors import one_line
+from stepclr.io import write_csv, write_whole
+from stepclr.tools.images import contact_sheet, stacked
+from stepclr.tools.search.index import EmbeddingIndex
+
+COLUMNS = 6  # images per row of a contact sheet; of a group of duplicates it shows as many
+
+
+@dataclass(frozen=True)
+class Table:
+    """Findings in an index, ready to be written.
+
+    Attributes:
+        header, rows: of the CSV.
+        sheet: the rows of the contact sheet: (index of an image, first line of its caption) each.
+        summary: the findings in one sentence.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+    sheet: Sequence[Sequence[tuple[int, str]]]
+    summary: str
+
+    def write(self, path: Path) -> None:
+        """Write the CSV."""
+        write_csv(path, [self.header, *self.rows])
+
+    def write_sheet(self, index: EmbeddingIndex, path: Path) -> None:
+        """Write the contact sheet, a PNG of the thumbnails of `index`, with an image's name below its caption."""
+        sheets = []
+        for row in self.sheet:
+            captions = [f"{caption}\n{one_line(Path(index.paths[i]).name)}" for i, caption in row]
+            sheets.append(contact_sheet([index.thumbnails[i] for i, _ in row], captions, COLUMNS))
+        write_whole(path, lambda file: stacked(sheets).save(file, "PNG"))
