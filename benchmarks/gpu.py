@@ -207,7 +207,7 @@ def views(bench: Bench, images: stepclr.ImageSet, size: int, n: int) -> Row:
         return stepclr.view_keys(0, next(epoch), range(len(pixels)))
 
     rendering = median_seconds(lambda: policy(pixels, keys()), bench.device, bench.seconds / 4)
-    drawing = median_seconds(lambda: policy.draw(pixels, keys()), torch.device("cpu"), bench.seconds / 20)
+    drawing = median_seconds(lambda: policy.sample_params(pixels, keys()), torch.device("cpu"), bench.seconds / 20)
     made = len(pixels) * policy.views
     moved = pixels.numel() + made * 3 * size * size * 4
     return Row(

@@ -5,7 +5,7 @@
 
 The folders hold class folders of images, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
 decoded images: crop of 0.08 (at 32 px: 0.2) to 1 of the area, bicubic, flip, color jitter of strength 1 with
-probability 0.8, grey 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Images are uint8 as each
+probability 0.8, gray 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Images are uint8 as each
 likes them best: a batch for stepclr, whose time includes keys and drawing; arrays `[H, W, 3]`, with OpenCV on one
 thread, for albumentations; PIL images for torchvision. Where a crop shrinks, stepclr and torchvision antialias,
 albumentations does not. At 224 px the images are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of

@@ -13,9 +13,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from stepclr import Views, view_keys
-from stepclr.views.levels import change_levels
-from stepclr.views.ops import AutoAugment, RandAugment, TableDraws
-from stepclr.views.tables import OPS, auto_augment, rand_augment
+from stepclr.views.autoaugment import OPS, apply_table_op, auto_augment, rand_augment
+from stepclr.views.ops import AutoAugment, RandAugment, TableParams
 
 TABLES = ["imagenet", "cifar10", "svhn"]
 BLENDS = ("Brightness", "Color", "Contrast", "Sharpness")
@@ -42,7 +41,7 @@ def changed(levels: Tensor, name: str, magnitude: float) -> Tensor:
     op = np.full(2 * n, OPS.index(name))
     op[1::2] = 0
     batch = levels.repeat_interleave(2, 0)
-    change_levels(batch, op, np.full(2 * n, magnitude))
+    apply_table_op(batch, op, np.full(2 * n, magnitude))
     assert torch.equal(batch[1::2], levels)
     return batch[0::2]
 
@@ -76,7 +75,7 @@ def test_magnitudes_differ_from_row_to_row(shared_data: Path) -> None:
         scale = magnitudes(name, 31, 32)
         each = np.zeros(10) if scale is None else scale[3:30:3].double().numpy()[np.arange(10) % 9]
         batch = levels.clone()
-        change_levels(batch, np.full(10, OPS.index(name)), each)
+        apply_table_op(batch, np.full(10, OPS.index(name)), each)
         alone = [changed(levels[k : k + 1], name, float(each[k])) for k in range(10)]
         assert torch.equal(batch, torch.cat(alone)), name
 
@@ -130,13 +129,13 @@ def test_randaugments_ops_are_torchvisions(magnitude: int) -> None:
         assert value == (0 if scale is None else float(scale[magnitude]))
 
 
-# Draws.
+# ViewParams.
 
 
-def drawn(op: AutoAugment | RandAugment, n: int = MANY) -> TableDraws:
+def drawn(op: AutoAugment | RandAugment, n: int = MANY) -> TableParams:
     batch = torch.zeros(1, 3, 40, 40, dtype=torch.uint8).expand(n, -1, -1, -1)
-    (made,) = Views([op], size=32).draw(batch, view_keys(1, 0, range(n)))[0].ops
-    assert isinstance(made, TableDraws)
+    (made,) = Views([op], size=32).sample_params(batch, view_keys(1, 0, range(n)))[0].ops
+    assert isinstance(made, TableParams)
     return made
 
 
@@ -186,8 +185,8 @@ def views_by_torchvision(batch: Tensor, policy: str, fault: str = "") -> tuple[T
     crops = (Views("crop", size=32, views=1)(batch, keys)[0] * 255).round().to(torch.uint8)
     if fault == "no crop":
         crops = batch
-    (made,) = views.draw(batch, keys)[0].ops
-    assert isinstance(made, TableDraws)
+    (made,) = views.sample_params(batch, keys)[0].ops
+    assert isinstance(made, TableParams)
     expected = []
     for levels, op, magnitude in zip(crops, made.op.tolist(), made.magnitude.tolist(), strict=True):
         steps = list(zip(op, magnitude, strict=True))
@@ -200,7 +199,7 @@ def views_by_torchvision(batch: Tensor, policy: str, fault: str = "") -> tuple[T
 
 
 def check_nearly_all(x: Tensor, expected: Tensor) -> None:
-    """Within two grey levels but for ties of rounding: a shear of 0.2 has one in every fifth row."""
+    """Within two gray levels but for ties of rounding: a shear of 0.2 has one in every fifth row."""
     assert ((x - expected).abs() > 2.01 / 255).float().mean() < 0.01
 
 
@@ -221,10 +220,13 @@ def test_a_view_that_no_op_befalls_is_its_crop_in_256_levels() -> None:
     batch, keys = made_up(60, 40, 40), view_keys(0, 0, range(60))
     views = Views("autoaugment:cifar10", size=32)
     for x, crop, draws in zip(
-        views(batch, keys), Views("crop", size=32, renderer="torch")(batch, keys), views.draw(batch, keys), strict=True
+        views(batch, keys),
+        Views("crop", size=32, renderer="torch")(batch, keys),
+        views.sample_params(batch, keys),
+        strict=True,
     ):
         (made,) = draws.ops
-        assert isinstance(made, TableDraws)
+        assert isinstance(made, TableParams)
         none = torch.from_numpy((made.op == 0).all(1))
         assert none.any()
         assert torch.equal(x[none], (crop[none] * 255).round() / 255)

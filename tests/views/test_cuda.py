@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from stepclr import Views, view_keys
 from stepclr.views import cuda
-from stepclr.views.cuda import flatten, render_batched, render_numbers, to_device
-from stepclr.views.ops import Drawn, GreyDraws, JitterDraws
-from stepclr.views.reference import Interpolation, render
-from stepclr.views.sample import Draws
+from stepclr.views.cuda import pack_params, render_cuda, render_packed, to_device
+from stepclr.views.ops import GrayscaleParams, JitterParams, OpParams
+from stepclr.views.reference import Interpolation, render_reference
+from stepclr.views.sample import ViewParams
 
 DEVICES = [
     "cpu",
@@ -36,17 +36,17 @@ def all_ops(policy: str, size: int, **options: object) -> Views:
 
 def farthest(images: Tensor | list[Tensor], views: Views, seed: int = 0, device: str = "cpu") -> float:
     """The largest difference from the reference in any number of any view."""
-    draws = views.draw(images, view_keys(seed, 0, range(len(images))))
+    draws = views.sample_params(images, view_keys(seed, 0, range(len(images))))
     there = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
-    made = render_batched(there, draws, views.size, views.interpolation)
-    expected = torch.stack([render(images, view, views.size, views.interpolation) for view in draws])
+    made = render_cuda(there, draws, views.size, views.interpolation)
+    expected = torch.stack([render_reference(images, view, views.size, views.interpolation) for view in draws])
     assert made.shape == expected.shape
     return float((made.cpu() - expected).abs().max())
 
 
 def numbers_of(images: Tensor, views: Views) -> tuple[Tensor, cuda.Kinds]:
-    draws = views.draw(images, view_keys(0, 0, range(len(images))))
-    return to_device(flatten(draws), images.device), tuple(type(drawn) for drawn in draws[0].ops)
+    draws = views.sample_params(images, view_keys(0, 0, range(len(images))))
+    return to_device(pack_params(draws), images.device), tuple(type(drawn) for drawn in draws[0].ops)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -89,54 +89,56 @@ def test_policies_of_tables_are_rendered_by_the_reference(policy: str) -> None:
 def test_what_was_not_drawn_leaves_a_view_exactly_as_it_was() -> None:
     images = made_up(12, 50, 40)
     views = all_ops("simaugment", 32)
-    draws = views.draw(images, view_keys(0, 0, range(12)))
+    draws = views.sample_params(images, view_keys(0, 0, range(12)))
     bare = [replace(view, ops=()) for view in draws]
     none = [replace(view, ops=tuple(without(drawn) for drawn in view.ops)) for view in draws]
-    expected = render_batched(images, bare, 32)
-    assert torch.equal(render_batched(images, none, 32), expected)
-    assert not torch.equal(render_batched(images, draws, 32), expected)
+    expected = render_cuda(images, bare, 32)
+    assert torch.equal(render_cuda(images, none, 32), expected)
+    assert not torch.equal(render_cuda(images, draws, 32), expected)
 
 
-def without(drawn: Drawn) -> Drawn:
+def without(drawn: OpParams) -> OpParams:
     """The same parameters, of which none is to be applied."""
-    for name in ("jitter", "grey", "warp", "sigma"):
+    for name in ("jitter", "gray", "warp", "sigma"):
         if hasattr(drawn, name):
             return replace(drawn, **{name: np.zeros_like(getattr(drawn, name))})
     raise AssertionError(drawn)
 
 
-def wrong_order(draws: Draws) -> Draws:
-    return replace(draws, ops=tuple(replace(d, order=d.order[:, ::-1]) if isinstance(d, JitterDraws) else d
+def wrong_order(draws: ViewParams) -> ViewParams:
+    return replace(draws, ops=tuple(replace(d, order=d.order[:, ::-1]) if isinstance(d, JitterParams) else d
                                     for d in draws.ops))  # fmt: skip
 
 
-def wrong_flip(draws: Draws) -> Draws:
+def wrong_flip(draws: ViewParams) -> ViewParams:
     return replace(draws, flip=~draws.flip)
 
 
-def wrong_grey(draws: Draws) -> Draws:
-    return replace(draws, ops=tuple(GreyDraws(~d.grey) if isinstance(d, GreyDraws) else d for d in draws.ops))
+def wrong_gray(draws: ViewParams) -> ViewParams:
+    return replace(
+        draws, ops=tuple(GrayscaleParams(~d.gray) if isinstance(d, GrayscaleParams) else d for d in draws.ops)
+    )
 
 
-@pytest.mark.parametrize("wrong", [wrong_order, wrong_flip, wrong_grey])
-def test_other_parameters_are_told_apart_by_far(wrong: Callable[[Draws], Draws]) -> None:
+@pytest.mark.parametrize("wrong", [wrong_order, wrong_flip, wrong_gray])
+def test_other_parameters_are_told_apart_by_far(wrong: Callable[[ViewParams], ViewParams]) -> None:
     images = made_up(12, 50, 40)
-    draws = all_ops("simclr", 32).draw(images, view_keys(0, 0, range(12)))
-    made = render_batched(images, draws, 32)
-    other = render_batched(images, [wrong(view) for view in draws], 32)
+    draws = all_ops("simclr", 32).sample_params(images, view_keys(0, 0, range(12)))
+    made = render_cuda(images, draws, 32)
+    other = render_cuda(images, [wrong(view) for view in draws], 32)
     assert float((made - other).abs().max()) > 10 * CLOSE
 
 
 def test_a_view_does_not_depend_on_the_batch_it_is_in() -> None:
     images = made_up(16, 40, 40)
     views = all_ops("simaugment", 32)
-    draws = views.draw(images, view_keys(0, 0, range(16)))
-    alone = [Draws(d.box[3:4], d.flip[3:4], tuple(part(o, 3) for o in d.ops)) for d in draws]
-    together = render_batched(images, draws, 32)
-    assert float((render_batched(images[3:4], alone, 32)[:, 0] - together[:, 3]).abs().max()) < 1e-5
+    draws = views.sample_params(images, view_keys(0, 0, range(16)))
+    alone = [ViewParams(d.box[3:4], d.flip[3:4], tuple(part(o, 3) for o in d.ops)) for d in draws]
+    together = render_cuda(images, draws, 32)
+    assert float((render_cuda(images[3:4], alone, 32)[:, 0] - together[:, 3]).abs().max()) < 1e-5
 
 
-def part(drawn: Drawn, row: int) -> Drawn:
+def part(drawn: OpParams, row: int) -> OpParams:
     return replace(drawn, **{name: value[row : row + 1] for name, value in vars(drawn).items()})
 
 
@@ -145,8 +147,8 @@ def test_autocast_around_it_changes_nothing() -> None:
     views = all_ops("simclr", 32)
     numbers, kinds = numbers_of(images, views)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = render_numbers(images, numbers, kinds, 32, "bicubic")
-    assert torch.equal(inside, render_numbers(images, numbers, kinds, 32, "bicubic"))
+        inside = render_packed(images, numbers, kinds, 32, "bicubic")
+    assert torch.equal(inside, render_packed(images, numbers, kinds, 32, "bicubic"))
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -158,7 +160,7 @@ def test_no_operation_has_a_shape_that_depends_on_what_was_drawn_or_mixes_device
     with FakeTensorMode():
         images = torch.empty(6, 3, 40, 40, dtype=torch.uint8, device=device)
         there = torch.empty(numbers.shape, dtype=numbers.dtype, device=device)
-        made = render_numbers(images, there, kinds, 32, "bicubic")
+        made = render_packed(images, there, kinds, 32, "bicubic")
         assert (made.shape, made.device.type) == ((2, 6, 3, 32, 32), device)
         with pytest.raises(DynamicOutputShapeException):
             there.nonzero()
@@ -172,11 +174,11 @@ def test_a_shape_is_compiled_when_it_comes_again_and_again(monkeypatch: pytest.M
 
     def stand_in(images: Tensor, *rest: object) -> Tensor:
         compiled.append(images.shape)
-        return render_numbers(images, *rest)  # type: ignore[arg-type]
+        return render_packed(images, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cuda, "compiles", lambda _: True)
     monkeypatch.setattr(cuda, "_compiled", lambda: stand_in)
-    monkeypatch.setattr(cuda, "_met", type(cuda._met)())
+    monkeypatch.setattr(cuda, "_batches_of", type(cuda._batches_of)())
     views = all_ops("simclr", 24)
     for n in (8, 8, 5, 8, 8, 5):
         assert farthest(made_up(n, 40, 40), views) < SAME
@@ -186,14 +188,14 @@ def test_a_shape_is_compiled_when_it_comes_again_and_again(monkeypatch: pytest.M
 COMPILED = """
 import sys, torch
 from stepclr import Views, view_keys
-from stepclr.views.cuda import flatten, render_numbers, to_device
+from stepclr.views.cuda import pack_params, render_packed, to_device
 images = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 images = images.to(sys.argv[1])
 views = Views("simaugment", 24, strength=1.0, blur=0.5)
-draws = views.draw(images, view_keys(0, 0, range(3)))
-numbers, kinds = to_device(flatten(draws), images.device), tuple(type(drawn) for drawn in draws[0].ops)
-expected = render_numbers(images, numbers, kinds, 24, "bicubic")
-made = torch.compile(render_numbers, dynamic=False, fullgraph=True)(images, numbers, kinds, 24, "bicubic")
+draws = views.sample_params(images, view_keys(0, 0, range(3)))
+numbers, kinds = to_device(pack_params(draws), images.device), tuple(type(drawn) for drawn in draws[0].ops)
+expected = render_packed(images, numbers, kinds, 24, "bicubic")
+made = torch.compile(render_packed, dynamic=False, fullgraph=True)(images, numbers, kinds, 24, "bicubic")
 assert (made - expected).abs().max() < 1e-4, (made - expected).abs().max()
 """
 
@@ -210,11 +212,11 @@ def test_it_compiles_whole_and_gives_the_same(device: str) -> None:
 def test_a_cuda_graph_can_be_recorded_so_nothing_waits_for_the_device(policy: str) -> None:
     images = made_up(8, 40, 40).cuda()
     numbers, kinds = numbers_of(images, all_ops(policy, 32))
-    expected = render_numbers(images, numbers, kinds, 32, "bicubic")  # and a warm-up: cuBLAS allocates
+    expected = render_packed(images, numbers, kinds, 32, "bicubic")  # and a warm-up: cuBLAS allocates
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        recorded = render_numbers(images, numbers, kinds, 32, "bicubic")
+        recorded = render_packed(images, numbers, kinds, 32, "bicubic")
     graph.replay()
     torch.cuda.synchronize()
     torch.testing.assert_close(recorded, expected, rtol=0, atol=1e-5)

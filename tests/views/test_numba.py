@@ -20,43 +20,40 @@ from test_views import cut, images, made_up, plain_draws, real_images, unchecked
 from torch import Tensor
 
 from stepclr import StepclrError, Views, view_keys
+from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from stepclr.views.numba import compiled as compiling
-from stepclr.views.numba.batch import pool, render_fused, share_out
+from stepclr.views.numba.batch import pool, render_numba, share_out
 from stepclr.views.ops import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
     AutoAugment,
     Blur,
-    BlurDraws,
+    BlurParams,
     ColorJitter,
-    Grey,
-    GreyDraws,
-    JitterDraws,
+    Grayscale,
+    GrayscaleParams,
+    JitterParams,
     Op,
     Warp,
-    WarpDraws,
+    WarpParams,
 )
-from stepclr.views.reference import Interpolation, render
-from stepclr.views.sample import Draws
+from stepclr.views.reference import Interpolation, render_reference
+from stepclr.views.sample import ViewParams
 
 ImageBatch = Tensor | list[Tensor]
 CLOSE = 0.1 / 255
-ALL = (ColorJitter(1.0), Grey(), Warp(), Blur())
+ALL = (ColorJitter(1.0), Grayscale(), Warp(), Blur())
 LISTS: dict[str, Sequence[Op]] = {
     "crop": [],
     "jitter": [ColorJitter(1.0, p=1.0)],
     "strong jitter": [ColorJitter(2.5, p=1.0)],
-    "grey": [Grey(0.5)],
+    "gray": [Grayscale(0.5)],
     "warp": [Warp(0.7)],
     "blur": [Blur(0.7)],
-    "another order, and twice": [Blur(), Warp(), Grey(), ColorJitter(1.0), Blur(), ColorJitter(0.5)],
+    "another order, and twice": [Blur(), Warp(), Grayscale(), ColorJitter(1.0), Blur(), ColorJitter(0.5)],
 }
 
 
-def reference(batch: ImageBatch, draws: Sequence[Draws], size: int, interpolation: Interpolation) -> Tensor:
-    return torch.stack([render(batch, drawn, size, interpolation) for drawn in draws])
+def reference(batch: ImageBatch, draws: Sequence[ViewParams], size: int, interpolation: Interpolation) -> Tensor:
+    return torch.stack([render_reference(batch, drawn, size, interpolation) for drawn in draws])
 
 
 def check_close(x: Tensor, expected: Tensor) -> None:
@@ -71,7 +68,7 @@ def check_views(batch: ImageBatch, views: Views) -> None:
     """Two views of each image."""
     keys = view_keys(4, 2, range(len(batch)))
     assert views.renderer == "numba"
-    check_close(views(batch, keys), reference(batch, views.draw(batch, keys), views.size, views.interpolation))
+    check_close(views(batch, keys), reference(batch, views.sample_params(batch, keys), views.size, views.interpolation))
 
 
 # The same pixels.
@@ -97,28 +94,28 @@ def test_each_color_change_is_the_references(images: Tensor, which: int) -> None
     n = len(images)
     factors = np.tile([1.0, 1.0, 1.0, 0.0], (n, 1))
     factors[:, which] = np.linspace(-1, 1, n) if which == HUE else np.linspace(0, 3, n)
-    jitter = JitterDraws(np.ones(n, dtype=bool), factors, np.tile([2, 0, 3, 1], (n, 1)))
-    draws = [Draws(plain_draws(images).box, np.zeros(n, dtype=bool), (jitter,))]
-    check_close(render_fused(images, draws, 48), reference(images, draws, 48, "bicubic"))
+    jitter = JitterParams(np.ones(n, dtype=bool), factors, np.tile([2, 0, 3, 1], (n, 1)))
+    draws = [ViewParams(plain_draws(images).box, np.zeros(n, dtype=bool), (jitter,))]
+    check_close(render_numba(images, draws, 48), reference(images, draws, 48, "bicubic"))
 
 
 @pytest.mark.parametrize("size", [4, 19, 20, 96, 224])
 def test_any_blur_is_the_references(images: Tensor, size: int) -> None:  # noqa: F811
     sigma = np.array([0.0, 1e-3, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0, 5.0, 100.0])
     flip = np.arange(len(sigma)) % 2 == 0
-    draws = [Draws(plain_draws(images).box, flip, (BlurDraws(sigma),))]
-    check_close(render_fused(images, draws, size), reference(images, draws, size, "bicubic"))
+    draws = [ViewParams(plain_draws(images).box, flip, (BlurParams(sigma),))]
+    check_close(render_numba(images, draws, size), reference(images, draws, size, "bicubic"))
 
 
 def test_a_warp_whose_knots_nearly_coincide_is_the_references() -> None:
     """Among many there are some whose weights are large and cancel."""
     views = Views([Warp(p=1.0)], size=28, min_area=1.0, views=1)
     batch, keys = made_up(1, 28, 28).expand(600, -1, -1, -1), view_keys(0, 0, range(600))
-    (draws,) = views.draw(batch, keys)
+    (draws,) = views.sample_params(batch, keys)
     (drawn,) = draws.ops
-    assert isinstance(drawn, WarpDraws)
+    assert isinstance(drawn, WarpParams)
     assert np.abs(drawn.weights).max() > 30
-    torch.testing.assert_close(views(batch, keys)[0], render(batch, draws, 28), rtol=0, atol=CLOSE)
+    torch.testing.assert_close(views(batch, keys)[0], render_reference(batch, draws, 28), rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -139,16 +136,16 @@ def test_crops_of_any_place_and_size_are_the_references(size: int, interpolation
         ]
     )  # fmt: skip
     for mirrored in (False, True):
-        draws = [Draws(box, np.full(8, mirrored), ())]
-        check_close(render_fused(batch, draws, size, interpolation), reference(batch, draws, size, interpolation))
+        draws = [ViewParams(box, np.full(8, mirrored), ())]
+        check_close(render_numba(batch, draws, size, interpolation), reference(batch, draws, size, interpolation))
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_a_huge_image_is_the_references(interpolation: Interpolation) -> None:
     batch = made_up(1, 3000, 2500)
     for box, size in (([0, 0, 3000, 2500], 32), ([11, 300, 2980, 90], 28), ([5, 0, 130, 2500], 224)):
-        draws = [Draws(np.array([box]), np.array([True]), ())]
-        check_close(render_fused(batch, draws, size, interpolation), reference(batch, draws, size, interpolation))
+        draws = [ViewParams(np.array([box]), np.array([True]), ())]
+        check_close(render_numba(batch, draws, size, interpolation), reference(batch, draws, size, interpolation))
 
 
 @pytest.mark.parametrize("height_width", [(1, 1), (1, 60), (60, 1), (2, 3), (700, 8), (8, 700)])
@@ -156,24 +153,24 @@ def test_tiny_and_elongated_images_are_the_references(height_width: tuple[int, i
     check_views(made_up(6, *height_width), Views(ALL, 32, min_area=0.08))
 
 
-def test_black_white_grey_and_colored_images_are_the_references() -> None:
+def test_black_white_gray_and_colored_images_are_the_references() -> None:
     colors = [[0, 0, 0], [255, 255, 255], [77, 77, 77], [255, 0, 0], [0, 255, 255], [255, 255, 0], [0, 0, 255]]
     flat = torch.tensor(colors, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, 40, 50)
-    grey = made_up(5, 40, 50)[:, :1].expand(-1, 3, -1, -1)
+    gray = made_up(5, 40, 50)[:, :1].expand(-1, 3, -1, -1)
     for policy in LISTS.values():
-        check_views(torch.cat([flat, grey]), Views(policy, 32, min_area=0.2))
+        check_views(torch.cat([flat, gray]), Views(policy, 32, min_area=0.2))
 
 
 # The comparison itself.
 
 
-def faulty(draws: Draws, fault: str) -> Draws:
+def faulty(draws: ViewParams, fault: str) -> ViewParams:
     """Parameters with something wrong."""
-    jitter, grey, warp, blur = draws.ops
-    assert isinstance(jitter, JitterDraws)
-    assert isinstance(grey, GreyDraws)
-    assert isinstance(warp, WarpDraws)
-    assert isinstance(blur, BlurDraws)
+    jitter, gray, warp, blur = draws.ops
+    assert isinstance(jitter, JitterParams)
+    assert isinstance(gray, GrayscaleParams)
+    assert isinstance(warp, WarpParams)
+    assert isinstance(blur, BlurParams)
     box = draws.box.copy()
     match fault:
         case "crop a pixel off":
@@ -186,32 +183,32 @@ def faulty(draws: Draws, fault: str) -> Draws:
             jitter = replace(jitter, factors=jitter.factors * [1, 1, 1, -1])
         case "contrast":
             jitter = replace(jitter, factors=jitter.factors * [1, 1.02, 1, 1])
-        case "grey":
-            grey = replace(grey, grey=~grey.grey)
+        case "gray":
+            gray = replace(gray, gray=~gray.gray)
         case "warp":
             warp = replace(warp, weights=warp.weights * 1.02)
         case "sigma":
             blur = replace(blur, sigma=blur.sigma * 1.02)
         case "ops in another order":
-            return replace(draws, ops=(grey, jitter, blur, warp))
-    return replace(draws, box=box, ops=(jitter, grey, warp, blur))
+            return replace(draws, ops=(gray, jitter, blur, warp))
+    return replace(draws, box=box, ops=(jitter, gray, warp, blur))
 
 
 @pytest.mark.parametrize(
     "fault",
-    ["crop a pixel off", "not mirrored", "order", "hue", "contrast", "grey", "warp", "sigma", "ops in another order"],
+    ["crop a pixel off", "not mirrored", "order", "hue", "contrast", "gray", "warp", "sigma", "ops in another order"],
 )
 def test_the_comparison_rejects_wrong(fault: str, shared_data: Path) -> None:
     batch = real_images(shared_data, "imagenette")
     views = Views(ALL, 96, views=1)
-    (draws,) = views.draw(batch, view_keys(0, 0, range(len(batch))))
+    (draws,) = views.sample_params(batch, view_keys(0, 0, range(len(batch))))
     expected = reference(batch, [draws], 96, "bicubic")
-    check_close(render_fused(batch, [draws], 96), expected)
+    check_close(render_numba(batch, [draws], 96), expected)
     with pytest.raises(AssertionError):
-        check_close(render_fused(batch, [faulty(draws, fault)], 96), expected)
+        check_close(render_numba(batch, [faulty(draws, fault)], 96), expected)
     if fault == "sigma":
         with pytest.raises(AssertionError):
-            check_close(render_fused(batch, [draws], 96, "bilinear"), expected)
+            check_close(render_numba(batch, [draws], 96, "bilinear"), expected)
 
 
 @pytest.mark.parametrize("cubic", [True, False])
@@ -309,8 +306,8 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 
 def test_auto_is_numba_where_all_ops_are_known_and_torch_elsewhere() -> None:
-    known: list[str | list[Op]] = ["simclr", "simaugment", "crop", [Blur(), Grey()]]
-    others: list[str | list[Op]] = ["autoaugment", "randaugment", "stacked", [Grey(), AutoAugment()]]
+    known: list[str | list[Op]] = ["simclr", "simaugment", "crop", [Blur(), Grayscale()]]
+    others: list[str | list[Op]] = ["autoaugment", "randaugment", "stacked", [Grayscale(), AutoAugment()]]
     for policy in known:
         assert Views(policy, 32).renderer == "numba"
         assert Views(policy, 32, renderer="torch").renderer == "torch"
@@ -321,7 +318,7 @@ def test_auto_is_numba_where_all_ops_are_known_and_torch_elsewhere() -> None:
 def test_the_renderer_torch_is_the_reference_bit_for_bit() -> None:
     batch, keys = made_up(3, 40, 40), view_keys(0, 0, range(3))
     views = Views("simclr", 96, renderer="torch")
-    assert torch.equal(views(batch, keys), reference(batch, views.draw(batch, keys), 96, "bicubic"))
+    assert torch.equal(views(batch, keys), reference(batch, views.sample_params(batch, keys), 96, "bicubic"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -339,7 +336,7 @@ def test_a_batch_on_a_gpu_is_torchs() -> None:
     [
         ("simclr", "nunba", "Did you mean 'numba'"),
         ("stacked", "numba", "has no RandAugment; torch can"),
-        ([Grey(), AutoAugment()], "numba", "has no AutoAugment; torch can"),
+        ([Grayscale(), AutoAugment()], "numba", "has no AutoAugment; torch can"),
     ],
 )
 def test_a_renderer_that_cannot_be_had_is_answered_in_one_line(policy: Any, renderer: Any, words: str) -> None:
@@ -385,7 +382,7 @@ print(hashlib.sha256(x.numpy().tobytes()).hexdigest(), repr(numba.config.CACHE_D
 
 def test_it_is_compiled_once_into_a_private_folder(tmp_path: Path) -> None:
     first, said = run_in_a_new_process(tmp_path / "a" / "b")
-    assert said == "compiling the renderer of views, once for this machine (about 10 seconds)\n"
+    assert said == "compiling the renderer of views (about 10 seconds, once on this machine)\n"
     assert first.endswith("''\n")
     folders = [tmp_path / "a" / "b", *(tmp_path / "a" / "b").iterdir()]
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700, 0o700]
@@ -416,7 +413,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
     assert asked == [None]
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert "for this process: STEPCLR_KERNELS can name a folder of your own" in told
+    assert "for this process only: set STEPCLR_KERNELS to a folder of yours" in told
 
 
 def test_code_that_others_could_have_written_is_not_run(asked: list[Path | None], tmp_path: Path) -> None:

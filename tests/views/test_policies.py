@@ -15,11 +15,11 @@ from stepclr import StepclrError, Views, open_images, view_keys
 from stepclr.cli import main
 from stepclr.tools.sheet import policy_sheet
 from stepclr.views import reference as renderer
-from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grey, Op, RandAugment, Warp
-from stepclr.views.policies import POLICIES, policy_defaults, policy_name, policy_ops, size_defaults
+from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grayscale, Op, RandAugment, Warp
+from stepclr.views.policies import POLICIES, read_policy
 
 Policy = str | Sequence[Op]
-OWN: list[Op] = [RandAugment(3, 20), Blur(0.7), AutoAugment("svhn"), Warp(0.8), Grey(0.5)]
+OWN: list[Op] = [RandAugment(3, 20), Blur(0.7), AutoAugment("svhn"), Warp(0.8), Grayscale(0.5)]
 ALL: dict[str, Policy] = {
     **{name: name for name in POLICIES},
     "cifar10": "autoaugment:cifar10",
@@ -33,8 +33,8 @@ every_policy = pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
 def made(policy: Policy, size: int = 40, **settings: object) -> Views:
     """At full strength whatever the size, where the policy has these ops."""
     full = {"strength": 1.0, "blur": 0.5, "min_area": 0.08}
-    known = policy_defaults(policy, size)
-    chosen = {name: value for name, value in {**full, **settings}.items() if known.get(name, 0) is not None}
+    missing = [name for name in ("strength", "blur", "warp") if read_policy(policy, size).value(name) is None]
+    chosen = {name: value for name, value in {**full, **settings}.items() if name not in missing}
     return Views(policy, size, **chosen)  # type: ignore[arg-type]
 
 
@@ -116,43 +116,45 @@ def test_tiny_and_elongated_images_give_proper_views(policy: Policy, size: int) 
 
 
 def test_each_policy_has_its_ops_in_its_order() -> None:
-    jitter, grey, blur, warp = ColorJitter(1.0, 0.8), Grey(0.2), Blur(0.5), Warp(0.5)
-    assert {name: policy_ops(name, 224) for name in POLICIES} == {
-        "simclr": (jitter, grey, blur),
-        "simaugment": (jitter, grey, warp, blur),
+    jitter, gray, blur, warp = ColorJitter(1.0, 0.8), Grayscale(0.2), Blur(0.5), Warp(0.5)
+    assert {name: read_policy(name, 224).ops for name in POLICIES} == {
+        "simclr": (jitter, gray, blur),
+        "simaugment": (jitter, gray, warp, blur),
         "autoaugment": (AutoAugment("imagenet"),),
         "randaugment": (RandAugment(2, 9),),
-        "stacked": (jitter, RandAugment(2, 30), grey, warp, blur),
+        "stacked": (jitter, RandAugment(2, 30), gray, warp, blur),
         "crop": (),
     }
-    assert policy_ops("autoaugment:svhn") == (AutoAugment("svhn"),)
-    assert policy_ops("randaugment:3, 0") == (RandAugment(3, 0),)
-    assert policy_ops("simclr", 32) == (ColorJitter(0.5), grey, Blur(0.0))
+    assert read_policy("autoaugment:svhn").ops == (AutoAugment("svhn"),)
+    assert read_policy("randaugment:3, 0").ops == (RandAugment(3, 0),)
+    assert read_policy("simclr", 32).ops == (ColorJitter(0.5), gray, Blur(0.0))
 
 
 def test_a_list_of_ops_is_the_policy_of_these_ops() -> None:
     batch, keys = made_up(8, 50, 50), view_keys(0, 0, range(8))
     for name in POLICIES:
         mode = Views(name, 96).interpolation
-        own = Views(policy_ops(name, 96), 96, interpolation=mode)
+        own = Views(read_policy(name, 96).ops, 96, interpolation=mode)
         assert torch.equal(own(batch, keys), Views(name, 96)(batch, keys))
     assert torch.equal(Views([], 96)(batch, keys), Views("crop", 96)(batch, keys))
-    assert Views([Grey(), Warp(0.2)], 32).describe() == "Grey(p=0.2)+Warp(p=0.2) 32 px: warp 0.2, min_area 0.2"
-    backwards = Views([Blur(1.0), Grey(), ColorJitter()], 96)(batch, keys)
-    assert not torch.equal(backwards, Views([ColorJitter(), Grey(), Blur(1.0)], 96)(batch, keys))
+    assert (
+        Views([Grayscale(), Warp(0.2)], 32).describe() == "Grayscale(p=0.2)+Warp(p=0.2) 32 px: warp 0.2, min_area 0.2"
+    )
+    backwards = Views([Blur(1.0), Grayscale(), ColorJitter()], 96)(batch, keys)
+    assert not torch.equal(backwards, Views([ColorJitter(), Grayscale(), Blur(1.0)], 96)(batch, keys))
 
 
 def test_every_op_comes_after_the_same_crop_and_takes_its_own_numbers_in_turn() -> None:
     batch, keys = made_up(2000, 20, 20), view_keys(0, 0, range(2000))
-    first = {name: made(name).draw(batch, keys)[1] for name in POLICIES}
+    first = {name: made(name).sample_params(batch, keys)[1] for name in POLICIES}
     for name, draws in first.items():
         assert np.array_equal(draws.box, first["crop"].box), name
         assert np.array_equal(draws.flip, first["crop"].flip), name
     for name in ("simaugment", "stacked"):
         jitter, other = first["simclr"].ops[0], first[name].ops[0]
         assert all(np.array_equal(getattr(jitter, field), getattr(other, field)) for field in vars(jitter))
-    two = Views([Grey(0.5), Grey(0.5)], 32).draw(batch, keys)[0].ops
-    both = vars(two[0])["grey"] & vars(two[1])["grey"]
+    two = Views([Grayscale(0.5), Grayscale(0.5)], 32).sample_params(batch, keys)[0].ops
+    both = vars(two[0])["gray"] & vars(two[1])["gray"]
     assert within(both.sum(), 2000, 0.25)
 
 
@@ -185,20 +187,19 @@ USED = {
 @pytest.mark.parametrize("size", [32, 33])
 @pytest.mark.parametrize("policy", USED)
 def test_an_option_is_used_or_refused(policy: str, size: int) -> None:
-    expected = {"warp": 0.5, **size_defaults(size)}
-    assert policy_defaults(policy, size) == {
-        name: value if name in {*USED[policy], "min_area"} else None for name, value in expected.items()
-    }
+    expected = {"warp": 0.5, **read_policy("simclr", size).defaults()}
+    defaults = read_policy(policy, size).defaults()
+    assert defaults == {name: expected[name] for name in {*USED[policy], "min_area"}}
     batch, keys = made_up(12, 50, 50), view_keys(0, 0, range(12))
     plain = Views(policy, size)
     for name in ("strength", "blur", "warp", "min_area"):
-        assert getattr(plain, name) == policy_defaults(policy, size)[name]
+        assert getattr(plain, name) == defaults.get(name)
         if name in {*USED[policy], "min_area"}:
             changed = Views(policy, size, **{name: 0.9})  # type: ignore[arg-type]
             assert getattr(changed, name) == 0.9
             assert not torch.equal(changed(batch, keys), plain(batch, keys))
         else:
-            with pytest.raises(StepclrError, match=f"{policy} has no use for {name}") as error:
+            with pytest.raises(StepclrError, match=f"{policy} does not use {name}") as error:
                 Views(policy, size, **{name: 0.9})  # type: ignore[arg-type]
             users = str(error.value).split(": ")[1].split(", ")
             assert users == [other for other, used in USED.items() if name in used]
@@ -244,14 +245,14 @@ def test_views_describe_themselves_in_a_line(views: Callable[[], Views], expecte
         ("all", {}, "unknown policy 'all'"),
         ("autoaugment:cifar", {}, "Did you mean 'cifar10'"),
         ("autoaugment:", {}, "unknown autoaugment table ''"),
-        ("randaugment:2", {}, "two whole numbers .* not '2'"),
+        ("randaugment:2", {}, "two whole numbers, .* not '2'"),
         ("randaugment:2,9,1", {}, "two whole numbers"),
         ("randaugment:two,9", {}, "two whole numbers"),
-        ("randaugment:0,9", {}, "number of layers must lie between 1 and 20, not 0"),
-        ("randaugment:2,31", {}, "magnitude must lie between 0 and 30, not 31"),
+        ("randaugment:0,9", {}, "layers of RandAugment must lie between 1 and 20, not 0"),
+        ("randaugment:2,31", {}, "magnitude of RandAugment must lie between 0 and 30, not 31"),
         ("simclr:2", {}, "takes nothing after its name, not ':2'"),
-        (["simclr"], {}, "'simclr' is no op"),
-        ([Warp(), Warp(), Warp(), Warp(), Grey(), Grey()], {}, "65 random numbers a view, and it has 64"),
+        (["simclr"], {}, "'simclr' is not an op"),
+        ([Warp(), Warp(), Warp(), Warp(), Grayscale(), Grayscale()], {}, "65 random numbers for a view; there are 64"),
         ("simaugment", {"warp": 1.1}, "warp must lie between"),
         ("simclr", {"strength": (1.0, 0.5, 0.2)}, "3 values for 2 views"),
         ("simclr", {"strength": (1.0, 9.0)}, "strength must lie between"),
@@ -264,11 +265,11 @@ def test_what_cannot_be_used_is_answered_in_one_line(policy: Policy, settings: d
 
 
 def test_ops_may_take_all_64_numbers() -> None:
-    x = Views([Warp(), Warp(), Warp(), Warp(), Grey()], 32, views=3)(made_up(2, 40, 40), view_keys(0, 0, range(2)))
+    x = Views([Warp(), Warp(), Warp(), Warp(), Grayscale()], 32, views=3)(made_up(2, 40, 40), view_keys(0, 0, range(2)))
     assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("op", [ColorJitter, Grey, Blur, Warp])
+@pytest.mark.parametrize("op", [ColorJitter, Grayscale, Blur, Warp])
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_probabilities_of_an_op_lie_between_0_and_1(op: type[Blur], p: float) -> None:
     with pytest.raises(StepclrError, match="must lie between 0 and 1"):
@@ -320,28 +321,29 @@ def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pyt
         assert sheet.size == (4 * 50 + 2, 2 * 50 + 2)
     assert "stacked 48 px: strength 1 / 0.5 / 0, blur 0.5, warp 0.5, min_area 0.08" in capsys.readouterr().out
     assert call(*plain, "--policy", "simclr", "--warp", "0.5") == 2
-    assert "no use for warp; these have: simaugment, stacked" in capsys.readouterr().err
+    assert "does not use warp; these do: simaugment, stacked" in capsys.readouterr().err
     assert call(*plain, "--strength", "1,x") == 2
 
 
 def test_a_list_of_ops_has_a_name_that_says_all_of_it() -> None:
     """config.json and the command line know a list by its name."""
     lists: list[list[Op]] = [
-        [ColorJitter(0.4), Grey(), Blur(0.3)],
+        [ColorJitter(0.4), Grayscale(), Blur(0.3)],
         [AutoAugment("svhn")],
         [RandAugment(1, 4), Warp(p=0.25)],
     ]
     for ops in lists:
-        assert policy_ops(policy_name(ops)) == tuple(ops)
+        assert read_policy(read_policy(ops).name).ops == tuple(ops)
         images = open_images("sample:test", limit=6).read(range(6))
         keys = view_keys(0, 0, range(6))
-        assert torch.equal(Views(policy_name(ops), 28)(images, keys), Views(ops, 28)(images, keys))
-    assert policy_name([]) == "crop"
+        assert torch.equal(Views(read_policy(ops).name, 28)(images, keys), Views(ops, 28)(images, keys))
+    assert read_policy([]).name == "crop"
+    assert read_policy("Grey(p=0.3)+Blur()").ops == (Grayscale(0.3), Blur())  # the name in older commands and files
     for text, message in (
-        ("Gray(p=0.2)", "Did you mean 'Grey'"),
-        ("Grey(q=0.2)", "is no op; one is written as Grey(p=0.2)"),
-        ("Grey(p=__import__('os'))", "is no op"),
-        ("Grey(p=7.0)", "grey must lie between"),
+        ("Grayscal(p=0.2)", "Did you mean 'Grayscale'"),
+        ("Grayscale(q=0.2)", "is not an op; write it as Grayscale(p=0.2)"),
+        ("Grayscale(p=__import__('os'))", "is not an op"),
+        ("Grayscale(p=7.0)", "p of Grayscale must lie between"),
     ):
         with pytest.raises(StepclrError, match=re.escape(message)):
-            policy_ops(text)
+            read_policy(text)

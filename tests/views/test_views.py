@@ -31,12 +31,13 @@ from stepclr import StepclrError, Views, view_keys
 from stepclr.data.order import epoch_order
 from stepclr.tools.sheet import sheet
 from stepclr.views import reference as renderer
+from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from stepclr.views.keys import uniforms
-from stepclr.views.numba.batch import Renderer
-from stepclr.views.ops import BRIGHTNESS, CONTRAST, HUE, SATURATION, BlurDraws, GreyDraws, JitterDraws
-from stepclr.views.policies import POLICIES, size_defaults
+from stepclr.views.ops import BlurParams, GrayscaleParams, JitterParams
+from stepclr.views.policies import POLICIES, read_policy
 from stepclr.views.reference import Interpolation, blur_kernel
-from stepclr.views.sample import Draws
+from stepclr.views.sample import ViewParams
+from stepclr.views.views import Renderer
 
 ImageBatch = Tensor | list[Tensor]
 CLOSE = 2 / 255
@@ -109,18 +110,18 @@ class Flat:
     jitter: NDArray[np.bool_]
     factors: NDArray[np.float64]
     order: NDArray[np.int64]
-    grey: NDArray[np.bool_]
+    gray: NDArray[np.bool_]
     sigma: NDArray[np.float64]
 
 
-def flat(draws: Draws) -> Flat:
+def flat(draws: ViewParams) -> Flat:
     values = {field.name: getattr(drawn, field.name) for drawn in draws.ops for field in fields(drawn)}
     return replace(plain_draws(len(draws.box)), box=draws.box, flip=draws.flip, **values)
 
 
 def render(images: ImageBatch, draws: Flat, size: int, interpolation: Interpolation = "bicubic") -> Tensor:
-    ops = (JitterDraws(draws.jitter, draws.factors, draws.order), GreyDraws(draws.grey), BlurDraws(draws.sigma))
-    return renderer.render(images, Draws(draws.box, draws.flip, ops), size, interpolation)
+    ops = (JitterParams(draws.jitter, draws.factors, draws.order), GrayscaleParams(draws.gray), BlurParams(draws.sigma))
+    return renderer.render_reference(images, ViewParams(draws.box, draws.flip, ops), size, interpolation)
 
 
 def plain_draws(images: ImageBatch | int) -> Flat:
@@ -133,7 +134,7 @@ def plain_draws(images: ImageBatch | int) -> Flat:
         jitter=np.zeros(n, dtype=bool),
         factors=np.tile([1.0, 1.0, 1.0, 0.0], (n, 1)),
         order=np.tile(np.arange(4), (n, 1)),
-        grey=np.zeros(n, dtype=bool),
+        gray=np.zeros(n, dtype=bool),
         sigma=np.zeros(n),
     )
 
@@ -141,14 +142,14 @@ def plain_draws(images: ImageBatch | int) -> Flat:
 def drawn(height_width: tuple[int, int], keys: Tensor, **settings: object) -> list[Flat]:
     """The parameters of each view of images of this height and width; at full strength unless told otherwise."""
     batch = torch.zeros(1, 3, *height_width, dtype=torch.uint8).expand(len(keys), -1, -1, -1)
-    return [flat(draws) for draws in Views(**{"size": 96, **settings}).draw(batch, keys)]  # type: ignore[arg-type]
+    return [flat(draws) for draws in Views(**{"size": 96, **settings}).sample_params(batch, keys)]  # type: ignore[arg-type]
 
 
 def columns(draws: Flat) -> NDArray[np.float64]:
     """The parameters of each view as a row of numbers."""
     box = draws.box.astype(np.float64)
     area, aspect = box[:, 2] * box[:, 3], np.log(box[:, 3] / box[:, 2])
-    rest = [draws.flip, draws.jitter, *draws.factors.T, *draws.order.T[:3], draws.grey, draws.sigma]
+    rest = [draws.flip, draws.jitter, *draws.factors.T, *draws.order.T[:3], draws.gray, draws.sigma]
     return np.stack([box[:, 0], box[:, 1], area, aspect, *rest], axis=1).astype(np.float64)
 
 
@@ -168,7 +169,7 @@ def with_setting(change: Callable[..., Tensor], *settings: object) -> Callable[[
 def by_torchvision(
     images: ImageBatch, draws: Flat, size: int, interpolation: Interpolation = "bicubic", fault: str = ""
 ) -> Tensor:
-    """SimCLR App. A: crop and resize, flip, jitter in the drawn order, grey, blur; or with one thing wrong."""
+    """SimCLR App. A: crop and resize, flip, jitter in the drawn order, gray, blur; or with one thing wrong."""
     sigmas = [draws.sigma.max() * (sigma > 0) for sigma in draws.sigma] if "one sigma" in fault else draws.sigma
     kernel = blur_kernel(size) + (2 if "kernel" in fault else 0)
     views = []
@@ -182,8 +183,8 @@ def by_torchvision(
             for which in order[::-1] if "backwards" in fault else order:
                 factor = float(draws.factors[n, which]) * (-1 if which == HUE and "hue" in fault else 1)
                 steps.append(with_setting(ADJUST[which], factor))
-        if draws.grey[n]:
-            steps.insert(0 if "grey" in fault else len(steps), with_setting(tv.rgb_to_grayscale, 3))
+        if draws.gray[n]:
+            steps.insert(0 if "gray" in fault else len(steps), with_setting(tv.rgb_to_grayscale, 3))
         if sigmas[n] > 0:
             blur = with_setting(tv.gaussian_blur, [kernel] * 2, [float(sigmas[n])] * 2)
             steps.insert(0 if "blur" in fault else len(steps), blur)
@@ -233,7 +234,7 @@ def test_images_of_unequal_sizes_are_cropped_like_equal_ones(shared_data: Path, 
     batch = cut(real_images(shared_data, "imagenette"))
     views = Views("crop", size=32, interpolation=interpolation)
     keys = view_keys(0, 0, range(len(batch)))
-    for x, draws in zip(views(batch, keys), views.draw(batch, keys), strict=True):
+    for x, draws in zip(views(batch, keys), views.sample_params(batch, keys), strict=True):
         check_close(x, by_torchvision(batch, flat(draws), 32, interpolation))
 
 
@@ -277,8 +278,8 @@ def test_the_four_color_changes_come_in_the_order_drawn(images: Tensor) -> None:
     check_close(render(batch, draws, 32), by_torchvision(batch, draws, 32))
 
 
-def test_grey_has_the_weights_of_luma_in_all_three_channels(images: Tensor) -> None:
-    draws = replace(plain_draws(images), grey=np.arange(len(images)) % 2 == 0)
+def test_gray_has_the_weights_of_luma_in_all_three_channels(images: Tensor) -> None:
+    draws = replace(plain_draws(images), gray=np.arange(len(images)) % 2 == 0)
     x = render(images, draws, 48)
     check_close(x, by_torchvision(images, draws, 48))
     assert torch.equal(x[::2, :1].expand(-1, 3, -1, -1), x[::2])
@@ -317,7 +318,7 @@ def test_views_are_what_torchvision_makes_of_the_same_draws(
     keys = view_keys(3, 1, range(len(batch)))
     made = views(batch.to(device), keys)
     assert made.device.type == device
-    for x, draws in zip(made, views.draw(batch, keys), strict=True):
+    for x, draws in zip(made, views.sample_params(batch, keys), strict=True):
         check_close(x, by_torchvision(batch, flat(draws), 32, interpolation))
 
 
@@ -329,7 +330,7 @@ def test_views_are_what_torchvision_makes_of_the_same_draws(
         "jitter in a fixed order",
         "jitter backwards",
         "hue the other way",
-        "grey before jitter",
+        "gray before jitter",
         "blur before jitter",
         "one sigma a batch",
         "larger kernel",
@@ -339,7 +340,7 @@ def test_the_comparison_rejects_a_reference_with(fault: str, shared_data: Path) 
     batch = real_images(shared_data, "imagenette").repeat(3, 1, 1, 1)
     views = Views("simclr", size=32, strength=1.0, blur=0.5, min_area=0.08)
     keys = view_keys(3, 1, range(len(batch)))
-    x, draws = views(batch, keys)[0], flat(views.draw(batch, keys)[0])
+    x, draws = views(batch, keys)[0], flat(views.sample_params(batch, keys)[0])
     check_close(x, by_torchvision(batch, draws, 32))
     with pytest.raises(AssertionError):
         check_close(x, by_torchvision(batch, draws, 32, fault=fault))
@@ -462,7 +463,7 @@ def test_the_views_of_a_key_stay_what_they_have_been(size: int) -> None:
     assert fingerprint(sharp(batch, keys)) == PINNED[size]
     blurred = Views("simclr", size=size, strength=1.0, blur=0.5, min_area=0.08, views=3)
     digest = hashlib.sha256()
-    for draws in blurred.draw(batch, keys):
+    for draws in blurred.sample_params(batch, keys):
         for field in fields(Flat):
             digest.update(np.ascontiguousarray(getattr(flat(draws), field.name)).tobytes())
     assert digest.hexdigest() == PINNED_DRAWS
@@ -502,15 +503,15 @@ def within(count: float, n: int, p: float) -> bool:
 
 @pytest.mark.parametrize("view", [0, 1])
 @pytest.mark.parametrize("size", [32, 96])
-def test_a_half_are_flipped_a_fifth_grey_four_fifths_jittered_a_half_blurred(size: int, view: int) -> None:
-    blur = size_defaults(size)["blur"]
+def test_a_half_are_flipped_a_fifth_gray_four_fifths_jittered_a_half_blurred(size: int, view: int) -> None:
+    blur = read_policy("simclr", size).defaults()["blur"]
     draws = drawn((96, 96), view_keys(0, 0, range(MANY)), size=size)[view]
     assert within(draws.flip.sum(), MANY, 0.5)
-    assert within(draws.grey.sum(), MANY, 0.2)
+    assert within(draws.gray.sum(), MANY, 0.2)
     assert within(draws.jitter.sum(), MANY, 0.8)
     assert within((draws.sigma > 0).sum(), MANY, blur)
-    assert within((draws.grey & draws.flip).sum(), MANY, 0.1)
-    assert within((draws.grey & ~draws.jitter).sum(), MANY, 0.04)
+    assert within((draws.gray & draws.flip).sum(), MANY, 0.1)
+    assert within((draws.gray & ~draws.jitter).sum(), MANY, 0.04)
 
 
 @pytest.mark.parametrize("blur", [0.0, 0.1, 1.0])
@@ -556,7 +557,7 @@ def test_crops_are_distributed_like_torchvisions(height_width: tuple[int, int], 
 def test_crops_keep_to_their_smallest_area_and_aspect(size: int) -> None:
     box = drawn((500, 500), view_keys(0, 0, range(MANY)), size=size)[0].box
     area, aspect = box[:, 2] * box[:, 3] / 500**2, box[:, 3] / box[:, 2]
-    smallest = size_defaults(size)["min_area"]
+    smallest = read_policy("simclr", size).defaults()["min_area"]
     assert smallest * 0.98 <= area.min() < smallest * 1.1
     assert area.max() > 0.95
     assert 0.98 * 3 / 4 <= aspect.min() < 0.76
@@ -718,7 +719,7 @@ def test_an_epochs_order_is_unrelated_to_its_views() -> None:
     ],
 )
 def test_settings_left_open_follow_the_size(size: int, expected: dict[str, float]) -> None:
-    assert size_defaults(size) == expected
+    assert read_policy("simclr", size).defaults() == expected
     views = Views("simclr", size=size)
     assert {name: getattr(views, name) for name in expected} == expected
     for name in expected:
@@ -752,7 +753,7 @@ def test_more_views_leave_the_first_ones_as_they_are() -> None:
 def test_the_policy_crop_never_changes_a_color() -> None:
     for draws in drawn((96, 96), view_keys(0, 0, range(2000)), policy="crop"):
         assert not draws.jitter.any()
-        assert not draws.grey.any()
+        assert not draws.gray.any()
         assert not draws.sigma.any()
         assert within(draws.flip.sum(), 2000, 0.5)
     colors = torch.tensor([[255, 0, 0], [1, 2, 3], [200, 255, 128]], dtype=torch.uint8)
@@ -798,7 +799,7 @@ def test_a_setting_out_of_range_is_answered_in_one_line(settings: dict[str, obje
         (made_up(1, 8, 8)[0], 3, r"not torch.uint8 \[8, 8\]"),
         (made_up(3, 8, 8)[:, :, :0], 3, r"\[3, 0, 8\]"),
     ],
-    ids=["keys", "empty tensor", "empty list", "floats", "grey", "channels last", "one image", "no rows"],
+    ids=["keys", "empty tensor", "empty list", "floats", "gray", "channels last", "one image", "no rows"],
 )
 def test_images_that_cannot_be_used_are_answered_in_one_line(batch: ImageBatch, n_keys: int, words: str) -> None:
     with pytest.raises(StepclrError, match=words) as error:

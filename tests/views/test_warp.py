@@ -12,7 +12,7 @@ from scipy.interpolate import RBFInterpolator
 from test_views import MANY, made_up, within
 
 from stepclr import Views, view_keys
-from stepclr.views.ops import CONTROL, Warp, WarpDraws
+from stepclr.views.ops import CONTROL_POINTS, Warp, WarpParams
 from stepclr.views.warp import sparse_image_warp, thin_plate_field, thin_plate_weights
 
 Points = NDArray[np.float64]
@@ -38,32 +38,32 @@ def some_points() -> Points:
 def test_the_field_is_scipys_thin_plate_spline(scale: float) -> None:
     for seed in range(10):
         moves = some_moves(scale, seed)
-        points = np.concatenate([some_points(), CONTROL + moves])
-        expected = RBFInterpolator(CONTROL + moves, moves, kernel="thin_plate_spline", degree=1)(points)
-        np.testing.assert_allclose(field(CONTROL + moves, moves, points), expected, rtol=0, atol=1e-9)
+        points = np.concatenate([some_points(), CONTROL_POINTS + moves])
+        expected = RBFInterpolator(CONTROL_POINTS + moves, moves, kernel="thin_plate_spline", degree=1)(points)
+        np.testing.assert_allclose(field(CONTROL_POINTS + moves, moves, points), expected, rtol=0, atol=1e-9)
         np.testing.assert_allclose(expected[-4:], moves, rtol=0, atol=1e-9)
 
 
 def test_no_move_is_no_field_and_leaves_every_pixel_as_it_is() -> None:
-    assert not field(CONTROL, np.zeros((4, 2)), some_points()).any()
+    assert not field(CONTROL_POINTS, np.zeros((4, 2)), some_points()).any()
     x = made_up(3, 37, 37).float() / 255
-    weights = thin_plate_weights(np.tile(CONTROL, (3, 1, 1)), np.zeros((3, 4, 2)))
-    assert torch.equal(sparse_image_warp(x, np.tile(CONTROL, (3, 1, 1)), weights), x)
+    weights = thin_plate_weights(np.tile(CONTROL_POINTS, (3, 1, 1)), np.zeros((3, 4, 2)))
+    assert torch.equal(sparse_image_warp(x, np.tile(CONTROL_POINTS, (3, 1, 1)), weights), x)
 
 
 def test_an_affine_move_is_reproduced_everywhere() -> None:
     matrix, constant = np.array([[0.1, -0.2], [0.3, 0.05]]), np.array([0.02, -0.1])
-    made = field(CONTROL, CONTROL @ matrix + constant, some_points())
+    made = field(CONTROL_POINTS, CONTROL_POINTS @ matrix + constant, some_points())
     np.testing.assert_allclose(made, some_points() @ matrix + constant, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     "knots",
     [
-        CONTROL[[0, 0, 2, 3]],
-        CONTROL[[1, 1, 1, 1]],
-        CONTROL[[0, 0, 2, 3]] + np.array([[0, 1e-9], [0, 0], [0, 0], [0, 0]]),
-        CONTROL[[0, 0, 2, 3]] + np.array([[0, 1e-4], [0, 0], [0, 0], [0, 0]]),
+        CONTROL_POINTS[[0, 0, 2, 3]],
+        CONTROL_POINTS[[1, 1, 1, 1]],
+        CONTROL_POINTS[[0, 0, 2, 3]] + np.array([[0, 1e-9], [0, 0], [0, 0], [0, 0]]),
+        CONTROL_POINTS[[0, 0, 2, 3]] + np.array([[0, 1e-4], [0, 0], [0, 0], [0, 0]]),
         np.array([[0.1, 0.2], [0.2, 0.4], [0.3, 0.6], [0.4, 0.8]]),
         np.array([[0.1, 0.2], [0.2, 0.4 + 1e-12], [0.3, 0.6], [0.4, 0.8]]),
     ],
@@ -114,10 +114,10 @@ def warp_by_loops(x: torch.Tensor, moves: Points, fault: str = "") -> torch.Tens
 def test_a_warped_view_is_what_the_loops_make_of_the_same_draws() -> None:
     batch, keys = made_up(3, 26, 26), view_keys(0, 2, range(3))
     crop, warp = Views("crop", size=18), Views([Warp(p=1.0)], size=18)
-    for plain, x, draws in zip(crop(batch, keys), warp(batch, keys), warp.draw(batch, keys), strict=True):
+    for plain, x, draws in zip(crop(batch, keys), warp(batch, keys), warp.sample_params(batch, keys), strict=True):
         (drawn,) = draws.ops
-        assert isinstance(drawn, WarpDraws)
-        expected = torch.stack([warp_by_loops(*pair) for pair in zip(plain, drawn.knots - CONTROL, strict=True)])
+        assert isinstance(drawn, WarpParams)
+        expected = torch.stack([warp_by_loops(*pair) for pair in zip(plain, drawn.knots - CONTROL_POINTS, strict=True)])
         torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
         assert (x - plain).abs().amax((1, 2, 3)).min() > 0.05
 
@@ -134,7 +134,9 @@ def test_a_warped_view_is_what_the_loops_make_of_the_same_draws() -> None:
 )
 def test_the_comparison_rejects_loops_with(fault: str) -> None:
     x, moves = made_up(1, 20, 20).float() / 255, some_moves(0.05, 1)
-    made = sparse_image_warp(x, (CONTROL + moves)[None], thin_plate_weights((CONTROL + moves)[None], moves[None]))[0]
+    made = sparse_image_warp(
+        x, (CONTROL_POINTS + moves)[None], thin_plate_weights((CONTROL_POINTS + moves)[None], moves[None])
+    )[0]
     torch.testing.assert_close(made, warp_by_loops(x[0], moves), rtol=0, atol=1e-5)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(made, warp_by_loops(x[0], moves, fault), rtol=0, atol=1e-3)
@@ -143,11 +145,11 @@ def test_the_comparison_rejects_loops_with(fault: str) -> None:
 # Draw.
 
 
-def drawn_warps(**settings: float) -> WarpDraws:
+def drawn_warps(**settings: float) -> WarpParams:
     keys = view_keys(0, 0, range(MANY))
     batch = torch.zeros(1, 3, 96, 96, dtype=torch.uint8).expand(MANY, -1, -1, -1)
-    (drawn,) = Views([Warp()], size=96, **settings).draw(batch, keys)[0].ops  # type: ignore[arg-type]
-    assert isinstance(drawn, WarpDraws)
+    (drawn,) = Views([Warp()], size=96, **settings).sample_params(batch, keys)[0].ops  # type: ignore[arg-type]
+    assert isinstance(drawn, WarpParams)
     return drawn
 
 
@@ -160,7 +162,7 @@ def test_views_are_warped_as_often_as_asked(p: float) -> None:
 
 
 def test_moves_are_normal_with_one_scale_a_view_up_to_23_of_224_pixels() -> None:
-    moves = (drawn_warps(warp=0.1).knots - CONTROL).reshape(MANY, 8)
+    moves = (drawn_warps(warp=0.1).knots - CONTROL_POINTS).reshape(MANY, 8)
     rng = np.random.default_rng(0)
     expected: Callable[[], Points] = lambda: rng.uniform(0, 23 / 224, MANY) * rng.normal(size=MANY)  # noqa: E731
     for column in moves.T:
@@ -175,6 +177,6 @@ def test_moves_are_normal_with_one_scale_a_view_up_to_23_of_224_pixels() -> None
 
 
 def test_the_number_0_whose_normal_is_infinite_is_drawn_safely() -> None:
-    drawn = Warp(p=1.0).draw(np.array([[0.0, 0.5] + [0.0] * 8, [0.0, 0.5] + [1 - 2.0**-53] * 8]), 32)
+    drawn = Warp(p=1.0).sample(np.array([[0.0, 0.5] + [0.0] * 8, [0.0, 0.5] + [1 - 2.0**-53] * 8]), 32)
     assert np.isfinite(drawn.knots).all()
     assert np.isfinite(drawn.weights).all()

@@ -5,7 +5,7 @@ torch is imported inside them: help is instant.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -101,21 +101,21 @@ def views(
     seed: int = 0,
     classes: Names = None,
 ) -> None:
-    """Draw a sheet of views: a row an image, the original and its pairs; or a column a policy.
+    """Save a sheet of augmented views: one row per image (the original, then pairs of views), or one column per policy.
 
     Args:
         source: Images: a folder, a zip, or NAME:SPLIT.
         out: Image file to write.
         policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
-            crop; all for one view under each.
-        size: Side of a view, pixels.
-        strength: Strength s of the color jitter; with commas one for each view.
+            crop, or ops joined by + such as "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view under each.
+        size: Side of a view, in pixels.
+        strength: Strength s of the color jitter; one value, or one for each view separated by commas.
         blur: Probability of the Gaussian blur.
         warp: Probability of the sparse image warp.
-        min_area: Smallest crop, share of the image's area.
-        views: Views in a pair: 2, or more.
-        rows: Images to show, spread evenly over the source.
-        pairs: Pairs of views an image.
+        min_area: Smallest crop, as a share of the image's area.
+        views: Number of views in a pair: 2 or more.
+        rows: Number of images to show, spread evenly over the source.
+        pairs: Number of pairs of views per image.
         seed: Seed of the views.
         classes: Keep the labelled images of these classes only.
     """
@@ -123,36 +123,30 @@ def views(
     from stepclr.io import write_whole
     from stepclr.pretraining.resolve import view_size
     from stepclr.tools.sheet import policy_sheet, sheet
-    from stepclr.views.policies import POLICIES, policy_defaults
+    from stepclr.views.policies import POLICIES, read_policy
     from stepclr.views.views import Views
 
     images = open_source(source, classes, None)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])
     side = size or view_size(images)
+    settings: dict[str, Any] = {"strength": strength, "blur": blur, "warp": warp}
     shown = []
     for name in POLICIES if policy == "all" else [policy]:
-        defaults = policy_defaults(name, side) if policy == "all" else {}
-        unused = [option for option, value in defaults.items() if value is None]
-        how = Views(
-            name,
-            side,
-            None if "strength" in unused else strength,
-            None if "blur" in unused else blur,
-            min_area,
-            views,
-            warp=None if "warp" in unused else warp,
-        )
-        shown.append(how)
-    some = some.decoded(source_side(side))
-    pixels, _ = some.read_readable(range(len(some)))
+        used = settings
+        if policy == "all":  # each policy with those settings that it has an op for
+            used = {setting: value for setting, value in settings.items() if setting in read_policy(name).defaults()}
+        shown.append(Views(name, side, min_area=min_area, views=views, **used))
     kind = image_format(out)
-    drawn = policy_sheet(pixels, shown, seed) if policy == "all" else sheet(pixels, shown[0], seed, pairs)
-    write_whole(out, lambda file: drawn.save(file, kind))
-    what = "one view" if policy == "all" else f"{pairs} times {views} views"
-    say(f"{out}: {len(pixels)} images, {what} each of")
-    for how in shown:
-        say(f"  {how.describe()}")
+    pixels, _ = some.decoded(source_side(side)).read_readable(range(len(some)))
+    if policy == "all":
+        image, what = policy_sheet(pixels, shown, seed), "one view"
+    else:
+        image, what = sheet(pixels, shown[0], seed, pairs), f"{pairs} times {views} views"
+    write_whole(out, lambda file: image.save(file, kind))
+    say(f"{out}: {len(pixels)} images, {what} of each:")
+    for policy_views in shown:
+        say(f"  {policy_views.describe()}")
 
 
 def doctor(

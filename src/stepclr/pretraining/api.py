@@ -31,7 +31,7 @@ from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.pretraining.resume import check_same_images, resumed
 from stepclr.pretraining.run import Run
 from stepclr.recipes import recipe_config
-from stepclr.views.policies import policy_name
+from stepclr.views.policies import read_policy
 from stepclr.views.views import Views
 
 
@@ -81,7 +81,7 @@ def pretrain(
     if config is None:
         config = stored.settings() if stored else recipe_config(recipe)
     if "policy" in options:
-        options["policy"] = policy_name(options["policy"])  # a list of ops has a name too
+        options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
     config = replace(config, **options)
     if stored:
         config = resumed(config, stored, run)

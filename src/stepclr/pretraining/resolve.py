@@ -9,9 +9,8 @@ from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.pretraining.optim import DEFAULTS
-from stepclr.views.numba.batch import Renderer
-from stepclr.views.policies import policy_defaults
-from stepclr.views.views import Views
+from stepclr.views.policies import read_policy
+from stepclr.views.views import Renderer, Views
 
 STAGES = ((0.4, 0.5), (0.75, 0.75))  # of a progressive run: up to this share of the steps, this share of the size
 
@@ -26,7 +25,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     size = _size(config, images, teacher)
     lr, weight_decay = DEFAULTS[config.optimizer]
     defaults = {
-        **_policy_settings(config.policy, size),
+        **read_policy(config.policy, size).defaults(),
         "lr": lr,
         "weight_decay": weight_decay,
         "warmup": min(10.0, config.epochs / 10),
@@ -84,12 +83,6 @@ def _size(config: PretrainConfig, images: ImageSet, teacher: Classifier | None) 
     if config.size not in (None, teacher.encoder.size):
         raise StepclrError(f"size is {config.size}, but the teacher takes views of {teacher.encoder.size} pixels")
     return teacher.encoder.size
-
-
-def _policy_settings(policy: str, size: int) -> dict[str, float | None]:
-    """What the policy leaves to the settings: the ops of a list have their own strengths and probabilities."""
-    settings = policy_defaults(policy, size)
-    return {"min_area": settings["min_area"]} if "(" in policy else settings
 
 
 def views_of(config: ResolvedConfig, renderer: Renderer = "auto", share: float = 1.0) -> Views:

@@ -100,7 +100,7 @@ class Walk:
         )
 
     def _views(self) -> tuple[str, str]:
-        drawn = self.views.draw(self.images.read([0]), view_keys(self.config.seed, 0, [0]))
+        drawn = self.views.sample_params(self.images.read([0]), view_keys(self.config.seed, 0, [0]))
         boxes = " and ".join(str(draws.box[0].tolist()) for draws in drawn)
         return (
             f"the batch, a key for each image; the first one's crops (top, left, height, width) are {boxes}",

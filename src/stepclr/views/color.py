@@ -1,11 +1,11 @@
-"""Color jitter and grey, each image with its own parameters. Rendered by the rules at the head of `render.py`."""
+"""Color jitter and grayscale, with parameters of its own for each image, by the rules at the head of `reference.py`."""
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stepclr.views.ops import BRIGHTNESS, CONTRAST, HUE, SATURATION
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of `JitterParams.factors`, and entries of its `order`
 
 
 def color_jitter(
@@ -16,33 +16,34 @@ def color_jitter(
 ) -> None:
     """Brightness, contrast, saturation and hue, each image in its own order, clipped after each. In place."""
     for turn in range(4):
-        for which, change in CHANGES.items():
+        for which, adjust in ADJUSTMENTS.items():
             chosen = jitter & (order[:, turn] == which)
             rows = chosen_rows(chosen, x)
             if len(rows):
                 factor = torch.from_numpy(factors[chosen, which]).to(x)[:, None, None, None]
-                x[rows] = change(x[rows], factor)
+                x[rows] = adjust(x[rows], factor)
 
 
-def brightness(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """x times the factor (SimCLR v2's code; v1's adds)."""
+def adjust_brightness(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Multiply by the factor (as SimCLR v2's code does; v1's adds)."""
     return (x * factor).clamp_(0, 1)
 
 
-def contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Away from, or towards, the image's mean grey."""
+def adjust_contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Blend with the image's mean gray level."""
+    # A sum of integers is the same in every order of summation.
     exact = (luma(x) * 2.0**16).round().sum((1, 2), dtype=torch.int64)
     mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
     return _blend(x, mean[:, None, None, None], factor)
 
 
-def saturation(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Away from, or towards, each pixel's own grey."""
+def adjust_saturation(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Blend with each pixel's own gray level."""
     return _blend(x, luma(x).unsqueeze(1), factor)
 
 
-def hue(x: Float[Tensor, "n 3 s s"], shift: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Turn each pixel's hue by `shift` turns, in HSV: value and saturation stay."""
+def adjust_hue(x: Float[Tensor, "n 3 s s"], shift: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
+    """Shift each pixel's hue in HSV by `shift` turns; value and saturation stay."""
     red, green, blue = x.unbind(1)
     value = x.amax(1)
     chroma = value - x.amin(1)
@@ -54,18 +55,23 @@ def hue(x: Float[Tensor, "n 3 s s"], shift: Float[Tensor, "n 1 1 1"]) -> Float[T
     )
     sector = sector + shift[:, 0] * 6
     channels = []
-    for offset in (5.0, 3.0, 1.0):  # HSV back to red, green, blue in one formula each
+    for offset in (5.0, 3.0, 1.0):  # HSV back to red, green and blue, by the same formula
         k = sector + offset
         k = k - (k / 6).floor() * 6
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1))
     return torch.stack(channels, 1).clamp_(0, 1)
 
 
-CHANGES = {BRIGHTNESS: brightness, CONTRAST: contrast, SATURATION: saturation, HUE: hue}
+ADJUSTMENTS = {
+    BRIGHTNESS: adjust_brightness,
+    CONTRAST: adjust_contrast,
+    SATURATION: adjust_saturation,
+    HUE: adjust_hue,
+}
 
 
 def luma(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n s s"]:
-    """Grey, with ITU-R 601's weights (as torchvision has them)."""
+    """The gray level of each pixel, by the weights of ITU-R 601 (as in torchvision)."""
     return x[:, 0] * 0.2989 + x[:, 1] * 0.587 + x[:, 2] * 0.114
 
 
@@ -74,5 +80,5 @@ def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def chosen_rows(chosen: Bool[np.ndarray, " n"], x: Tensor) -> Int[Tensor, " k"]:
-    """Places of those chosen, on the device of x."""
+    """Indices of the chosen rows, on the device of x."""
     return torch.from_numpy(chosen.nonzero()[0]).to(x.device)

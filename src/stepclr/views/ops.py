@@ -1,4 +1,7 @@
-"""The ops of a policy: each draws its parameters from random numbers, as arrays with a row an image. CPU only."""
+"""The ops of a policy: each samples its parameters from uniform random numbers, on the CPU, one row per image.
+
+A renderer applies the parameters to pixels; `apply_op` in `reference.py` shows what they mean.
+"""
 
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
@@ -8,83 +11,82 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
 from stepclr.errors import StepclrError, choose
-from stepclr.views.tables import TABLES, auto_augment, rand_augment
+from stepclr.views.autoaugment import TABLES, auto_augment, rand_augment
 from stepclr.views.warp import thin_plate_weights
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-CONTROL = np.array([[1, 1], [1, 2], [2, 1], [2, 2]]) / 3  # of the warp, in units of the side
-FARTHEST = 23 / 224  # largest scale of the control points' normal moves, in units of the side
+CONTROL_POINTS = np.array([[1, 1], [1, 2], [2, 1], [2, 2]]) / 3  # of the warp, in units of the view's side
+MAX_SCALE = 23 / 224  # largest standard deviation of the control points' moves, in units of the view's side
 
 
 @dataclass(frozen=True)
-class JitterDraws:
+class JitterParams:
     """Color jitter of N views."""
 
-    jitter: Bool[np.ndarray, " n"]
-    factors: Float[np.ndarray, "n 4"]  # brightness, contrast, saturation: factors; hue: shift in turns
-    order: Int[np.ndarray, "n 4"]  # which of the four comes first, second, ...
+    jitter: Bool[np.ndarray, " n"]  # whether the view is jittered at all
+    factors: Float[np.ndarray, "n 4"]  # of brightness, contrast and saturation; then the shift of the hue, in turns
+    order: Int[np.ndarray, "n 4"]  # which of these four comes first, second, ...
 
 
 @dataclass(frozen=True)
-class GreyDraws:
-    """Which of N views turn grey."""
+class GrayscaleParams:
+    """Which of N views become gray."""
 
-    grey: Bool[np.ndarray, " n"]
+    gray: Bool[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
-class BlurDraws:
+class BlurParams:
     """Gaussian blur of N views."""
 
-    sigma: Float[np.ndarray, " n"]  # in pixels of the view; 0: none
+    sigma: Float[np.ndarray, " n"]  # in pixels of the view; 0: no blur
 
 
 @dataclass(frozen=True)
-class WarpDraws:
-    """Sparse image warp of N views, in units of the side: `thin_plate_field` is the displacement."""
+class WarpParams:
+    """Sparse image warp of N views, in units of the view's side: `warp.thin_plate_field` is the displacement."""
 
-    warp: Bool[np.ndarray, " n"]
+    warp: Bool[np.ndarray, " n"]  # whether the view is warped at all
     knots: Float[np.ndarray, "n 4 2"]  # row, column
     weights: Float[np.ndarray, "n 7 2"]
 
 
 @dataclass(frozen=True)
-class TableDraws:
-    """Ops of AutoAugment or RandAugment on N views, those of a row one after the other."""
+class TableParams:
+    """Ops of AutoAugment or RandAugment on N views; the ops of a row are applied one after the other."""
 
-    op: Int[np.ndarray, "n layers"]  # places in `tables.OPS`; 0: none
+    op: Int[np.ndarray, "n layers"]  # indices into `autoaugment.OPS`; 0: none
     magnitude: Float[np.ndarray, "n layers"]
 
 
-Drawn = JitterDraws | GreyDraws | BlurDraws | WarpDraws | TableDraws
+OpParams = JitterParams | GrayscaleParams | BlurParams | WarpParams | TableParams
 
 
-def take(drawn: Drawn, part: slice) -> Drawn:
-    """The rows `part` of what was drawn."""
-    return replace(drawn, **{field.name: getattr(drawn, field.name)[part] for field in fields(drawn)})
+def take(params: OpParams, rows: slice) -> OpParams:
+    """The parameters of these rows."""
+    return replace(params, **{field.name: getattr(params, field.name)[rows] for field in fields(params)})
 
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """With probability p brightness, contrast, saturation and hue, in random order (SimCLR App. A).
+    """With probability p change brightness, contrast, saturation and hue, in random order (SimCLR App. A).
 
     Factors U(1 - 0.8s, 1 + 0.8s), not below 0; hue shift U(-0.2s, 0.2s) turns; s = strength.
     """
 
     strength: float = 1.0
     p: float = 0.8
-    numbers: ClassVar[int] = 9  # drawn for each view
+    numbers: ClassVar[int] = 9  # random numbers for each view
 
     def __post_init__(self) -> None:
         check_range("strength", self.strength, 0, 2.5)
-        check_range("jitter", self.p, 0, 1)
+        check_range("p of ColorJitter", self.p, 0, 1)
 
-    def draw(self, u: Float[np.ndarray, "n 9"], _size: int) -> JitterDraws:
-        """Parameters from uniform numbers."""
+    def sample(self, u: Float[np.ndarray, "n 9"], _size: int) -> JitterParams:
+        """Parameters from uniform random numbers: one for p, three factors, the hue, four for the order."""
         spread = 0.8 * self.strength
         factors = np.maximum(1 - spread, 0) + u[:, 1:4] * (1 + spread - np.maximum(1 - spread, 0))
         hue = (2 * u[:, 4:5] - 1) * 0.2 * self.strength
-        return JitterDraws(
+        return JitterParams(
             jitter=u[:, 0] < self.p,
             factors=np.concatenate([factors, hue], axis=1),
             order=np.argsort(u[:, 5:9], axis=1, kind="stable"),
@@ -92,23 +94,23 @@ class ColorJitter:
 
 
 @dataclass(frozen=True)
-class Grey:
-    """With probability p grey in all three channels."""
+class Grayscale:
+    """With probability p make all three channels equal to the gray level."""
 
     p: float = 0.2
     numbers: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_range("grey", self.p, 0, 1)
+        check_range("p of Grayscale", self.p, 0, 1)
 
-    def draw(self, u: Float[np.ndarray, "n 1"], _size: int) -> GreyDraws:
-        """Parameters from uniform numbers."""
-        return GreyDraws(u[:, 0] < self.p)
+    def sample(self, u: Float[np.ndarray, "n 1"], _size: int) -> GrayscaleParams:
+        """Parameters from uniform random numbers."""
+        return GrayscaleParams(u[:, 0] < self.p)
 
 
 @dataclass(frozen=True)
 class Blur:
-    """With probability p a Gaussian blur, sigma U(0.1, 2) pixels, kernel side S // 10 made odd."""
+    """With probability p a Gaussian blur, sigma U(0.1, 2) pixels, with a kernel of S // 10 pixels, made odd."""
 
     p: float = 0.5
     numbers: ClassVar[int] = 2
@@ -116,17 +118,17 @@ class Blur:
     def __post_init__(self) -> None:
         check_range("blur", self.p, 0, 1)
 
-    def draw(self, u: Float[np.ndarray, "n 2"], _size: int) -> BlurDraws:
-        """Parameters from uniform numbers."""
-        return BlurDraws(np.where(u[:, 0] < self.p, 0.1 + 1.9 * u[:, 1], 0.0))
+    def sample(self, u: Float[np.ndarray, "n 2"], _size: int) -> BlurParams:
+        """Parameters from uniform random numbers: one for p, one for sigma."""
+        return BlurParams(np.where(u[:, 0] < self.p, 0.1 + 1.9 * u[:, 1], 0.0))
 
 
 @dataclass(frozen=True)
 class Warp:
-    """With probability p a sparse image warp (SupCon 14.2): 2 x 2 control points at S/3 and 2S/3 move, and f with them.
+    """With probability p a sparse image warp (SupCon 14.2): 2 x 2 control points at S/3 and 2S/3 move the view along.
 
-    Each coordinate by N(0, 1) L, L ~ U(0, 23 S / 224) pixels once a view. f is the thin-plate spline that has the
-    moves as its values at the *moved* points; pixel q samples the view at q - f(q).
+    Each coordinate moves by N(0, 1) L pixels; L ~ U(0, 23 S / 224) is drawn once for each view. The displacement f is
+    the thin-plate spline that has the moves as its values at the *moved* points; pixel q samples the view at q - f(q).
     """
 
     p: float = 0.5
@@ -135,19 +137,19 @@ class Warp:
     def __post_init__(self) -> None:
         check_range("warp", self.p, 0, 1)
 
-    def draw(self, u: Float[np.ndarray, "n 10"], _size: int) -> WarpDraws:
-        """Parameters from uniform numbers."""
+    def sample(self, u: Float[np.ndarray, "n 10"], _size: int) -> WarpParams:
+        """Parameters from uniform random numbers: one for p, one for L, eight for the moves."""
         warp = u[:, 0] < self.p
-        normal = ndtri(np.maximum(u[:, 2:], 2.0**-53)).reshape(-1, 4, 2)  # the inverse of 0 is minus infinity
-        moves = FARTHEST * u[:, 1, None, None] * normal
+        normal = ndtri(np.maximum(u[:, 2:], 2.0**-53)).reshape(-1, 4, 2)  # the inverse at 0 is minus infinity
+        moves = MAX_SCALE * u[:, 1, None, None] * normal
         weights = np.zeros((len(u), 7, 2))
-        weights[warp] = thin_plate_weights((CONTROL + moves)[warp], moves[warp])
-        return WarpDraws(warp, CONTROL + moves, weights)
+        weights[warp] = thin_plate_weights((CONTROL_POINTS + moves)[warp], moves[warp])
+        return WarpParams(warp, CONTROL_POINTS + moves, weights)
 
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """One of the 25 sub-policies of a table, "imagenet", "cifar10" or "svhn" (Cubuk et al. 2019), as in torchvision."""
+    """One of the 25 sub-policies of a table (Cubuk et al. 2019), as in torchvision: "imagenet", "cifar10" or "svhn"."""
 
     table: str = "imagenet"
     numbers: ClassVar[int] = 5
@@ -155,40 +157,42 @@ class AutoAugment:
     def __post_init__(self) -> None:
         choose("autoaugment table", self.table, TABLES)
 
-    def draw(self, u: Float[np.ndarray, "n 5"], size: int) -> TableDraws:
-        """Parameters from uniform numbers: which sub-policy; for each of its ops, whether and which sign."""
+    def sample(self, u: Float[np.ndarray, "n 5"], size: int) -> TableParams:
+        """Parameters from uniform random numbers: one for the sub-policy; for each of its ops, its p and its sign."""
         table = auto_augment(self.table, size)
         row = (u[:, 0] * len(table.op)).astype(np.int64)
-        happens, negative = u[:, 1::2] < table.p[row], table.signed[row] & (u[:, 2::2] < 0.5)
+        happens = u[:, 1::2] < table.p[row]
+        negative = table.signed[row] & (u[:, 2::2] < 0.5)
         magnitude = np.where(negative, -table.magnitude[row], table.magnitude[row])
-        return TableDraws(np.where(happens, table.op[row], 0), np.where(happens, magnitude, 0.0))
+        return TableParams(np.where(happens, table.op[row], 0), np.where(happens, magnitude, 0.0))
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """So many of 14 ops one after the other, all at one magnitude of 0 .. 30 (Cubuk et al. 2020), as in torchvision."""
+    """`layers` of 14 ops in turn, all at one magnitude of 0 to 30 (Cubuk et al. 2020), as in torchvision."""
 
     layers: int = 2
     magnitude: int = 9
 
     def __post_init__(self) -> None:
-        check_range("randaugment's number of layers", self.layers, 1, 20)
-        check_range("randaugment's magnitude", self.magnitude, 0, 30)
+        check_range("layers of RandAugment", self.layers, 1, 20)
+        check_range("magnitude of RandAugment", self.magnitude, 0, 30)
 
     @property
     def numbers(self) -> int:
-        """Random numbers drawn for each view."""
+        """Random numbers for each view."""
         return 2 * self.layers
 
-    def draw(self, u: Float[np.ndarray, "n k"], size: int) -> TableDraws:
-        """Parameters from uniform numbers: for each layer, which op and which sign."""
+    def sample(self, u: Float[np.ndarray, "n k"], size: int) -> TableParams:
+        """Parameters from uniform random numbers: for each layer, which op and which sign."""
         table = rand_augment(self.magnitude, size)
         row = (u[:, 0::2] * len(table.op)).astype(np.int64)
-        magnitude, negative = table.magnitude[row, 0], table.signed[row, 0] & (u[:, 1::2] < 0.5)
-        return TableDraws(table.op[row, 0], np.where(negative, -magnitude, magnitude))
+        negative = table.signed[row, 0] & (u[:, 1::2] < 0.5)
+        magnitude = table.magnitude[row, 0]
+        return TableParams(table.op[row, 0], np.where(negative, -magnitude, magnitude))
 
 
-Op = ColorJitter | Grey | Blur | Warp | AutoAugment | RandAugment
+Op = ColorJitter | Grayscale | Blur | Warp | AutoAugment | RandAugment
 
 
 def check_range(name: str, value: float | int, low: float | int, high: float | int) -> None:

@@ -1,9 +1,9 @@
-"""Render: images and drawn parameters -> pixels, batched, in plain torch on any device. The reference renderer.
+"""Render: images and sampled parameters -> pixels, in plain torch on any device. The reference for other renderers.
 
-Bit for bit the same whatever else is in the batch and however many threads work: resizing sums integers in float64,
-where every order of summation gives the same result; a mean is taken over integers; all else works on each pixel by
-itself, in single IEEE operations (no fused ones, which libraries apply to some positions only). `color.py`, `warp.py`
-and `levels.py` keep to the same rules.
+The result is the same, bit for bit, whatever else is in the batch and however many threads work. Resizing sums integers
+in float64, where every order of summation gives the same result; a mean is taken over integers; everything else works
+on each pixel by itself in single IEEE operations (not fused ones, which libraries apply in some positions only).
+`color.py`, `warp.py` and `autoaugment.py` follow the same rules.
 """
 
 from collections.abc import Sequence
@@ -12,61 +12,60 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
+from stepclr.views.autoaugment import apply_table_op
 from stepclr.views.color import chosen_rows, color_jitter, luma
-from stepclr.views.levels import change_levels
-from stepclr.views.ops import BlurDraws, Drawn, GreyDraws, JitterDraws, TableDraws, WarpDraws, take
-from stepclr.views.sample import Draws
+from stepclr.views.ops import BlurParams, GrayscaleParams, JitterParams, OpParams, TableParams, WarpParams, take
+from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
 
 Interpolation = Literal["bicubic", "bilinear"]
-CHUNK = 2**19  # numbers rendered at a time: what a chunk touches stays in a processor's cache
+CHUNK = 2**19  # numbers rendered at a time: a chunk stays in a processor's cache
 FIXED = 2.0**20  # filter weights are multiples of 1/FIXED: 8 + 21 + 21 bits and the sums' growth fit float64's 53
 
 
-def render(
+def render_reference(
     images: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
-    draws: Draws,
+    params: ViewParams,
     size: int,
     interpolation: Interpolation = "bicubic",
 ) -> Float[Tensor, "n 3 s s"]:
-    """One view of each image, float32 in [0, 1]: crop and resize, flip, then each op as drawn."""
+    """One view of each image, float32 in [0, 1]: crop and resize, flip, then each op with its parameters."""
     chunks = []
     step = max(1, CHUNK // (3 * size * size))
     for start in range(0, len(images), step):
-        part = slice(start, start + step)
-        x = crop_resize_flip(images[part], draws.box[part], draws.flip[part], size, interpolation)
-        for drawn in draws.ops:
-            change(x, take(drawn, part))
+        rows = slice(start, start + step)
+        x = crop_resize_flip(images[rows], params.box[rows], params.flip[rows], size, interpolation)
+        for op in params.ops:
+            apply_op(x, take(op, rows))
         chunks.append(x)
     return torch.cat(chunks)
 
 
-def change(x: Float[Tensor, "n 3 s s"], drawn: Drawn) -> None:
-    """One op on each view that it was drawn for. In place."""
-    match drawn:
-        case JitterDraws():
-            color_jitter(x, drawn.jitter, drawn.factors, drawn.order)
-        case GreyDraws():
-            rows = chosen_rows(drawn.grey, x)
+def apply_op(x: Float[Tensor, "n 3 s s"], params: OpParams) -> None:
+    """Apply one op to each view that its parameters choose. In place."""
+    match params:
+        case JitterParams():
+            color_jitter(x, params.jitter, params.factors, params.order)
+        case GrayscaleParams():
+            rows = chosen_rows(params.gray, x)
             if len(rows):
                 x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
-        case BlurDraws():
-            blurred = drawn.sigma > 0
+        case BlurParams():
+            blurred = params.sigma > 0
             rows = chosen_rows(blurred, x)
             if len(rows):
-                x[rows] = gaussian_blur(x[rows], drawn.sigma[blurred])
-        case WarpDraws():
-            rows = chosen_rows(drawn.warp, x)
+                x[rows] = gaussian_blur(x[rows], params.sigma[blurred])
+        case WarpParams():
+            rows = chosen_rows(params.warp, x)
             if len(rows):
-                x[rows] = sparse_image_warp(x[rows], drawn.knots[drawn.warp], drawn.weights[drawn.warp])
-        case TableDraws():
+                x[rows] = sparse_image_warp(x[rows], params.knots[params.warp], params.weights[params.warp])
+        case TableParams():
             levels = (x * 255).round().to(torch.uint8)
-            for op, magnitude in zip(drawn.op.T, drawn.magnitude.T, strict=True):
-                change_levels(levels, op, magnitude)
+            for op, magnitude in zip(params.op.T, params.magnitude.T, strict=True):
+                apply_table_op(levels, op, magnitude)
             x.copy_(levels.to(x) / 255)
 
 
@@ -77,17 +76,17 @@ def crop_resize_flip(
     size: int,
     interpolation: Interpolation,
 ) -> Float[Tensor, "n 3 s s"]:
-    """Box of each image, resized to S x S with antialiasing, mirrored where asked, clipped to [0, 1].
+    """The box of each image, resized to S x S with antialiasing, mirrored where `flip` says so, clipped to [0, 1].
 
-    The filter never reaches outside the box: taps beyond its edge are left out and the others share their weight.
+    The filter never reaches outside the box: taps beyond its edge are left out, and the others share their weight.
     """
     if not isinstance(images, Tensor):
         images, box = cut_out(images, box)
     boxes = torch.from_numpy(box).to(images.device)
     mirrored = torch.from_numpy(flip).to(images.device)
     n, _, height, width = images.shape
-    rows = _weights(boxes[:, 0], boxes[:, 2], height, size, interpolation)
-    columns = _weights(boxes[:, 1], boxes[:, 3], width, size, interpolation)
+    rows = _fixed_weights(boxes[:, 0], boxes[:, 2], height, size, interpolation)
+    columns = _fixed_weights(boxes[:, 1], boxes[:, 3], width, size, interpolation)
     columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
     with torch.autocast(images.device.type, enabled=False):
         x = images.permute(0, 2, 1, 3).double().reshape(n, height * 3, width) @ columns.mT
@@ -95,41 +94,50 @@ def crop_resize_flip(
     return (x / (255 * FIXED**2)).float().clamp_(0, 1).contiguous()
 
 
-def cut_out(images: Sequence[Tensor], box: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
-    """Images of unequal sizes -> their boxes in the top left corners of a zero-padded batch, and the boxes there."""
+def cut_out(
+    images: Sequence[UInt8[Tensor, "3 _ _"]], box: Int[np.ndarray, "n 4"]
+) -> tuple[UInt8[Tensor, "n 3 height width"], Int64[np.ndarray, "n 4"]]:
+    """Images of different sizes -> their boxes in the top left corners of a zero-padded batch, and the boxes there."""
     batch = images[0].new_zeros(len(images), 3, int(box[:, 2].max()), int(box[:, 3].max()))
     for row, image, (top, left, height, width) in zip(batch, images, box.tolist(), strict=True):
         row[:, :height, :width] = image[:, top : top + height, left : left + width]
     return batch, np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)
 
 
-def _weights(
+def _fixed_weights(
     start: Int[Tensor, " n"], length: Int[Tensor, " n"], side: int, size: int, interpolation: Interpolation
 ) -> Float[Tensor, "n s side"]:
-    """Filter weights that take pixels start .. start + length of a line of `side` pixels to `size`: integers / FIXED.
+    """`filter_weights` that sum to 1 in whole multiples of 1/FIXED, so that sums of pixels are exact."""
+    weights = (filter_weights(start.double(), length.double(), side, size, interpolation) * FIXED).round()
+    return (weights * (FIXED / weights.sum(2, keepdim=True))).round()
 
-    PIL's and torch's antialiased filters: the kernel is stretched by the scale where the image shrinks.
+
+def filter_weights(
+    start: Float[Tensor, "*n"], length: Float[Tensor, "*n"], side: int, size: int, interpolation: Interpolation
+) -> Float[Tensor, "*n s side"]:
+    """Weights, before they are scaled to sum to 1, that resize pixels start to start + length of a line to `size`.
+
+    The line has `side` pixels. The filters are PIL's and torch's antialiased ones: where the image shrinks, the kernel
+    is stretched by the scale.
     """
-    start, length = start.double()[:, None, None], length.double()[:, None, None]
-    pixel = torch.arange(side, device=start.device, dtype=torch.float64)[None, None, :] - start
-    output = torch.arange(size, device=start.device, dtype=torch.float64)[None, :, None]
+    start, length = start[..., None, None], length[..., None, None]
+    pixel = torch.arange(side, device=start.device, dtype=start.dtype) - start
+    output = torch.arange(size, device=start.device, dtype=start.dtype)[:, None]
     scale = length / size
     distance = ((pixel + 0.5 - (output + 0.5) * scale) / scale.clamp(min=1)).abs()
-    kernel = bicubic(distance) if interpolation == "bicubic" else (1 - distance).clamp(min=0)
-    kernel = torch.where((pixel >= 0) & (pixel < length), kernel, 0.0)
-    kernel = (kernel * FIXED).round()  # integers, so that their sum is exact too
-    return (kernel * (FIXED / kernel.sum(2, keepdim=True))).round()
+    kernel = _bicubic(distance) if interpolation == "bicubic" else (1 - distance).clamp(min=0)
+    return torch.where((pixel >= 0) & (pixel < length), kernel, 0.0)
 
 
-def bicubic(d: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Keys' cubic convolution kernel with a = -1/2, the one that PIL and torch use when antialiasing."""
+def _bicubic(d: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Keys' cubic convolution kernel with a = -1/2, which PIL and torch use for antialiased resizing."""
     near = (1.5 * d - 2.5) * d * d + 1
     far = ((-0.5 * d + 2.5) * d - 4) * d + 2
     return torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
 
 
 def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -> Float[Tensor, "n 3 s s"]:
-    """Separable Gaussian, one sigma (pixels) an image, kernel side S // 10 made odd, edges mirrored."""
+    """Separable Gaussian: one sigma (in pixels) for each image, a kernel of S // 10 made odd, mirrored edges."""
     side = x.shape[-1]
     radius = blur_kernel(side) // 2
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma[:, None]) ** 2)

@@ -10,11 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from stepclr.data.stores import as_image
-from stepclr.views.numba.batch import Renderer
 from stepclr.views.numba.compiled import compiled
 from stepclr.views.ops import Op
 from stepclr.views.reference import Interpolation
-from stepclr.views.views import Views
+from stepclr.views.views import Renderer, Views
 
 
 class SimCLRTransform:

@@ -1,7 +1,7 @@
-"""`Views`: draw, then render."""
+"""`Views`: sample the parameters of random views, then render them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,36 +10,39 @@ from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
 from stepclr.splitmix import Indices
-from stepclr.views.cuda import render_batched
+from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import NUMBERS
-from stepclr.views.numba.batch import Renderer, choose_renderer, render_fused
-from stepclr.views.ops import Blur, ColorJitter, Op, Warp, check_range
-from stepclr.views.policies import POLICIES, policy_defaults, policy_name, policy_ops, size_defaults
-from stepclr.views.reference import Interpolation, render
-from stepclr.views.sample import CROP_NUMBERS, Draws, draw
+from stepclr.views.numba.batch import render_numba, why_not_numba
+from stepclr.views.ops import Op, check_range
+from stepclr.views.policies import read_policy
+from stepclr.views.reference import Interpolation, render_reference
+from stepclr.views.sample import CROP_NUMBERS, ViewParams, sample_params
+
+Renderer = Literal["auto", "numba", "torch"]
 
 
 class Views:
     """t ~ T: random views of images, each a function of its key alone (SimCLR section 3, App. A).
 
     Args:
-        policy: one of `POLICIES`, or a list of ops that follow crop and flip, as [ColorJitter(0.8), Grey()].
+        policy: one of `POLICIES`, or a list of ops that follow crop and flip, such as [ColorJitter(0.8), Grayscale()].
         size: side S of a view, in pixels.
-        strength: s of the color jitter, or a sequence with one for each view. None: by size, or the ops' own.
+        strength: s of the color jitter, or a sequence with one value for each view. None: by size, or the ops' own.
         blur: probability of the Gaussian blur. None: by size, or the op's own.
-        min_area: smallest crop as a share of the image's area. None: by size.
+        min_area: smallest crop, as a share of the image's area. None: by size.
         views: number of views V of each image.
-        interpolation: of the crop, "bicubic" or "bilinear"; antialiased both. None: as in the authors' code,
-            bilinear in simaugment, else bicubic.
+        interpolation: of the crop, "bicubic" or "bilinear", both antialiased. None: as in the authors' code, bilinear
+            for simaugment, otherwise bicubic.
         warp: probability of the sparse image warp. None: 0.5, or the op's own.
-        renderer: "torch", the reference; "numba", several times as fast on a CPU and within 1/255 of it, for policies
-            of color jitter, grey, warp and blur; "auto": numba where it can be. A batch on a GPU is rendered there.
+        renderer: what renders images in CPU memory. "torch": the reference; "numba": several times as fast and within
+            1/255 of it, for policies of color jitter, grayscale, warp and blur; "auto": numba where possible. Images in
+            GPU memory are rendered there.
 
-    `renderer` is the decision afterwards, "numba" or "torch"; with one of them a view is bit for bit the same in any
-    batch, order and number of threads, and on any processor of the same kind.
-    strength, blur and warp are None afterwards where the policy has no such op; to give one then is an error.
-    Raises StepclrError for an unknown policy, a value out of range, a list that wants too many random numbers, or a
-    renderer that was asked for and cannot be had.
+    Afterwards the attribute `renderer` is "numba" or "torch". With either of them a view is the same, bit for bit, in
+    any batch, in any order, with any number of threads, and on any processor of the same kind. The attributes strength,
+    blur and warp are None if the policy has no such op; it is an error to pass one of them then.
+    Raises StepclrError for an unknown policy, a value out of range, a list of ops that needs too many random numbers,
+    and a renderer that is requested but not available.
     """
 
     def __init__(
@@ -57,76 +60,75 @@ class Views:
     ) -> None:
         check_range("size", size, 4, 4096)
         check_range("views", views, 1, 64)
-        ops, defaults = policy_ops(policy, size), policy_defaults(policy, size)
-        self.policy = policy_name(policy)
-        self.size, self.views = size, views
-        self.interpolation: Interpolation = interpolation or ("bilinear" if policy == "simaugment" else "bicubic")
+        default = read_policy(policy, size)
+        self.policy, self.size, self.views = default.name, size, views
+        self.interpolation = interpolation or default.interpolation
         choose("interpolation", self.interpolation, ("bicubic", "bilinear"))
-        for name, value in (("strength", strength), ("blur", blur), ("warp", warp)):
-            if value is not None and defaults[name] is None:
-                users = ", ".join(other for other in POLICIES if policy_defaults(other, size)[name] is not None)
-                raise StepclrError(f"policy {self.policy} has no use for {name}; these have: {users}")
-        each = tuple(strength) if isinstance(strength, Sequence) else (strength,) * views
-        if len(each) != views:
-            raise StepclrError(f"strength has {len(each)} values for {views} views")
-        self.strength = defaults["strength"] if strength is None else strength
-        self.blur = defaults["blur"] if blur is None else blur
-        self.warp = defaults["warp"] if warp is None else warp
-        self.min_area = size_defaults(size)["min_area"] if min_area is None else min_area
+        self.min_area = default.min_area if min_area is None else min_area
         check_range("min_area", self.min_area, 0, 1)
-        self.ops = [tuple(_tuned(op, own, blur, warp) for op in ops) for own in each]  # of each view
-        self.renderer = choose_renderer(renderer, ops)
-        wanted = CROP_NUMBERS + sum(op.numbers for op in ops)
-        if wanted > NUMBERS:
-            raise StepclrError(f"crop, flip and these ops want {wanted} random numbers a view, and it has {NUMBERS}")
+
+        # The views differ in their strength alone.
+        strengths = tuple(strength) if isinstance(strength, Sequence) else (strength,) * views
+        if len(strengths) != views:
+            raise StepclrError(f"strength has {len(strengths)} values for {views} views")
+        tuned = [default.tuned({"strength": each, "blur": blur, "warp": warp}) for each in strengths]
+        self.strength = default.value("strength") if strength is None else strength
+        self.blur, self.warp = tuned[0].value("blur"), tuned[0].value("warp")
+        self.ops = [each.ops for each in tuned]  # of each view
+
+        self.renderer = _choose_renderer(renderer, default.ops)
+        needed = CROP_NUMBERS + sum(op.numbers for op in default.ops)
+        if needed > NUMBERS:
+            raise StepclrError(f"crop, flip and these ops need {needed} random numbers for a view; there are {NUMBERS}")
 
     def __call__(
         self, batch: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]], keys: Indices
     ) -> Float[Tensor, "v n 3 s s"]:
-        """V views `[V, N, 3, S, S]`, float32 in [0, 1], no mean or std, on the batch's device.
+        """V views `[V, N, 3, S, S]` of each image, float32 in [0, 1], no mean or std, on the batch's device.
 
         batch: uint8 `[N, 3, H, W]`, or a list of `[3, H, W]` where sizes differ. keys: int64 `[N]` from `view_keys`.
         """
-        draws = self.draw(batch, keys)
+        params = self.sample_params(batch, keys)
         if batch[0].device.type == "cuda":
-            return render_batched(batch, draws, self.size, self.interpolation)
+            return render_cuda(batch, params, self.size, self.interpolation)
         if self.renderer == "numba":
-            return render_fused(batch, draws, self.size, self.interpolation)
-        return torch.stack([render(batch, drawn, self.size, self.interpolation) for drawn in draws])
+            return render_numba(batch, params, self.size, self.interpolation)
+        return torch.stack([render_reference(batch, view, self.size, self.interpolation) for view in params])
 
-    def draw(self, batch: Tensor | Sequence[Tensor], keys: Indices) -> list[Draws]:
-        """The parameters of each of the V views; `render` turns them into pixels."""
+    def sample_params(self, batch: Tensor | Sequence[Tensor], keys: Indices) -> list[ViewParams]:
+        """The parameters of each of the V views; a renderer turns them into pixels."""
         if not len(batch):
             raise StepclrError("there are no images to take views of")
         numbers: Int64[np.ndarray, " n"] = np.asarray(keys, dtype=np.int64).reshape(-1)
         if len(numbers) != len(batch):
             raise StepclrError(f"{len(batch)} images but {len(numbers)} keys")
-        equal = isinstance(batch, Tensor)
-        for image in batch[:1] if equal else batch:
+        # The images of a tensor are alike: the first one stands for all.
+        distinct = batch[:1] if isinstance(batch, Tensor) else batch
+        for image in distinct:
             if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or not image.numel():
                 raise StepclrError(f"views are taken of uint8 images [3, H, W], not {image.dtype} {list(image.shape)}")
-        sizes = np.array([image.shape[-2:] for image in (batch[:1] if equal else batch)], dtype=np.int64)
-        if equal:
+        sizes = np.array([image.shape[-2:] for image in distinct], dtype=np.int64)
+        if isinstance(batch, Tensor):
             sizes = sizes.repeat(len(batch), axis=0)
-        return [draw(numbers, view, sizes, self.min_area, ops, self.size) for view, ops in enumerate(self.ops)]
+        return [sample_params(numbers, view, sizes, self.min_area, ops, self.size) for view, ops in enumerate(self.ops)]
 
     def describe(self) -> str:
-        """One line: policy, size and the values used, as "simclr 96 px: strength 1, blur 0.5, min_area 0.08"."""
+        """One line: policy, size and the values used, such as "simclr 96 px: strength 1, blur 0.5, min_area 0.08"."""
         values = []
         for name in ("strength", "blur", "warp", "min_area"):
             value = getattr(self, name)
             if value is not None:
-                each = value if isinstance(value, Sequence) else [value]
-                values.append(f"{name} {' / '.join(f'{number:g}' for number in each)}")
+                of_each_view = value if isinstance(value, Sequence) else [value]
+                values.append(f"{name} {' / '.join(f'{number:g}' for number in of_each_view)}")
         return f"{self.policy} {self.size} px: {', '.join(values)}"
 
 
-def _tuned(op: Op, strength: float | None, blur: float | None, warp: float | None) -> Op:
-    match op:
-        case ColorJitter() if strength is not None:
-            return replace(op, strength=strength)
-        case Blur() if blur is not None:
-            return replace(op, p=blur)
-        case Warp() if warp is not None:
-            return replace(op, p=warp)
-    return op
+def _choose_renderer(wanted: Renderer, ops: Sequence[Op]) -> Literal["numba", "torch"]:
+    """The renderer for these ops in CPU memory. StepclrError if numba is requested and cannot render them."""
+    choose("renderer", wanted, ("auto", "numba", "torch"))
+    if wanted == "torch":
+        return "torch"
+    reason = why_not_numba(ops)
+    if reason and wanted == "numba":
+        raise StepclrError(f"renderer numba cannot render these views: {reason}; torch can")
+    return "torch" if reason else "numba"

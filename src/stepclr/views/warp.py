@@ -1,7 +1,7 @@
-"""Sparse image warp: a few control points move, a thin-plate spline carries the rest of the image along.
+"""Sparse image warp: a few control points move, and a thin-plate spline carries the rest of the image along.
 
-As `tfa.image.sparse_image_warp` with its defaults (order 2, no regularisation, no boundary points), which SupCon's
-SimAugment calls. Positions are pixel indices 0 .. S - 1 as there, (row, column), here in units of the side S.
+This is `tfa.image.sparse_image_warp` with its defaults (order 2, no regularization, no boundary points), which SupCon's
+SimAugment calls. Positions are pixel indices 0 to S - 1 as (row, column), here in units of the view's side S.
 """
 
 import numpy as np
@@ -10,15 +10,15 @@ from jaxtyping import Float
 from scipy.special import xlogy
 from torch import Tensor
 
-COINCIDE = 1e-9  # singular values below this share of the largest, from knots on one point or line, are left out
+RCOND = 1e-9  # singular values below this share of the largest come from knots on one point or line, and are dropped
 
 
 def thin_plate_weights(
     knots: Float[np.ndarray, "n k 2"], values: Float[np.ndarray, "n k 2"]
 ) -> Float[np.ndarray, "n k+3 2"]:
-    """Weights of the thin-plate spline with affine part that has these values at these knots: w_1 .. w_k, a_0, A.
+    """Weights w_1 .. w_k, a_0, A of the thin-plate spline with affine part that has these values at these knots.
 
-    Finite for any knots; where some coincide or all lie on one line, the shortest solution of least squares.
+    Finite for any knots. If some coincide or all lie on one line, the least-squares solution of smallest norm.
     """
     n, k, _ = knots.shape
     square = np.square(knots[:, :, None] - knots[:, None])
@@ -28,22 +28,22 @@ def thin_plate_weights(
     system[:, :k, k] = 1
     system[:, :k, k + 1 :] = knots
     system[:, k:, :k] = system[:, :k, k:].swapaxes(1, 2)
-    wanted = np.concatenate([values, np.zeros((n, 3, 2))], axis=1)
-    solved: Float[np.ndarray, "n k+3 2"] = np.linalg.pinv(system, COINCIDE) @ wanted
-    return solved
+    right_side = np.concatenate([values, np.zeros((n, 3, 2))], axis=1)
+    weights: Float[np.ndarray, "n k+3 2"] = np.linalg.pinv(system, RCOND) @ right_side
+    return weights
 
 
 def thin_plate_field(
     knots: Float[Tensor, "n k 2"], weights: Float[Tensor, "n k+3 2"], points: Float[Tensor, "m 2"]
 ) -> Float[Tensor, "n m 2"]:
-    """f(q) = sum_k w_k phi(|q - c_k|) + a_0 + A q with phi(r) = r^2 log r, at each point q; the units of the knots."""
+    """f(q) = sum_k w_k phi(|q - c_k|) + a_0 + A q, phi(r) = r^2 log r, at each point q, in the units of the knots."""
     k = knots.shape[1]
     constant, down, right = weights[:, k:, None].unbind(1)
     field = constant + points[:, :1] * down + points[:, 1:] * right
     for knot, weight in zip(knots.unbind(1), weights[:, :k].unbind(1), strict=True):
         square = (points - knot[:, None]).square()
         r2 = square[..., 0] + square[..., 1]
-        # xlogy goes number by number; a vectorized log may round the ends of a row in another way.
+        # xlogy works number by number; a vectorized log may round the ends of a row differently.
         field = field + (torch.special.xlogy(r2, r2) / 2)[..., None] * weight[:, None]
     return field
 
@@ -51,7 +51,7 @@ def thin_plate_field(
 def sparse_image_warp(
     x: Float[Tensor, "n 3 s s"], knots: Float[np.ndarray, "n k 2"], weights: Float[np.ndarray, "n k+3 2"]
 ) -> Float[Tensor, "n 3 s s"]:
-    """Pixel q takes the bilinear value at q - f(q), which is kept inside the image."""
+    """Pixel q takes the bilinear value at q - f(q), a position that is kept inside the image."""
     size = x.shape[-1]
     index = torch.arange(size, dtype=torch.float64, device=x.device)
     pixels = torch.cartesian_prod(index, index)
@@ -61,11 +61,11 @@ def sparse_image_warp(
     return bilinear(x, (pixels - field * size).clamp(0, size - 1))
 
 
-def bilinear(x: Float[Tensor, "n 3 s s"], at: Float[Tensor, "n m 2"]) -> Float[Tensor, "n 3 s s"]:
-    """The image's values at these places, (row, column) in pixels within it, one for each pixel in turn."""
+def bilinear(x: Float[Tensor, "n 3 s s"], position: Float[Tensor, "n m 2"]) -> Float[Tensor, "n 3 s s"]:
+    """The image's values at S * S positions (row, column) inside it, in pixels: one for each output pixel in turn."""
     size = x.shape[-1]
-    first = at.floor()
-    down, right = (at - first).to(x)[:, None].unbind(-1)
+    first = position.floor()
+    down, right = (position - first).to(x)[:, None].unbind(-1)
     top, left = first.long().unbind(-1)
     bottom, far = (top + 1).clamp(max=size - 1), (left + 1).clamp(max=size - 1)
     flat = x.flatten(2)

@@ -10,30 +10,30 @@ from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Material
 from stepclr.tools.report.plots import bars
 from stepclr.tools.spread import spread
+from stepclr.views.autoaugment import OPS
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (
-    CONTROL,
+    CONTROL_POINTS,
     Blur,
-    BlurDraws,
+    BlurParams,
     ColorJitter,
-    Drawn,
-    Grey,
-    GreyDraws,
-    JitterDraws,
-    TableDraws,
+    Grayscale,
+    GrayscaleParams,
+    JitterParams,
+    OpParams,
+    TableParams,
     Warp,
-    WarpDraws,
+    WarpParams,
 )
-from stepclr.views.reference import change, crop_resize_flip
-from stepclr.views.sample import Draws
-from stepclr.views.tables import OPS
+from stepclr.views.reference import apply_op, crop_resize_flip
+from stepclr.views.sample import ViewParams
 from stepclr.views.views import Views
 
 Json = dict[str, Any]
 GRID, ROWS, PAIRS = 24, 6, 2  # images of the sample; images with their views, and pairs of these
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 SHOWN = 4  # images at each strength
-OPTIONAL = {ColorJitter: "color jitter", Grey: "grey", Warp: "sparse image warp", Blur: "Gaussian blur"}
+OPTIONAL = {ColorJitter: "color jitter", Grayscale: "gray", Warp: "sparse image warp", Blur: "Gaussian blur"}
 NAMES = ("brightness", "contrast", "saturation", "hue")
 KEYS = 64  # looked through for one whose crop is telling
 
@@ -77,7 +77,9 @@ def views(made: Material) -> Json:
     images = _readable(made, ROWS)
     rows = []
     drawn = [how(images, view_keys(made.settings.seed, epoch, range(len(images)))) for epoch in range(PAIRS)]
-    parameters = [how.draw(images, view_keys(made.settings.seed, epoch, range(len(images)))) for epoch in range(PAIRS)]
+    parameters = [
+        how.sample_params(images, view_keys(made.settings.seed, epoch, range(len(images)))) for epoch in range(PAIRS)
+    ]
     for k, image in enumerate(images):
         cells = [
             {"src": thumbnail_uri(drawn[epoch][v, k]), "words": _words(parameters[epoch][v], k)}
@@ -107,11 +109,11 @@ def _one_at_a_time(made: Material, image: Tensor) -> list[Json]:
     ops += [(kind.__name__, op, kind) for kind, op in own.items() if kind not in OPTIONAL]
     shown = Views([op for _, op, _ in ops], how.size, min_area=how.min_area, views=1, renderer="torch")
     keys = view_keys(made.settings.seed, 0, range(KEYS))
-    boxes = shown.draw([image] * KEYS, keys)[0]
+    boxes = shown.sample_params([image] * KEYS, keys)[0]
     # Of a few keys the one that flips, with a crop of about half the image: so that both are seen.
     area = boxes.box[:, 2] * boxes.box[:, 3] / (image.shape[1] * image.shape[2])
     key = int(np.argmin(np.abs(area - 0.5) + ~boxes.flip))
-    draws = shown.draw([image], keys[key : key + 1])[0]
+    draws = shown.sample_params([image], keys[key : key + 1])[0]
     crop = crop_resize_flip([image], draws.box, np.zeros(1, bool), how.size, how.interpolation)
     view = crop_resize_flip([image], draws.box, draws.flip, how.size, how.interpolation)
     top, left, height, width = draws.box[0].tolist()
@@ -123,7 +125,7 @@ def _one_at_a_time(made: Material, image: Tensor) -> list[Json]:
     ]
     for (name, _, kind), drawn in zip(ops, draws.ops, strict=True):
         x = view.clone()
-        change(x, drawn)
+        apply_op(x, drawn)
         p = getattr(own[kind], "p", None) if kind in own else 0
         note = "" if p is None else f"with probability {p:g}" if p else "not in this run's policy"
         cards.append(_card(name, x[0], _drawn(drawn, 0) or "nothing drawn", note))
@@ -153,26 +155,26 @@ def _strengths(made: Material, images: list[Tensor]) -> list[Json]:
     return found
 
 
-def _words(draws: Draws, k: int) -> str:
+def _words(draws: ViewParams, k: int) -> str:
     """What was drawn for image k, in words."""
     top, left, height, width = draws.box[k].tolist()
     words = [f"crop {width} x {height} at ({left}, {top})"] + (["flip"] if draws.flip[k] else [])
     return "; ".join([*words, *filter(None, (_drawn(one, k) for one in draws.ops))])
 
 
-def _drawn(one: Drawn, k: int) -> str:
+def _drawn(one: OpParams, k: int) -> str:
     match one:
-        case JitterDraws() if one.jitter[k]:
+        case JitterParams() if one.jitter[k]:
             told = [f"{NAMES[op]} {one.factors[k, op]:{'+.2f' if op == 3 else '.2f'}}" for op in one.order[k]]
             return ", ".join(told)
-        case GreyDraws() if one.grey[k]:
-            return "grey"
-        case BlurDraws() if one.sigma[k] > 0:
+        case GrayscaleParams() if one.gray[k]:
+            return "gray"
+        case BlurParams() if one.sigma[k] > 0:
             return f"blur, sigma {one.sigma[k]:.2f} px"
-        case WarpDraws() if one.warp[k]:
-            moves = np.linalg.norm(one.knots[k] - CONTROL, axis=1)
+        case WarpParams() if one.warp[k]:
+            moves = np.linalg.norm(one.knots[k] - CONTROL_POINTS, axis=1)
             return f"warp, control points moved by up to {moves.max():.0%} of the side"
-        case TableDraws():
+        case TableParams():
             return ", ".join(f"{OPS[op]} {m:.3g}" for op, m in zip(one.op[k], one.magnitude[k], strict=True) if op)
     return ""
 

@@ -277,7 +277,7 @@ def _views(log: Log) -> Judged:
 def _keeps_colors(config: Fields) -> bool:
     """Whether neither the policy, nor any op of one put together, changes colors."""
     policy = str(config.get("policy", "simclr"))
-    changes = any(op in policy for op in ("ColorJitter(", "Grey(", "AutoAugment(", "RandAugment("))
+    changes = any(op in policy for op in ("ColorJitter(", "Grayscale(", "Grey(", "AutoAugment(", "RandAugment("))
     return policy == "crop" or ("(" in policy and not changes)
 
 

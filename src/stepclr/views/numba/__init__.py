@@ -1,14 +1,22 @@
-"""The fused CPU renderer: the same drawn parameters as `views/reference.py`, the same pixels to 1/255, in less time.
+"""The renderer for CPUs, compiled by Numba: the pixels of `views/reference.py` to 1/255, several times as fast.
 
-`batch.py`: a batch's views, shared out among threads; `compiled.py`: the machine code, from the user's cache;
-`kernel.py`: one view after the other, each by one thread in planes that stay in its cache; `crop.py`: crop, resize and
-flip; `ops.py`: color jitter, grey, blur, warp; `simd.py`: their innermost loop.
+`batch.py` shares a batch's views out among threads; `compiled.py` keeps the machine code in the user's cache;
+`kernel.py` renders one view after the other, each by one thread in planes that stay in its cache; `crop.py` is crop,
+resize and flip; `ops.py` is color jitter, grayscale, blur and warp; `simd.py` is their innermost loop.
 
-Arithmetic is float32. A view's three channels are planes of one flat array: pixel (row, column) of channel c lies at
-p + c * plane + row * size + column. Vectors of `LANES` pixels may be written past the end of a row: the next row, which
-comes later, or a gap lies there. Numba's functions have no types in their signatures; it finds them itself.
+The layout of the kernels' arguments, the same in all these files:
+
+    x, p, plane         a view of float32 in a flat array: pixel (row, column) of channel c is
+                        x[p + c * plane + row * size + column]
+    y, q, y_plane       the same of the view that is written, where an op makes a new view of an old one
+    size, n             side of the view; pixels of a channel, size * size
+    first, last         of a range of pixels or of views; `last` is not part of it
+    params              an op's parameters of one view, float64: whether it happens, then its fields, flattened
+
+Vectors of `LANES` pixels may be written past the end of a row: the next row, which is written later, or a gap lies
+there. Numba infers the types of all arguments, so that the functions have none in their signatures.
 """
 
-from stepclr.views.numba.batch import Renderer, choose_renderer, render_fused
+from stepclr.views.numba.batch import render_numba, why_not_numba
 
-__all__ = ["Renderer", "choose_renderer", "render_fused"]
+__all__ = ["render_numba", "why_not_numba"]

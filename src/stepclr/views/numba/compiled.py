@@ -1,4 +1,4 @@
-"""The kernels in machine code: compiled once a machine, kept in the user's cache, which is theirs alone."""
+"""The kernels in machine code: compiled once on each machine, and cached in a folder that only the user can write."""
 
 import hashlib
 import os
@@ -18,13 +18,13 @@ def numba_is_missing() -> str:
     """Why Numba cannot be used; empty if it can."""
     try:
         from numba import config
-    except Exception as error:  # one too old for NumPy says so when it is imported
+    except Exception as error:  # a version too old for NumPy reports that when it is imported
         return " ".join(str(error).split()) or type(error).__name__
     return "NUMBA_DISABLE_JIT is set" if vars(config)["DISABLE_JIT"] else ""
 
 
 def compiled() -> Callable[..., None]:
-    """`kernel.render_views` in machine code, from the cache or compiled now; stderr is told."""
+    """`kernel.render_views` in machine code, from the cache or compiled now, with a line on stderr."""
     with COMPILING:
         return _compiled()
 
@@ -33,11 +33,11 @@ def compiled() -> Callable[..., None]:
 def _compiled() -> Callable[..., None]:
     folder = _private_folder()
     if not folder or not any(folder.rglob("*.nbc")):
-        kept = "once for this machine" if folder else "for this process: STEPCLR_KERNELS can name a folder of your own"
-        print(f"compiling the renderer of views, {kept} (about 10 seconds)", file=sys.stderr, flush=True)
+        kept = "once on this machine" if folder else "for this process only: set STEPCLR_KERNELS to a folder of yours"
+        print(f"compiling the renderer of views (about 10 seconds, {kept})", file=sys.stderr, flush=True)
     try:
         return _compile(folder)
-    except Exception:  # of a cache that is damaged, or of a full disk
+    except Exception:  # the cache is corrupt, or the disk is full
         for file in folder.rglob("*.nb?") if folder else []:
             file.unlink(missing_ok=True)
         return _compile(None)
@@ -54,23 +54,23 @@ def _compile(folder: Path | None) -> Callable[..., None]:
     try:
         function = njit(cache=folder is not None, **OPTIONS)(render_views)
     finally:
-        settings["CACHE_DIR"] = before  # it is everyone's
+        settings["CACHE_DIR"] = before  # other users of Numba in this process share it
     function.compile(ARGUMENTS)
     in_machine_code: Callable[..., None] = function
     return in_machine_code
 
 
 def _private_folder() -> Path | None:
-    """Where the code of these sources for this processor is kept; None where nothing can be kept safely."""
+    """The folder that keeps the code of these sources for this processor; None if nothing can be kept safely."""
     from numba import __version__
     from numba.core.registry import cpu_target
 
     target = cpu_target.target_context.codegen().magic_tuple()  # triple, processor, its features
-    about = hashlib.sha256(f"{__version__} {sys.version} {target}".encode())
+    checksum = hashlib.sha256(f"{__version__} {sys.version} {target}".encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
-        about.update(file.read_bytes())
+        checksum.update(file.read_bytes())
     root = user_folder("STEPCLR_KERNELS", "kernels")
-    folder = root / about.hexdigest()[:16]
+    folder = root / checksum.hexdigest()[:16]
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -81,5 +81,5 @@ def _private_folder() -> Path | None:
 
 
 def _private(folder: os.stat_result) -> bool:
-    """What is read from there is run: nobody else may write it."""
+    """Whether nobody else can write to the folder: what is read from it is run."""
     return folder.st_mode & 0o022 == 0 and (not hasattr(os, "getuid") or folder.st_uid == os.getuid())

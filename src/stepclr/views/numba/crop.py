@@ -1,6 +1,7 @@
-"""Crop, resize and flip of the fused renderer, as `render.crop_resize_flip`: first the direction that is cheaper first.
+"""Crop, resize and flip of the Numba renderer, as `reference.crop_resize_flip`, in the cheaper order of directions.
 
-Rows of the box are read once, top to bottom; those that the next output row needs are kept.
+Rows of the box are read once, top to bottom, and kept as long as an output row needs them. Layout of the arguments: see
+the package; `i, plane, stride` or `first, line_plane` say the same of the pixels that are read.
 """
 
 import math
@@ -12,7 +13,7 @@ from stepclr.views.numba.simd import LANES, aligned, kernel, up, weighted_lanes,
 
 ZERO, ONE, TWO, FOUR, WHITE = (np.float32(x) for x in (0, 1, 2, 4, 255))
 NEAR, NEAR_2, FAR, FAR_2 = (np.float32(x) for x in (1.5, 2.5, -0.5, 2.5))
-FREE = np.float32(1e30)  # a bound that no pixel reaches
+NO_BOUND = np.float32(1e30)  # a bound that no pixel reaches
 
 
 @kernel
@@ -29,7 +30,7 @@ def filter_weight(distance, cubic):
 @kernel
 @no_type_check
 def reach(length, size, cubic):
-    """Scale; how far the filter reaches to either side, in pixels of the image; pixels within its reach."""
+    """The scale; how far the filter reaches to either side, in pixels of the image; the number of pixels in reach."""
     scale = length / size
     support = (2.0 if cubic else 1.0) * max(scale, 1.0)
     return scale, support, math.ceil(2 * support)
@@ -38,7 +39,7 @@ def reach(length, size, cubic):
 @kernel
 @no_type_check
 def row_filters(length, size, cubic, start, weights):
-    """Output row r sums rows start[r] + t times weights[t * size + r], t < the number of taps, which is returned."""
+    """Output row r is the sum over t < taps of row start[r] + t times weights[t * size + r]. Returns taps."""
     scale, support, taps = reach(length, size, cubic)
     taps = min(length, taps)
     shrink = np.float32(1 / max(scale, 1.0))
@@ -58,12 +59,13 @@ def row_filters(length, size, cubic, start, weights):
 @kernel
 @no_type_check
 def column_filters(length, size, cubic, shift, taps, weights):
-    """Output column j of vector v sums columns j + shift[v] + t, t < taps[v]; divided by 255 as well.
+    """Output column j of vector v is a weighted sum of columns j + shift[v] + t, t < taps[v], divided by 255.
 
-    Outputs advance nearly as fast as columns do, so that all of a vector have nearly the same reach relative to j: what
-    each lacks of the vector's common reach has weight 0. Weights lie vector by vector, tap by tap, output by output.
+    Within a vector, outputs advance nearly as fast as columns, so that all have nearly the same reach relative to j.
+    The vector uses their common reach, with weight 0 where an output reaches less far. The weights are ordered by
+    vector, then by tap, then by output.
     """
-    scale, support, own_taps = reach(length, size, cubic)
+    scale, support, full_taps = reach(length, size, cubic)
     shrink = np.float32(1 / max(scale, 1.0))
     off_center, total = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     k = 0
@@ -72,7 +74,7 @@ def column_filters(length, size, cubic, shift, taps, weights):
         low = math.ceil((j + 0.5) * scale - support - 0.5) - j
         low_last = math.ceil((last + 0.5) * scale - support - 0.5) - last
         shift[v] = min(low, low_last)
-        taps[v] = abs(low - low_last) + own_taps
+        taps[v] = abs(low - low_last) + full_taps
         for lane in range(LANES):
             off_center[lane] = np.float32(j + lane + shift[v] + 0.5 - (j + lane + 0.5) * scale)
             total[lane] = ZERO
@@ -94,21 +96,21 @@ def column_filters(length, size, cubic, shift, taps, weights):
 @kernel
 @no_type_check
 def margin_of(width, size):
-    """Floats on either side of a row that vectors may touch with weight 0."""
+    """Floats on either side of a row that vectors may read with weight 0."""
     return up(int(LANES * (2 + width / size) + 4 * max(width / size, 1.0)))
 
 
 @kernel
 @no_type_check
 def rows_kept(height, size):
-    """Rows in memory at a time: several times what one output row sums, as they are moved up when it is full."""
+    """Rows in memory at a time: several times what one output row sums, because they are moved when memory is full."""
     return min(height, int(16 * max(height / size, 1.0)) + 20)
 
 
 @kernel
 @no_type_check
 def crop_memory(boxes, size):
-    """Memory that serves `crop_resize_flip` for each of these boxes."""
+    """Memory that `crop_resize_flip` can use for each of these boxes."""
     row_weights, weights, line, rows = 0, 0, 0, 0
     for box in range(len(boxes)):
         height, width = boxes[box, 2], boxes[box, 3]
@@ -126,7 +128,7 @@ def crop_memory(boxes, size):
 @kernel
 @no_type_check
 def load_row(image, row, left, width, mirror, out, o, out_plane):
-    """A row of the box as floats."""
+    """Copy a row of the box as floats to out, mirrored if asked."""
     for c in range(3):
         source = image[c, row, left : left + width]
         target = out[o + c * out_plane : o + c * out_plane + width]
@@ -155,7 +157,7 @@ def resize_row(line, first, line_plane, filters, out, o, out_plane, low, high):
 @kernel
 @no_type_check
 def sum_rows(x, i, plane, stride, n, weights, k, step, taps, out, o, out_plane, low, high):
-    """n pixels, each the sum over t < taps of weights[k + t * step] times the pixel t strides further on."""
+    """Each of n pixels becomes the sum over t < taps of weights[k + t * step] times the pixel t strides further on."""
     for j in range(0, n, LANES):
         weighted_rows(out, o + j, out_plane, x, i + j, plane, stride, weights, k, step, taps, low, high)
 
@@ -163,7 +165,7 @@ def sum_rows(x, i, plane, stride, n, weights, k, step, taps, out, o, out_plane, 
 @kernel
 @no_type_check
 def crop_resize_flip(image, box, mirror, size, cubic, memory, x, p, plane):
-    """The box, mirrored where asked, resized to size x size, clipped to [0, 1]."""
+    """The box (top, left, height, width), mirrored if asked, resized to size x size, clipped to [0, 1], into x."""
     (start, row_weights), columns, line, rows = memory
     top, left, height, width = box[0], box[1], box[2], box[3]
     taps = row_filters(height, size, cubic, start, row_weights)
@@ -184,7 +186,7 @@ def crop_resize_flip(image, box, mirror, size, cubic, memory, x, p, plane):
             free = (end - begin) * row
             if columns_first:
                 load_row(image, top + end, left, width, mirror, line, margin, line_plane)
-                resize_row(line, margin, line_plane, columns, rows, free, row_plane, -FREE, FREE)
+                resize_row(line, margin, line_plane, columns, rows, free, row_plane, -NO_BOUND, NO_BOUND)
             else:
                 load_row(image, top + end, left, width, mirror, rows, free, row_plane)
             end += 1
@@ -193,6 +195,19 @@ def crop_resize_flip(image, box, mirror, size, cubic, memory, x, p, plane):
             sum_rows(rows, first, row_plane, row, size, row_weights, r, size, taps, x, o, plane, ZERO, ONE)
         else:
             sum_rows(
-                rows, first, row_plane, row, width, row_weights, r, size, taps, line, margin, line_plane, -FREE, FREE
+                rows,
+                first,
+                row_plane,
+                row,
+                width,
+                row_weights,
+                r,
+                size,
+                taps,
+                line,
+                margin,
+                line_plane,
+                -NO_BOUND,
+                NO_BOUND,
             )
             resize_row(line, margin, line_plane, columns, x, o, plane, ZERO, ONE)

@@ -1,16 +1,19 @@
-"""Ops of the fused renderer: color jitter and grey as in `color.py`, blur as in `render.py`, warp as in `warp.py`."""
+"""Ops of the Numba renderer: color jitter, grayscale, blur and warp, as in `color.py`, `reference.py` and `warp.py`.
+
+Layout of the arguments: see the package.
+"""
 
 import math
 from typing import no_type_check
 
 import numpy as np
 
-from stepclr.views.numba.crop import FREE, sum_rows
+from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from stepclr.views.numba.crop import NO_BOUND, sum_rows
 from stepclr.views.numba.simd import aligned, kernel, up
-from stepclr.views.ops import BRIGHTNESS, CONTRAST, HUE, SATURATION
 
-TILE = 1024  # pixels whose three channels stay in the level-1 cache while several changes work on them
-SIGMAS = 4.0  # the blur's taps beyond so many sigmas weigh less than 1e-4 together
+TILE = 1024  # pixels whose three channels stay in the level-1 cache while several adjustments work on them
+MAX_SIGMAS = 4.0  # the blur's taps beyond so many sigmas together weigh less than 1e-4
 ZERO, ONE, TWO, THREE, FOUR, SIX, SIXTH = (np.float32(x) for x in (0, 1, 2, 3, 4, 6, 1 / 6))
 ROOT_HALF = np.float64(0.5**0.5).view(np.int64)
 LOG_2, TINY = math.log(2), 1e-300
@@ -20,26 +23,29 @@ RED, GREEN, BLUE = (np.float32(x) for x in (0.2989, 0.587, 0.114))
 @kernel
 @no_type_check
 def clip(value):
+    """To [0, 1]."""
     return min(max(value, ZERO), ONE)
 
 
 @kernel
 @no_type_check
 def luma(red, green, blue):
+    """The gray level, by the weights of ITU-R 601."""
     return red * RED + green * GREEN + blue * BLUE
 
 
 @kernel
 @no_type_check
 def channels(x, p, plane, first, last):
-    """Pixels first .. last of each channel."""
+    """Pixels first to last of each channel: three slices of x."""
     g, b = p + plane, p + 2 * plane
     return x[p + first : p + last], x[g + first : g + last], x[b + first : b + last]
 
 
 @kernel
 @no_type_check
-def brightness(red, green, blue, factor):
+def adjust_brightness(red, green, blue, factor):
+    """Multiply by the factor."""
     for channel in (red, green, blue):
         for i in range(len(channel)):
             channel[i] = min(channel[i] * factor, ONE)
@@ -47,7 +53,8 @@ def brightness(red, green, blue, factor):
 
 @kernel
 @no_type_check
-def contrast(red, green, blue, factor, mean):
+def adjust_contrast(red, green, blue, factor, mean):
+    """Blend with the image's mean gray level."""
     for channel in (red, green, blue):
         for i in range(len(channel)):
             channel[i] = clip(channel[i] * factor + mean * (ONE - factor))
@@ -55,18 +62,19 @@ def contrast(red, green, blue, factor, mean):
 
 @kernel
 @no_type_check
-def saturation(red, green, blue, factor):
+def adjust_saturation(red, green, blue, factor):
+    """Blend with each pixel's own gray level."""
     for i in range(len(red)):
-        grey = luma(red[i], green[i], blue[i]) * (ONE - factor)
-        red[i] = clip(red[i] * factor + grey)
-        green[i] = clip(green[i] * factor + grey)
-        blue[i] = clip(blue[i] * factor + grey)
+        gray = luma(red[i], green[i], blue[i]) * (ONE - factor)
+        red[i] = clip(red[i] * factor + gray)
+        green[i] = clip(green[i] * factor + gray)
+        blue[i] = clip(blue[i] * factor + gray)
 
 
 @kernel
 @no_type_check
-def hue(red, green, blue, shift):
-    """As `color.hue` without a branch: hue in sixths of a turn, from the largest channel, and back to all three."""
+def adjust_hue(red, green, blue, shift):
+    """As `color.adjust_hue` without a branch: hue in sixths of a turn, from the largest channel, and back to all."""
     for i in range(len(red)):
         r, g, b = red[i], green[i], blue[i]
         value, least = max(r, max(g, b)), min(r, min(g, b))
@@ -82,22 +90,23 @@ def hue(red, green, blue, shift):
 
 @kernel
 @no_type_check
-def change_color(pixels, which, factor, mean):
-    """One of the jitter's four changes, clipped."""
+def adjust_color(pixels, which, factor, mean):
+    """One of the jitter's four adjustments, clipped to [0, 1]."""
     red, green, blue = pixels
     if which == BRIGHTNESS:
-        brightness(red, green, blue, factor)
+        adjust_brightness(red, green, blue, factor)
     elif which == CONTRAST:
-        contrast(red, green, blue, factor, mean)
+        adjust_contrast(red, green, blue, factor, mean)
     elif which == SATURATION:
-        saturation(red, green, blue, factor)
+        adjust_saturation(red, green, blue, factor)
     elif which == HUE:
-        hue(red, green, blue, factor)
+        adjust_hue(red, green, blue, factor)
 
 
 @kernel
 @no_type_check
-def grey_total(red, green, blue):
+def gray_total(red, green, blue):
+    """The sum of the gray levels."""
     total = ZERO
     for i in range(len(red)):
         total += luma(red[i], green[i], blue[i])
@@ -106,10 +115,10 @@ def grey_total(red, green, blue):
 
 @kernel
 @no_type_check
-def color_jitter(x, p, plane, n, drawn):
-    """The four changes in the order drawn: up to contrast, the mean that it needs, then the rest.
+def color_jitter(x, p, plane, n, params):
+    """The four adjustments in their order: those before contrast, the mean that contrast needs, then the others.
 
-    drawn: whether at all, the four factors, the order.
+    params: whether it happens, the four factors, the order.
     """
     total, mean = 0.0, ZERO
     for before in (True, False):
@@ -117,38 +126,42 @@ def color_jitter(x, p, plane, n, drawn):
             pixels = channels(x, p, plane, first, min(first + TILE, n))
             ahead = True
             for turn in range(4):
-                which = int(drawn[5 + turn])
+                which = int(params[5 + turn])
                 ahead = ahead and which != CONTRAST
                 if ahead == before:
-                    change_color(pixels, which, np.float32(drawn[1 + which]), mean)
+                    adjust_color(pixels, which, np.float32(params[1 + which]), mean)
             if before:
-                total += grey_total(pixels[0], pixels[1], pixels[2])
+                total += gray_total(pixels[0], pixels[1], pixels[2])
         mean = np.float32(total / n)
 
 
 @kernel
 @no_type_check
-def to_grey(x, p, plane, n):
+def to_gray(x, p, plane, n):
+    """Make all three channels equal to the gray level."""
     red, green, blue = channels(x, p, plane, 0, n)
     for i in range(n):
-        grey = luma(red[i], green[i], blue[i])
-        red[i] = grey
-        green[i] = grey
-        blue[i] = grey
+        gray = luma(red[i], green[i], blue[i])
+        red[i] = gray
+        green[i] = gray
+        blue[i] = gray
 
 
 @kernel
 @no_type_check
 def blur_memory(size, radius):
-    """A line with a margin on both sides, three channels."""
+    """A line of three channels with a margin on both sides."""
     return aligned(3 * (2 * up(radius) + up(size)))
 
 
 @kernel
 @no_type_check
 def blur(x, p, plane, size, sigma, largest, line, y, q, y_plane):
-    """Separable Gaussian with mirrored edges, from x to y: for each row down the columns, then along it."""
-    radius = min(largest, math.ceil(SIGMAS * sigma))
+    """Separable Gaussian with mirrored edges, from x to y: for each row, down the columns into `line`, then along it.
+
+    largest: radius of the kernel, which is shortened to MAX_SIGMAS sigmas.
+    """
+    radius = min(largest, math.ceil(MAX_SIGMAS * sigma))
     width = 2 * radius + 1
     taps, folded = np.empty(width, np.float32), np.empty(width, np.float32)
     for t in range(width):
@@ -162,7 +175,7 @@ def blur(x, p, plane, size, sigma, largest, line, y, q, y_plane):
             row = abs(r + t - radius)
             folded[min(row, 2 * (size - 1) - row) - first] += taps[t]
         o, count = p + first * size, last - first + 1
-        sum_rows(x, o, plane, size, size, folded, 0, 1, count, line, margin, line_plane, -FREE, FREE)
+        sum_rows(x, o, plane, size, size, folded, 0, 1, count, line, margin, line_plane, -NO_BOUND, NO_BOUND)
         for c in range(3):
             left = c * line_plane + margin
             right = left + size - 1
@@ -175,7 +188,7 @@ def blur(x, p, plane, size, sigma, largest, line, y, q, y_plane):
 @kernel
 @no_type_check
 def log(x):
-    """Of x > 0 to 1e-14, by arithmetic that vectors can do: x = m 2^e with m between the roots of 1/2 and 2."""
+    """Natural logarithm of x > 0 to 1e-14, in arithmetic on vectors: x = m 2^e, m between the roots of 1/2 and 2."""
     bits = np.float64(x).view(np.int64)
     e = (bits - ROOT_HALF) >> 52
     m = np.int64(bits - (e << 52)).view(np.float64)
@@ -187,12 +200,12 @@ def log(x):
 
 @kernel
 @no_type_check
-def warp(x, p, plane, size, drawn, y, q, y_plane):
-    """From x to y, with the thin-plate spline's field in double precision, as knots may nearly coincide.
+def warp(x, p, plane, size, params, y, q, y_plane):
+    """Sparse image warp from x to y; the thin-plate spline's field is float64, because knots may nearly coincide.
 
-    drawn: whether at all, the 4 knots, the 7 weights.
+    params: whether it happens, the 4 knots, the 7 weights.
     """
-    knots, weights = drawn[1:9].reshape(4, 2), drawn[9:23].reshape(7, 2)
+    knots, weights = params[1:9].reshape(4, 2), params[9:23].reshape(7, 2)
     down, right = np.empty(size), np.empty(size)
     for r in range(size):
         for j in range(size):
@@ -220,4 +233,5 @@ def warp(x, p, plane, size, drawn, y, q, y_plane):
 @kernel
 @no_type_check
 def inside(place, size):
+    """A position, kept inside the view."""
     return min(max(place, 0.0), size - 1.0)

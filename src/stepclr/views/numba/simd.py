@@ -1,7 +1,7 @@
-"""The innermost loop of the kernels in vectors: a weighted sum over taps whose totals stay in registers.
+"""The innermost loop of the kernels, in vectors: a weighted sum over taps whose totals stay in registers.
 
-Numba vectorizes an innermost loop over pixels, but in a sum over taps the taps are innermost, and each partial sum
-would travel through memory. So this one loop is spelt out in LLVM's terms.
+Numba vectorizes an innermost loop over pixels. In a sum over taps, however, the taps are innermost, and each partial
+sum would travel through memory. This one loop is therefore written in LLVM's terms.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from numba.extending import intrinsic
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 LANES = 16  # pixels at a time: whole registers of any processor
-LINE = 64  # bytes of a line of the cache: vectors that lie across two are slow
+LINE = 64  # bytes of a cache line: vectors that lie across two of them are slow
 WHOLE, REAL, VECTOR = ir.IntType(64), ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
 
 
 def kernel(function: F) -> F:
-    """Part of the machine code."""
+    """Mark a function as part of the machine code."""
     compiled: F = numba.njit(**OPTIONS)(function)
     return compiled
 
@@ -30,7 +30,7 @@ def kernel(function: F) -> F:
 def _weighted_sum(weight_of_each_pixel: bool) -> Any:
     """An intrinsic `f(out, o, out_plane, x, i, x_plane, stride, weights, k, step, taps, low, high)`.
 
-    It is, for c in range(3), l in range(LANES), with [l] only if each pixel has a weight of its own:
+    It computes, for c in range(3) and l in range(LANES), with [+ l] only if each pixel has a weight of its own:
 
         out[o + c out_plane + l] = clip(sum_t weights[k + t step [+ l]] x[i + c x_plane + t stride + l], low, high)
     """
@@ -40,7 +40,7 @@ def _weighted_sum(weight_of_each_pixel: bool) -> Any:
         out, x, weights = (
             context.make_array(signature.args[n])(context, builder, arguments[n]).data for n in (0, 3, 7)
         )
-        together = {"flags": ("contract",)}  # multiply and add as one instruction where the processor has it
+        fused = {"flags": ("contract",)}  # multiply and add as one instruction where the processor has it
 
         def at(start: Any, times: Any, step: Any) -> Any:
             return builder.add(start, builder.mul(times, step))
@@ -62,8 +62,8 @@ def _weighted_sum(weight_of_each_pixel: bool) -> Any:
             one = None if weight_of_each_pixel else builder.load(builder.gep(weights, [weight]))
             w = load(weights, weight) if one is None else broadcast(one)
             for c, total in zip(channels, totals, strict=True):
-                product = builder.fmul(load(x, at(at(i, loop.index, stride), c, x_plane)), w, **together)
-                builder.store(builder.fadd(builder.load(total), product, **together), total)
+                product = builder.fmul(load(x, at(at(i, loop.index, stride), c, x_plane)), w, **fused)
+                builder.store(builder.fadd(builder.load(total), product, **fused), total)
         for c, total in zip(channels, totals, strict=True):
             value = builder.load(total)
             for beyond, bound in (("<", low), (">", high)):
@@ -91,7 +91,7 @@ def _bytes_at(_, address):  # noqa: ARG001
 
 weighted_rows = _weighted_sum(weight_of_each_pixel=False)  # a tap is a row, or a shifted row, with one weight
 weighted_lanes = _weighted_sum(weight_of_each_pixel=True)
-bytes_at = intrinsic(_bytes_at)  # the images of a list have a place each, and no array in common
+bytes_at = intrinsic(_bytes_at)  # a pointer to an address: the images of a list are not parts of one array
 
 
 @kernel
@@ -104,7 +104,7 @@ def up(n):
 @kernel
 @no_type_check
 def aligned(n):
-    """n zeros from the start of a line of the cache on. What has weight 0 must be a number: 0 times NaN is none."""
+    """n zeros that begin at a cache line. Zeros, because a pixel of weight 0 must be a number: 0 times NaN is NaN."""
     array = np.zeros(n + LINE // 4, np.float32)
     first = (-array.ctypes.data) % LINE // 4
     return array[first : first + n]
