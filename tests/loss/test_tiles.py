@@ -19,6 +19,21 @@ from stepclr.loss.tiles import Tiles, exact_products, exact_setting
 SMALL = {"cpu": (3, 5), "cuda": (3, 5)}
 
 
+def plain_without_positives(z: Tensor, groups: Tensor, temperature: float) -> Tensor:
+    """The equation at the head of `contrastive.py` with the first sum over negatives alone, which is masked at once."""
+    z = F.normalize(z)
+    similarity = z @ z.T / temperature
+    same = groups[:, None] == groups
+    positive = same & ~torch.eye(len(z), dtype=torch.bool)
+    anchors = positive.any(1) & ~same.all(1)
+    log_sum = similarity.masked_fill(same, -torch.inf)[anchors].logsumexp(1)
+    attraction = (similarity * positive)[anchors].sum(1) / positive[anchors].sum(1)
+    return (log_sum - attraction).sum() / anchors.sum().clamp(min=1)
+
+
+PLAIN = {True: contrastive_plain, False: plain_without_positives}  # by whether positives are in the denominator
+
+
 def groups_of(kind: str, m: int) -> Tensor:
     rows = torch.arange(m)
     return {
@@ -40,12 +55,13 @@ def value_and_gradient(loss: partial[Tensor], z: Tensor) -> tuple[Tensor, Tensor
     return value.detach(), gradient
 
 
-def check(m: int, kind: str, tau: float, dtype: torch.dtype) -> None:
+def check(m: int, kind: str, tau: float, dtype: torch.dtype, positives: bool = True) -> None:
     """Equal to the plain form: to 1e-12 in float64, to 1e-5 of the value and of the whole gradient in float32."""
     z = torch.randn(m, 16, generator=torch.Generator().manual_seed(m), dtype=torch.float64).to(dtype)
     groups = groups_of(kind, m)
-    value, gradient = value_and_gradient(partial(contrastive, groups=groups, temperature=tau), z)
-    expected, slope = value_and_gradient(partial(contrastive_plain, groups=groups, temperature=tau), z)
+    loss = partial(contrastive, groups=groups, temperature=tau, positives_in_denominator=positives)
+    value, gradient = value_and_gradient(loss, z)
+    expected, slope = value_and_gradient(partial(PLAIN[positives], groups=groups, temperature=tau), z)
     error = 1e-12 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(value, expected, rtol=error, atol=error)
     # Of one pair alone the pulls cancel: the gradient is 0, and what is left is the rounding of terms of 1/tau.
@@ -56,14 +72,15 @@ def check(m: int, kind: str, tau: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("m", [2, 6, 130])
 @pytest.mark.parametrize("tau", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("positives", [True, False], ids=["", "without positives"])
 def test_tiles_of_any_shape_add_up_to_the_plain_form(
-    m: int, kind: str, tau: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    m: int, kind: str, tau: float, dtype: torch.dtype, positives: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check(m, kind, tau, dtype)
+    check(m, kind, tau, dtype, positives)
     monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
-    check(m, kind, tau, dtype)
+    check(m, kind, tau, dtype, positives)
     monkeypatch.setattr(tiles, "KEPT_NUMBERS", 40)  # some tiles are kept, others are not
-    check(m, kind, tau, dtype)
+    check(m, kind, tau, dtype, positives)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -95,14 +112,17 @@ def test_backward_twice_gives_the_gradient_twice(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("tau", [0.01, 0.5])
 @pytest.mark.parametrize("sides", [(3, 5), (64, 512)])
+@pytest.mark.parametrize("grouped", [False, True])
 def test_the_rows_of_a_rank_have_the_sums_that_they_have_among_all(
-    tau: float, sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    tau: float, sides: tuple[int, int], grouped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    groups = torch.arange(130) % 65 if grouped else torch.arange(130)  # a row is not compared with its group
     z = F.normalize(torch.randn(130, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    whole = (z @ z.T / tau).fill_diagonal_(-torch.inf).logsumexp(1)
+    whole = (z @ z.T / tau).masked_fill(groups[:, None] == groups, -torch.inf).logsumexp(1)
     monkeypatch.setattr(tiles, "TILE_SIZES", {"cpu": sides, "cuda": sides})
     for rows in (slice(0, 130), slice(0, 40), slice(40, 41), slice(41, 130)):
-        torch.testing.assert_close(Tiles(z, tau, rows).log_sums(), whole[rows], rtol=1e-12, atol=1e-12)
+        sums = Tiles(z, tau, rows, groups if grouped else None).log_sums()
+        torch.testing.assert_close(sums, whole[rows], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("fault", ["the diagonal kept", "a mirror tile forgotten", "rows only", "no temperature"])
@@ -110,7 +130,7 @@ def test_the_check_rejects(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
     tile, weights, places = tiles._tile, tiles._weights, tiles.Tiles.places
     if fault == "the diagonal kept":
-        monkeypatch.setattr(tiles, "_tile", lambda left, right, _, logarithms: tile(left, right, False, logarithms))
+        monkeypatch.setattr(tiles, "_tile", lambda left, right, _, *rest: tile(left, right, False, *rest))
     elif fault == "a mirror tile forgotten":
         monkeypatch.setattr(tiles.Tiles, "places", lambda self: [(r, c, False) for r, c, _ in places(self)])
     elif fault == "rows only":

@@ -71,6 +71,8 @@ def contrastive(
     groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
     temperature: float,
     world: World = ALONE,
+    *,
+    positives_in_denominator: bool = True,
 ) -> Float[Tensor, ""]:
     """The equation at the head of this file.
 
@@ -79,8 +81,11 @@ def contrastive(
         groups: int64 `[M]`; equal numbers are positives of each other.
         temperature: tau > 0.
         world: the ranks whose projections are contrasted together; `z` and `groups` are those of this rank.
+        positives_in_denominator: False leaves an anchor's positives out of the sum over a, so that it is over the
+            anchor's negatives alone (in the quotient of `reference.py` this sum is the denominator).
 
-    Anchors without a positive are left out of the mean; where no anchor has one, the loss and its gradient are 0.
+    Anchors without a positive are left out of the mean, as are those without a negative where the sum is over
+    negatives alone. Where no anchor is left, the loss and its gradient are 0.
     Float32 matrix products run at full precision inside, whatever the user has set, and the setting is put back
     (`tiles.exact_products`); autocast is switched off inside.
     Raises StepclrError for shapes that do not fit or a temperature that is not above 0.
@@ -105,13 +110,16 @@ def contrastive(
         group = torch.searchsorted(ordered, groups)
         count = torch.searchsorted(ordered, groups, right=True) - group - 1  # |P(i)|
 
-        # 1/A for an anchor with a positive, else 0. The means are taken in float64: at a small temperature both terms
-        # are large, and the loss is their small difference.
-        has_positive = (count > 0).double()
-        weights = has_positive / has_positive.sum().clamp(min=1)
+        # 1/A for an anchor, else 0. The means are taken in float64: at a small temperature both terms are large, and
+        # the loss is their small difference.
+        anchors = count > 0
+        if not positives_in_denominator:
+            anchors &= count < len(groups) - 1
+        weights = anchors.double() / anchors.double().sum().clamp(min=1)
 
         # 1/A sum_i log sum_{a != i} exp(z_i.z_a / tau)
-        log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, world, sizes)
+        left_out = None if positives_in_denominator else group
+        log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, world, sizes, left_out)
 
         # 1/|P(i)| sum_{p in P(i)} z_i.z_p / tau, where the sum of the z_p is that of i's group without z_i.
         positives = torch.zeros_like(z).index_add(0, group, z)[group] - z

@@ -8,6 +8,9 @@ weights w, and its gradient, which is
 e and W are symmetric, so that a tile above the diagonal serves the rows of both its sides: half the work. The rows of
 Z have length 1, so that e is at most exp(1/tau); where that leaves float32 no room (tau < SAFE_TEMPERATURE), tiles
 hold log e and sums are kept as logarithms. Several ranks share out the rows, and each meets all columns.
+
+Where groups are given, all pairs of one group are left out: e_ij = 0 for them, as for j = i. This happens inside the
+tile: subtracted from the finished sum, pairs that dominate it would leave nothing but its rounding error.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +19,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from stepclr.distributed import World
@@ -47,18 +50,20 @@ class MeanLogSum(torch.autograd.Function):
         temperature: float,
         world: World,
         sizes: Sequence[int],
+        groups: Int[Tensor, " m"] | None,
     ) -> Float64[Tensor, ""]:
         """First pass: S, tile by tile."""
-        tiles = Tiles(z, temperature, world.rows(sizes))
+        tiles = Tiles(z, temperature, world.rows(sizes), groups)
         keep = ctx.needs_input_grad[0] and not z.is_cuda
         log_s = world.gather(tiles.log_sums(KEPT_NUMBERS if keep else 0), sizes)
+        log_s = log_s.masked_fill(log_s == -torch.inf, 0)  # all pairs left out: a weight of 0 must give 0, not NaN
         ctx.save_for_backward(z, weights, log_s)
         ctx.tiles = tiles
         return (weights * log_s).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Float[Tensor, "m d"], None, None, None, None]:
+    def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Float[Tensor, "m d"], None, None, None, None, None]:
         """Second pass: 1/tau W Z times g, tile by tile."""
         z, weights, log_s = ctx.saved_tensors
         tiles: Tiles = ctx.tiles
@@ -75,14 +80,20 @@ class MeanLogSum(torch.autograd.Function):
                 gradient[rows].addmm_(w_tile, z[columns])
                 if mirrored:
                     gradient[columns].addmm_(w_tile.T, z[rows])
-        return gradient, None, None, None, None
+        return gradient, None, None, None, None, None
 
 
 class Tiles:
     """The M x M matrix e, or log e for a small temperature, one tile at a time; only some of its rows if asked."""
 
-    def __init__(self, z: Float[Tensor, "m d"], temperature: float, rows: slice | None = None) -> None:
-        self.temperature = temperature
+    def __init__(
+        self,
+        z: Float[Tensor, "m d"],
+        temperature: float,
+        rows: slice | None = None,
+        groups: Int[Tensor, " m"] | None = None,
+    ) -> None:
+        self.temperature, self.groups = temperature, groups
         self.rows = rows or slice(0, len(z))
         self.symmetric = self.rows == slice(0, len(z))
         self.logarithms = temperature < SAFE_TEMPERATURE
@@ -122,11 +133,14 @@ class Tiles:
                     yield rows, slice(column, min(column + width, last)), self.symmetric
 
     def tile(self, rows: slice, columns: slice) -> Float[Tensor, "a b"]:
-        """One tile, with the diagonal left out. A kept tile is handed out once: its next user may change it."""
+        """One tile, without what is left out. A kept tile is handed out once: its next user may change it."""
         kept = self.kept.pop((rows.start, columns.start), None)
         if kept is not None:
             return kept
-        tile: Tensor = self.run(_tile)(self.left[rows], self.right[:, columns], rows == columns, self.logarithms)
+        groups = None if self.groups is None else (self.groups[rows], self.groups[columns])
+        tile: Tensor = self.run(_tile)(
+            self.left[rows], self.right[:, columns], rows == columns, self.logarithms, groups
+        )
         return tile
 
     def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,13 +149,22 @@ class Tiles:
 
 
 def _tile(
-    left: Float[Tensor, "a d"], right: Float[Tensor, "d b"], on_diagonal: bool, logarithms: bool
+    left: Float[Tensor, "a d"],
+    right: Float[Tensor, "d b"],
+    on_diagonal: bool,
+    logarithms: bool,
+    groups: tuple[Int[Tensor, " a"], Int[Tensor, " b"]] | None,
 ) -> Float[Tensor, "a b"]:
-    """e, or log e, of a tile; a row is not compared with itself."""
+    """e, or log e, of a tile; a row is compared neither with itself nor, where `groups` are given, with its group."""
     tile = left @ right
     if not logarithms:
         tile.exp_()
-    return tile.fill_diagonal_(-torch.inf if logarithms else 0) if on_diagonal else tile
+    nothing = -torch.inf if logarithms else 0
+    if groups is not None:
+        tile.masked_fill_(groups[0][:, None] == groups[1], nothing)
+    elif on_diagonal:
+        tile.fill_diagonal_(nothing)
+    return tile
 
 
 def _sums(tile: Float[Tensor, "a b"], logarithms: bool) -> tuple[Float[Tensor, " a"], Float[Tensor, " b"]]:
