@@ -29,7 +29,7 @@ from stepclr.pretraining.meter import Meter
 from stepclr.pretraining.model import SimCLR
 from stepclr.pretraining.monitor import Monitor, batch_metrics
 from stepclr.pretraining.optim import build_optimizer, lr_multiplier, set_lr
-from stepclr.pretraining.profile import Profile
+from stepclr.pretraining.profile import NoProfile, Profile
 from stepclr.pretraining.progress import Progress
 from stepclr.pretraining.resolve import stages_of
 from stepclr.pretraining.run import Run
@@ -113,16 +113,14 @@ def train(
     objective = OBJECTIVES[config.loss]
     loss_of = objective.bind(config.temperature, world)
     schedule = Schedule.of(config, len(images))
-    algorithm: Any = simclr_step
-    if config.micro_batch:
-        algorithm = partial(simclr_step_in_parts, micro_batch=config.micro_batch, world=world)
+    algorithm = _algorithm(config, world)
     recomputed = model.encoder if config.micro_batch or config.checkpoint_activations else None
     precision = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     loaded = on_device(images, device)
     watched = loaded if watched is images else on_device(watched, device)
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
     meter = Meter(facts.get("seconds", 0.0))
-    clock = Profile(device) if profile else None
+    clock = Profile(device) if profile else NoProfile()
     unreadable_before = len(loaded.skipped)
     losses: list[Tensor] = []  # since the last look at them: each look makes a GPU wait
 
@@ -130,39 +128,29 @@ def train(
         # --------------------------------------------------------------------------------------------------------------
         # What is changed for the loop alone, and put back after it.
         interruption = stack.enter_context(Interruption())
-        for module in modules:
-            stack.enter_context(small_convolutions(module))
-        if recomputed is None:  # a run that recomputes wants to stay small
-            stack.enter_context(freed_memory_kept())
-        trained = model
-        if compiles(device) and not config.checkpoint_activations:
-            stack.enter_context(cudnn_benchmark())
-            trained = _compiled(model)
+        trained = _settings_of_the_loop(stack, model, modules, device, config)
         forward: nn.Module = trained
         if world.size > 1:
             stack.enter_context(stride_warnings_off())
             forward = averaged(trained)
         report.start(config, run, views, step, schedule.steps, len(images), monitor is not None)
         stack.enter_context(report)
-        stages: list[tuple[float, Any]] = [*stages_of(config, views)]
-        if clock:
-            stack.enter_context(clock.attached(trained, optimizer, report.say))
-            stages = [(until, clock.views(smaller)) for until, smaller in stages]
+        stack.enter_context(clock.attached(trained, optimizer, report.say))
+        stages = [(until, clock.views(smaller)) for until, smaller in stages_of(config, views)]
 
         for epoch in range(step // schedule.per_epoch, config.epochs):
             # ----------------------------------------------------------------------------------------------------------
             # Once an epoch: the images in a new order, read ahead; a resumed run starts within it.
             start = step % schedule.per_epoch
             feed = batches(loaded, config.seed, epoch, config.batch_size, start, config.balanced, device, world)
-            feed = meter.watch(feed)
-            for batch in clock.feed(feed) if clock else feed:
+            for batch in clock.feed(meter.watch(feed)):
                 # ------------------------------------------------------------------------------------------------------
                 # One step of Algorithm 1. Its views and whatever dropout draws depend on the step alone.
                 _check_readable(loaded, unreadable_before, step, run, world)
                 lr = set_lr(optimizer, lr_multiplier(step, schedule.steps, schedule.warmup_steps))
                 torch.manual_seed(_seed_of(config.seed, step, world.rank))
                 keys = view_keys(config.seed, epoch, batch.samples)
-                take_views = _views_at(step / schedule.steps, stages)
+                take_views = _views_at(step, schedule.steps, stages)
                 labels = batch.labels
                 if teacher:
                     with precision:
@@ -179,11 +167,12 @@ def train(
                 saves = _checkpoint_is_due(schedule, step, stop, meter.since_checkpoint(), device)
                 if logs or saves:
                     _check_finite(losses, model, step, lr, run)
+                    losses.clear()
 
                 # ------------------------------------------------------------------------------------------------------
                 # Log: every few steps, and at the end of an epoch.
                 if logs:
-                    line = {"step": step, "epoch": epoch + 1, "loss": losses[-1].item(), "lr": lr, **meter.read()}
+                    line = {"step": step, "epoch": epoch + 1, "loss": loss.item(), "lr": lr, **meter.read()}
                     line["images_per_second"] = world.total(line["images_per_second"])
                     line |= batch_metrics(objective, z, batch.labels, world)
                     if monitor and schedule.watched(step):
@@ -192,8 +181,6 @@ def train(
                         run.log(line)
                     report.line(line, schedule.steps)
                     meter.restart()
-                if logs or saves:
-                    losses.clear()
 
                 # ------------------------------------------------------------------------------------------------------
                 # Checkpoint: all that the next step depends on. Then stop, if a signal asked for it.
@@ -203,6 +190,28 @@ def train(
                     meter.saved()
                 if stop and step < schedule.steps:
                     raise interrupted(stop, step, schedule.steps, run.folder)
+
+
+def _algorithm(config: ResolvedConfig, world: World) -> Callable[..., Any]:
+    """`simclr_step`, or its sibling that puts the batch through the encoder in parts."""
+    if config.micro_batch is None:
+        return simclr_step
+    return partial(simclr_step_in_parts, micro_batch=config.micro_batch, world=world)
+
+
+def _settings_of_the_loop(
+    stack: ExitStack, model: SimCLR, modules: list[nn.Module], device: torch.device, config: ResolvedConfig
+) -> SimCLR:
+    """What is changed until `stack` ends: how convolutions are computed and memory is kept. Returns what to call."""
+    if device.type == "cpu":
+        for module in modules:
+            stack.enter_context(small_convolutions(module))
+    if config.micro_batch is None and not config.checkpoint_activations:  # else the run wants to stay small
+        stack.enter_context(freed_memory_kept())
+    if not compiles(device) or config.checkpoint_activations:
+        return model
+    stack.enter_context(cudnn_benchmark())
+    return _compiled(model)
 
 
 def train_step(
@@ -238,10 +247,10 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
     return int(view_keys(seed, step, [-1 - rank])[0])
 
 
-def _views_at(progress: float, stages: list[tuple[float, Any]]) -> Any:
-    """The views of the first stage that is not over at this share of the steps."""
+def _views_at(step: int, steps: int, stages: list[tuple[float, Any]]) -> Any:
+    """The views of the first stage that is not over at this step; a stage ends at its share of the steps."""
     for until, views in stages:
-        if progress < until:
+        if step < until * steps:
             return views
     raise AssertionError("the last stage ends with the run")
 

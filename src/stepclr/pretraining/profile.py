@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -87,3 +87,16 @@ class Profile:
         for part, spent in self.spent.items():
             rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms a step {spent / total:7.1%}")
         return "\n".join(rows)
+
+
+class NoProfile:
+    """A clock that is not there: the loop runs as if nobody looked."""
+
+    def attached(self, *_: object) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def views(self, views: ViewsOf) -> ViewsOf:
+        return views
+
+    def feed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
+        return feed
