@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import stepclr
+from stepclr.loss.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "stepclr"
@@ -68,6 +69,14 @@ def test_no_imports_go_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"these files import each other: {error.args[1]}")
+
+
+def test_no_other_file_compares_the_name_of_a_loss() -> None:
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Compare):
+                constants = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                assert not constants & OBJECTIVES.keys(), f"{file}, line {node.lineno}: use the row of OBJECTIVES"
 
 
 def test_the_floor_plan_names_every_room() -> None:

@@ -1,7 +1,7 @@
-"""This process among those that work on one job: torchrun starts them, and this is all that they exchange.
+"""The process group: the ranks that torchrun starts for one job, and everything that they exchange.
 
-A rank is alone by default, and then everything it would exchange is its own. Numbers of the host travel by gloo, also
-where the tensors of a GPU travel by NCCL, so that no GPU is waited for. Nothing is pickled.
+By default a process is alone, and what it would gather is its own. Numbers that lie on the host travel by gloo, also
+where the tensors of GPUs travel by NCCL, so that nobody waits for a GPU. Nothing is pickled.
 """
 
 import atexit
@@ -23,12 +23,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from stepclr.errors import StepclrError
 
-PATIENCE = timedelta(hours=1)  # with one that decodes or evaluates; of one that died torchrun tells the others at once
+TIMEOUT = timedelta(hours=1)  # a rank may be decoding or evaluating; torchrun reports dead ranks at once
 
 
 @dataclass(frozen=True)
 class World:
-    """Process `rank` of `size`."""
+    """A process and its group: rank `rank` of `size` ranks."""
 
     rank: int = 0
     size: int = 1
@@ -39,11 +39,11 @@ class World:
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This rank's part of n things: parts follow one another and differ by at most one."""
+        """This rank's part of n items: the parts are contiguous, and their lengths differ by at most one."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def numbers(self, value: float | int) -> list[float | int]:
-        """Every rank's number, rank after rank."""
+        """Every rank's number, in the order of the ranks."""
         if self.size == 1:
             return [value]
         # A process group of the user's own may have NCCL alone, which exchanges nothing from the host.
@@ -65,7 +65,7 @@ class World:
         return slice(ends[self.rank], ends[self.rank + 1])
 
     def gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Every rank's rows, rank after rank, without a gradient."""
+        """Every rank's rows, in the order of the ranks, without a gradient."""
         return x.detach() if self.size == 1 else self._exchange(x.detach(), sizes)
 
     def gather_with_gradient(self, x: Float[Tensor, "n ..."], sizes: Sequence[int]) -> Float[Tensor, "m ..."]:
@@ -82,14 +82,14 @@ class World:
         return rows
 
     def sum(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Added up over the ranks; the gradient is added up too."""
+        """The sum over the ranks; the gradient is summed too."""
         if self.size == 1:
             return x
         total: Tensor = _Sum.apply(x)
         return total
 
     def objects(self, value: Any) -> list[Any]:
-        """Every rank's value, which JSON can hold."""
+        """Every rank's value; it must be one that JSON can hold."""
         if self.size == 1:
             return [value]
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -101,19 +101,19 @@ class World:
         return list(dict.fromkeys((a, b) for own in self.objects(list(pairs)) for a, b in own))
 
     def check_same(self, facts: dict[str, Any]) -> None:
-        """Raise StepclrError, on every rank, where one knows other facts than the first: no job comes of it."""
+        """Raise StepclrError, on every rank, if the facts of any rank differ from those of rank 0."""
         for rank, others in enumerate(every := self.objects(facts)):
             for name, value in every[0].items():
                 if others.get(name) != value:
-                    raise StepclrError(f"rank {rank} has {name} {others.get(name)}, and rank 0 has {value}")
+                    raise StepclrError(f"rank {rank} has {name} {others.get(name)}, but rank 0 has {value}")
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until every rank has called this."""
         self.numbers(0)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """First one process of each machine, then its others, who find in a cache what it has left there."""
+        """One process of each machine goes first; its others follow, and find what it has left in the cache."""
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if not first:
             self.wait()
@@ -136,18 +136,18 @@ ALONE = World()
 
 
 def join() -> World:
-    """This process among those that torchrun has started with it, or alone; any number of calls is one."""
+    """Join the process group that torchrun started, if any; idempotent."""
     if not dist.is_initialized() and {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():
         if os.environ["WORLD_SIZE"] == "1":
             return ALONE
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
+        store, rank, world = next(rendezvous("env://", timeout=TIMEOUT))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # torchrun's own store outlives a restart, and what the last attempt left there would mislead this one.
             store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT')}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
         atexit.register(dist.destroy_process_group)
     return process_group()
 
@@ -160,12 +160,12 @@ def process_group() -> World:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this job anew after one of its processes died (--max-restarts)."""
+    """Whether torchrun has restarted this job after one of its processes died (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def lost_the_others(error: BaseException) -> bool:
-    """Whether an exchange failed because another rank is gone; gloo has no error of its own for that."""
+    """Whether an exchange failed because another rank has ended; gloo has no error class for that."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: all that step k needs to go on, in one safetensors file that appears whole or not at all."""
+"""Checkpoints: everything that the next step depends on, in one safetensors file that is written all or nothing."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from stepclr.pretraining.run import Fields
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: Optimizer, facts: Fields, keep: Sequence[int]
 ) -> None:
-    """Write the state after `step` steps; of the older checkpoints only the last and those of steps in `keep` stay."""
+    """Write the state after `step` steps. Of the older checkpoints, only the last and those of steps in `keep` stay."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -35,10 +35,10 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: Optimizer, say: Callable[[str], object]
 ) -> tuple[int, Fields]:
-    """Put the newest checkpoint that is whole into model and optimizer; (0, {}) where there is none.
+    """Load the newest checkpoint that is intact into model and optimizer; returns (0, {}) where there is none.
 
-    `say` is told of each newer one that is torn, or whose bytes have changed since it was written. Raises StepclrError
-    if there are checkpoints and none of them is whole, or if one is of another network.
+    `say` reports each newer one that is truncated or whose bytes have changed since it was written. Raises StepclrError
+    if there are checkpoints and none of them is intact, or if one belongs to another network.
     """
     for half in torn(folder):
         half.unlink(missing_ok=True)  # another rank may be faster
@@ -49,20 +49,20 @@ def load_checkpoint(
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             if metadata.pop("digest", "") != _digest(tensors, metadata):
-                raise OSError("its bytes are not those that were written")
+                raise OSError("its checksum does not match")
         except (SafetensorError, OSError) as error:
-            say(f"{path} is damaged ({error}): going on from the one before it")
+            say(f"{path} is corrupt ({error}): falling back to the previous checkpoint")
             continue
         try:
             model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
         except RuntimeError:
             raise StepclrError(
-                f"{path} is of another encoder or head than this run's: it belongs to another run"
+                f"{path} was saved with a different encoder or head: it belongs to another run"
             ) from None
         _load_optimizer(optimizer, tensors)
         return int(metadata["step"]), json.loads(metadata["facts"])
     if paths:
-        raise StepclrError(f"no checkpoint in {folder} can be read; begin again with another --out")
+        raise StepclrError(f"no checkpoint in {folder} can be read; start a new run in another out")
     return 0, {}
 
 
@@ -72,7 +72,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """A checksum of the tensors' names, kinds and bytes, and of what is said of them."""
+    """A checksum of the tensors' names, types and bytes, and of the metadata."""
     digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())

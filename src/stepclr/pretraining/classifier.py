@@ -30,13 +30,14 @@ from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
 MOMENTUM = 0.9
-LINEAR_RATE = 10.0  # of the linear layer; of 0.3 ... 100 best on 200 held-out train images of the sample, with 3 to 30
-LENGTHS = 1024  # images to measure |h| on
+# Of the linear layer. Of 0.3 ... 100, rates of 3 to 30 were best on 200 held-out train images of the sample.
+LINEAR_RATE = 10.0
+LENGTHS = 1024  # images on which |h| is measured
 
 
 @dataclass(frozen=True)
 class Supervised:
-    """Settings of SGD with Nesterov momentum 0.9, or of LARS; cosine per step from `rate` to 0.
+    """Settings of SGD (Nesterov momentum 0.9) or LARS, with a cosine per step from `rate` to 0.
 
     steps: of `batch_size` images. rate: at the top, as it is. weight_decay: of every weight that learns (by LARS, of
     those it adapts). min_area: smallest crop, share of the image. bf16: train under autocast. freeze: only the linear
@@ -61,7 +62,7 @@ def train_classifier(
     seed: int,
     after_step: Callable[[], object] | None = None,
 ) -> Classifier:
-    """Train in place by cross-entropy on one crop-and-flip view an image; handed back in eval mode, on its device.
+    """Train in place by cross-entropy on one crop-and-flip view per image; returned in eval mode, on its device.
 
     images: labels are positions in `classifier.classes`, each at least 0. A function of the arguments: batch order and
     views come from `seed`. With `freeze` the encoder, its BatchNorm statistics and kept head layers stay bit for bit.

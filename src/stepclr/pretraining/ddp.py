@@ -1,4 +1,4 @@
-"""Many ranks train one model: BatchNorm normalizes the batch of them all, and their gradients are averaged.
+"""Many ranks train one model: BatchNorm normalizes the batch of all ranks, and their gradients are averaged.
 
 With the losses' own exchange (`loss/contrastive.py`) W ranks then take the step that one process would take.
 """
@@ -21,7 +21,7 @@ from stepclr.pretraining.model import SimCLR
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm over the images of all ranks, on any device: torch's own refuses the CPU.
+    """BatchNorm over the images of all ranks, on any device; torch's own SyncBatchNorm refuses the CPU.
 
     `like`: the BatchNorm whose weights, statistics and (timm's) activation it takes over.
     """
@@ -38,7 +38,7 @@ class SyncBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None: ...  # any number of dimensions
 
     def forward(self, input: Float[Tensor, "n c *rest"]) -> Float[Tensor, "n c *rest"]:
-        """`input` normalized, one mean and variance a channel; in eval mode those of the past."""
+        """`input` normalized with one mean and variance per channel; in eval mode with the running ones."""
         if not self.training:
             return self.act(self.drop(super().forward(input)))  # type: ignore[no-any-return]
         with torch.autocast(input.device.type, enabled=False):
@@ -57,7 +57,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _remember(self, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:
-        """Move the running statistics, as BatchNorm does."""
+        """Update the running statistics, as BatchNorm does."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -87,7 +87,7 @@ def averaged(model: nn.Module) -> nn.Module:
 
     The ranks begin with the first one's weights and statistics, so that they are one model from here on.
     """
-    # No statistics are sent at each step: they are the same on all. torch gave that option another name.
+    # Statistics need not be sent at each step: they are the same on all ranks. Newer versions renamed the option.
     names = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     options: dict[str, Any] = {option: False}
@@ -96,7 +96,7 @@ def averaged(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def stride_warnings_off() -> Iterator[None]:
-    """A filter of 1x1 has the same bytes in either memory format, and torch warns that its strides differ."""
+    """In here torch does not warn that the strides of a 1x1 filter differ; its bytes are the same in both formats."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Grad strides do not match")
         yield

@@ -1,4 +1,4 @@
-"""Images on a GPU: all of them once, where they fit into its memory; else each batch while the last is worked on."""
+"""Images on a GPU: all of them once where they fit into its memory, else each batch ahead of its step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.stores import Pixels
 from stepclr.views.cuda import to_device
 
-SHARE = 0.3  # of the GPU's free memory, at most, is for images; the rest is for the network
+SHARE = 0.3  # of the GPU's free memory may hold images; the rest is for the network
 CHUNK = 64 * 2**20  # bytes that are uploaded at a time
 
 ImageBatch = Tensor | list[Tensor]
@@ -22,7 +22,7 @@ ImageBatch = Tensor | list[Tensor]
 
 @dataclass(eq=False)
 class Resident(Pixels):
-    """Images of one size in a device's memory, where a batch of them is put together too; `array` is empty."""
+    """Images of one size in a device's memory, where batches are assembled too; `array` is empty."""
 
     pixels: UInt8[Tensor, "n channels h w"]
 
@@ -32,7 +32,7 @@ class Resident(Pixels):
 
 
 def on_device(images: ImageSet, device: torch.device, budget: int | None = None) -> ImageSet:
-    """The same set with its images in the device's memory, or `images` itself where they have no place there.
+    """The same set with its images in the device's memory, or `images` itself where they do not fit.
 
     They have if they lie decoded in one array and take at most `budget` bytes, by default those of `room`.
     """
@@ -57,12 +57,12 @@ def on_device(images: ImageSet, device: torch.device, budget: int | None = None)
 
 
 def room(device: torch.device) -> int:
-    """Bytes for images: SHARE of what is free on a GPU; none on a CPU, where they are in memory already."""
+    """Bytes for images: SHARE of the free memory of a GPU; 0 on a CPU, where they are in memory already."""
     return int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
 
 
 def upload(images: ImageBatch, device: torch.device) -> Callable[[], ImageBatch]:
-    """Begin to copy a batch to a GPU, in any thread; the result hands it to the stream that its caller works on.
+    """Start to copy a batch to a GPU, from any thread; the result hands it to the current stream of its caller.
 
     The copy has a stream of its own and comes from page-locked memory: neither host nor GPU waits for it.
     """
@@ -83,18 +83,18 @@ def upload(images: ImageBatch, device: torch.device) -> Callable[[], ImageBatch]
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all epochs: each stream has memory of its own."""
+    """One stream for all epochs, since each stream has its own memory pool."""
     return torch.cuda.Stream(device)
 
 
 def joined(images: ImageBatch) -> tuple[UInt8[Tensor, " bytes"], list[torch.Size]]:
-    """The images end to end, so that they are one copy, and the shapes of the parts."""
+    """The images concatenated, so that one copy is enough, and their shapes."""
     if isinstance(images, Tensor):
         return images.flatten(), [images.shape]
     return torch.cat([image.flatten() for image in images]), [image.shape for image in images]
 
 
 def parted(flat: UInt8[Tensor, " bytes"], shapes: Sequence[torch.Size], whole: bool) -> ImageBatch:
-    """What `joined` joined, without copying: the batch if it was `whole`, else the list."""
+    """The inverse of `joined`, without copying: a batch if it was `whole`, else a list."""
     parts = [part.view(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
     return parts[0] if whole else parts

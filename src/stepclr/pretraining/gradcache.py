@@ -85,7 +85,7 @@ def parts_of(n: int, micro_batch: int | None, world: World) -> list[slice]:
 
 @contextmanager
 def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
-    """Running statistics move once for all parts, by the mean of what each would move; call the result after each."""
+    """In here running statistics move once for all parts, by the mean of their moves; call the result after each."""
     before = [buffer.clone() for buffer in encoder.buffers()]
     moved = [torch.zeros_like(buffer) for buffer in encoder.buffers()]
 
@@ -101,7 +101,7 @@ def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def statistics_kept(encoder: nn.Module) -> Iterator[None]:
-    """In here activations are computed a second time, which must not move BatchNorm's running statistics again."""
+    """In here activations are computed a second time, and BatchNorm's running statistics stay as they are."""
     before = [buffer.clone() for buffer in encoder.buffers()]
     yield
     for buffer, value in zip(encoder.buffers(), before, strict=True):

@@ -15,14 +15,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While entered, the first SIGINT or SIGTERM is noted in `requested`; a second one acts as it always does."""
+    """A context in which the first SIGINT or SIGTERM is only noted in `requested`; a second one acts as usual."""
 
     def __init__(self) -> None:
         self.requested = 0
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "Interruption":
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread do this
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -39,7 +39,7 @@ def interrupted(number: int, step: int, steps: int, folder: Path) -> Interrupted
     """What to raise once the checkpoint is written."""
     name = signal.Signals(number).name
     return Interrupted(
-        f"stopped by {name} after step {step} of {steps}, all saved: the same command with --resume goes on "
-        f"(--out {folder} --resume)",
+        f"stopped by {name} after step {step} of {steps}, and everything is saved in {folder}: "
+        "repeat the command with resume=True to continue",
         number,
     )

@@ -7,7 +7,7 @@ from stepclr.pretraining.batches import Batch
 
 
 class Meter:
-    """Counts images and seconds between two readings; `seconds` are those of the whole run, resumed ones included."""
+    """Counts images and seconds between two readings; `seconds` are those of the whole run, over all resumes."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -15,11 +15,11 @@ class Meter:
         self._saved = self._clock
 
     def restart(self) -> None:
-        """Begin to count anew: what lay between (logging, kNN) is not training."""
+        """Start a new count: what lies between two counts (logging, kNN) is not training."""
         self._clock, self._waited, self._seen = time.perf_counter(), 0.0, 0
 
     def watch(self, feed: Iterator[Batch]) -> Iterator[Batch]:
-        """The feed itself, its waiting timed and its images counted."""
+        """The same batches, with the time spent waiting for them and the number of images counted."""
         while True:
             asked = time.perf_counter()
             batch = next(feed, None)
@@ -30,7 +30,7 @@ class Meter:
             yield batch
 
     def read(self) -> dict[str, float]:
-        """Images a second, share of the time waited for data, and training seconds of the run so far."""
+        """Images per second, share of the time spent waiting for data, and training seconds of the run so far."""
         spent = time.perf_counter() - self._clock
         self.seconds += spent
         return {
@@ -40,11 +40,11 @@ class Meter:
         }
 
     def total(self) -> float:
-        """Training seconds of the run up to now, those since the last reading included."""
+        """Training seconds of the run up to now, including those since the last reading."""
         return self.seconds + time.perf_counter() - self._clock
 
     def saved(self) -> None:
-        """Note that a checkpoint has been written: time of the run, but it says nothing of the loop's speed."""
+        """Note that a checkpoint has been written: this is time of the run, but not of the loop."""
         self.seconds = self.total()
         self.restart()
         self._saved = self._clock

@@ -1,4 +1,4 @@
-"""What is measured while training: of a batch's projections, and kNN of h. Labels only watch the training here."""
+"""What is measured while training: metrics of a batch's projections, and kNN of h. Labels never touch the training."""
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from stepclr.metrics import alignment, contrastive_top1, effective_rank, uniform
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 
-BANK, QUERIES = 4000, 1000  # enough to see a trend, small beside an epoch
+BANK, QUERIES = 4000, 1000  # enough to see a trend, and cheap compared with an epoch
 
 
 def batch_metrics(
     objective: Objective, z: list[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"], world: World
 ) -> dict[str, float]:
-    """What a batch's first two views show of the learning; of logits, the share of the labelled that are right."""
+    """Metrics of the first two views of a batch; for logits, the top-1 of the labelled images."""
     sizes = world.sizes(len(labels))
     labels = world.gather(labels, sizes)
     z = [world.gather(projections, sizes) for projections in z]
@@ -30,7 +30,7 @@ def batch_metrics(
             "alignment": alignment(z_i, z_j),
             "uniformity": uniformity(torch.cat([z_i, z_j])),
         }
-        # One transfer for all three, for each makes a GPU wait.
+        # One transfer for all three: each transfer makes the host wait for the GPU.
         numbers = torch.stack([value.double() for value in values.values()]).tolist()
         positives = _mean_positives(labels) if objective.needs_labels else 1.0
         negatives = len(z) * (len(labels) - positives)
@@ -42,7 +42,7 @@ def batch_metrics(
 
 
 def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
-    """How many images of the batch have an image's label, itself included, on average; a label below 0 is its own."""
+    """How many images of the batch share an image's class, itself included, on average; -1 is a class of its own."""
     _, counts = labels[labels >= 0].unique(return_counts=True)
     return 1 + float((counts * (counts - 1)).sum()) / len(labels)
 

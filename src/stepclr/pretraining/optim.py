@@ -53,7 +53,7 @@ class LARS(Optimizer):
 
 
 def parameter_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """The weights that learn: matrices and filters; and those of one dimension, free of decay and of LARS's ratio."""
+    """Two groups of trainable parameters: matrices and filters; and vectors, without decay and LARS adaptation."""
     parameters = [p for p in modules.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

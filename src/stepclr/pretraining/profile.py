@@ -1,4 +1,4 @@
-"""Where a step's time goes: data, views, forward, loss, backward, optimizer. Hooks watch; Algorithm 1 knows nothing."""
+"""Where the time of a step goes: data, views, forward, loss, backward, optimizer; hooks measure it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.model import SimCLR
 
 PARTS = ("data", "views", "forward", "loss", "backward", "optimizer", "other")
-WARM_UP = 3  # steps, which load and compile things, and are not counted
+WARM_UP = 3  # steps that are not counted: they load and compile
 
 ViewsOf = Callable[..., Tensor]
 
 
 class Profile:
-    """A clock that always runs for one of PARTS: `enter` stops it for the last and starts it for the next.
+    """A clock that always runs for one of PARTS; `enter` changes the part.
 
     data: waiting for images. views: drawing and rendering. loss: its value and the gradient on z. With micro-batches
     the second pass counts as views and forward too. other: logging, kNN, checkpoints. On a GPU every change of part
@@ -31,7 +31,7 @@ class Profile:
         self.since = time.perf_counter()
 
     def enter(self, part: str) -> None:
-        """What follows belongs to `part`."""
+        """From here on, time is counted for `part`."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
@@ -41,7 +41,7 @@ class Profile:
 
     @contextmanager
     def attached(self, model: SimCLR, optimizer: Optimizer, say: Callable[[str], object]) -> Iterator[None]:
-        """Notice when the head has been, when the gradient is back there, when the optimizer steps; `say` the table."""
+        """Hook into head and optimizer to see where one part ends and the next begins; at the end, `say` the table."""
         head = model.head
         hooks = [
             head.register_forward_hook(lambda *_: self.enter("loss")),
@@ -57,18 +57,18 @@ class Profile:
             say(self.table())
 
     def views(self, views: ViewsOf) -> ViewsOf:
-        """The views themselves, noticed."""
+        """The same views, timed."""
 
-        def noticed(*batch: object) -> Tensor:
+        def timed(*batch: object) -> Tensor:
             self.enter("views")
             rendered = views(*batch)
             self.enter("forward")
             return rendered
 
-        return noticed
+        return timed
 
     def feed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
-        """The feed itself, noticed; each of its batches is a step."""
+        """The same batches, timed; each is a step."""
         while True:
             self.enter("data")
             batch = next(feed, None)
@@ -79,18 +79,18 @@ class Profile:
             yield batch
 
     def table(self) -> str:
-        """Milliseconds a step and share of each part."""
+        """Milliseconds per step and share of each part."""
         total = sum(self.spent.values())
         if self.steps < 1 or not total:
-            return f"--profile: the run ended within the first {WARM_UP} steps, which are not counted"
+            return f"no profile: the run ended within the first {WARM_UP} steps, which are not counted"
         rows = [f"where the time of {self.steps:,} steps went (the first {WARM_UP} are not counted):"]
         for part, spent in self.spent.items():
-            rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms a step {spent / total:7.1%}")
+            rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms per step {spent / total:7.1%}")
         return "\n".join(rows)
 
 
 class NoProfile:
-    """A clock that is not there: the loop runs as if nobody looked."""
+    """Stands for `Profile` where none is wanted, and does nothing."""
 
     def attached(self, *_: object) -> AbstractContextManager[None]:
         return nullcontext()

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: on a terminal a bar, elsewhere a line now and then."""
+"""What a run prints while it trains: a progress bar on a terminal, elsewhere a line every few seconds."""
 
 import sys
 import time
@@ -17,14 +17,14 @@ EVERY = 15  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Settings, images a second, time left and scores, to standard error; silent if not `enabled`.
+    """Prints settings, images per second, time left and scores to standard error; silent if not `enabled`.
 
     tensorboard: write each line of metrics to TensorBoard's event files too.
     """
 
     def __init__(self, enabled: bool, tensorboard: bool = False) -> None:
         if tensorboard:
-            summary_writer()  # what is missing is said now
+            summary_writer()  # a missing package is reported now, not after the first step
         self.tensorboard = tensorboard
         self.events: Events | None = None
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
@@ -40,11 +40,11 @@ class Progress:
             self.say(f"skipped {len(unreadable)} images that cannot be read, for example {one_line(path)}: {reason}")
 
     def say(self, text: str) -> None:
-        """Print a text as it is."""
+        """Print a text without markup."""
         self.console.print(text, markup=False)
 
     def decoded(self, done: int, total: int) -> None:
-        """Report how many images are decoded, where it takes long enough to wonder."""
+        """Print how many images are decoded, if it takes more than a few seconds."""
         if time.monotonic() - self.spoke > EVERY / 5:
             self.spoke = time.monotonic()
             self.console.print(f"decoded {done:,} of {total:,} images")
@@ -52,7 +52,7 @@ class Progress:
     def start(
         self, config: ResolvedConfig, run: Run, views: Views, step: int, steps: int, images: int, watched: bool
     ) -> None:
-        """Say what is about to happen, every decided setting included."""
+        """Print what is about to happen, including every setting as decided."""
         self.console.print(
             f"pretraining {config.encoder} on {images:,} images: {config.epochs} epochs, {steps:,} steps of "
             f"{min(config.batch_size, images)} images, into {run.folder}\n"
@@ -61,8 +61,8 @@ class Progress:
             + f"\n  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at "
             f"batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} epochs\n"
             f"  precision {config.precision}, channels_last; seed {config.seed}"
-            + ("" if watched else "; no labels to watch kNN with (--monitor names some)")
-            + (f"\n  going on after step {step:,}" if step else ""),
+            + ("" if watched else "; no labels to score kNN with while training (monitor names some)")
+            + (f"\n  resuming after step {step:,}" if step else ""),
             markup=False,
         )
         self.begun = (time.monotonic(), step)
@@ -79,10 +79,11 @@ class Progress:
         if self.events:
             self.events.add(line)
         if "knn" in line:
-            self.knn = f", kNN {line['knn']:.3f}"
+            self.knn = f", kNN {100 * line['knn']:.1f} %"
         speed = f"{self.knn}, {line['images_per_second']:,.0f} images/s"
         if self.bar:
-            short = f"loss {line['loss']:.2f}{speed}, waiting {line['waiting']:.0%}"  # beside the bar, in 80 columns
+            # Next to the bar, within 80 columns.
+            short = f"loss {line['loss']:.2f}{speed}, waiting {line['waiting']:.0%}"
             self.bar.update(self.bar.task_ids[0], completed=line["step"], description=short)
         elif time.monotonic() - self.spoke > EVERY or line["step"] == steps:
             self.spoke = time.monotonic()
@@ -106,7 +107,7 @@ class Progress:
 def _top1(line: Fields) -> str:
     for name, words in (("contrastive_top1", "contrastive top-1"), ("top1", "top-1")):
         if name in line:
-            return f", {words} {line[name]:.2f}"
+            return f", {words} {100 * line[name]:.0f} %"
     return ""
 
 

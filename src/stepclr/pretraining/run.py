@@ -1,4 +1,4 @@
-"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors, and skipped.csv where images were."""
+"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors; skipped.csv if images were skipped."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Fields = dict[str, Any]  # one JSON object
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk. It stands for its folder wherever a path is asked for."""
+    """A run on disk. It can be passed wherever the path of its folder is expected."""
 
     folder: Path
 
@@ -44,7 +44,7 @@ class Run:
         return [_record(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
 
     def images(self, source: Source | None = None) -> ImageSet:
-        """The images that it was trained on, as they are now; `source`: where they are, if they have moved."""
+        """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config
         return open_images(source or config.source, classes=config.classes or None, limit=config.limit)
 
@@ -53,26 +53,28 @@ class Run:
         return load_encoder(self)
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder contains a run, finished or not."""
         return (self.folder / "config.json").exists()
 
     def check_free(self, resume: bool) -> None:
         """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""
         if self.exists():
             if not resume:
-                raise StepclrError(f"{self.folder} holds a run already: go on with --resume, or name another --out")
+                raise StepclrError(
+                    f"{self.folder} already contains a run: resume=True continues it, or choose another out"
+                )
         elif self.folder.exists() and not (
             self.folder.is_dir() and set(self.folder.iterdir()) == set(torn(self.folder))
         ):
-            raise StepclrError(f"{self.folder} exists and is no run: name another --out")
+            raise StepclrError(f"{self.folder} exists and is not a run: choose another out")
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No second process trains in the folder meanwhile; however this one ends, the folder is free again.
+        """Lock the folder against a second process; however this process ends, the lock is released.
 
-        Raises StepclrError if another holds it. Where the system has no such locks, nothing is held.
+        Raises StepclrError if another process holds the lock. On systems without file locks there is none.
         """
-        with held(self.folder, f"another process is training in {self.folder}: let it end, or name another --out"):
+        with held(self.folder, f"another process is training in {self.folder}: let it end, or choose another out"):
             yield
 
     def write(self, name: str, text: str) -> None:
@@ -85,7 +87,7 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def cut_metrics(self, step: int) -> None:
-        """Forget the lines after `step`: the steps they tell of are about to be taken again."""
+        """Delete the lines after `step`: the run is about to repeat those steps."""
         lines = [line for line in self.metrics if line["step"] <= step]
         self.write("metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
 
@@ -98,7 +100,7 @@ def _record(line: bytes, where: str) -> Fields:
             return record
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
-    raise StepclrError(f"{where} is damaged: take the line out")
+    raise StepclrError(f"{where} is corrupt: delete that line")
 
 
 def free_folder(wanted: str | os.PathLike[str]) -> Path:

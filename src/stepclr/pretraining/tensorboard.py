@@ -1,4 +1,4 @@
-"""TensorBoard's event files, RUN/tensorboard/: the lines of metrics.jsonl once more, for those who watch runs there."""
+"""TensorBoard's event files in RUN/tensorboard/: a copy of the lines of metrics.jsonl."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from stepclr.pretraining.run import Fields, Run
 
 
 class Events:
-    """What is in metrics.jsonl when it begins, and each line that is added, in place of what is there already."""
+    """Writes the lines that metrics.jsonl contains at the start, then each new line; older event files are replaced."""
 
     def __init__(self, run: Run) -> None:
         folder = run.folder / "tensorboard"
-        for path in folder.glob("events.out.tfevents.*"):  # it may tell of steps that a resumed run takes again
+        for path in folder.glob("events.out.tfevents.*"):  # they may describe steps that a resumed run repeats
             path.unlink()
         self.writer = summary_writer()(str(folder))
         for line in run.metrics:
@@ -29,9 +29,9 @@ class Events:
 
 
 def summary_writer() -> Any:
-    """TensorBoard's class; StepclrError where the package is missing."""
+    """TensorBoard's class; raises StepclrError if the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise StepclrError("--tensorboard needs its package: pip install 'stepclr[tensorboard]'") from None
+        raise StepclrError("tensorboard=True needs its package: pip install 'stepclr[tensorboard]'") from None
     return SummaryWriter
