@@ -164,9 +164,10 @@ def test_an_epoch_is_full_batches_and_meets_nobody_twice() -> None:
     assert [len(batch.samples) for batch in batches(images.take(range(5)), 0, 0, 16, 0)] == [5]
 
 
+TESTS = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # for the imports of another process
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import stepclr.model.files as files
 from stepclr.pretraining import loop
 from test_pretrain import small_run
@@ -198,7 +199,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_killed_and_resumed_is_never_stopped(fault: str, unbroken: stepclr.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code = KILLED.format(tests=str(Path(__file__).parent), fault=FAULTS[fault], out=str(out))
+    code = KILLED.format(tests=TESTS, fault=FAULTS[fault], out=str(out))
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (out / "encoder.safetensors").exists()
@@ -255,7 +256,7 @@ def test_out_of_another_run_is_refused(unbroken: stepclr.Run, tmp_path: Path) ->
 def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: stepclr.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = (
-        f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import os, sys; sys.path[:0] = {TESTS!r}\n"
         "from stepclr.pretraining import loop\n"
         "from stepclr.pretraining.interrupt import Interrupted\n"
         "from test_pretrain import small_run\n"
