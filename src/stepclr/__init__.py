@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from stepclr.loss.contrastive import supcon as supcon
     from stepclr.loss.modules import NTXentLoss as NTXentLoss
     from stepclr.loss.modules import SupConLoss as SupConLoss
+    from stepclr.model.build import build_encoder as build_encoder
     from stepclr.model.classifier import Classifier as Classifier
     from stepclr.model.encoder import Encoder as Encoder
-    from stepclr.model.encoder import build_encoder as build_encoder
     from stepclr.model.files import load_classifier as load_classifier
     from stepclr.model.files import load_encoder as load_encoder
     from stepclr.model.head import ProjectionHead as ProjectionHead
@@ -80,7 +80,7 @@ _DEFINED_IN = {
     "SupConLoss": "loss.modules",
     "Classifier": "model.classifier",
     "Encoder": "model.encoder",
-    "build_encoder": "model.encoder",
+    "build_encoder": "model.build",
     "load_classifier": "model.files",
     "load_encoder": "model.files",
     "ProjectionHead": "model.head",

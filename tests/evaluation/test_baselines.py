@@ -21,7 +21,8 @@ from stepclr.evaluation.baselines import RATES, Scratch
 from stepclr.evaluation.linear import linear_evaluation
 from stepclr.evaluation.prepare import all_logits, features, prepare
 from stepclr.evaluation.splits import Split, label_splits, mix_seed
-from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.build import build_encoder
+from stepclr.model.encoder import Encoder
 from stepclr.model.files import save_encoder
 from stepclr.pretraining import classifier
 from stepclr.views.keys import view_keys

@@ -23,7 +23,8 @@ from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.results import Score, Scores
 from stepclr.evaluation.splits import label_splits
 from stepclr.metrics import weighted_knn
-from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.build import build_encoder
+from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder, save_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised

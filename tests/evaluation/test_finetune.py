@@ -26,8 +26,8 @@ from stepclr.evaluation.finetune import FinetuneSettings, finetuned
 from stepclr.evaluation.init_from import initial_weights
 from stepclr.evaluation.results import Score, Scores
 from stepclr.evaluation.splits import label_splits
+from stepclr.model.build import build_encoder
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import build_encoder
 from stepclr.model.files import load_classifier, save_classifier
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import Supervised, logits, train_classifier

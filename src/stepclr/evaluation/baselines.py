@@ -16,8 +16,9 @@ from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.prepare import all_logits
 from stepclr.evaluation.splits import Indices, LabelsPerClass, Split, folds
+from stepclr.model.build import build_encoder
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.encoder import Encoder
 from stepclr.pretraining.classifier import MOMENTUM, Supervised, train_classifier
 
 MAX_SIDE = 32  # pixels; linear evaluation of more would only take longer

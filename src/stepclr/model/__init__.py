@@ -1,12 +1,14 @@
 """Steps 3 and 4: a view `[n, 3, S, S]` -> representation h `[n, F]` -> projection z `[n, D]`.
 
-`encoder.py` holds f(.), whose output is kept; `head.py` holds g(.), which is thrown away after pretraining;
-`classifier.py` puts a linear layer in its place; `files.py` writes and reads encoders and classifiers; `features.py`
-runs a frozen encoder over an `ImageSet`; `small_conv.py` is a faster convolution for small maps in bfloat16 on a CPU.
+`encoder.py` is f(.), whose output is kept; `build.py` makes it from a timm network or your own module, and `weights.py`
+loads checkpoints into it. `head.py` is g(.), which is discarded after pretraining; `classifier.py` puts a linear layer
+in its place. `files.py` writes and reads encoders and classifiers; `features.py` runs a frozen encoder over an
+`ImageSet`; `small_conv.py` is a faster convolution for small feature maps in bfloat16 on a CPU.
 """
 
+from stepclr.model.build import build_encoder
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_classifier, load_encoder, save_classifier, save_encoder
 from stepclr.model.head import ProjectionHead

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
 from stepclr.io import write_whole
+from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder, build_encoder, load_weights
+from stepclr.model.encoder import Encoder
+from stepclr.model.weights import load_weights
 
 FILE, CLASSIFIER = "encoder.safetensors", "classifier.safetensors"
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
@@ -23,7 +25,10 @@ MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fil
 
 @dataclass(frozen=True)
 class EncoderMetadata:
-    """What an encoder file says about its network; each field is a JSON value in the file's metadata."""
+    """What an encoder file says about its network; each field is a JSON value in the file's metadata.
+
+    The name of a user's own module begins with "module:"; its architecture is not in the file.
+    """
 
     name: str
     stem: str
@@ -32,9 +37,17 @@ class EncoderMetadata:
     classes: list[str]
     normalize_h: bool
 
-    def build(self) -> Encoder:
-        """The encoder, without the weights of the file."""
-        encoder = build_encoder(self.name, self.stem, size=self.size, normalize_h=self.normalize_h)
+    def build(self, path: Path, module: nn.Module | None = None) -> Encoder:
+        """The encoder without the weights of the file at `path`; `module` is its network where that is the user's."""
+        if self.name.startswith(OWN_MODULE):
+            if module is None:
+                own = self.name.removeprefix(OWN_MODULE)
+                raise StepclrError(f"{path} holds the weights of your own module; load_encoder needs module={own}(...)")
+            encoder = build_encoder(module, "own", None, self.size, self.normalize_h, self.num_features)
+        else:
+            if module is not None:
+                raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; leave module out")
+            encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h)
         encoder.classes = self.classes
         return encoder
 
@@ -56,9 +69,10 @@ def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
     _save(encoder, encoder, _encoder_values(encoder), path)
 
 
-def load_encoder(run: str | os.PathLike[str]) -> Encoder:
+def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -> Encoder:
     """The encoder of a run (its folder, or an `encoder.safetensors` anywhere), in eval mode, with its preprocessing.
 
+    Where the run was pretrained with your own module, `module` must be such a module; it receives the weights.
     Raises StepclrError unless every tensor is there and fits.
     """
     path = Path(run)
@@ -68,7 +82,7 @@ def load_encoder(run: str | os.PathLike[str]) -> Encoder:
     metadata = _read(path)
     if "labels" in metadata:
         raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {FILE}")
-    encoder = _parse(EncoderMetadata, metadata, path).build()
+    encoder = _parse(EncoderMetadata, metadata, path).build(path, module)
     load_weights(encoder, path)
     return encoder.eval()
 
@@ -101,7 +115,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     right_length = len(widths) in (2, 3) if kept else not widths
     if not right_length or not 0 <= kept <= len(widths) or not all(0 < width <= MAX_WIDTH for width in widths):
         raise StepclrError(f"{path} is corrupt: it cannot keep {kept} layers of a head with the widths {widths}")
-    classifier = Classifier(facts.build(), facts.labels, widths, kept)
+    classifier = Classifier(facts.build(path), facts.labels, widths, kept)
     try:
         classifier.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError, OSError) as error:

@@ -10,8 +10,9 @@ from stepclr.config import ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
+from stepclr.model.build import build_encoder, checkpoint_activations
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder, build_encoder, checkpoint_activations
+from stepclr.model.encoder import Encoder
 from stepclr.model.head import ProjectionHead, parse_widths
 
 

@@ -17,7 +17,8 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.loss.contrastive import nt_xent
 from stepclr.metrics import contrastive_top1, effective_rank
-from stepclr.model.encoder import Encoder, build_encoder
+from stepclr.model.build import build_encoder
+from stepclr.model.encoder import Encoder
 from stepclr.model.head import ProjectionHead
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.monitor import Monitor

@@ -1,0 +1,170 @@
+"""Encoders by name: timm's networks with a stem that fits the size of the view; or a user's own module."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.resnet import ResNet
+from torch import nn
+
+from stepclr.errors import StepclrError, choose
+from stepclr.model.encoder import SMALL, Encoder
+from stepclr.model.weights import first_line, load_weights
+
+STEMS = ("auto", "imagenet", "small", "small-stride2", "own")
+OWN_MODULE = "module:"  # begins the name of an encoder whose architecture is a user's own module
+
+
+def build_encoder(
+    network: str | nn.Module,
+    stem: str = "auto",
+    weights: str | Path | None = None,
+    size: int = 224,
+    normalize_h: bool = False,
+    num_features: int | None = None,
+) -> Encoder:
+    """An encoder of any timm name, its classifier removed, or of your own module.
+
+    Args:
+        network: "resnet18" ... "resnet200" or any other name that timm knows; followed by "x2" or another whole number,
+            such as "resnet50x2", a ResNet that many times as wide (SimCLR section 4, App. B; its features too). Or an
+            `nn.Module`: images `[n, 3, S, S]` in [0, 1] -> representations `[n, F]`. It is used as it is, not copied.
+        stem: for ResNets, "imagenet" (7x7, stride 2, max-pool), "small" (3x3, stride 1, no pool), "small-stride2"
+            (3x3, stride 2, no pool), or "auto": small for S <= 64, else what timm builds ("imagenet", or "own" where
+            that is another). Other networks keep their own.
+        weights: None for a new initialization from torch's generator, "timm" for timm's pretrained weights, or the
+            path of a checkpoint file (.safetensors, .pt, .pth) or of a run. All must fit, but a classifier is dropped.
+        size: side S of the views, in pixels.
+        normalize_h: divide h by its length (SupCon's recipes do).
+        num_features: F of your own module; by default measured on an image of zeros.
+
+    Raises StepclrError for an unknown name or stem, a stem on a network other than a ResNet, weights that do not fit,
+    and a module whose output is not `[n, F]`.
+    """
+    choose("stem", stem, STEMS)
+    if isinstance(network, nn.Module):
+        encoder = _of_module(network, stem, weights, size, normalize_h, num_features)
+    else:
+        encoder = _of_timm(network, stem, weights, size, normalize_h)
+    if weights not in (None, "timm"):
+        load_weights(encoder, Path(str(weights)))
+    return encoder
+
+
+def checkpoint_activations(encoder: Encoder) -> None:
+    """Keep few activations for the backward pass and recompute the others. StepclrError where timm cannot do it."""
+    try:
+        encoder.body.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AssertionError, AttributeError):
+        raise StepclrError(f"checkpoint_activations is not available for {encoder.name}") from None
+
+
+def module_name(module: nn.Module) -> str:
+    """The name of an encoder whose network is this module: "module:" and its class."""
+    return OWN_MODULE + type(module).__name__
+
+
+def _of_module(
+    module: nn.Module,
+    stem: str,
+    weights: str | Path | None,
+    size: int,
+    normalize_h: bool,
+    num_features: int | None,
+) -> Encoder:
+    name = type(module).__name__
+    if stem not in ("auto", "own"):
+        raise StepclrError(f"stem={stem} is for ResNets; your module {name} keeps its own stem (stem=auto)")
+    if weights == "timm":
+        raise StepclrError(f"timm has no weights for your own module {name}")
+    if num_features is None:
+        num_features = _measured_features(module, size)
+    return Encoder(module, module_name(module), "own", size, normalize_h, num_features)
+
+
+def _measured_features(module: nn.Module, size: int) -> int:
+    """F of a module, from two images of zeros; BatchNorm's statistics and the modes of its layers stay as they are."""
+    name, expected = type(module).__name__, f"images [2, 3, {size}, {size}] -> [2, features]"
+    modes = [(layer, layer.training) for layer in module.modules()]
+    parameter = next(module.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            h: object = module.eval()(torch.zeros(2, 3, size, size, device=parameter.device))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise StepclrError(f"{name} must map {expected}, but it fails: {first_line(error)}") from error
+    finally:
+        for layer, training in modes:
+            layer.training = training
+    if not isinstance(h, torch.Tensor) or h.ndim != 2 or len(h) != 2:
+        shape = list(h.shape) if isinstance(h, torch.Tensor) else type(h).__name__
+        raise StepclrError(f"{name} must map {expected}, but it returns {shape}")
+    return h.shape[1]
+
+
+def _of_timm(name: str, stem: str, weights: str | Path | None, size: int, normalize_h: bool) -> Encoder:
+    # The list with pretrained tags ("resnet18.a1_in1k") is long; suggest the nearest plain name.
+    plain, width = _plain_name(name)
+    if not timm.is_model(plain):
+        choose("encoder", name, timm.list_models())
+    options: dict[str, Any] = {}
+    if timm.get_pretrained_cfg_value(plain, "fixed_input_size"):
+        options["img_size"] = size
+    if width > 1:
+        options["channels"] = tuple(width * channels for channels in (64, 128, 256, 512))
+        if weights == "timm":
+            raise StepclrError(f"timm has no weights for {name}, only for {plain}")
+    try:
+        body = timm.create_model(plain, pretrained=weights == "timm", num_classes=0, **options)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise StepclrError(f"timm cannot build {name!r} with weights={weights!r}: {first_line(error)}") from error
+    stem = _set_stem(body, name, stem, size)
+    if width > 1:
+        _widen_stem(body, width)
+    encoder = Encoder(body, name, stem, size, normalize_h)
+    if weights == "timm":
+        for key in ("mean", "std"):
+            encoder.get_buffer(key).copy_(torch.tensor(timm.get_pretrained_cfg_value(name, key)).view(3, 1, 1))
+    return encoder
+
+
+def _plain_name(name: str) -> tuple[str, int]:
+    """timm's name and how many times as wide: "resnet50x2" is ("resnet50", 2)."""
+    wide = re.fullmatch(r"(resnet\d+)x([1-9])", name)
+    return (wide[1], int(wide[2])) if wide else (name, 1)
+
+
+def _widen_stem(body: nn.Module, width: int) -> None:
+    """Widen the stem of a wider ResNet too, as SimCLR's code does; timm's option leaves it at 64 channels."""
+    assert isinstance(body, ResNet)
+    wide = 64 * width
+    for name in ("conv1", "layer1.0.conv1", "layer1.0.downsample.0"):
+        old = body.get_submodule(name)
+        assert isinstance(old, nn.Conv2d)
+        into, out = (3, wide) if name == "conv1" else (wide, old.out_channels)
+        new = nn.Conv2d(into, out, old.kernel_size, old.stride, old.padding, bias=False)  # type: ignore[arg-type]
+        nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+        body.set_submodule(name, new)
+    body.set_submodule("bn1", nn.BatchNorm2d(wide))
+
+
+def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
+    """Give a ResNet the stem, and say which one it now has."""
+    if not isinstance(body, ResNet):
+        if stem not in ("auto", "own"):
+            raise StepclrError(f"stem={stem} is for ResNets; {name} keeps its own stem (stem=auto)")
+        return "own"
+    if stem == "auto" and size > SMALL:
+        return "imagenet" if isinstance(body.conv1, nn.Conv2d) else "own"
+    if stem == "own":
+        return stem
+    if stem == "auto":
+        stem = "small"
+    side, stride = {"imagenet": (7, 2), "small": (3, 1), "small-stride2": (3, 2)}[stem]
+    width = body.get_parameter("bn1.weight").numel()
+    convolution = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes its own
+    body.set_submodule("conv1", convolution)
+    body.set_submodule("maxpool", nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity())
+    return stem

@@ -1,0 +1,82 @@
+"""An encoder whose network is the user's own module: built, saved and loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import stepclr
+from stepclr.errors import StepclrError
+from stepclr.model.files import save_encoder
+
+
+class Net(nn.Module):
+    """Five features, with BatchNorm and one layer that is frozen in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.frozen = nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.BatchNorm2d(5).eval()
+
+    def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 5"]:
+        h: Tensor = self.frozen(self.norm(self.conv(x))).mean((2, 3))
+        return h
+
+
+def test_the_module_itself_is_the_encoder_and_its_width_is_measured() -> None:
+    net = Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    encoder = stepclr.build_encoder(net, size=20)
+    assert encoder.body is net
+    assert (encoder.name, encoder.stem, encoder.size, encoder.num_features) == ("module:Net", "own", 20, 5)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert (net.training, net.norm.training, net.frozen.training) == (True, True, False)
+    assert stepclr.build_encoder(net, num_features=7).num_features == 7  # taken as given
+    x = torch.rand(4, 3, 20, 20)
+    assert torch.equal(encoder.eval()(x), net(x))
+
+
+def test_it_is_saved_and_loaded_into_another_such_module(tmp_path: Path) -> None:
+    encoder = stepclr.build_encoder(Net(), size=20, normalize_h=True)
+    encoder.classes = ["a", "b"]
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    net = Net()
+    loaded = stepclr.load_encoder(tmp_path, module=net)
+    assert loaded.body is net
+    assert not loaded.training
+    assert (loaded.size, loaded.num_features, loaded.normalize_h, loaded.classes) == (20, 5, True, ["a", "b"])
+    x = torch.rand(4, 3, 20, 20)
+    assert torch.equal(loaded(x), encoder.eval()(x))
+    again = stepclr.build_encoder(Net(), weights=tmp_path, size=20, normalize_h=True)
+    assert torch.equal(again.eval()(x), loaded(x))
+
+
+def test_a_module_is_asked_for_where_it_is_needed_and_nowhere_else(tmp_path: Path) -> None:
+    save_encoder(stepclr.build_encoder(Net(), size=20), tmp_path / "encoder.safetensors")
+    with pytest.raises(StepclrError, match=r"your own module; load_encoder needs module=Net\(\.\.\.\)"):
+        stepclr.load_encoder(tmp_path)
+    with pytest.raises(StepclrError, match="does not fit module:Conv2d"):
+        stepclr.load_encoder(tmp_path, module=nn.Conv2d(3, 5, 3))
+    save_encoder(stepclr.build_encoder("test_resnet", size=32), tmp_path / "encoder.safetensors")
+    with pytest.raises(StepclrError, match="leave module out"):
+        stepclr.load_encoder(tmp_path, module=Net())
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Conv2d(3, 5, 3), r"Conv2d must map images \[2, 3, 20, 20\] -> \[2, features\], but it returns"),
+        (nn.Linear(7, 5), "Linear must map .* but it fails: "),
+    ],
+)
+def test_a_module_that_is_not_an_encoder_is_refused(module: nn.Module, message: str) -> None:
+    with pytest.raises(StepclrError, match=message) as error:
+        stepclr.build_encoder(module, size=20)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"stem": "small"}, {"weights": "timm"}])
+def test_what_is_for_timm_s_networks_is_refused(options: dict[str, str]) -> None:
+    with pytest.raises(StepclrError, match="Net"):
+        stepclr.build_encoder(Net(), size=20, **options)  # type: ignore[arg-type]
