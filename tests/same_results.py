@@ -735,9 +735,9 @@ def _(work: Work) -> Iterator[Entry]:
         table = work.place(".csv")
         command("predict", out, source, "--out", table)
         yield name, checksum_of_all(rows(table))
-    probabilities, classes = stepclr.predict(out, work.files)
-    yield "in python", checksum(torch.from_numpy(probabilities))
-    yield "classes", list(classes)
+    predictions = stepclr.predict(out, work.files)
+    yield "in python", checksum(torch.from_numpy(predictions.probabilities))
+    yield "classes", predictions.classes
 
 
 @case("distill")
@@ -763,9 +763,9 @@ def _(work: Work) -> Iterator[Entry]:
     run = stepclr.pretrain(images, out=out, epochs=1, **settings)
     yield from under("pretrain", results(out))
     found = stepclr.evaluate(run, "sample:train", "sample:test", labels_per_class=2, draws=2)
-    yield "evaluate", [[row["method"], row["values"]] for row in found["rows"]]
+    yield "evaluate", [[row.method, row.values] for row in found.rows]
     found = stepclr.finetune(out, "sample:train", "sample:test", labels_per_class=2, epochs=2)
-    yield "finetune", [[row["method"], row["values"]] for row in found["rows"]]
+    yield "finetune", [[row.method, row.values] for row in found.rows]
     student = work.place()
     few: dict[str, Any] = {"student": "test_resnet", "limit": 64, "epochs": 1, "batch_size": 32, "progress": False}
     stepclr.distill(out, "sample:unlabeled", student, **few)
