@@ -1,15 +1,16 @@
-"""Images a second from JPEG files to batches of two views: stepclr's loader against torchvision's, in one run.
+"""Images per second from JPEG files to batches of two views: stepclr's loader compared with torchvision's, in one run.
 
     python benchmarks/loader.py FOLDER [--size 224] [--count 400] [--seconds 20]
 
-FOLDER holds real images of about 96 px. They are laid out unscaled as mosaics, so that the entropy is real, in a
-photo folder's mix of sizes: of 10 images four of 500x375, two of 375x500, three of 640x480 and one of 1600x1200, JPEG
-of quality 90 in two class folders. Both sides deliver batches of 64 images, two float32 views each.
+FOLDER contains real images of about 96 px. They are joined without scaling to mosaics, so that their entropy is real,
+in the mix of sizes of a photo folder: of 10 images four have 500x375 pixels, two 375x500, three 640x480 and one
+1600x1200, as JPEG of quality 90 in two class folders. Both sides deliver batches of 64 images, two float32 views each.
 
-torchvision's side is ImageFolder, SimCLR's transform on PIL images twice, and a DataLoader with two workers.
-stepclr's side is `pretrain`'s own feed and `Views`: decoded anew each epoch (a budget of 0), and from the cache.
-The sides take turns, twice. Also the memory of stepclr's uncached side, early and in all: it holds one batch ahead,
-however long the epoch; and the cache's feed alone, beside reading the cache's file from end to end.
+torchvision's side is ImageFolder, SimCLR's transform applied twice to a PIL image, and a DataLoader with two workers.
+stepclr's side is the `batches` of `pretrain` and `Views`: decoded again in each epoch (a budget of 0), and from the
+cache. The sides take turns, twice. Also measured: the peak memory of stepclr's uncached side, early and at the end (it
+reads one batch ahead, however long the epoch is); and the batches from the cache alone, compared with reading the
+cache's file from end to end.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 import stepclr
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.pretraining.batches import Batch, batches
 
@@ -63,9 +65,9 @@ def make_photos(images: ImageSet, folder: Path, count: int) -> None:
     for i in range(count):
         width, height = MIX[i % len(MIX)]
         photo = Image.new("RGB", (width, height))
-        places = list(itertools.product(range(0, width, TILE), range(0, height, TILE)))
-        for place, tile in zip(places, images.read(random.integers(len(images), size=len(places))), strict=True):
-            photo.paste(Image.fromarray(tile.permute(1, 2, 0).numpy()), place)
+        corners = list(itertools.product(range(0, width, TILE), range(0, height, TILE)))
+        for corner, tile in zip(corners, images.read(random.integers(len(images), size=len(corners))), strict=True):
+            photo.paste(Image.fromarray(tile.permute(1, 2, 0).numpy()), corner)
         path = folder / "ab"[i % 2] / f"{i:05d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         photo.save(path, quality=90)
@@ -88,7 +90,7 @@ def stepclr_batches(images: ImageSet, size: int) -> Iterator[int]:
             yield len(view_i)
 
 
-def images_a_second(delivered: Iterator[int], seconds: float) -> float:
+def images_per_second(delivered: Iterator[int], seconds: float) -> float:
     for _ in range(WARM_UP):
         next(delivered)
     images, begun = 0, time.perf_counter()
@@ -97,16 +99,16 @@ def images_a_second(delivered: Iterator[int], seconds: float) -> float:
     return images / (time.perf_counter() - begun)
 
 
-def feed_beside_file(images: ImageSet, file: Path, seconds: float) -> tuple[float, float, float]:
-    """(images a second, GB/s) of the feed alone, and GB/s of reading the cache's file into memory."""
+def batches_and_file(images: ImageSet, file: Path, seconds: float) -> tuple[float, float, float]:
+    """(images/s, GB/s) of the batches alone, and GB/s of reading the cache's file into memory."""
 
-    def feed() -> Iterator[Batch]:
+    def epochs() -> Iterator[Batch]:
         for epoch in itertools.count():
             yield from batches(images, 0, epoch, BATCH, 0)
 
     pixels = bytes_ = 0
     begun = time.perf_counter()
-    for batch in feed():
+    for batch in epochs():
         pixels += len(batch.samples)
         bytes_ += sum(image.numel() for image in batch.images)
         if (took := time.perf_counter() - begun) > seconds:
@@ -138,16 +140,16 @@ def main() -> None:
         folder = Path(temporary) / "photos"
         make_photos(stepclr.open_images(given.folder), folder, given.count)
         files, start = stepclr.open_images(folder), peak_mib()
-        uncached = files.decoded(2 * given.size, budget=0)
+        uncached = files.decoded(source_side(given.size), budget=0)
         delivered = stepclr_batches(uncached, given.size)
-        images_a_second(delivered, 0)  # what is compiled or loaded once
+        images_per_second(delivered, 0)  # compiles and loads what is needed once
         early = peak_mib()
         for turn in (1, 2):
-            ours = images_a_second(delivered, given.seconds)
+            ours = images_per_second(delivered, given.seconds)
             late = peak_mib()
-            cached = files.decoded(2 * given.size, cache_dir=Path(temporary) / "cache")
-            again = images_a_second(stepclr_batches(cached, given.size), given.seconds)
-            theirs = images_a_second(torchvision_batches(folder, given.size), given.seconds)
+            cached = files.decoded(source_side(given.size), cache_dir=Path(temporary) / "cache")
+            again = images_per_second(stepclr_batches(cached, given.size), given.seconds)
+            theirs = images_per_second(torchvision_batches(folder, given.size), given.seconds)
             print(
                 f"turn {turn}: torchvision {theirs:.1f} images/s, stepclr {ours:.1f}, ratio {ours / theirs:.2f}; "
                 f"from the cache {again:.1f}, ratio {again / theirs:.2f}"
@@ -155,11 +157,11 @@ def main() -> None:
             if turn == 1:
                 print(
                     f"memory of stepclr, uncached: peak of {start:.0f} MiB at the start, {early:.0f} after {WARM_UP} "
-                    f"batches, {late:.0f} in all"
+                    f"batches, {late:.0f} at the end"
                 )
         (file,) = (Path(temporary) / "cache").glob("*.pixels")
-        fed, speed, plain = feed_beside_file(cached, file, given.seconds / 4)
-        print(f"the cache's feed alone: {fed:.0f} images/s, {speed:.2f} GB/s; reading its file {plain:.2f} GB/s")
+        rate, speed, plain = batches_and_file(cached, file, given.seconds / 4)
+        print(f"batches from the cache alone: {rate:.0f} images/s, {speed:.2f} GB/s; reading its file {plain:.2f} GB/s")
 
 
 if __name__ == "__main__":

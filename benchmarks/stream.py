@@ -2,13 +2,13 @@
 
     python benchmarks/stream.py FOLDER [--images 10000000] [--decode 16] [--batch 256] [--seconds 10]
 
-FOLDER holds real images of about 96 px. First, each in one process on one core: `pack` with the bytes kept, and
-reading shards in an epoch's order, decoded at 2S as `pretrain` reads them, of FOLDER (S = 96), and of photos of the mix
-of sizes of `loader.py` (S = 224) as they are and packed with --short-side 448.
+FOLDER contains real images of about 96 px. First, each in one process on one core: `pack` with unchanged bytes, and
+reading the shards in the order of an epoch, decoded to twice the view size S as `pretrain` does. This is done for
+FOLDER (S = 96), and for photos in the mix of sizes of `loader.py` (S = 224), unchanged and with --short-side 448.
 
-Then the stream: an index of IMAGES rows over links to FOLDER's shards, repeated as often as it takes. Opening it is
-real, and so are the epoch's order and every image's bytes, which are read and checked; one batch in DECODE is decoded
-too. Resident memory is that of a process of its own, looked at every second: of the first minute and of the last.
+Then the stream: an index of IMAGES rows over links to FOLDER's shards, repeated as often as needed. Opening it, the
+order of the epoch and the bytes of every image, which are read and verified, are real; one batch in DECODE is also
+decoded. Resident memory is that of a separate process, measured every second: in the first minute and in the last.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from loader import make_photos
 from memory import in_own_process
 
 import stepclr
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.shards.index import INDEX, MEMBERS, NAMES
 from stepclr.data.shards.packing import pack
@@ -41,11 +42,11 @@ def one_core() -> None:
 
 
 def packed(source: Path, out: Path, short_side: int | None) -> dict[str, float]:
-    """Images a second of `pack` on one core, and bytes an image of its source, shards and index."""
+    """Images per second of `pack` on one core, and bytes per image of its source, shards and index."""
     one_core()
     images = stepclr.open_images(source)
     begun = time.perf_counter()
-    n, _, _ = pack(images, out, per_shard=2000, short_side=short_side)
+    n = pack(images, out, per_shard=2000, short_side=short_side).images
     took = time.perf_counter() - begun
     sizes = {path.name: path.stat().st_size for path in out.iterdir()}
     return {
@@ -57,16 +58,16 @@ def packed(source: Path, out: Path, short_side: int | None) -> dict[str, float]:
 
 
 def read_rates(folder: Path, side: int, batch: int, seconds: float) -> tuple[float, float]:
-    """Images a second on one core, in an epoch's order: decoded, and their bytes alone."""
+    """Images per second on one core, in the order of an epoch: decoded, and their bytes alone."""
     one_core()
-    images = stepclr.open_images(folder).decoded(2 * side, budget=0)
+    images = stepclr.open_images(folder).decoded(source_side(side), budget=0)
     rates = []
-    for read in (images.read, lambda lot: read_bytes(images, lot)):
+    for read in (images.read, lambda indices: read_bytes(images, indices)):
         read(next(order(images, batch)))
         pixels, begun = 0, time.perf_counter()
-        for lot in order(images, batch):
-            read(lot)
-            pixels += len(lot)
+        for indices in order(images, batch):
+            read(indices)
+            pixels += len(indices)
             if time.perf_counter() - begun > seconds:
                 break
         rates.append(pixels / (time.perf_counter() - begun))
@@ -78,14 +79,14 @@ def order(images: ImageSet, batch: int) -> Iterator[Any]:
         yield from images.stream(0, epoch, batch) or ()
 
 
-def read_bytes(images: ImageSet, lot: Any) -> None:
-    for row in images.rows[lot].tolist():
-        images.store.open(row)  # type: ignore[union-attr]  # checks them
+def read_bytes(images: ImageSet, indices: Any) -> None:
+    for row in images.rows[indices].tolist():
+        images.store.open(row)  # verifies them
 
 
 def simulate(shards: Path, out: Path, images: int) -> None:
-    """An index of so many images over links to the same shards, again and again."""
-    told = json.loads((shards / INDEX).read_text())
+    """An index of this many images over links to the same shards, repeated."""
+    stored = json.loads((shards / INDEX).read_text())
     rows, names = np.load(shards / MEMBERS), (shards / NAMES).read_bytes()
     times = -(-images // len(rows))
     out.mkdir()
@@ -97,15 +98,15 @@ def simulate(shards: Path, out: Path, images: int) -> None:
             rows["name"] += len(names)
             names_file.write(names)
     again = []
-    for turn, shard in itertools.product(range(times), told["shards"]):
+    for turn, shard in itertools.product(range(times), stored["shards"]):
         again.append(shard | {"name": f"{turn:05d}-{shard['name']}"})
         os.link(shards / shard["name"], out / again[-1]["name"])
     files = {name: checksum(out / name) for name in (MEMBERS, NAMES)}
-    (out / INDEX).write_text(json.dumps(told | {"shards": again, "files": files}))
+    (out / INDEX).write_text(json.dumps(stored | {"shards": again, "files": files}))
 
 
 def resident() -> tuple[float, float]:
-    """MiB in memory of this process now: all, and of that its own, not files'."""
+    """MiB of this process in memory now: in all, and without mapped files."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmRSS"].split()[0]) / 1024, int(status["RssAnon"].split()[0]) / 1024
 
@@ -126,16 +127,16 @@ def stream(folder: Path, batch: int, decode: int) -> dict[str, Any]:
 
     watcher = threading.Thread(target=watch)
     begun, read = time.perf_counter(), 0
-    lots = images.decoded(192).stream(0, 0, batch) or iter(())
-    first = next(lots)
+    batches = images.decoded(source_side(96)).stream(0, 0, batch) or iter(())
+    first = next(batches)
     to_first = time.perf_counter() - begun
     watcher.start()
-    for k, lot in enumerate(itertools.chain([first], lots)):
+    for k, indices in enumerate(itertools.chain([first], batches)):
         if k % decode == 0:
-            images.read(lot)
+            images.read(indices)
         else:
-            read_bytes(images, lot)
-        read += len(lot)
+            read_bytes(images, indices)
+        read += len(indices)
     over.set()
     watcher.join()
     return {
@@ -172,19 +173,19 @@ def main() -> None:
             made = in_own_process(packed, source, out, short_side)
             decoded, raw = in_own_process(read_rates, out, side, given.batch, given.seconds)
             print(
-                f"{name}: packed at {made['rate']:,.0f} images/s; bytes an image: {made['source']:,.0f} of the "
-                f"source, {made['shards']:,.0f} in shards, {made['index']:,.0f} of index; read and decoded at S = "
+                f"{name}: packed at {made['rate']:,.0f} images/s; bytes per image: {made['source']:,.0f} in the "
+                f"source, {made['shards']:,.0f} in shards, {made['index']:,.0f} in the index; read and decoded at S = "
                 f"{side}: {decoded:,.0f} images/s, bytes alone {raw:,.0f}"
             )
         simulate(home / "shards of 96 px", home / "simulated", given.images)
-        told = in_own_process(stream, home / "simulated", given.batch, given.decode)
+        result = in_own_process(stream, home / "simulated", given.batch, given.decode)
         print(
-            f"stream: {told['read']:,} of {told['of']:,} images, one batch of {given.batch} in {given.decode} "
-            f"decoded, in {told['took']:,.0f} s ({told['read'] / told['took']:,.0f} images/s)\n"
-            f"opened in {told['opening'][0]:.1f} s with every shard verified, then in {told['opening'][1]:.1f} s; "
-            f"order's first batch after {told['to_first']:.2f} s\n"
-            f"resident: {told['first'][0]:,.0f} MiB at most in the first minute (own {told['first'][1]:,.0f}), "
-            f"{told['last'][0]:,.0f} in the last (own {told['last'][1]:,.0f}), {told['most']:,.0f} in all"
+            f"stream: {result['read']:,} of {result['of']:,} images, one batch of {given.batch} in {given.decode} "
+            f"decoded, in {result['took']:,.0f} s ({result['read'] / result['took']:,.0f} images/s)\n"
+            f"opened in {result['opening'][0]:.1f} s with every shard verified, then in {result['opening'][1]:.1f} s; "
+            f"first batch of the order after {result['to_first']:.2f} s\n"
+            f"resident: {result['first'][0]:,.0f} MiB at most in the first minute (own {result['first'][1]:,.0f}), "
+            f"{result['last'][0]:,.0f} in the last (own {result['last'][1]:,.0f}), {result['most']:,.0f} in all"
         )
 
 

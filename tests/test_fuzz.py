@@ -32,9 +32,8 @@ from small import SETTINGS
 from torch import nn
 
 import stepclr
-from stepclr import io as stepclr_io
 from stepclr.config import RunConfig
-from stepclr.data import cache, decode, named
+from stepclr.data import cache, decode, named, recall
 from stepclr.model.files import save_classifier
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.tools.scores import compare_table
@@ -281,10 +280,9 @@ def read_cache(path: Path) -> None:
 def read_index(path: Path) -> None:
     digest = hashlib.blake2b(os.fsencode(path.parent) + b"question", digest_size=16).hexdigest()
     path.rename(path.with_name(f"index-{digest}.json"))
-    answers = stepclr_io.recall(
+    answers = recall.recall(
         "question", path.parent, ["a", "b"], [(1, 2, 3), (4, 5, 6)], lambda _: "answer", path.parent
     )
-    assert answers is not None
     assert all(isinstance(answer, str) for answer in answers)
 
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from stepclr import io
-from stepclr.data import decode, stores
+from stepclr import io, threads
+from stepclr.data import decode, recall, stores
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
@@ -62,8 +62,8 @@ def assert_same(these: ImageSet, those: ImageSet) -> None:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files' fingerprints are remembered even if the files are new, as those of tests are."""
-    monkeypatch.setattr(io, "SETTLED", -(10**12))
+    """What is known of files is remembered even if the files are new, as those of tests are."""
+    monkeypatch.setattr(recall, "SETTLED", -(10**12))
 
 
 def test_cached_and_streamed_images_are_the_same_and_unreadable_ones_are_listed(photos: Path, cache: Path) -> None:
@@ -101,8 +101,10 @@ def test_the_number_of_threads_changes_nothing(photos: Path, cache: Path, monkey
     many = images.decoded(SIDE)
     content = entries(cache)[0].read_bytes()
     entries(cache)[0].unlink()
-    monkeypatch.setattr(stores.Encoded, "threads", False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")  # the one of many ranks has one thread
+    threads.pool.cache_clear()
     assert_same(images.decoded(SIDE), many)
+    threads.pool.cache_clear()
     assert entries(cache)[0].read_bytes() == content
 
 
@@ -269,7 +271,7 @@ def test_a_damaged_cache_file_is_built_again(photos: Path, cache: Path, harm: st
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a/00.png": 1}', '{"a/00.png": [1, 2, 3, 4]}', "[" * 100_000])
-def test_a_damaged_memory_of_fingerprints_does_no_harm(photos: Path, cache: Path, text: str) -> None:
+def test_a_damaged_memory_of_checksums_does_no_harm(photos: Path, cache: Path, text: str) -> None:
     first = open_images(photos).decoded(SIDE)
     for memory in cache.glob("index-*.json"):
         memory.write_text(text)

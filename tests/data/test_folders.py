@@ -223,9 +223,9 @@ def test_what_cannot_be_opened_is_one_line_with_the_nearest_right_thing(photos: 
     cases: dict[str, tuple[object, dict[str, object], str]] = {
         "a misspelt path": (tmp_path / "fotos", {}, r"fotos does not exist\. Did you mean '.*/photos'"),
         "a path to nowhere": (tmp_path / "no" / "where", {}, r"where does not exist\.$"),
-        "no images": (tmp_path / "empty", {}, r"empty holds no image \(\.avif"),
+        "no images": (tmp_path / "empty", {}, r"empty contains no image \(\.avif"),
         "no zip": (tmp_path / "not.zip", {}, "cannot be read as a zip"),
-        "a single image": (photos / "loose.png", {}, "neither a folder nor a zip"),
+        "a single image": (photos / "loose.png", {}, "is not a folder, a zip or a tar"),
         "an unknown class": (photos, {"classes": "dgo"}, r"unknown class of .* 'dgo'\. Did you mean 'dog'"),
         "no class": (photos, {"classes": []}, "no class at all"),
         "no labels": (photos / "dog" / "2024", {"classes": "dog"}, "has no labels"),

@@ -17,14 +17,14 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from make_sample import DEBIAN, LIMIT, make, read_idx
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from stepclr import io as stepclr_io
+from stepclr.data import recall
 from stepclr.data.images import ImageSet
 from stepclr.data.named import SPLITS
-from stepclr.data.sample.make_sample import DEBIAN, LIMIT, make, read_idx
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 
@@ -165,7 +165,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return real(file, kind)
 
     monkeypatch.setattr(hashlib, "file_digest", watched)
-    monkeypatch.setattr(stepclr_io, "SETTLED", -(10**12))
+    monkeypatch.setattr(recall, "SETTLED", -(10**12))
     return names
 
 

@@ -12,7 +12,10 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -21,8 +24,8 @@ from PIL import Image
 
 import stepclr
 from stepclr.cli import main
-from stepclr.data.shards.packing import pack
-from stepclr.io import write_whole
+from stepclr.data.shards.packing import PackedShards, pack
+from stepclr.io import new_file
 
 ODD = "it's\n a \udcff cat.jpg"  # a name that is neither one line nor UTF-8
 
@@ -59,7 +62,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "shards"
-    assert pack(stepclr.open_images(photos), out, per_shard=7) == (31, 5, 0)
+    assert pack(stepclr.open_images(photos), out, per_shard=7) == PackedShards(31, 5, 0)
     return out
 
 
@@ -169,16 +172,18 @@ def test_stopped_after_any_file_it_goes_on_to_the_same_bytes(
     out = tmp_path / "shards"
     written: list[str] = []
 
-    def write(path: Path, content: object) -> None:
+    @contextmanager
+    def write(path: Path) -> Iterator[BinaryIO]:
         if not left:
             (path.parent / f".{path.name}.1-1.tmp").write_bytes(b"half of it")
             raise Stop
         left.pop()
+        with new_file(path) as file:
+            yield file
         written.append(path.suffix)
-        write_whole(path, content)  # type: ignore[arg-type]
 
-    for module in ("packing", "shard_index"):
-        monkeypatch.setattr(f"stepclr.data.{module}.write_whole", write)
+    for module in ("packing", "index"):
+        monkeypatch.setattr(f"stepclr.data.shards.{module}.new_file", write)
     stops = 0
     for files in (1, 2, 3, 2, 4, 1, 2, 0, 99):
         left = [None] * files
@@ -262,14 +267,14 @@ def test_what_it_refuses(photos: Path, shards: Path, tmp_path: Path, capsys: pyt
     (foreign / "index.json").write_text("[1, 2]")
     (tmp_path / "file").touch()
     for out, options, said in (
-        (full, [], f"{full} holds something else: name another --out"),
-        (foreign, [], f"{foreign / 'index.json'} is not of stepclr pack: name another --out"),
-        (tmp_path / "file", [], f"{tmp_path / 'file'} is a file: name a folder as --out"),
-        (shards, ["--per-shard", "8"], "per_shard was 7, not 8"),
-        (shards, ["--per-shard", "7", "--short-side", "60"], "short_side was None, not 60"),
+        (full, [], f"{full} is not an unfinished pack; choose another folder"),
+        (foreign, [], f"{foreign / 'index.json'} is not of stepclr pack; choose another folder"),
+        (tmp_path / "file", [], f"{tmp_path / 'file'} is a file; give a folder"),
+        (shards, ["--per-shard", "8"], "--per-shard was 7, not 8"),
+        (shards, ["--per-shard", "7", "--short-side", "60"], "--short-side was None, not 60"),
         (shards, ["--per-shard", "7", "--limit", "5"], "of was 31, not 5"),
-        (tmp_path / "new", ["--per-shard", "0"], "per_shard must be from 1 to"),
-        (tmp_path / "new", ["--quality", "80"], "give a short side too"),
+        (tmp_path / "new", ["--per-shard", "0"], "--per-shard must be from 1 to"),
+        (tmp_path / "new", ["--quality", "80"], "give --short-side too"),
         (tmp_path / "new", ["--quality", "0", "--short-side", "9"], "quality must be from 1 to 95, not 0"),
     ):
         before = contents(out) if out.is_dir() else None
@@ -305,5 +310,5 @@ def test_a_second_process_is_refused(photos: Path, tmp_path: Path) -> None:
 
 def test_half_a_folder_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "packing.json").write_text('{"per_shard": 7}')
-    with pytest.raises(stepclr.StepclrError, match="not packed to its end: the same stepclr pack goes on"):
+    with pytest.raises(stepclr.StepclrError, match="packing was not finished; run the same stepclr pack again"):
         stepclr.open_images(tmp_path)

@@ -22,6 +22,7 @@ from stepclr.cli import main
 from stepclr.data.order import ShardOrder
 from stepclr.data.shards import cache as shard_cache
 from stepclr.data.shards.packing import pack
+from stepclr.data.shards.store import ShardStore
 from stepclr.distributed import World
 from stepclr.pretraining.batches import batches
 from stepclr.pretraining.checkpoint import checkpoints
@@ -184,14 +185,14 @@ def test_without_class_numbers_the_first_folder_is_the_class_as_in_a_zip(top: st
     assert images.labels.tolist() == [1, 0, -1]
 
 
-def test_they_are_looked_through_again_when_they_change_and_only_then(
+def test_they_are_scanned_again_when_they_change_and_only_then(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stepclr.data.shards.tars.SETTLED", 0)
     write_tar(tmp_path / "0.tar", {"a/1.png": image(1), "b/1.png": image(2)})
     assert shades(stepclr.open_images(tmp_path / "0.tar")) == [1, 2]
     with monkeypatch.context() as patch:
-        patch.setattr("stepclr.data.shards.tars.look_through", None)
+        patch.setattr("stepclr.data.shards.tars.scan", None)
         assert shades(stepclr.open_images(tmp_path / "0.tar")) == [1, 2]
     write_tar(tmp_path / "0.tar", {"a/1.png": image(1), "b/1.png": image(3)})
     assert shades(stepclr.open_images(tmp_path / "0.tar")) == [1, 3]
@@ -226,7 +227,7 @@ def test_what_is_no_image_or_leads_outside_is_listed_and_nothing_is_written(tmp_
     ]
     assert {why for _, why in images.skipped} == {
         "its name leads out of the tar",
-        "a link, a device or a sparse file, no image",
+        "a link, a device or a sparse file, not an image",
     }
     _, kept = images.read_readable([0, 1])
     assert kept.tolist() == [0]
@@ -252,15 +253,15 @@ def huge(content: bytes, size: bytes) -> bytes:
         ("garbage", "cannot be read as an uncompressed tar"),
         ("zip", "cannot be read as an uncompressed tar"),
         ("gzip", "cannot be read as an uncompressed tar"),
-        ("cut in an image", "cut short in b.png"),
-        ("cut in a header", "neither a member nor the end of a tar"),
-        ("cut before the end", "neither a member nor the end of a tar"),
-        ("garbage in the middle", "neither a member nor the end of a tar"),
+        ("cut in an image", "truncated in b.png"),
+        ("cut in a header", "begins neither a member nor the end of a tar"),
+        ("cut before the end", "begins neither a member nor the end of a tar"),
+        ("garbage in the middle", "begins neither a member nor the end of a tar"),
         ("declares 8 GiB", "cannot be read as an uncompressed tar: unexpected end of data"),
         ("declares 2^70 bytes", "cannot be read as an uncompressed tar"),
         ("declares a long name", "cannot be read as an uncompressed tar"),
-        ("no class number", "a.cls holds '-1', no class number"),
-        ("an endless class number", "a.cls holds '99999999', no class number"),
+        ("no class number", "a.cls contains '-1', which is not a class number"),
+        ("an endless class number", "a.cls contains '99999999', which is not a class number"),
         ("missing", "is missing"),
     ],
 )
@@ -306,9 +307,9 @@ def test_a_tar_that_is_none_or_not_whole_is_refused_or_skipped(what: str, said: 
 def test_a_tar_without_images_is_no_source(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {})
     write_tar(tmp_path / "y.tar", {"../a.jpg": image(1)})
-    with pytest.raises(stepclr.StepclrError, match=r"holds no image$"):
+    with pytest.raises(stepclr.StepclrError, match=r"contains no image$"):
         stepclr.open_images(tmp_path / "x.tar")
-    with pytest.raises(stepclr.StepclrError, match=r"holds no image; ../a.jpg: its name leads out of the tar"):
+    with pytest.raises(stepclr.StepclrError, match=r"contains no image; ../a.jpg: its name leads out of the tar"):
         stepclr.open_images(tmp_path / "y.tar")
 
 
@@ -341,7 +342,7 @@ def test_an_image_altered_after_all_was_verified_is_not_decoded(shards: Path, tm
     images = stepclr.open_images(out)
     spoil(out / "0004.tar", "flipped")
     spoil(out / "0005.tar", "missing")
-    with pytest.raises(stepclr.StepclrError, match="not those that the index tells of"):
+    with pytest.raises(stepclr.StepclrError, match="do not match the checksum in the index"):
         images.read([40])
     images.read([41])
     _, kept = images.read_readable(range(38, 61))
@@ -351,9 +352,9 @@ def test_an_image_altered_after_all_was_verified_is_not_decoded(shards: Path, tm
 def test_verified_shards_are_not_read_again_while_they_do_not_change(
     shards: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepclr.io.SETTLED", 0)
+    monkeypatch.setattr("stepclr.data.recall.SETTLED", 0)
     stepclr.open_images(shards)
-    monkeypatch.setattr("stepclr.io.checksum", None)
+    monkeypatch.setattr("stepclr.data.recall.checksum", None)
     stepclr.open_images(shards)
     assert not list(cache.glob("shard-*"))  # and never copied
 
@@ -366,8 +367,8 @@ def test_verified_shards_are_not_read_again_while_they_do_not_change(
         (lambda told: told | {"classes": []}, "has labels outside its 0 classes"),
         (lambda told: told | {"files": {}}, "is damaged"),
         (lambda told: told | {"shards": [s | {"name": f"../{s['name']}"} for s in told["shards"]]}, "leads out"),
-        (lambda told: told | {"shards": [s | {"checksum": "../x"} for s in told["shards"]]}, "a checksum is none"),
-        (lambda told: told | {"files": told["files"] | {"names.bin": "../" * 9 + "x"}}, "a checksum is none"),
+        (lambda told: told | {"shards": [s | {"checksum": "../x"} for s in told["shards"]]}, "is not a checksum"),
+        (lambda told: told | {"files": told["files"] | {"names.bin": "../" * 9 + "x"}}, "is not a checksum"),
         (lambda told: told | {"shards": told["shards"][:3]}, "does not have 30 images"),
     ],
 )
@@ -385,11 +386,11 @@ def test_an_index_that_cannot_be_true_is_refused(
 
 def test_what_it_cannot_open_it_says_in_one_line(shards: Path, tmp_path: Path, afar: str) -> None:
     refused: list[tuple[str | Path, dict[str, Any], str]] = [
-        (f"{tmp_path}/{{0..3}}-{{0..3}}.tar", {}, "one at most"),
-        (f"{tmp_path}/{{3..1}}.tar", {}, "goes upwards"),
-        (f"{tmp_path}/{{0..99999999}}.tar", {}, "goes upwards"),
+        (f"{tmp_path}/{{0..3}}-{{0..3}}.tar", {}, "there can be only one"),
+        (f"{tmp_path}/{{3..1}}.tar", {}, "must be ascending"),
+        (f"{tmp_path}/{{0..99999999}}.tar", {}, "must be ascending"),
         (f"{tmp_path}/none.tar", {}, "does not exist"),
-        (f"{afar}/none", {}, "has no index.json of stepclr pack: name its shards"),
+        (f"{afar}/none", {}, "has no index.json of stepclr pack; give the shards' names"),
         (f"{afar}/none.tar", {}, "is missing"),
         ("nothing://bucket/x.tar", {}, "cannot be opened: Protocol not known: nothing"),
         (shards, {"damaged": "ignore"}, "unknown damaged 'ignore'"),
@@ -418,7 +419,7 @@ def test_a_shard_is_fetched_once_when_it_is_first_read(
     assert len(list(cache.glob("shard-*.tar"))) == 2
 
 
-@pytest.mark.filterwarnings("ignore:shards still being read")
+@pytest.mark.filterwarnings("ignore:shards that are still being read")
 def test_the_cache_keeps_to_its_limit_and_the_least_recently_used_go(
     source: stepclr.ImageSet, shards: Path, afar: str, cache: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,10 +490,11 @@ def test_one_that_comes_damaged_is_refused_or_skipped_and_never_kept(
 @pytest.mark.usefixtures("cache")
 def test_the_next_shard_of_a_lane_comes_while_one_is_read(afar: str, fetched: list[str]) -> None:
     images = stepclr.open_images(afar)
-    assert images.starts is not None
+    assert isinstance(images.store, ShardStore)
+    assert images.store.cache is not None
     images.stream(0, 0, 2)  # two lanes of five shards; a window reaches to their ends
-    images.read(10 * ShardOrder(images.starts, 0, 0, 2).shards[[0, 5]])
-    for future in list(images.store.expect.__self__.coming.values()):  # type: ignore[union-attr]
+    images.read(10 * ShardOrder(np.arange(0, 101, 10), 0, 0, 2).shards[[0, 5]])
+    for future in list(images.store.cache.fetching.started.values()):
         future.result()
     assert sorted(fetched) == [f"000{k}.tar" for k in range(10)]
 
@@ -599,15 +601,15 @@ def test_a_chosen_part_of_a_set_has_an_order_too_and_one_out_of_order_has_none(s
     assert stepclr.open_images("sample:train").stream(0, 0, 2) is None
 
 
-def test_the_digest_of_the_names_follows_the_content_and_not_the_place(shards: Path, afar: str, tmp_path: Path) -> None:
+def test_the_names_checksum_follows_the_content_and_not_the_place(shards: Path, afar: str, tmp_path: Path) -> None:
     shutil.copytree(shards, tmp_path / "copy")
-    digests = [stepclr.open_images(where).names_digest() for where in (shards, tmp_path / "copy", afar)]
-    assert len(set(digests)) == 1
+    checksums = [stepclr.open_images(where).names_checksum() for where in (shards, tmp_path / "copy", afar)]
+    assert len(set(checksums)) == 1
     images = stepclr.open_images(shards)
     others = [images.take(range(99)), images.take(range(1, 100)), stepclr.open_images(f"{shards}/{{0000..0008}}.tar")]
-    assert len({part.names_digest() for part in (images, *others)}) == 4
+    assert len({part.names_checksum() for part in (images, *others)}) == 4
     listed = replace(images, names=list(images.names))
-    assert listed.names_digest() == stepclr.open_images("sample:train", limit=100).names_digest()
+    assert listed.names_checksum() == stepclr.open_images("sample:train", limit=100).names_checksum()
 
 
 # -- a run

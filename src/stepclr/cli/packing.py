@@ -1,4 +1,4 @@
-"""The command that gets data ready for long runs: pack. torch is imported inside it: help is instant."""
+"""The command that prepares data for long runs: pack."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,20 +17,20 @@ def pack(
     classes: Names = None,
     limit: Count = None,
 ) -> None:
-    """Write the images of a source as tar shards with index and checksums; stopped, the same command goes on.
+    """Write the images of a source as tar shards with an index and checksums. Run the same command again to resume.
 
     Args:
         source: Images: a folder, a zip, shards, or NAME:SPLIT.
         out: Folder for 0000.tar, 0001.tar, ... and their index.
-        per_shard: Images in a shard.
-        short_side: Reduce images above it to this short side, as JPEG; twice the views' size is enough.
-        quality: JPEG quality of what is reduced, or of images that come from no files (else PNG).
-        classes: Keep the labelled images of these classes only.
-        limit: Keep that many images only.
+        per_shard: Images per shard.
+        short_side: Reduce larger images to this short side, as JPEG; twice the view size is enough.
+        quality: JPEG quality of reduced images, and of images without a file (which are PNG by default).
+        classes: Keep only the labelled images of these classes.
+        limit: Keep only this many images.
     """
     from stepclr.data.shards.packing import pack as write_shards
 
     images = open_source(source, classes, limit)
-    pixels, shards, left_out = write_shards(images, out, per_shard, short_side, quality, Counter())
-    unread = f"; {left_out:,} could not be read, see {out / 'skipped.csv'}" if left_out else ""
-    say(f"{out}: {pixels:,} images in {shards:,} shards{unread}")
+    packed = write_shards(images, out, per_shard, short_side, quality, Counter())
+    skipped = f"; {packed.skipped:,} could not be read, see {out / 'skipped.csv'}" if packed.skipped else ""
+    say(f"{out}: {packed.images:,} images in {packed.shards:,} shards{skipped}")

@@ -1,14 +1,15 @@
 """Step 1, data: a source -> `ImageSet` -> uint8 batch `[N, 3, H, W]` and labels `[N]` (-1: none).
 
-SimCLR (section 2) learns from images alone; labels are carried along for evaluation, and for the supervised loss.
+SimCLR (section 2) learns from images alone; labels are kept for evaluation and for the supervised loss.
 
     decode.py    one image's bytes -> upright RGB
-    stores.py    where images lie (files, arrays, memory), and the threads that read them
+    stores.py    where images are: files, arrays, memory
+    recall.py    what is known about files without reading them again
     cache.py     decoded images in one memory-mapped file
-    images.py    `ImageSet`
+    images.py    `ImageSet`, a torch `Dataset`
     folders.py   folders and zips
     memory.py    arrays and torch Datasets
-    named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST through torchvision
+    named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST
     order.py     the orders in which an epoch meets the images
     shards/      tar shards, on this machine or at a URL; `pack`: any source -> shards
     sources.py   `open_images`: any of these

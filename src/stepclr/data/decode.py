@@ -1,4 +1,4 @@
-"""One image of any common format -> upright RGB, uint8 `[3, H, W]`: how it is read, and why it cannot be."""
+"""One image of any common format -> upright RGB, uint8 `[3, H, W]`, or the reason why it cannot be read."""
 
 import io
 import re
@@ -24,12 +24,12 @@ SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}  # else the format's own name
 # JPEG's own reduction (by 2, 4 or 8: fewer cosines, less to decode) leaves at least this factor to the antialiased one.
-# Against a full decoding that keeps real images at 37 dB or more; without a margin it would be 31. Of a side that is
-# no multiple, the last, incomplete pixel counts as a whole one.
-GAP = 4 / 3
+# Real images then differ from a full decoding by 37 dB or more; without a margin it would be 31. If the reduction does
+# not divide a side, the last, incomplete pixel counts as a whole one.
+MIN_RESIZE = 4 / 3
 JPEG = features.version("libjpeg_turbo") or features.version("jpg")
-# All that decides about the pixels besides a file's bytes. Raise the number with any change in this module.
-# 2: torch resizes, 3 to 5 times as fast as Pillow and within 2 of 255 levels of it; GAP was 2.
+# All that determines the pixels besides a file's bytes. Raise the number with any change in this module.
+# 2: torch resizes, 3 to 5 times as fast as Pillow and within 2 of 255 levels of it; MIN_RESIZE was 2.
 DECODER = f"2, Pillow {pillow}, jpeg {JPEG}, torch {torch.__version__}"
 PILLOW = re.compile(r"PIL\.")
 TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  # EXIF orientation -> axes to mirror
@@ -43,16 +43,16 @@ class UnreadableError(StepclrError):
 
 
 class DamagedError(StepclrError):
-    """A shard that is not what its index tells of, or cannot be had: unlike one image, a reason to stop."""
+    """A shard that does not match its index or cannot be fetched: unlike one image, a reason to stop."""
 
 
 def upright_rgb(image: bytes | Image.Image) -> UInt8[Tensor, "3 h w"]:
     """An image as upright RGB, uint8 `[3, H, W]` in 0..255, from a file's bytes or a PIL image.
 
-    Grey, palette and CMYK become RGB, 16-bit grey is divided by 257, what is transparent is laid over white, the
-    EXIF orientation is applied, and of an animation the first frame is taken.
+    Gray, palette and CMYK images become RGB, 16-bit gray is divided by 257, transparent pixels are laid over white,
+    the EXIF orientation is applied, and the first frame of an animation is used.
 
-    Raises `StepclrError` if it is no image, is cut short, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    Raises `StepclrError` if it is not an image, is truncated, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
     if isinstance(image, bytes):
         return decode(io.BytesIO(image))
@@ -63,15 +63,15 @@ def upright_rgb(image: bytes | Image.Image) -> UInt8[Tensor, "3 h w"]:
 
 
 def decode(file: File, short_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
-    """`upright_rgb` of an open file, its short side, if above `short_side` pixels, reduced to that, antialiased.
+    """`upright_rgb` of an open file; a short side above `short_side` pixels is reduced to it, antialiased.
 
-    The whole image, once for all its views, whichever part of it they will crop: pixels depend on no random draw.
+    The whole image is decoded, once for all its views, so that its pixels do not depend on which crops are drawn.
     """
     with reasons(), opened(file) as image:
         width, height = reduced_size(image.width, image.height, short_side)
         reduce = (width, height) != image.size
         if reduce:
-            image.draft(None, (int(GAP * width), int(GAP * height)))
+            image.draft(None, (int(MIN_RESIZE * width), int(MIN_RESIZE * height)))
         rgb, orientation = _rgb(image), _orientation(image)
         return _upright(_resized(np.array(rgb), height, width) if reduce else _planar(np.asarray(rgb)), orientation)
 
@@ -79,14 +79,14 @@ def decode(file: File, short_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
 def size_of(file: File) -> tuple[int, int]:
     """(height, width) in pixels, upright, from the header of an open file; its pixels may yet prove broken."""
     with reasons(), opened(file) as image:
-        # Of a PNG Pillow would decode all in search of EXIF data behind the pixels; a TIFF's size is upright already.
+        # Pillow would decode all of a PNG to find EXIF data after the pixels; a TIFF's size is already upright.
         as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         sideways = not as_is and _orientation(image) in SIDEWAYS
         return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def suffix_of(file: File) -> str:
-    """The suffix that names the format of an open file's image, as `.jpg`."""
+    """The suffix for the format of an open file's image, such as `.jpg`."""
     with reasons(), opened(file) as image:
         name = str(image.format)
     return SUFFIX_OF.get(name, f".{name.lower()}")
@@ -103,7 +103,7 @@ def source_side(view_size: int) -> int:
 
 
 def reduced_size(a: int, b: int, short_side: int | None) -> tuple[int, int]:
-    """Two sides in pixels, in either order, the shorter one reduced to `short_side` if above it."""
+    """Two sides in pixels, in either order, reduced so that the shorter one is at most `short_side`."""
     shorter = min(a, b)
     if short_side is None or shorter <= short_side:
         return a, b
@@ -119,7 +119,7 @@ def reduced_sizes(sizes: Int64[np.ndarray, "n 2"], short_side: int | None) -> In
 
 
 def reduced(image: UInt8[Tensor, "3 h w"], short_side: int | None) -> UInt8[Tensor, "3 h2 w2"]:
-    """A decoded image, its short side, if above `short_side` pixels, reduced to that, antialiased."""
+    """A decoded image; a short side above `short_side` pixels is reduced to it, antialiased."""
     height, width = reduced_size(image.shape[1], image.shape[2], short_side)
     if (height, width) == image.shape[1:]:
         return image
@@ -128,7 +128,7 @@ def reduced(image: UInt8[Tensor, "3 h w"], short_side: int | None) -> UInt8[Tens
 
 @contextmanager
 def reasons() -> Iterator[None]:
-    """Turns whatever Pillow's readers raise on a broken file into one `UnreadableError` that says why."""
+    """Turn whatever Pillow's readers raise for a broken file into one `UnreadableError` that says why."""
     try:
         yield
     except (UnreadableError, DamagedError, MemoryError):
@@ -143,7 +143,7 @@ def reasons() -> Iterator[None]:
 
 @contextmanager
 def opened(file: File) -> Iterator[Image.Image]:
-    """An image's header, by Pillow, in one of FORMATS and of no more pixels than are allowed."""
+    """An image's header, read by Pillow, in one of FORMATS and with no more pixels than are allowed."""
     _silence_pillow()
     with Image.open(file, formats=_formats()) as image:
         _check_pixels(image)
@@ -157,9 +157,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def _silence_pillow() -> None:
-    """Pillow's warnings about single files say nothing that the list of unreadable images does not say better.
+    """Ignore Pillow's warnings about single files: the list of unreadable images says the same, and more clearly.
 
-    The filter stays: `warnings.catch_warnings` in several threads at once would restore the wrong ones.
+    The filter stays, because `warnings.catch_warnings` in several threads at once would restore the wrong filters.
     """
     if not warnings.filters or warnings.filters[0][3] != PILLOW:
         warnings.filterwarnings("ignore", module=PILLOW.pattern)
@@ -173,7 +173,7 @@ def _check_pixels(image: Image.Image) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
         levels = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     elif image.mode == "F":
@@ -187,12 +187,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken EXIF data does not make an image unreadable
+    except Exception:  # an image with broken EXIF data can still be read
         return 1
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """Pixels `[H, W, 3]`, resized with antialiasing, as `[3, height, width]`. In integers: no thread count matters."""
+    """Pixels `[H, W, 3]` resized to `[3, height, width]`, antialiased, in integers: the same with any thread count."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return F.interpolate(image, (height, width), mode="bicubic", antialias=True)[0].contiguous()
 

@@ -1,85 +1,115 @@
-"""Images in a folder or a zip: which there are, what class each has, where its bytes are."""
+"""Images in a folder or a zip: which there are, what class each has, and how its bytes are read."""
 
 import io
 import os
 import zipfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stepclr.data.decode import SUFFIXES, UnreadableError
 from stepclr.data.images import ImageSet
-from stepclr.data.stores import Encoded
+from stepclr.data.recall import Stamp, checksums, known_checksums, stamps
+from stepclr.data.stores import Files, LocalFiles, Rows
 from stepclr.errors import StepclrError
-from stepclr.io import fingerprints, recall, stamps
 
-Ask = Callable[[int], str | None]
-LARGEST = 2**30  # bytes; a zip's member is read whole
+LARGEST = 2**30  # bytes; a member of a zip is read whole
+
+
+@dataclass(eq=False)
+class FolderStore(LocalFiles):
+    """The files of `paths` under `root`, which is absolute: the working directory may change later."""
+
+    root: Path
+    paths: Sequence[str]
+
+    def open(self, row: int) -> BufferedReader:
+        return (self.root / self.paths[row]).open("rb")
+
+    def stamped(self, rows: Rows) -> tuple[Path, list[str], list[Stamp]]:
+        paths = [self.paths[row] for row in rows]
+        return self.root, paths, stamps(self.root, paths)
+
+    def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:
+        return checksums(self.root, [self.paths[row] for row in rows], memory)
+
+    def known_checksums(self, rows: Rows, memory: Path | None = None) -> list[str] | None:
+        return known_checksums(self.root, [self.paths[row] for row in rows], memory)
+
+
+@dataclass(eq=False)
+class ZipStore(LocalFiles):
+    """The members of a zip, never unpacked to disk; `path` is absolute, and the members' names have only slashes."""
+
+    path: Path
+    members: list[zipfile.ZipInfo]
+    names: list[str]
+    archive: zipfile.ZipFile | None = field(default=None, repr=False)
+    process: int = 0
+    """That has opened the archive: a process must not share its place in the file with one that it forked."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "archive": None}
+
+    def open(self, row: int) -> io.BytesIO:
+        info = self.members[row]
+        if info.file_size > LARGEST:
+            raise UnreadableError(f"{info.file_size:,} bytes, above the limit of {LARGEST:,}")
+        if self.archive is None or self.process != os.getpid():
+            self.archive, self.process = zipfile.ZipFile(self.path), os.getpid()
+        # `archive.read` would unpack all there is, whatever size the zip states.
+        with self.archive.open(info) as member:
+            return io.BytesIO(member.read(info.file_size))
+
+    def stamped(self, rows: Rows) -> tuple[Path, list[str], list[Stamp]]:
+        # Bytes with the same CRC are the same, whenever they were written.
+        members = [self.members[row] for row in rows]
+        return self.path, [self.names[row] for row in rows], [(info.file_size, info.CRC) for info in members]
+
+    def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:  # noqa: ARG002
+        members = [self.members[row] for row in rows]
+        return [f"{info.CRC:08x} {info.file_size}" for info in members]  # reading a member verifies its CRC
+
+    known_checksums = checksums
 
 
 def open_folder(root: Path) -> ImageSet:
     """The images under a folder; the first folder on an image's path is its class."""
     paths, skipped = _find(root)
-    return _labelled_by_folder(in_files(root.absolute(), paths), paths, paths, str(root), skipped)
-
-
-def in_files(base: Path, paths: Sequence[str]) -> Encoded:
-    """The files of these paths under `base`, which is absolute: the working directory may change later."""
-
-    def contents(rows: NDArray[np.int64], memory: Path, read: bool) -> list[str] | None:
-        return fingerprints(base, [paths[row] for row in rows], memory, read)
-
-    def remember(what: str, ask: Ask, rows: NDArray[np.int64], memory: Path) -> list[str | None]:
-        named = [paths[row] for row in rows]
-        return recall(what, base, named, stamps(base, named), lambda i: ask(int(rows[i])), memory) or []
-
-    return Encoded(lambda row: (base / paths[row]).open("rb"), contents, remember)
+    return _labelled_by_folder(FolderStore(root.absolute(), paths), paths, paths, str(root), skipped)
 
 
 def open_zip(path: Path) -> ImageSet:
-    """The images in a zip, never unpacked to disk; a folder that holds all the others is looked through."""
+    """The images in a zip; a folder that contains all the others is not a class."""
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # besides its own errors zipfile lets out what its parsers raise on a hostile directory
+    except Exception as error:  # on a hostile directory zipfile raises what its parsers raise, not only its own errors
         raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
     named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
     members = {name: info for name, info in named.items() if is_image(name)}
     outside = [name for name in members if name.startswith("/") or ".." in name.split("/")]
-    paths = sorted(members.keys() - set(outside), key=lambda name: name.split("/"))
-    tops = {name.split("/")[0] for name in paths}
-    one_top = len(tops) == 1 and all("/" in name for name in paths)
-    inside = [name.split("/", 1)[1] for name in paths] if one_top else paths
-    base = path.absolute()
+    names = sorted(members.keys() - set(outside), key=lambda name: name.split("/"))
 
-    def read(row: int) -> io.BytesIO:
-        info = members[paths[row]]
-        if info.file_size > LARGEST:
-            raise UnreadableError(f"{info.file_size:,} bytes, above the limit of {LARGEST:,}")
-        with archive.open(info) as member:  # `archive.read` would unpack all there is, whatever size the zip says
-            return io.BytesIO(member.read(info.file_size))
+    paths = names
+    if len({name.split("/")[0] for name in names}) == 1 and all("/" in name for name in names):
+        paths = [name.split("/", 1)[1] for name in names]
 
-    def contents(rows: NDArray[np.int64], memory: Path, read: bool) -> list[str]:  # noqa: ARG001
-        found = [members[paths[row]] for row in rows]
-        return [f"{info.CRC:08x} {info.file_size}" for info in found]  # reading a member checks its CRC
-
-    def remember(what: str, ask: Ask, rows: NDArray[np.int64], memory: Path) -> list[str | None]:
-        # Bytes with the same CRC are the same, whenever they were written.
-        stamped = [(members[paths[row]].file_size, members[paths[row]].CRC) for row in rows]
-        return recall(what, base, [paths[row] for row in rows], stamped, lambda i: ask(int(rows[i])), memory) or []
-
+    store = ZipStore(path.absolute(), [members[name] for name in names], names, archive, os.getpid())
     skipped = [(name, "its name leads out of the zip") for name in outside]
-    return _labelled_by_folder(Encoded(read, contents, remember), paths, inside, str(path), skipped)
+    return _labelled_by_folder(store, names, paths, str(path), skipped)
 
 
 def _labelled_by_folder(
-    store: Encoded, names: list[str], paths: list[str], source: str, skipped: list[tuple[str, str]]
+    store: Files, names: list[str], paths: list[str], source: str, skipped: list[tuple[str, str]]
 ) -> ImageSet:
     if not names:
         why = f"; {': '.join(skipped[0])}" if skipped else ""
-        raise StepclrError(f"{source} holds no image ({', '.join(sorted(SUFFIXES))}){why}")
+        raise StepclrError(f"{source} contains no image ({', '.join(sorted(SUFFIXES))}){why}")
     folders = [path.split("/")[0] if "/" in path else "" for path in paths]
     classes = sorted(set(folders) - {""})
     number = {name: label for label, name in enumerate(classes)} | {"": -1}
@@ -97,9 +127,9 @@ def _is_shown(part: str) -> bool:
 
 
 def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The images' paths under a folder, sorted, and (path, reason) of folders that cannot be looked into.
+    """The images' paths under a folder, sorted, and (path, reason) of each folder that cannot be read.
 
-    Links are followed, each folder is entered once: real folders before links, so that it is known by its own name.
+    Links are followed. Each folder is entered once, real folders before links, so that it has its own name.
     """
     found, skipped, entered = [], [], set()
     waiting = deque([""])
@@ -117,9 +147,14 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             continue
         for entry in listed:
             path = f"{inside}{entry.name}"
-            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-                if _is_shown(entry.name):
-                    (waiting.append if entry.is_symlink() else waiting.appendleft)(f"{path}/")
-            elif is_image(entry.name) and (os.path.isfile(entry) if entry.is_symlink() else entry.is_file()):
+            link = entry.is_symlink()
+            if os.path.isdir(entry) if link else entry.is_dir():
+                if not _is_shown(entry.name):
+                    continue
+                if link:
+                    waiting.append(f"{path}/")
+                else:
+                    waiting.appendleft(f"{path}/")
+            elif is_image(entry.name) and (os.path.isfile(entry) if link else entry.is_file()):
                 found.append(path)
     return sorted(found, key=lambda path: path.split("/")), skipped

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from stepclr.data.cache import from_cache, header_sizes, in_memory
+from stepclr.data.cache import from_cache, in_memory
 from stepclr.data.decode import UnreadableError, reduced_sizes
 from stepclr.data.order import ShardOrder
-from stepclr.data.shards.index import Names
-from stepclr.data.stores import Encoded, Packed, Pixels, Store, fetch, sizes
+from stepclr.data.stores import Store
 from stepclr.errors import StepclrError, choose
 from stepclr.io import user_folder, write_csv
 from stepclr.threads import Progress
@@ -27,14 +28,35 @@ Indices = Sequence[int | np.integer[Any]] | NDArray[np.integer[Any]] | NDArray[n
 ImageBatch = UInt8[Tensor, "n 3 h w"] | list[Tensor]
 
 
+class Names(Sequence[str], ABC):
+    """Names that are read when asked for, of images that lie in groups and are best read group by group."""
+
+    @abstractmethod
+    def take(self, indices: Int64[np.ndarray, " m"]) -> Names:
+        """The names of these images."""
+
+    @abstractmethod
+    def checksum(self) -> str:
+        """A checksum that stands for the names and for what is in the images."""
+
+    @abstractmethod
+    def order(self, seed: int, epoch: int, batch_size: int) -> ShardOrder | None:
+        """The order of an epoch; None where the images are not in the order of their groups."""
+
+
 @dataclass(eq=False, repr=False)
-class ImageSet:
-    """n images, read as uint8 RGB, with their labels; `open_images` makes one.
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """n images with their labels: a torch `Dataset` of (uint8 RGB `[3, H, W]`, label). `open_images` makes one.
+
+        images = stepclr.open_images("sample:train")
+        image, label = images[0]                              # uint8 [3, 28, 28], int; -1: no label
+        batch = images.read([0, 5])                           # uint8 [2, 3, 28, 28]
+        loader = torch.utils.data.DataLoader(images, batch_size=256, shuffle=True, num_workers=2)
 
     Attributes:
         labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
         classes: the names of the classes.
-        names: of each image its path relative to the source, or `sample:train/00012` and the like; of shards a
+        names: the path of each image relative to the source, or a name such as `sample:train/00012`; of shards a
             sequence that reads them when asked.
         source: where the images come from: a path, `sample:train`, `array`, or a Dataset's type.
         skipped: (name, reason) of each image found to be unreadable so far.
@@ -52,8 +74,6 @@ class ImageSet:
     """Images are reduced to this short side when read, pixels."""
     chosen: list[str] | None = None
     """The classes that `keep` chose; None where nothing was chosen."""
-    starts: NDArray[np.int64] | None = None
-    """Where each shard's images begin, and the last ones end, `[S + 1]`; None where they do not lie in shards."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,29 +81,43 @@ class ImageSet:
     def __repr__(self) -> str:
         return f"ImageSet({self.source!r}, {len(self)} images, {len(self.classes)} classes)"
 
+    def __getitem__(self, index: SupportsIndex) -> tuple[UInt8[Tensor, "3 h w"], int]:
+        """(image uint8 `[3, H, W]`, label); the label is -1 where the image has none.
+
+        Raises `StepclrError` with the image's name if it cannot be read.
+        """
+        return self.read([int(index)])[0], int(self.labels[index])
+
     def read(self, indices: Indices) -> ImageBatch:
         """The images, uint8 `[n, 3, H, W]` where their sizes agree, else a list of `[3, H, W]`.
 
-        Raises `StepclrError` that names the first image that cannot be read.
+        Raises `StepclrError` with the name of the first image that cannot be read.
         """
-        at = self._positions(indices)
-        images = self._fetch(at)
-        for i, image in zip(at, images, strict=True):
+        indices = self._checked(indices)
+        images = self.store.read(self.rows[indices], self.short_side)
+        if isinstance(images, Tensor):
+            return images
+        for i, image in zip(indices.tolist(), images, strict=True):
             if isinstance(image, UnreadableError):
                 raise StepclrError(f"{self.source}: {self.names[i]} cannot be read: {image}") from image
         return _stack(images)
 
     def read_readable(self, indices: Indices) -> tuple[ImageBatch, Int64[np.ndarray, " kept"]]:
         """`read` without the images that cannot be read, which `skipped` lists, and the indices of the others."""
-        at = self._positions(indices)
-        images = self._fetch(at)
-        broken = {i: str(p) for i, p in zip(at.tolist(), images, strict=True) if isinstance(p, UnreadableError)}
+        indices = self._checked(indices)
+        images = self.store.read(self.rows[indices], self.short_side)
+        if isinstance(images, Tensor):
+            return images, indices
+        broken = {}
+        for i, image in zip(indices.tolist(), images, strict=True):
+            if isinstance(image, UnreadableError):
+                broken[i] = str(image)
         if broken:
             self.skipped = self._skipped_and(broken)
-        return _stack(images), at[[i not in broken for i in at.tolist()]]
+        return _stack(images), indices[[i not in broken for i in indices.tolist()]]
 
     def list_skipped(self, path: Path) -> None:
-        """Write a CSV of (path, reason) of every image found to be unreadable so far; no file where there is none."""
+        """Write a CSV of (path, reason) with every image found to be unreadable so far; no file if there is none."""
         if self.skipped:
             write_csv(path, [("path", "reason"), *self.skipped])
 
@@ -95,46 +129,39 @@ class ImageSet:
     def sizes(self) -> Int64[np.ndarray, "n 2"]:
         """(height, width) of each image as `read` gives it, (0, 0) where it cannot be read.
 
-        Of an image in a file only the header is looked at, once: `$STEPCLR_CACHE` remembers what it said.
+        Only the header of an image file is read, and only once: `$STEPCLR_CACHE` remembers the sizes.
         """
-        if isinstance(self.store, Encoded):
-            found = header_sizes(self.store, self.rows, user_folder("STEPCLR_CACHE", "decoded"))
-            return reduced_sizes(found, self.short_side)
-        return sizes(self.store, self.rows, self.short_side)
+        return reduced_sizes(self.store.sizes(self.rows), self.short_side)
 
     def take(self, indices: Indices) -> ImageSet:
         """The set of these images, in this order."""
-        at = self._positions(indices)
-        names = self.names.take(at) if isinstance(self.names, Names) else [self.names[i] for i in at]
-        in_order = bool((at[1:] > at[:-1]).all())
+        indices = self._checked(indices)
         return replace(
             self,
-            rows=self.rows[at],
-            labels=self.labels[at],
-            names=names,
+            rows=self.rows[indices],
+            labels=self.labels[indices],
+            names=[self.names[i] for i in indices] if isinstance(self.names, list) else self.names.take(indices),
             skipped=list(self.skipped),
-            starts=np.searchsorted(at, self.starts) if self.starts is not None and in_order else None,
         )
 
     def stream(
         self, seed: int, epoch: int, batch_size: int, start: int = 0
     ) -> Iterator[Int64[np.ndarray, " batch"]] | None:
-        """The images of batch `start` of an epoch and of those after it, in the order that shards are read best in.
+        """The indices of batch `start` of an epoch and of later ones, in the order in which shards are read best.
 
-        It is `ShardOrder`'s, a function of (seed, epoch, batch_size) alone. None where images do not lie in shards.
+        The order is a function of (seed, epoch, batch_size) alone. None if the images are not in shards.
         """
-        if self.starts is None:
+        order = None if isinstance(self.names, list) else self.names.order(seed, epoch, batch_size)
+        if order is None:
             return None
-        order = ShardOrder(self.starts, seed, epoch, batch_size)
-        if isinstance(self.store, Encoded) and self.store.expect:
-            self.store.expect(order.following())
+        self.store.expect(order.following())
         return order.batches(start)
 
-    def names_digest(self) -> str:
+    def names_checksum(self) -> str:
         """SHA-256 of the names, as hexadecimal digits; of shards, that of their checksums, which stand for more."""
-        if isinstance(self.names, Names):
-            return self.names.digest()
-        return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
+        if isinstance(self.names, list):
+            return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
+        return self.names.checksum()
 
     def keep(self, classes: str | Iterable[str]) -> ImageSet:
         """The labelled images of these classes: names, or one string with commas. Their order gives labels 0..C-1.
@@ -162,44 +189,37 @@ class ImageSet:
     ) -> ImageSet:
         """The readable images, decoded once and kept at a short side of at most `short_side` pixels, never enlarged.
 
-        Files and zips go to a memory-mapped file in `cache_dir` (default `$STEPCLR_CACHE`, else
-        `~/.cache/stepclr/decoded`; deleting it is safe), found again by the files' content; a Dataset and large
-        arrays go to memory. A set that takes more than `budget` bytes is decoded each time it is read, to the same
-        pixels. `progress` is called with (images done, images in all).
+        Images of files are written to a memory-mapped file in `cache_dir` (default `$STEPCLR_CACHE`, else
+        `~/.cache/stepclr/decoded`; it may be deleted), which later calls find by the images' checksums; those of a
+        Dataset and of large arrays go to memory. A set that takes more than `budget` bytes is decoded each time it is
+        read, to the same pixels. `progress` is called with (images done, images in all).
 
-        Unreadable images are left out and listed in `skipped`. Raises `StepclrError` if none is left.
+        Unreadable images are left out and listed in `skipped`. Raises `StepclrError` if no image can be read.
         """
         smaller = min(short_side, self.short_side or short_side)
-        if not len(self) or (self._kept_as_is() and self.sizes().min(axis=1).max() <= smaller):
+        as_stored = self.store.decoded and self.short_side is None
+        if not len(self) or (as_stored and self.sizes().min(axis=1).max() <= smaller):
             return self
-        if isinstance(self.store, Encoded):
+        if self.store.files:
             folder = Path(cache_dir) if cache_dir else user_folder("STEPCLR_CACHE", "decoded")
-            found = from_cache(self.store, self.rows, smaller, budget, folder, progress)
+            decoded = from_cache(self.store, self.rows, smaller, budget, folder, progress)
         else:
-            found = in_memory(self.store, self.rows, smaller, budget, progress)
-        if found is None:
+            decoded = in_memory(self.store, self.rows, smaller, budget, progress)
+        if decoded is None:
             return replace(self, short_side=smaller, skipped=list(self.skipped))
-        skipped = self._skipped_and(found.reasons)
-        if not len(found.kept):
+        skipped = self._skipped_and(decoded.reasons)
+        if not len(decoded.kept):
             raise StepclrError(f"{self.source}: no image can be read; the first, {': '.join(skipped[0])}")
-        rows = np.arange(len(found.kept))
-        return replace(self.take(found.kept), store=found.store, rows=rows, skipped=skipped, short_side=None)
+        rows = np.arange(len(decoded.kept))
+        return replace(self.take(decoded.kept), store=decoded.store, rows=rows, skipped=skipped, short_side=None)
 
-    def _kept_as_is(self) -> bool:
-        """Whether the images lie decoded and are handed out as they lie."""
-        return isinstance(self.store, Pixels | Packed) and self.short_side is None
-
-    def _fetch(self, at: NDArray[np.int64]) -> Tensor | list[Tensor | UnreadableError]:
-        if isinstance(self.store, Pixels) and self._kept_as_is():
-            return self.store.batch(self.rows[at])
-        return fetch(self.store, self.rows[at], self.short_side)
-
-    def _positions(self, indices: Indices) -> NDArray[np.int64]:
-        at = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
-        at = np.flatnonzero(at) if at.dtype == np.bool_ else at.astype(np.int64)
-        if ((at < -len(self)) | (at >= len(self))).any():
+    def _checked(self, indices: Indices) -> Int64[np.ndarray, " m"]:
+        """The indices as an array, none of them negative. Raises IndexError for one that is outside the set."""
+        given = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
+        array = np.flatnonzero(given) if given.dtype == np.bool_ else given.astype(np.int64)
+        if ((array < -len(self)) | (array >= len(self))).any():
             raise IndexError(f"an index is outside the {len(self)} images of {self.source}")
-        return at % max(1, len(self))
+        return array % max(1, len(self))
 
     def _skipped_and(self, broken: Mapping[int, str]) -> list[tuple[str, str]]:
         listed = {name for name, _ in self.skipped}
@@ -207,9 +227,8 @@ class ImageSet:
         return [*self.skipped, *new.items()]
 
 
-def _stack(images: Tensor | Sequence[Tensor | UnreadableError]) -> ImageBatch:
-    if isinstance(images, Tensor):
-        return images
+def _stack(images: Sequence[Tensor | UnreadableError]) -> ImageBatch:
+    """The images that could be read, in one tensor if their sizes agree."""
     tensors = [image for image in images if isinstance(image, Tensor)]
     if not tensors:
         return torch.empty(0, 3, 0, 0, dtype=torch.uint8)

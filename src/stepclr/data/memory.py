@@ -1,4 +1,4 @@
-"""Images that a program hands over: arrays, and torch Datasets."""
+"""Images that a program passes as objects: arrays and torch Datasets."""
 
 import operator
 from typing import Any
@@ -14,13 +14,13 @@ from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
 Array = NDArray[Any] | Tensor
-MOST_CLASSES = 1_000_000  # a larger label is no class number
+MAX_CLASSES = 1_000_000  # a larger label is not a class number
 
 
 def open_array(
     array: Array, labels: object = None, classes: list[str] | None = None, source: str = "array"
 ) -> ImageSet:
-    """uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, with labels `[n]` (-1: none) if given."""
+    """uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, with labels `[n]` (-1: none) if given."""
     images = array.cpu().numpy() if isinstance(array, Tensor) else array
     if images.dtype != np.uint8:
         raise StepclrError(f"images must be uint8 (0 to 255), not {images.dtype}")
@@ -32,9 +32,9 @@ def open_array(
 def open_dataset(dataset: Dataset[Any]) -> ImageSet:
     """The images of a map-style Dataset.
 
-    Its labels come from `targets` or `labels` if it has such a list, else every item is asked for once.
+    Its labels are those of its list `targets` or `labels` if it has one; else every item is read once for its label.
     """
-    source, n = type(dataset).__name__, len(dataset)  # type: ignore[arg-type]  # open_images has looked for a length
+    source, n = type(dataset).__name__, len(dataset)  # type: ignore[arg-type]  # open_images has checked that it has a length
     first, item = next(((i, item) for i in range(n) if (item := _item(dataset, i)) is not None), (0, None))
     if item is None:
         raise StepclrError(f"{source}: none of its {n} images can be read")
@@ -49,7 +49,7 @@ def open_dataset(dataset: Dataset[Any]) -> ImageSet:
 
 
 def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A view `[n, 3, H, W]` or, of grey images, `[n, 1, H, W]`."""
+    """A view `[n, 3, H, W]` of the array, or `[n, 1, H, W]` of gray images."""
     if images.ndim == 3:
         return images[:, None]
     if images.shape[3] in (1, 3):
@@ -60,22 +60,24 @@ def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _numbered(store: Store, n: int, given: object, names: list[str] | None, source: str) -> ImageSet:
-    """A set whose images have no names of their own."""
+    """A set whose images have numbers for names."""
     labels = np.full(n, -1) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise StepclrError(f"{source}: labels must be {n} whole numbers, not {labels.dtype} {list(labels.shape)}")
-    most = int(labels.max())
-    if labels.min() < -1 or most >= (len(names) if names else MOST_CLASSES):
-        raise StepclrError(f"{source}: labels must be -1 or class numbers from 0 up, not {labels.min()} to {most}")
-    classes = [] if most < 0 else names or [str(label) for label in range(most + 1)]
+    largest = int(labels.max())
+    if labels.min() < -1 or largest >= (len(names) if names else MAX_CLASSES):
+        raise StepclrError(f"{source}: labels must be -1 or class numbers from 0 up, not {labels.min()} to {largest}")
+    classes: list[str] = []
+    if largest >= 0:
+        classes = list(names or [str(label) for label in range(largest + 1)])
     numbers = [f"{source}/{i:05d}" for i in range(n)]
-    return ImageSet(store, np.arange(n), labels.astype(np.int64), list(classes), numbers, source)
+    return ImageSet(store, np.arange(n), labels.astype(np.int64), classes, numbers, source)
 
 
 def _item(dataset: Dataset[Any], index: int) -> Any:
     try:
         return dataset[index]
-    except Exception:  # read again later, this one will be listed with its reason
+    except Exception:  # when it is read again later, it is listed with the reason
         return None
 
 
@@ -83,7 +85,7 @@ def _label(item: Any) -> int:
     if not isinstance(item, tuple | list) or item[1] is None:
         return -1
     try:
-        return operator.index(item[1])  # also of a tensor or an array of one whole number, but of no float
+        return operator.index(item[1])  # also of a tensor or an array with one whole number, but not of a float
     except (TypeError, ValueError) as error:
         raise StepclrError(f"a label must be a class number, not {item[1]!r}") from error
 

@@ -1,4 +1,4 @@
-"""`open_images`: what a user names or hands over -> `ImageSet`."""
+"""`open_images`: a path, a name or an object -> `ImageSet`."""
 
 import difflib
 import os
@@ -24,36 +24,36 @@ Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
 def open_images(
     source: Source, classes: str | Iterable[str] | None = None, limit: int | None = None, damaged: str = "refuse"
 ) -> ImageSet:
-    """The images of a source, with their labels where it has some (SimCLR section 2: pretraining needs none).
+    """The images of a source, with its labels if it has any (SimCLR section 2: pretraining needs none).
 
     Args:
         source: one of
-            - a folder, looked through with all its sub-folders, or a zip: the first folder on an image's path is its
-              class, a loose image has no label (in a zip, one folder around everything is looked through);
+            - a folder, with all its sub-folders, or a zip: the first folder on an image's path is its class, and an
+              image outside any folder has no label (in a zip, one folder around everything does not count);
             - tar shards: the folder that `stepclr pack` wrote, `shards/{0000..0127}.tar`, one `x.tar`, or an fsspec URL
-              of any of these (`s3://...`); of tars from elsewhere a `.cls` beside an image is its class (WebDataset),
-              else the first folder, as in a zip;
+              of any of these (`s3://...`); in tars of other programs the `.cls` member of an image is its class
+              (WebDataset), else the first folder, as in a zip;
             - `stl10:{train,test,unlabeled,train+unlabeled}`, `cifar10:{train,test}`, `cifar100:{train,test}`,
               `fashion-mnist:{train,test}`: downloaded by torchvision at first use, to `$STEPCLR_DATA` (default
               `~/.cache/stepclr/data`);
             - `sample:{unlabeled,train,test}`: a part of Fashion-MNIST that is bundled with the package;
-            - uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or grey `[n, H, W]`, as an array or a tensor, alone or as
+            - uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, as an array or a tensor, alone or as
               (images, labels `[n]`) with -1 for no label;
             - a map-style torch `Dataset` of images (PIL or uint8) or of (image, label); its `classes` are used;
             - an `ImageSet`.
         classes: keep only the labelled images of these classes (names, or one string with commas); their order
             gives the labels 0..C-1.
-        limit: keep at most so many images, spread evenly over the classes and the first ones of each.
-        damaged: what to do about a shard that is missing, cut short or altered: "refuse" it, or "skip" its images and
-            list it in `skipped`.
+        limit: keep at most this many images, spread evenly over the classes; of each class the first ones.
+        damaged: what to do with a missing, truncated or corrupt shard: "refuse" it, or "skip" its images and list it in
+            `skipped`.
 
     Raises:
-        StepclrError: one line, where the source, its split or a class does not exist, or there is no image in it.
+        StepclrError: if the source, its split or a class does not exist, or the source contains no image.
     """
     choose("damaged", damaged, ("refuse", "skip"))
     images = _open(source, damaged)
-    if damaged == "skip" and images.starts is None:
-        raise StepclrError(f"{images.source} is not in shards: there are none to skip")
+    if damaged == "skip" and isinstance(images.names, list):
+        raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
     if classes is not None:
         images = images.keep(classes)
     if limit is not None:
@@ -110,12 +110,10 @@ def _path(path: Path, damaged: str) -> ImageSet:
     if path.suffix == ".tar" and (path.exists() or "{" in path.name):
         return open_shards(str(path), damaged)
     if path.exists():
-        raise StepclrError(f"{path} is neither a folder nor a zip nor a tar; of a single image, name the folder")
-    siblings = (
-        [other.name for other in path.parent.iterdir()]
-        if os.access(path.parent, os.R_OK) and path.parent.is_dir()
-        else []
-    )
+        raise StepclrError(f"{path} is not a folder, a zip or a tar; for a single image, give its folder")
+    siblings = []
+    if os.access(path.parent, os.R_OK) and path.parent.is_dir():
+        siblings = [other.name for other in path.parent.iterdir()]
     names = [f"{name}:{split}" for name, splits in SPLITS.items() for split in splits]
     near = difflib.get_close_matches(path.name, siblings, 1) or difflib.get_close_matches(str(path), names, 1)
     hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
@@ -123,8 +121,8 @@ def _path(path: Path, damaged: str) -> ImageSet:
 
 
 def _spread(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """The indices of at most `limit` images, as even over the classes as there are images, in their order."""
-    turn = np.zeros(len(labels), np.int64)  # an image's place in its class
+    """The indices of at most `limit` images, spread over the classes as evenly as possible, in ascending order."""
+    turn = np.zeros(len(labels), np.int64)  # the position of each image in its class
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         turn[members] = np.arange(len(members))

@@ -1,6 +1,11 @@
-"""Where the images of a set lie: encoded in files, as equal-sized pixels in an array, or one by one in memory."""
+"""Stores: where the images of a set are, row by row. In files, as pixels in one array, or as objects in memory."""
 
+# ruff: noqa: ARG002  (the defaults of a store do not use all arguments)
+
+import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,27 +17,81 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import File, UnreadableError, decode, reasons, reduced, reduced_sizes, size_of, upright_rgb
+from stepclr.data.decode import DECODER, File, UnreadableError, decode, reasons, reduced, size_of, upright_rgb
+from stepclr.data.recall import Stamp, recall
+from stepclr.io import blake
 from stepclr.threads import pool
 
 T = TypeVar("T")
+Rows = Int64[np.ndarray, " n"]
 
 
-@dataclass(eq=False)
-class Encoded:
-    """Images in files, in a zip or in shards, decoded when read, by several threads."""
+class Store(ABC):
+    """What an `ImageSet` asks of the place where its images are; a row of the store is one image."""
 
-    open: Callable[[int], File]
-    """The bytes of a row's image."""
-    contents: Callable[[NDArray[np.int64], Path, bool], list[str] | None]
-    """(rows, memory folder, may read) -> a fingerprint of each row's bytes; None if they would have to be read."""
-    recall: Callable[[str, Callable[[int], str | None], NDArray[np.int64], Path], list[str | None]]
-    """(what, ask, rows, memory folder) -> `ask`'s answer for each row, remembered as long as its bytes are the same."""
-    known_sizes: Callable[[NDArray[np.int64]], Int64[np.ndarray, "n 2"]] | None = None
-    """(height, width) of each row's whole image, (0, 0) if unreadable, where no header need be looked at for it."""
-    expect: Callable[[Mapping[int, Sequence[int]]], None] | None = None
-    """Told which shards are soon read after each; where they are fetched from afar."""
-    threads = True
+    files: bool = False
+    """Whether each row is an image file, which is decoded whenever it is read, by several threads."""
+    decoded: bool = False
+    """Whether the pixels of each row are at hand, so that reading is only copying."""
+    indexed: bool = False
+    """Whether an index has all sizes and checksums, so that no image is read for them."""
+
+    @abstractmethod
+    def image(self, row: int, short_side: int | None) -> UInt8[Tensor, "3 h w"]:
+        """The row's image, reduced to `short_side`. Raises `UnreadableError` if it cannot be read."""
+
+    @abstractmethod
+    def size(self, row: int) -> tuple[int, int]:
+        """(height, width) of the row's whole image. Raises `UnreadableError` if it cannot be read."""
+
+    def open(self, row: int) -> File | None:
+        """The row's image file, open for reading; None if the store has no files."""
+        return None
+
+    def as_array(self) -> NDArray[np.uint8] | None:
+        """All rows' images in one array `[n, C, H, W]` with 1 or 3 channels; None if they are not in one."""
+        return None
+
+    def read(self, rows: Rows, short_side: int | None) -> Tensor | list[Tensor | UnreadableError]:
+        """Each row's image, or why it cannot be read; one tensor `[n, 3, H, W]` if the store has them as one."""
+        return attempts(lambda row: self.image(row, short_side), rows, self.files)
+
+    def sizes(self, rows: Rows, remember: bool = True) -> Int64[np.ndarray, "n 2"]:
+        """(height, width) of each row's whole image, (0, 0) if it cannot be read.
+
+        remember: files are asked once, and the answers are kept in `$STEPCLR_CACHE`.
+        """
+        sizes = attempts(self.size, rows, self.files)
+        known = [(0, 0) if isinstance(size, UnreadableError) else size for size in sizes]
+        return np.array(known, np.int64).reshape(-1, 2)
+
+    def with_sizes(self, known: Mapping[int, tuple[int, int]]) -> "Store":
+        """The same store, which gives these sizes of its rows instead of reading them from files."""
+        return self
+
+    def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:
+        """A checksum of each row's file, or of its pixels if it has none.
+
+        memory: the folder that remembers the checksums of files; by default that of `$STEPCLR_CACHE`.
+        """
+        return [_checksum(self.image(row, None)) for row in rows.tolist()]
+
+    def known_checksums(self, rows: Rows, memory: Path | None = None) -> list[str] | None:
+        """`checksums` if no image has to be read for them, else None."""
+        return None
+
+    def expect(self, following: Mapping[int, Sequence[int]]) -> None:
+        """Announce which shards will soon be read after each shard, so that they can be fetched early."""
+        return
+
+
+class Files(Store):
+    """Images in files of any kind, which a subclass can open."""
+
+    files: bool = True
+
+    @abstractmethod
+    def open(self, row: int) -> File: ...
 
     def image(self, row: int, short_side: int | None) -> Tensor:
         with reasons(), self.open(row) as file:
@@ -43,35 +102,72 @@ class Encoded:
             return size_of(file)
 
 
+class LocalFiles(Files):
+    """Files of this machine, whose sizes are remembered by their stamps."""
+
+    known_sizes: Mapping[int, tuple[int, int]] | None = None
+
+    @abstractmethod
+    def stamped(self, rows: Rows) -> tuple[Path, list[str], list[Stamp]]:
+        """(root, paths, stamps) of the rows' files: a file whose stamp has not changed has the same bytes."""
+
+    def sizes(self, rows: Rows, remember: bool = True) -> Int64[np.ndarray, "n 2"]:
+        if self.known_sizes is not None:
+            return np.array([self.known_sizes[row] for row in rows.tolist()], np.int64).reshape(-1, 2)
+        if not remember:
+            return super().sizes(rows)
+
+        def ask(i: int) -> str | None:
+            with suppress(UnreadableError):
+                return "{} {}".format(*self.size(int(rows[i])))
+            return None
+
+        # What is too large to be read is said to have no size, so that limit belongs to the question.
+        answers = recall(f"sizes, {DECODER}, {Image.MAX_IMAGE_PIXELS}", *self.stamped(rows), ask)
+        sizes = [[int(side) for side in (answer or "0 0").split()] for answer in answers]
+        return np.array(sizes, np.int64).reshape(-1, 2)
+
+    def with_sizes(self, known: Mapping[int, tuple[int, int]]) -> "Store":
+        store = copy.copy(self)
+        store.known_sizes = known
+        return store
+
+
 @dataclass(eq=False)
-class Pixels:
-    """Images of one size in one array `[n, 3, H, W]`, or `[n, 1, H, W]` if grey; it may be a view or a file's map."""
+class Pixels(Store):
+    """Images of one size in one array `[n, 3, H, W]`, or `[n, 1, H, W]` if gray; it may be a view or a mapped file."""
 
     array: NDArray[np.uint8]
-    threads = False
+    decoded = True
 
-    def batch(self, rows: NDArray[np.int64]) -> Tensor:
+    def as_array(self) -> NDArray[np.uint8]:
+        return self.array
+
+    def batch(self, rows: Rows) -> UInt8[Tensor, "n 3 h w"]:
         images = np.ascontiguousarray(self.array[rows])
         if images.shape[1] == 1:
             images = np.repeat(images, 3, axis=1)
         return torch.from_numpy(images)
 
+    def read(self, rows: Rows, short_side: int | None) -> Tensor | list[Tensor | UnreadableError]:
+        return self.batch(rows) if short_side is None else super().read(rows, short_side)
+
     def image(self, row: int, short_side: int | None) -> Tensor:
         return reduced(self.batch(np.array([row]))[0], short_side)
 
-    def size(self, row: int) -> tuple[int, int]:  # noqa: ARG002  # one size for all
+    def size(self, row: int) -> tuple[int, int]:
         height, width = self.array.shape[2:]
         return height, width
 
 
 @dataclass(eq=False)
-class Packed:
-    """Decoded images of many sizes end to end in `pixels`; image i is `[3, *sizes[i]]` from `starts[i]`."""
+class Packed(Store):
+    """Decoded images of many sizes end to end in `pixels`; image i is `[3, *shapes[i]]` from `starts[i]`."""
 
     pixels: NDArray[np.uint8]
-    sizes: NDArray[np.int64]
+    shapes: NDArray[np.int64]
     starts: NDArray[np.int64]
-    threads = False
+    decoded = True
 
     def image(self, row: int, short_side: int | None) -> Tensor:
         height, width = self.size(row)
@@ -80,15 +176,14 @@ class Packed:
         return reduced(torch.from_numpy(pixels.reshape(3, height, width)), short_side)
 
     def size(self, row: int) -> tuple[int, int]:
-        return int(self.sizes[row, 0]), int(self.sizes[row, 1])
+        return int(self.shapes[row, 0]), int(self.shapes[row, 1])
 
 
 @dataclass(eq=False)
-class Items:
-    """Images handed out one by one: a torch Dataset, or a list of decoded ones."""
+class Items(Store):
+    """Images that are read one by one, never by several threads: of a torch Dataset, or of a list of tensors."""
 
     items: Any
-    threads = False  # nobody promised that a Dataset may be read by several threads
 
     def image(self, row: int, short_side: int | None) -> Tensor:
         with reasons():
@@ -100,11 +195,8 @@ class Items:
         return height, width
 
 
-Store = Encoded | Pixels | Packed | Items
-
-
 def as_image(item: object) -> UInt8[Tensor, "3 h w"]:
-    """A Dataset's image as RGB: a PIL image, a uint8 tensor `[3, H, W]`, an array `[H, W, 3]`, or either grey."""
+    """A Dataset's image as RGB: from a PIL image, a uint8 tensor `[3, H, W]` or an array `[H, W, 3]`, gray or not."""
     if isinstance(item, Image.Image):
         return upright_rgb(item)
     if not isinstance(item, Tensor | np.ndarray):
@@ -121,22 +213,8 @@ def as_image(item: object) -> UInt8[Tensor, "3 h w"]:
     return image.cpu().expand(3, -1, -1).contiguous()
 
 
-def fetch(store: Store, rows: NDArray[np.int64], short_side: int | None) -> list[Tensor | UnreadableError]:
-    """Each row's image `[3, H, W]`, or why there is none."""
-    return attempts(lambda row: store.image(row, short_side), rows, store.threads)
-
-
-def sizes(store: Store, rows: NDArray[np.int64], short_side: int | None) -> Int64[np.ndarray, "n 2"]:
-    """(height, width) of each row's image once reduced to `short_side`; (0, 0) where it cannot be read."""
-    if isinstance(store, Encoded) and store.known_sizes:
-        return reduced_sizes(store.known_sizes(rows), short_side)
-    found = attempts(store.size, rows, store.threads)
-    known = [(0, 0) if isinstance(size, UnreadableError) else size for size in found]
-    return reduced_sizes(np.array(known, np.int64).reshape(-1, 2), short_side)
-
-
-def attempts(ask: Callable[[int], T], rows: NDArray[np.int64], threads: bool) -> list[T | UnreadableError]:
-    """Each row's answer, or why there is none."""
+def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | UnreadableError]:
+    """The answer for each row, or why there is none."""
 
     def attempt(row: int) -> T | UnreadableError:
         try:
@@ -146,3 +224,9 @@ def attempts(ask: Callable[[int], T], rows: NDArray[np.int64], threads: bool) ->
 
     each = pool().map if threads and len(rows) > 1 else map
     return list(each(attempt, rows.tolist()))
+
+
+def _checksum(image: Tensor) -> str:
+    content = blake()
+    content.update(image.numpy().tobytes())
+    return content.hexdigest()

@@ -147,7 +147,7 @@ def _facts(
         limit=limit,
         images=len(images),
         skipped=len(images.skipped),
-        names_checksum=images.names_digest(),
+        names_checksum=images.names_checksum(),
         steps_per_epoch=steps_per_epoch(len(images), config.batch_size),
         renderer=views.renderer,
         threads=torch.get_num_threads(),

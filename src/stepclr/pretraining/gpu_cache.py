@@ -37,9 +37,10 @@ def on_device(images: ImageSet, device: torch.device, budget: int | None = None)
     They have if they lie decoded in one array and take at most `budget` bytes, by default those of `room`.
     """
     store = images.store
-    if not isinstance(store, Pixels) or isinstance(store, Resident) or images.short_side is not None:
+    array = store.as_array()
+    if array is None or isinstance(store, Resident) or images.short_side is not None:
         return images
-    shape = (len(images), *store.array.shape[1:])
+    shape = (len(images), *array.shape[1:])
     each = int(np.prod(shape[1:]))
     if len(images) * each > (room(device) if budget is None else budget):
         return images
@@ -47,10 +48,10 @@ def on_device(images: ImageSet, device: torch.device, budget: int | None = None)
     step = max(1, CHUNK // each)
     for start in range(0, len(images), step):
         rows = images.rows[start : start + step]
-        pixels[start : start + step] = torch.from_numpy(store.array[rows]).to(device)
+        pixels[start : start + step] = torch.from_numpy(array[rows]).to(device)
     return replace(
         images,
-        store=Resident(store.array[:0], pixels),
+        store=Resident(array[:0], pixels),
         rows=np.arange(len(images)),
         skipped=list(images.skipped),
     )

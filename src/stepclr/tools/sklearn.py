@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stepclr.data.decode import source_side
-from stepclr.data.folders import in_files
+from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
@@ -251,7 +251,7 @@ def _open_files(paths: Sequence[Path]) -> ImageSet:
     base = Path(os.path.commonpath([os.path.dirname(path) for path in absolute]))
     names = [os.path.relpath(path, base) for path in absolute]
     return ImageSet(
-        in_files(base, names), np.arange(len(names)), np.full(len(names), -1), [], names, f"{len(names)} files"
+        FolderStore(base, names), np.arange(len(names)), np.full(len(names), -1), [], names, f"{len(names)} files"
     )
 
 

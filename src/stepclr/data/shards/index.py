@@ -1,19 +1,19 @@
-"""What lies where in shards: an index of 40 bytes an image, read where it is needed and held nowhere.
+"""The index of shards: 40 bytes per image, read from the disk where they are needed and not held in memory.
 
     index.json     the shards with their counts, sizes and checksums; the classes; how the images were treated
-    members.npy    `MEMBER` an image, shard after shard
+    members.npy    one `MEMBER` per image, shard after shard
     names.bin      the images' names, end to end
 
-`stepclr pack` writes it beside its shards; of shards from elsewhere it is made by one pass over each, in the cache.
+`stepclr pack` writes the index next to its shards. For other shards one pass over each makes it, in the cache.
 """
 
 import hashlib
 import json
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from io import BufferedWriter
+from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
@@ -21,12 +21,14 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from stepclr.data.images import Names
+from stepclr.data.order import ShardOrder
 from stepclr.errors import StepclrError
-from stepclr.io import checksum, write_whole
+from stepclr.io import checksum, new_file
 
 FORMAT = "stepclr shards 1"
 INDEX, MEMBERS, NAMES = "index.json", "members.npy", "names.bin"
-PLAN = "packing.json"  # what is being packed, until the index is there
+PLAN = "packing.json"  # what is being packed; deleted once the index is written
 MEMBER = np.dtype(
     [
         ("offset", "<i8"),  # of the image's bytes in its shard
@@ -43,7 +45,7 @@ RECORD = struct.Struct("<qqqIIII")
 
 
 def read_at(path: str | Path, offset: int, size: int) -> bytes:
-    """`size` bytes of a file, or as many as there are; -1: all to its end."""
+    """`size` bytes of a file, or fewer if it ends before; -1: all up to its end."""
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         return file.read(size)
@@ -51,7 +53,7 @@ def read_at(path: str | Path, offset: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as index.json tells of it."""
+    """One shard as index.json describes it."""
 
     name: str
     images: int
@@ -61,23 +63,24 @@ class Shard:
 
 @dataclass(eq=False)
 class Part:
-    """What one shard holds, on its way into the index."""
+    """What one shard contains, before it is in the index."""
 
     shard: Shard
     members: NDArray[Any]
     names: bytes
     classes: list[str] | None = None
-    """The folders that labels count, at most two deep; None: labels are class numbers."""
+    """The folders that the labels are indices into, at most two levels deep; None: labels are class numbers."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         facts = {**asdict(self.shard), "classes": self.classes, "skipped": self.skipped}
         content = b"\n".join([json.dumps(facts).encode(), self.members.tobytes() + self.names])
-        write_whole(path, lambda file: file.write(hashlib.blake2b(content).digest() + content))
+        with new_file(path) as file:
+            file.write(hashlib.blake2b(content).digest() + content)
 
     @staticmethod
     def read(path: Path) -> "Part | None":
-        """The part that was written there; None where there is none, or it has rotted."""
+        """The part that was written there; None if there is none or it is corrupt."""
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -101,7 +104,7 @@ class Index:
     shards: list[Shard]
     classes: list[str]
     damaged: list[tuple[str, str]]
-    """(shard, what is wrong with it) of those that could not be looked through."""
+    """(shard, what is wrong with it) of those that could not be scanned."""
     skipped: list[tuple[str, str]]
 
     def __post_init__(self) -> None:
@@ -114,10 +117,15 @@ class Index:
     def images(self) -> int:
         return sum(shard.images for shard in self.shards)
 
+    @cached_property
+    def ends(self) -> Int64[np.ndarray, " shards"]:
+        """The row after each shard's last image."""
+        return np.cumsum([shard.images for shard in self.shards], dtype=np.int64)
+
     def table(self) -> NDArray[Any]:
         """All members, mapped for as long as the caller holds them."""
-        found: NDArray[Any] = np.load(self.members, mmap_mode="r" if self.images else None, allow_pickle=False)
-        return found
+        table: NDArray[Any] = np.load(self.members, mmap_mode="r" if self.images else None, allow_pickle=False)
+        return table
 
     def place(self, row: int) -> tuple[int, int, int]:
         """(offset, size, crc) of an image's bytes in its shard."""
@@ -130,8 +138,8 @@ class Index:
         return read_at(self.names, begin, max(0, end[0] - begin) if end else -1).decode(errors="surrogateescape")
 
 
-class Names(Sequence[str]):
-    """Images' names, read from the index when asked for."""
+class ShardNames(Names):
+    """Images' names, read from the index when asked for; the order of their rows is that of the shards."""
 
     def __init__(self, source: Index, rows: Int64[np.ndarray, " n"]) -> None:
         self.source = source
@@ -141,119 +149,137 @@ class Names(Sequence[str]):
         return len(self.rows)
 
     @overload
-    def __getitem__(self, at: SupportsIndex) -> str: ...
+    def __getitem__(self, i: SupportsIndex) -> str: ...
     @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: SupportsIndex | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [self.source.name(row) for row in self.rows[at].tolist()]
-        return self.source.name(int(self.rows[at]))
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: SupportsIndex | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self.source.name(row) for row in self.rows[i].tolist()]
+        return self.source.name(int(self.rows[i]))
 
-    def take(self, at: Int64[np.ndarray, " m"]) -> "Names":
-        return Names(self.source, self.rows[at])
+    def take(self, indices: Int64[np.ndarray, " m"]) -> "ShardNames":
+        return ShardNames(self.source, self.rows[indices])
 
-    def digest(self) -> str:
-        """A hash that stands for the names: of the shards' checksums, and of which images are chosen."""
-        found = hashlib.sha256("\0".join(shard.checksum for shard in self.source.shards).encode())
+    def checksum(self) -> str:
+        """Of the shards' checksums, and of the chosen rows if not all are."""
+        content = hashlib.sha256("\0".join(shard.checksum for shard in self.source.shards).encode())
         if len(self.rows) < self.source.images:
-            found.update(self.rows.tobytes())
-        return found.hexdigest()
+            content.update(self.rows.tobytes())
+        return content.hexdigest()
+
+    def order(self, seed: int, epoch: int, batch_size: int) -> ShardOrder | None:
+        if (self.rows[1:] <= self.rows[:-1]).any():
+            return None
+        starts = np.searchsorted(self.rows, np.concatenate([[0], self.source.ends]))
+        return ShardOrder(starts, seed, epoch, batch_size)
 
 
 def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> Index | None:
-    """The index that an index.json tells of; None if it is some other program's.
+    """The index that an index.json describes; None if the file is another program's.
 
     `locate` gives the path of a file of the index by its name and checksum. Raises StepclrError if it is damaged.
     """
+    ours = text.lstrip()[:1] == b"{" and FORMAT.encode() in text
     try:
         stored = json.loads(text)
         if not isinstance(stored, dict) or not str(stored.get("format")).startswith("stepclr shards"):
             return None
         if stored["format"] != FORMAT:
             raise StepclrError(f"{where} has the format {stored['format']!r}; this version reads {FORMAT!r}")
-        shards = [
-            Shard(str(s["name"]), int(s["images"]), int(s["bytes"]), str(s["checksum"])) for s in stored["shards"]
-        ]
-        if any(Path(shard.name).name != shard.name or shard.images < 0 for shard in shards):
-            raise ValueError("a shard's name leads out of the folder, or its count is below 0")
-        if not all(CHECKSUM.fullmatch(text) for text in (*stored["files"].values(), *(s.checksum for s in shards))):
-            raise ValueError("a checksum is none")  # and would lead out of the cache, whose files have it as a name
-        members, names = (locate(name, str(stored["files"][name])) for name in (MEMBERS, NAMES))
-        pairs = [[(str(name), str(why)) for name, why in stored.get(key, [])] for key in ("damaged", "skipped")]
-        return Index(members, names, shards, [str(name) for name in stored["classes"]], *pairs)
+        shards, files = _shards(stored), stored["files"]
+        members, names = (locate(name, str(files[name])) for name in (MEMBERS, NAMES))
+        damaged, skipped = ([(str(name), str(why)) for name, why in stored.get(k, [])] for k in ("damaged", "skipped"))
+        return Index(members, names, shards, [str(name) for name in stored["classes"]], damaged, skipped)
     except StepclrError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
-        if text.lstrip()[:1] != b"{" or FORMAT.encode() not in text:
+        if not ours:
             return None
         raise StepclrError(f"{where} is damaged: {type(error).__name__}: {error}") from error
 
 
+def _shards(stored: dict[str, Any]) -> list[Shard]:
+    """The shards of an index.json. Raises ValueError for names and checksums that lead out of a folder."""
+    shards = [Shard(str(s["name"]), int(s["images"]), int(s["bytes"]), str(s["checksum"])) for s in stored["shards"]]
+    for shard in shards:
+        if Path(shard.name).name != shard.name or shard.images < 0:
+            raise ValueError("a shard's name leads out of the folder, or its count is below 0")
+    for text in (*stored["files"].values(), *(shard.checksum for shard in shards)):
+        if not CHECKSUM.fullmatch(text):  # files in the cache have checksums as their names
+            raise ValueError(f"{text!r} is not a checksum")
+    return shards
+
+
 def write_index(
-    folder: Path,
-    parts: Sequence[Callable[[], Part]],
-    facts: Mapping[str, Any],
-    classes: list[str] | None = None,
+    folder: Path, parts: Sequence[Callable[[], Part]], facts: Mapping[str, Any], classes: list[str] | None = None
 ) -> None:
-    """Write the index of shards from what each holds, one at a time: 10 million images need not fit in memory.
+    """Write the index of shards from their parts, loaded one at a time: 10 million images need not fit in memory.
 
-    `classes` name the labels of shards that `pack` has made; None: those of the parts count, and so do their `skipped`.
+    classes: name the labels of shards that `pack` has made. None: the classes are those of the parts, whose `skipped`
+    is written too.
     """
-    told = [_light(load()) for load in parts]
-    named, numbers = _classes(told) if classes is None else (classes, None)
-    total = sum(part.shard.images for part in told)
+    summaries = [_summary(load()) for load in parts]
+    total = sum(part.shard.images for part in summaries)
+    labels_of = None
+    skipped = {}
+    if classes is None:
+        classes, labels_of = _classes(summaries)
+        skipped = {"skipped": [pair for part in summaries for pair in part.skipped]}
 
-    def members() -> Iterator[bytes]:
-        base = 0
+    with new_file(folder / MEMBERS) as file:
+        header = {"descr": np.lib.format.dtype_to_descr(MEMBER), "fortran_order": False, "shape": (total,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        begin = 0  # of the part's names in names.bin
         for load in parts:
             part = load()
             table = part.members.copy()
-            table["name"] += base
-            base += len(part.names)
-            if numbers is not None:
-                table["label"] = numbers(part)
-            yield table.tobytes()
-
-    def write_members(file: BufferedWriter) -> None:
-        header = {"descr": np.lib.format.dtype_to_descr(MEMBER), "fortran_order": False, "shape": (total,)}
-        np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(members())
-
-    write_whole(folder / MEMBERS, write_members)
-    write_whole(folder / NAMES, lambda file: file.writelines(load().names for load in parts))
+            table["name"] += begin
+            begin += len(part.names)
+            if labels_of is not None:
+                table["label"] = labels_of(part)
+            file.write(table.tobytes())
+    with new_file(folder / NAMES) as file:
+        file.writelines(load().names for load in parts)
     content = {
         "format": FORMAT,
         **facts,
         "images": total,
-        "classes": named,
+        "classes": classes,
         "files": {name: checksum(folder / name) for name in (MEMBERS, NAMES)},
-        **({"skipped": [pair for part in told for pair in part.skipped]} if classes is None else {}),
-        "shards": [asdict(part.shard) for part in told],
+        **skipped,
+        "shards": [asdict(part.shard) for part in summaries],
     }
-    write_whole(folder / INDEX, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    with new_file(folder / INDEX) as file:
+        file.write(json.dumps(content, indent=1).encode())
 
 
-def _light(part: Part) -> Part:
-    """The part without what grows with its images; of the labels the largest stays."""
+def _summary(part: Part) -> Part:
+    """The part without what grows with its images; only the largest label is kept."""
     return replace(part, members=np.array([part.members["label"].max(initial=-1)]), names=b"")
 
 
-def _classes(told: list[Part]) -> tuple[list[str], Callable[[Part], NDArray[np.int64]]]:
-    """Class names, and each part's labels in them. Class numbers anywhere count; else it is folders, as in a zip."""
-    if any(part.classes is None for part in told):
-        most = max(int(part.members[0]) for part in told if part.classes is None)
-        none = np.int64(-1)
-        return [
-            str(number) for number in range(most + 1)
-        ], lambda part: part.members["label"] if part.classes is None else np.full(len(part.members), none)
-    paths = sorted({name for part in told for name in part.classes or []})
+def _classes(summaries: list[Part]) -> tuple[list[str], Callable[[Part], NDArray[np.int64]]]:
+    """The names of the classes, and the function that gives a part's labels in them.
+
+    If a part has class numbers, they are the classes, and images of the other parts have no label. Else folders are
+    the classes, as in a zip.
+    """
+    if any(part.classes is None for part in summaries):
+        largest = max(int(part.members[0]) for part in summaries if part.classes is None)
+
+        def numbered(part: Part) -> NDArray[np.int64]:
+            return part.members["label"] if part.classes is None else np.full(len(part.members), -1)
+
+        return [str(number) for number in range(largest + 1)], numbered
+
+    paths = sorted({name for part in summaries for name in part.classes or []})
     one_top = len({path.split("/")[0] for path in paths}) == 1 and "" not in paths
     class_of = {path: (path.split("/")[one_top:] or [""])[0] for path in paths}
     names = sorted(set(class_of.values()) - {""})
     number = {name: label for label, name in enumerate(names)} | {"": -1}
 
-    def labels(part: Part) -> NDArray[np.int64]:
-        own = np.array([number[class_of[path]] for path in part.classes or []], np.int64)
-        return own[part.members["label"].astype(np.int64)]
+    def by_folder(part: Part) -> NDArray[np.int64]:
+        labels = np.array([number[class_of[path]] for path in part.classes or []], np.int64)
+        return labels[part.members["label"].astype(np.int64)]
 
-    return names, labels
+    return names, by_folder

@@ -1,7 +1,7 @@
-"""`stepclr pack`: images of any source -> tar shards in WebDataset's layout, with an index; killed, it goes on.
+"""`stepclr pack`: images of any source -> tar shards in WebDataset's layout, with an index; it can be resumed.
 
-Shard k holds the source's images k N to (k + 1) N, but for unreadable ones: `{row:09d}.jpg` and, of a labelled
-image, `{row:09d}.cls`. A shard depends on nothing but its own images, so it does not matter when it was written.
+Shard k contains the source's images k N to (k + 1) N, except unreadable ones: `{index:09d}.jpg` and, of a labelled
+image, `{index:09d}.cls`. A shard depends only on its own images, so it does not matter when it was written.
 """
 
 import io
@@ -23,22 +23,32 @@ from torch import Tensor
 from stepclr.data.decode import UnreadableError, decode, reasons, reduced, size_of, suffix_of
 from stepclr.data.images import ImageSet
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
-from stepclr.data.stores import Encoded, attempts
+from stepclr.data.stores import attempts
 from stepclr.errors import StepclrError
-from stepclr.io import blake, checksum, held, torn, write_whole
+from stepclr.io import blake, checksum, held, new_file, torn
 from stepclr.threads import Progress
 
 CHUNK = 256  # images that are read before they are written
-CHECKED = 16  # px; a JPEG is quickly decoded to so few, all its bytes read
+VERIFIED_SIDE = 16  # px; a JPEG is quickly decoded to so few, and all its bytes are read
 QUALITY = 90
 END = tarfile.NUL * (2 * tarfile.BLOCKSIZE)
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """How images get into shards: their own bytes, but those above `short_side` pixels reduced to it, as JPEG.
+class PackedShards:
+    """What `pack` has written."""
 
-    Images that have no bytes, as those of an array, are written as PNG, or as JPEG where a quality is given.
+    images: int
+    shards: int
+    skipped: int
+    """Images that could not be read and are left out."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How images are written: unchanged, or, above `short_side` pixels, reduced to it and encoded as JPEG.
+
+    Images without a file, such as those of an array, are encoded as PNG, or as JPEG if a quality is given.
     """
 
     short_side: int | None
@@ -62,87 +72,88 @@ def pack(
     short_side: int | None = None,
     quality: int | None = None,
     progress: Progress | None = None,
-) -> tuple[int, int, int]:
+) -> PackedShards:
     """Write shards of `per_shard` images and their index into the folder `out`.
-
-    Returns the numbers of images, of shards, and of images left out.
 
     Args:
         short_side: images with a longer one are reduced to it and written as JPEG; None keeps every image's bytes.
-        quality: of a JPEG that is written, 1 to 95; 90 of a reduced image.
+        quality: JPEG quality from 1 to 95; 90 by default for reduced images.
         progress: called with (images done, images in all).
 
-    The same call goes on where an earlier one was stopped, and ends in the same bytes; of a folder that is complete it
-    verifies them, and writes a damaged shard again. Images that cannot be read are left out and listed in
-    `skipped.csv`. Raises `StepclrError` if the folder holds anything else.
+    After an interruption the same call resumes, and ends in the same bytes. In a complete folder it verifies the
+    shards, and writes damaged ones again. Images that cannot be read are left out and listed in `skipped.csv`. Raises
+    `StepclrError` if the folder contains anything else.
     """
     folder = Path(out)
     treatment = _treatment(images, per_shard, short_side, quality)
-    plan = {"source": images.source, "of": len(images), "names": images.names_digest(), "per_shard": per_shard}
+    plan = {"source": images.source, "of": len(images), "names": images.names_checksum(), "per_shard": per_shard}
     plan |= {"classes": images.classes, **asdict(treatment)}
     _begin(folder, plan)
-    parts = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
-    with held(folder, f"another process is packing into {folder}: let it end"):
+    ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
+    with held(folder, f"another process is packing into {folder}; wait until it ends"):
         index = _complete(folder)
-        for k, rows in enumerate(parts):
-            whole = index.shards[k] if index else _shard_of(folder, k)
-            if whole and checksum(folder / _name(k)) == whole.checksum:
+        for k, indices in enumerate(ranges):
+            # A shard that is complete is only verified.
+            known = index.shards[k] if index else _shard_of(folder, k)
+            if known and checksum(folder / _name(k)) == known.checksum:
                 if progress:
-                    progress(rows.stop, len(images))
+                    progress(indices.stop, len(images))
                 continue
-            part = _write_shard(folder / _name(k), images, rows, treatment, progress)
-            if index and part.shard != whole:
-                raise StepclrError(f"{images.source} has changed since {folder} was packed: name another --out")
-            if not index:
+            part = _write_shard(folder / _name(k), images, indices, treatment, progress)
+            if index is None:
                 part.write(_part_path(folder, k))
-        if not index:
-            _finish(folder, images, plan, len(parts))
-        for left in (*folder.glob("*.part"), folder / PLAN):
-            left.unlink(missing_ok=True)
+            elif part.shard != known:
+                raise StepclrError(f"{images.source} has changed since {folder} was packed; choose another folder")
+        if index is None:
+            _finish(folder, images, plan, len(ranges))
+        for temporary in (*folder.glob("*.part"), folder / PLAN):
+            temporary.unlink(missing_ok=True)
         index = index or _complete(folder)
     assert index is not None
-    return index.images, len(parts), len(images) - index.images
+    return PackedShards(index.images, len(ranges), len(images) - index.images)
 
 
 def _treatment(images: ImageSet, per_shard: int, short_side: int | None, quality: int | None) -> Treatment:
-    for name, value, most in (
-        ("per_shard", per_shard, 10**9),
-        ("short_side", short_side, 10**6),
-        ("quality", quality, 95),
-    ):
-        if value is not None and not 1 <= value <= most:
-            raise StepclrError(f"{name} must be from 1 to {most:,}, not {value}")
+    limits = (("per_shard", per_shard, 10**9), ("short_side", short_side, 10**6), ("quality", quality, 95))
+    for name, value, largest in limits:
+        if value is not None and not 1 <= value <= largest:
+            raise StepclrError(f"{name} must be from 1 to {largest:,}, not {value}")
     short_side = min((side for side in (short_side, images.short_side) if side), default=None)
-    keeps_bytes = isinstance(images.store, Encoded)
-    if quality is not None and keeps_bytes and short_side is None:
-        raise StepclrError("quality is that of images which are reduced: give a short side too, or leave it out")
-    return Treatment(short_side, quality or (QUALITY if keeps_bytes and short_side else None))
+    keeps_bytes = images.store.files and short_side is None
+    if quality is not None and keeps_bytes:
+        raise StepclrError("quality applies to images that are reduced; give short_side too, or leave quality out")
+    if quality is None and images.store.files and short_side is not None:
+        quality = QUALITY
+    return Treatment(short_side, quality)
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Raise StepclrError if the folder holds anything but these very shards, or the beginning of them."""
+    """Raise StepclrError if the folder contains anything but these very shards, or the first of them."""
     if folder.exists() and not folder.is_dir():
-        raise StepclrError(f"{folder} is a file: name a folder as --out")
+        raise StepclrError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     stored = next((path for path in (folder / INDEX, folder / PLAN) if path.exists()), None)
     if stored is None:
         if set(folder.iterdir()) != set(torn(folder)):
-            raise StepclrError(f"{folder} holds something else: name another --out")
-        write_whole(folder / PLAN, lambda file: file.write(json.dumps(plan, indent=1).encode()))
+            raise StepclrError(f"{folder} is not an unfinished pack; choose another folder")
+        with new_file(folder / PLAN) as file:
+            file.write(json.dumps(plan, indent=1).encode())
         return
     try:
-        began = json.loads(stored.read_bytes())
-        other = [name for name, value in plan.items() if began[name] != value]
+        earlier = json.loads(stored.read_bytes())
+        differing = [name for name, value in plan.items() if earlier[name] != value]
     except (ValueError, KeyError, TypeError):
-        raise StepclrError(f"{stored} is not of stepclr pack: name another --out") from None
-    if other:
-        name = other[0]
-        told = f": {name} was {began[name]!r}, not {plan[name]!r}" if name != "names" else " (their names differ)"
-        raise StepclrError(f"{folder} was packed from other images or in another way{told}; name another --out")
+        raise StepclrError(f"{stored} is not of stepclr pack; choose another folder") from None
+    if differing:
+        name = differing[0]
+        difference = f"{name} was {earlier[name]!r}, not {plan[name]!r}" if name != "names" else "their names differ"
+        raise StepclrError(
+            f"{folder} was packed from other images or with other settings: {difference}; choose another folder"
+        )
 
 
 def _complete(folder: Path) -> Index | None:
-    """The index of a folder that is packed to its end; None where it is not, or its index has rotted."""
+    """The index of a folder that is completely packed; None if it is not, or its index is corrupt."""
     if not (folder / INDEX).exists():
         return None
     try:
@@ -153,7 +164,7 @@ def _complete(folder: Path) -> Index | None:
 
 def _intact(folder: Path, name: str, expected: str) -> Path:
     if checksum(folder / name) != expected:
-        raise ValueError(f"{name} has other bytes")
+        raise ValueError(f"{name} has another checksum")
     return folder / name
 
 
@@ -161,7 +172,7 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
     def load(k: int) -> Part:
         part = Part.read(_part_path(folder, k))
         if part is None:
-            raise StepclrError(f"{_part_path(folder, k)} was damaged meanwhile: the same command goes on")
+            raise StepclrError(f"{_part_path(folder, k)} was damaged meanwhile; run the same command again")
         return part
 
     skipped = [pair for k in range(count) for pair in load(k).skipped]
@@ -182,69 +193,78 @@ def _part_path(folder: Path, k: int) -> Path:
     return folder / f"{k:04d}.part"
 
 
-def _write_shard(path: Path, images: ImageSet, rows: range, treatment: Treatment, progress: Progress | None) -> Part:
+class TarWriter:
+    """An open tar, and the length and the checksum of what was written to it."""
+
+    def __init__(self, file: BufferedWriter) -> None:
+        self.file = file
+        self.length = 0
+        self.content = blake()
+
+    def put(self, content: bytes) -> None:
+        self.file.write(content)
+        self.content.update(content)
+        self.length += len(content)
+
+    def add(self, name: str, content: bytes) -> int:
+        """Add a member and return the offset of its bytes."""
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        self.put(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.length
+        self.put(content + tarfile.NUL * (-len(content) % tarfile.BLOCKSIZE))
+        return offset
+
+
+def _write_shard(path: Path, images: ImageSet, indices: range, treatment: Treatment, progress: Progress | None) -> Part:
     records: list[tuple[int, ...]] = []
-    names: list[bytes] = []
+    names = bytearray()
     skipped: list[tuple[str, str]] = []
-    begin, length, digest = 0, 0, blake()
-
-    def write(file: BufferedWriter) -> None:
-        def put(content: bytes) -> None:
-            nonlocal length
-            file.write(content)
-            digest.update(content)
-            length += len(content)
-
-        def member(name: str, content: bytes) -> int:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            put(info.tobuf(tarfile.USTAR_FORMAT))
-            at = length
-            put(content + tarfile.NUL * (-len(content) % tarfile.BLOCKSIZE))
-            return at
-
-        nonlocal begin
-        for row, content in _contents(images, rows, treatment):
+    with new_file(path) as file:
+        tar = TarWriter(file)
+        for i, content in _contents(images, indices, treatment):
             if isinstance(content, UnreadableError):
-                skipped.append((images.names[row], str(content)))
+                skipped.append((images.names[i], str(content)))
             else:
-                label = int(images.labels[row])
-                at = member(f"{row:09d}{content.suffix}", content.bytes)
+                label = int(images.labels[i])
+                offset = tar.add(f"{i:09d}{content.suffix}", content.bytes)
                 if label >= 0:
-                    member(f"{row:09d}.cls", str(label).encode())
-                records.append((at, label, begin, len(content.bytes), *content.size, zlib.crc32(content.bytes)))
-                names.append(images.names[row].encode(errors="surrogateescape"))
-                begin += len(names[-1])
+                    tar.add(f"{i:09d}.cls", str(label).encode())
+                crc = zlib.crc32(content.bytes)
+                records.append((offset, label, len(names), len(content.bytes), *content.size, crc))
+                names += images.names[i].encode(errors="surrogateescape")
             if progress:
-                progress(row + 1, len(images))
-        put(END)
-
-    write_whole(path, write)
-    shard = Shard(path.name, len(records), length, digest.hexdigest())
-    return Part(shard, np.array(records, MEMBER), b"".join(names), skipped=skipped)
+                progress(i + 1, len(images))
+        tar.put(END)
+    shard = Shard(path.name, len(records), tar.length, tar.content.hexdigest())
+    return Part(shard, np.array(records, MEMBER), bytes(names), skipped=skipped)
 
 
-def _contents(images: ImageSet, rows: range, treatment: Treatment) -> Iterator[tuple[int, Content | UnreadableError]]:
-    for start in range(rows.start, rows.stop, CHUNK):
-        some = np.arange(start, min(start + CHUNK, rows.stop))
-        found = attempts(lambda row: _content(images, row, treatment), some, images.store.threads)
-        yield from zip(some.tolist(), found, strict=True)
+def _contents(
+    images: ImageSet, indices: range, treatment: Treatment
+) -> Iterator[tuple[int, Content | UnreadableError]]:
+    for start in range(indices.start, indices.stop, CHUNK):
+        some = np.arange(start, min(start + CHUNK, indices.stop))
+        contents = attempts(lambda i: _content(images, i, treatment), some, images.store.files)
+        yield from zip(some.tolist(), contents, strict=True)
 
 
 def _content(images: ImageSet, i: int, treatment: Treatment) -> Content:
-    row, store = int(images.rows[i]), images.store
-    if not isinstance(store, Encoded):
-        return _written(reduced(store.image(row, None), treatment.short_side), treatment.quality)
-    with reasons(), store.open(row) as file:
+    row = int(images.rows[i])
+    with reasons():
+        file = images.store.open(row)
+    if file is None:
+        return _encoded(reduced(images.store.image(row, None), treatment.short_side), treatment.quality)
+    with reasons(), file:
         content = file.read()
     height, width = size_of(io.BytesIO(content))
     if treatment.short_side and min(height, width) > treatment.short_side:
-        return _written(decode(io.BytesIO(content), treatment.short_side), treatment.quality)
-    decode(io.BytesIO(content), CHECKED)
+        return _encoded(decode(io.BytesIO(content), treatment.short_side), treatment.quality)
+    decode(io.BytesIO(content), VERIFIED_SIDE)
     return Content(content, suffix_of(io.BytesIO(content)), (height, width))
 
 
-def _written(pixels: Tensor, quality: int | None) -> Content:
+def _encoded(pixels: Tensor, quality: int | None) -> Content:
     file = io.BytesIO()
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     if quality:

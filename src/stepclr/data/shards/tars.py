@@ -1,4 +1,4 @@
-"""Tars that somebody else wrote (WebDataset's layout, or class folders): one pass over each says what they hold."""
+"""Tars of other programs (WebDataset's layout, or class folders): one pass over each finds what they contain."""
 
 import hashlib
 import io
@@ -7,6 +7,7 @@ import tarfile
 import time
 import zlib
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -16,31 +17,32 @@ import numpy as np
 
 from stepclr.data.decode import DamagedError, UnreadableError, size_of
 from stepclr.data.folders import LARGEST, is_image
-from stepclr.data.memory import MOST_CLASSES
+from stepclr.data.memory import MAX_CLASSES
+from stepclr.data.recall import SETTLED, stamps
 from stepclr.data.shards.cache import Place, copy, folder, index_file, make_room
 from stepclr.data.shards.index import INDEX, MEMBER, Index, Part, Shard, load_index, write_index
 from stepclr.errors import StepclrError
-from stepclr.io import SETTLED, blake, stamps
+from stepclr.io import blake
 from stepclr.threads import pool
 
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 MISSING = "missing"
-LOOK = "1"  # of what `look_through` finds; raise it with any change there or in the index
-LONGEST = 32  # bytes of a `.cls` that may be a class number
+VERSION = "1"  # of what `scan` finds; raise it with any change there or in the index
+MAX_CLS_BYTES = 32  # of a `.cls` that may be a class number
 
 
-def looked_through(place: Place, names: list[str]) -> Index:
-    """The index of shards that came without one, from the cache or made there by one pass over each."""
+def scanned(place: Place, names: list[str]) -> Index:
+    """The index of shards that came without one, from the cache, or made there by one pass over each shard."""
     paths = [place.path(name) for name in names]
-    prints = _prints(place, paths)
-    digest = hashlib.blake2b("\0".join([LOOK, *paths, *prints]).encode(errors="surrogateescape"), digest_size=16)
-    home = folder() / f"index-{digest.hexdigest()}"
+    versions = _versions(place, paths)
+    key = hashlib.blake2b("\0".join([VERSION, *paths, *versions]).encode(errors="surrogateescape"), digest_size=16)
+    home = folder() / f"index-{key.hexdigest()}"
     here = Place(None, str(home))
-    with suppress(StepclrError):  # it has rotted
+    with suppress(StepclrError):  # it is corrupt
         if (text := here.read(INDEX)) and (index := load_index(text, partial(index_file, here), str(home / INDEX))):
             return index
     try:
-        _look_through_all(place, names, prints, home)
+        _scan_all(place, names, versions, home)
     except OSError as error:
         why = error.strerror or error
         raise StepclrError(f"cannot write in {home}: {why}; STEPCLR_CACHE may name another folder") from error
@@ -49,129 +51,102 @@ def looked_through(place: Place, names: list[str]) -> Index:
     return index
 
 
-def _look_through_all(place: Place, names: list[str], prints: list[str], home: Path) -> None:
-    def kept(k: int) -> Path:
+def _scan_all(place: Place, names: list[str], versions: list[str], home: Path) -> None:
+    """Scan every shard, each into a file of its own, and join these to the index in `home`."""
+
+    def part_path(k: int) -> Path:
         return home / f"{k}.part"
 
-    def look(k: int) -> Part:
-        part = _part(place, names[k], prints[k], f"{names[k]}/" if len(names) > 1 else "")
-        part.write(kept(k))
+    def load(k: int) -> Part:
+        part = Part.read(part_path(k))
+        if part is None:  # not scanned yet; or another process has finished first, and deleted it
+            part = _part(place, names[k], versions[k], f"{names[k]}/" if len(names) > 1 else "")
+            part.write(part_path(k))
         return part
 
-    def try_to_look(k: int) -> str | None:
-        """Leaves what is found in the cache; what is wrong with the shard."""
+    def damage(k: int) -> str | None:
+        """Scan shard k; what is wrong with it."""
         try:
             load(k)
         except DamagedError as error:
             return str(error)
         return None
 
-    def load(k: int) -> Part:
-        return Part.read(kept(k)) or look(k)  # another process may have come to the end first
-
-    wrong = list(pool().map(try_to_look, range(len(names))))
-    whole = [k for k, why in enumerate(wrong) if why is None]
-    damaged = [(name, why) for name, why in zip(names, wrong, strict=True) if why is not None]
+    damages = list(pool().map(damage, range(len(names))))
+    whole = [k for k, why in enumerate(damages) if why is None]
+    damaged = [(name, why) for name, why in zip(names, damages, strict=True) if why is not None]
     write_index(home, [partial(load, k) for k in whole], {"damaged": damaged})
     for k in whole:
-        kept(k).unlink(missing_ok=True)
+        part_path(k).unlink(missing_ok=True)
 
 
-def _part(place: Place, name: str, fingerprint: str, prefix: str) -> Part:
-    if fingerprint == MISSING:
+def _part(place: Place, name: str, version: str, prefix: str) -> Part:
+    if version == MISSING:
         raise DamagedError(f"{place.path(name)} is missing")
     if place.system is None:
-        return look_through(Path(place.path(name)), place.path(name), prefix)
-    path = folder() / f"shard-{fingerprint}.tar"  # until its checksum is known
+        return scan(Path(place.path(name)), place.path(name), prefix)
+    path = folder() / f"shard-{version}.tar"  # until its checksum is known
     make_room(int(place.system.size(place.path(name)) or 0))
     try:
         checksum = copy(place.system, place.path(name), path, None)
-    except DamagedError as error:  # the network's fault, perhaps: nothing to remember the shard by
+    except DamagedError as error:  # perhaps a fault of the network: not to be remembered as one of the shard
         raise StepclrError(str(error)) from error
-    part = look_through(path, place.path(name), prefix)
+    part = scan(path, place.path(name), prefix)
     path.replace(path.with_name(f"shard-{checksum}.tar"))
     return part
 
 
-def _prints(place: Place, paths: list[str]) -> list[str]:
-    """What changes when a file does."""
+def _versions(place: Place, paths: list[str]) -> list[str]:
+    """For each file a text that changes when the file does."""
     if place.system is not None:
-        return list(pool().map(lambda path: _remote_print(place.system, path), paths))
+        return list(pool().map(lambda path: _remote_version(place.system, path), paths))
     now = time.time_ns()
-    found = []
+    versions = []
     for stamp in stamps(Path("/"), paths):
-        settled = stamp and max(stamp[1:]) < now - SETTLED
-        found.append(f"{stamp}" if settled else f"{stamp} {now}" if stamp else MISSING)
-    return found
+        if not stamp:
+            versions.append(MISSING)
+        elif max(stamp[1:]) < now - SETTLED:
+            versions.append(f"{stamp}")
+        else:
+            versions.append(f"{stamp} {now}")
+    return versions
 
 
-def _remote_print(system: Any, path: str) -> str:
+def _remote_version(system: Any, path: str) -> str:
     try:
-        facts = f"{path} {system.ukey(path)}"
+        version = f"{path} {system.ukey(path)}"
     except FileNotFoundError:
         return MISSING
     except Exception as error:  # whatever the file system's client raises
         raise StepclrError(f"{path} cannot be reached: {type(error).__name__}: {error}") from error
-    return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(version.encode(), digest_size=16).hexdigest()
 
 
-def look_through(path: Path, where: str, prefix: str) -> Part:
-    """The images of a tar, named after `prefix`, labelled by `.cls` members of the same key, or else by folders.
+@dataclass
+class Members:
+    """What the members of a tar are."""
 
-    Nothing is unpacked: names say where nothing goes. Links and devices are no images. Raises `DamagedError` if the
-    tar is cut short, altered, compressed or none at all, which names it as `where`.
-    """
-    try:
-        with path.open("rb") as file:
-            checksum = hashlib.file_digest(file, blake).hexdigest()
-            length = file.tell()
-            file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                images, numbers, skipped = _members(tar, file)
-                file.seek(tar.offset)
-                if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                    raise DamagedError(f"what is at byte {tar.offset:,} is neither a member nor the end of a tar")
-    except DamagedError as error:
-        raise DamagedError(f"{where} is damaged: {error}") from error
-    except Exception as error:  # tarfile lets out what its parsers raise on hostile headers
-        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise DamagedError(f"{where} cannot be read as an uncompressed tar: {why}") from error
-    names = [f"{prefix}{member}".encode(errors="surrogateescape") for member, _ in images]
-    table = np.array([record for _, record in images], MEMBER)
-    table["name"] = np.cumsum([0, *map(len, names)])[:-1]
-    folders = None
-    if numbers:
-        table["label"] = [numbers.get(_key(member), -1) for member, _ in images]
-    else:
-        own = ["/".join(member.split("/")[:-1][:2]) for member, _ in images]
-        folders = sorted(set(own))
-        table["label"] = np.searchsorted(folders, own) if own else 0
-    shard = Shard(posixpath.basename(where), len(images), length, checksum)
-    listed = [(f"{prefix}{member}", why) for member, why in skipped]
-    return Part(shard, table, b"".join(names), folders, listed)
+    images: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    """(name, record of the index) of each image."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The class number of each key that has one."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of what is left out."""
 
-
-def _members(
-    tar: tarfile.TarFile, file: BufferedReader
-) -> tuple[list[tuple[str, tuple[int, ...]]], dict[str, int], list[tuple[str, str]]]:
-    """(name, record) of each image, the class number of each key that has one, (name, reason) of what is left out."""
-    images: list[tuple[str, tuple[int, ...]]] = []
-    numbers: dict[str, int] = {}
-    skipped: list[tuple[str, str]] = []
-    while member := tar.next():
+    def add(self, member: tarfile.TarInfo, file: BufferedReader) -> None:
         parts = member.name.split("/")
         name = "/".join(part for part in parts if part != ".")
         plain = member.type in PLAIN and member.sparse is None
-        if name.endswith(".cls") and plain and member.size <= LONGEST:
-            numbers[_key(name)] = _number(name, _read(file, member))
+        if name.endswith(".cls") and plain and member.size <= MAX_CLS_BYTES:
+            self.numbers[_key(name)] = _number(name, _read(file, member))
         if not is_image(name):
-            continue
+            return
         if name.startswith("/") or ".." in parts:
-            skipped.append((name, "its name leads out of the tar"))
+            self.skipped.append((name, "its name leads out of the tar"))
         elif not plain:
-            skipped.append((name, "a link, a device or a sparse file, no image"))
+            self.skipped.append((name, "a link, a device or a sparse file, not an image"))
         elif member.size > LARGEST:
-            skipped.append((name, f"{member.size:,} bytes, above the limit of {LARGEST:,}"))
+            self.skipped.append((name, f"{member.size:,} bytes, above the limit of {LARGEST:,}"))
         else:
             content = _read(file, member)
             try:
@@ -179,15 +154,54 @@ def _members(
             except UnreadableError:
                 height = width = 0
             record = (member.offset_data, -1, 0, member.size, height, width, zlib.crc32(content))
-            images.append((name, record))
-    return images, numbers, skipped
+            self.images.append((name, record))
+
+
+def scan(path: Path, where: str, prefix: str) -> Part:
+    """The images of a tar, named after `prefix`, labelled by `.cls` members of the same key, or else by folders.
+
+    Nothing is unpacked, so a name cannot lead a file anywhere. Links and devices are not images. Raises `DamagedError`,
+    which calls the tar `where`, if it is truncated, corrupt, compressed or not a tar.
+    """
+    members = Members()
+    try:
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, blake).hexdigest()
+            length = file.tell()
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                while member := tar.next():
+                    members.add(member, file)
+                file.seek(tar.offset)
+                if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                    raise DamagedError(f"byte {tar.offset:,} begins neither a member nor the end of a tar")
+    except DamagedError as error:
+        raise DamagedError(f"{where} is damaged: {error}") from error
+    except Exception as error:  # tarfile raises what its parsers raise on hostile headers
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(f"{where} cannot be read as an uncompressed tar: {why}") from error
+
+    names = [name for name, _ in members.images]
+    stored_names = [f"{prefix}{name}".encode(errors="surrogateescape") for name in names]
+    table = np.array([record for _, record in members.images], MEMBER)
+    table["name"] = np.cumsum([0, *map(len, stored_names)])[:-1]
+    classes = None
+    if members.numbers:
+        table["label"] = [members.numbers.get(_key(name), -1) for name in names]
+    else:
+        folders = ["/".join(name.split("/")[:-1][:2]) for name in names]
+        classes = sorted(set(folders))
+        table["label"] = np.searchsorted(classes, folders) if folders else 0
+    shard = Shard(posixpath.basename(where), len(names), length, checksum)
+    skipped = [(f"{prefix}{name}", why) for name, why in members.skipped]
+    return Part(shard, table, b"".join(stored_names), classes, skipped)
 
 
 def _read(file: BufferedReader, member: tarfile.TarInfo) -> bytes:
     file.seek(member.offset_data)
     content = file.read(member.size)
     if len(content) < member.size:
-        raise DamagedError(f"cut short in {member.name}")
+        raise DamagedError(f"truncated in {member.name}")
     return content
 
 
@@ -199,6 +213,6 @@ def _key(name: str) -> str:
 
 def _number(name: str, content: bytes) -> int:
     text = content.decode("ascii", "replace").strip()
-    if not text.isdecimal() or int(text) >= MOST_CLASSES:
-        raise DamagedError(f"{name} holds {text!r}, no class number")
+    if not text.isdecimal() or int(text) >= MAX_CLASSES:
+        raise DamagedError(f"{name} contains {text!r}, which is not a class number")
     return int(text)

@@ -12,7 +12,6 @@ import torch
 from stepclr.config import ResolvedConfig
 from stepclr.data.decode import reduced_size, source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.stores import Encoded, Pixels
 from stepclr.device import default_device
 from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
@@ -46,8 +45,9 @@ def decoded(seen: Look, config: ResolvedConfig) -> Decoded:
     side = source_side(config.size)
     sizes = np.array([reduced_size(h, w, side) for h, w in seen.sizes.tolist()])
     each = 3.0 * float(sizes.prod(axis=1).mean())
-    if isinstance(images.store, Pixels):
-        each *= images.store.array.shape[1] / 3
+    array = images.store.as_array()
+    if array is not None:
+        each *= array.shape[1] / 3
     needed = images.decoded(side, budget=0) is not images
     return Decoded(images, each, not needed or each * len(images) <= config.cache_gib * 2**30, needed)
 
@@ -150,7 +150,6 @@ def _free_in_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 def _decoded_before(images: ImageSet) -> bool:
     """Whether the cache knows these files: an earlier run has read them all."""
-    store, folder = images.store, user_folder("STEPCLR_CACHE", "decoded")
-    if not isinstance(store, Encoded) or not any(folder.glob("*.pixels")):
+    if not any(user_folder("STEPCLR_CACHE", "decoded").glob("*.pixels")):
         return False
-    return store.contents(images.rows, folder, False) is not None
+    return images.store.known_checksums(images.rows) is not None

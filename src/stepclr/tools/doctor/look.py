@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from stepclr.data.decode import UnreadableError, decode, opened, reasons, reduced, size_of
 from stepclr.data.images import ImageSet
-from stepclr.data.stores import Encoded, Store, attempts
+from stepclr.data.stores import Store, attempts
 from stepclr.io import blake
 from stepclr.tools.images import GRAY_PX, gray_thumbnail
 
@@ -81,18 +80,22 @@ def look(images: ImageSet, progress: Callable[[int, int], None] | None = None) -
     each: list[Seen] = []
     for start in range(0, len(images), CHUNK):
         rows = images.rows[start : start + CHUNK]
-        found = attempts(lambda row: _seen(images.store, row), rows, images.store.threads)
+        found = attempts(lambda row: _seen(images.store, row), rows, images.store.files)
         each += [Seen(why=str(seen)) if isinstance(seen, UnreadableError) else seen for seen in found]
         if progress:
             progress(len(each), len(images))
-    return Look(_knowing_sizes(images, each), each)
+    # The set takes the sizes that were seen, instead of reading them again and writing them into the cache.
+    sizes = {row: seen.size for row, seen in zip(images.rows.tolist(), each, strict=True)}
+    return Look(replace(images, store=images.store.with_sizes(sizes)), each)
 
 
 def _seen(store: Store, row: int) -> Seen:
-    if not isinstance(store, Encoded):
+    with reasons():
+        file = store.open(row)
+    if file is None:
         return _pixels(Seen(), store.image(row, None))
     seen = Seen()
-    with reasons(), store.open(row) as file:
+    with reasons(), file:
         seen.content = hashlib.file_digest(file, blake).digest()
         seen.length = file.seek(0, os.SEEK_END)
         if not seen.length:
@@ -123,15 +126,3 @@ def _pixels(seen: Seen, image: UInt8[Tensor, "3 h w"]) -> Seen:
     seen.blank = bool((image == image[:, :1, :1]).all())
     seen.small = gray_thumbnail(reduced(image, LOOKED_AT))
     return seen
-
-
-def _knowing_sizes(images: ImageSet, each: list[Seen]) -> ImageSet:
-    """The set, which answers from what was seen when it is asked for sizes, instead of writing them into the cache."""
-    if not isinstance(images.store, Encoded):
-        return images
-    known = {row: seen.size for row, seen in zip(images.rows.tolist(), each, strict=True)}
-
-    def recall(what: str, ask: object, rows: NDArray[np.int64], memory: Path) -> list[str | None]:  # noqa: ARG001
-        return [None if known[row] == (0, 0) else "{} {}".format(*known[row]) for row in rows.tolist()]
-
-    return replace(images, store=replace(images.store, recall=recall))

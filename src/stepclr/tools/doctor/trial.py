@@ -20,7 +20,6 @@ from stepclr.config import PretrainConfig
 from stepclr.data.decode import suffix_of
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
-from stepclr.data.stores import Encoded
 from stepclr.errors import StepclrError
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.loop import Diverged
@@ -94,8 +93,9 @@ def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
     label = int(images.labels[i])
     path = folder / (f"{label:06d}" if label >= 0 else "") / f"{number:06d}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(images.store, Encoded):
-        with images.store.open(int(images.rows[i])) as file:
+    file = images.store.open(int(images.rows[i]))
+    if file is not None:
+        with file:
             suffix = suffix_of(file)
             file.seek(0)
             path.with_suffix(suffix).write_bytes(file.read())

@@ -23,11 +23,10 @@ from jaxtyping import Float32, Int64
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageBatch, ImageSet, Indices
 from stepclr.data.sources import Source, open_images
-from stepclr.data.stores import Encoded, Pixels
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
-from stepclr.io import blake, held, user_folder, write_whole
+from stepclr.io import blake, held, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent
 from stepclr.model.files import FILE, load_encoder, save_encoder
@@ -331,11 +330,7 @@ def _rows(
 
 def _ids(source: ImageSet) -> list[str]:
     """A checksum per image, of its path, its label and its bytes."""
-    store = source.store
-    if isinstance(store, Encoded):
-        contents = store.contents(source.rows, user_folder("STEPCLR_CACHE", "decoded"), True) or []
-    else:
-        contents = [_checksum(store.image(row, None).numpy().tobytes()) for row in source.rows.tolist()]
+    contents = source.store.checksums(source.rows)
     ids = []
     for i, (name, content) in enumerate(zip(source.names, contents, strict=True)):
         parts = (name, source.class_name(i) or "", content)
@@ -351,6 +346,6 @@ def _checksum(content: bytes) -> str:
 
 def _resized(source: ImageSet, short_side: int) -> ImageSet:
     """The source as `decoded` gives it, but with every image in its place: unreadable ones are not left out yet."""
-    if isinstance(source.store, Pixels):
+    if source.store.as_array() is not None:
         return source.decoded(short_side, budget=0)
     return replace(source, short_side=min(short_side, source.short_side or short_side), skipped=list(source.skipped))

@@ -1,7 +1,7 @@
-"""Makes the bundled sample from Debian's package `dataset-fashion-mnist`: python make_sample.py [FOLDER].
+"""Makes the bundled sample from Debian's package `dataset-fashion-mnist`: python tests/make_sample.py [FOLDER].
 
 10,000 training images for pretraining (their labels are not kept), 1,000 other training images with labels
-(100 a class) and 2,000 test images with labels (200 a class), all 28x28 grey. The choice depends on the seed alone.
+(100 per class) and 2,000 test images with labels (200 per class), all 28x28 gray. The choice depends on the seed alone.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-SAMPLE = Path(__file__).with_name("fashion_mnist.npz")
+SAMPLE = Path(__file__).resolve().parents[1] / "src/stepclr/data/sample/fashion_mnist.npz"
 LIMIT = 6_000_000  # bytes
 
 
@@ -33,14 +33,13 @@ def balanced(labels: NDArray[np.uint8], per_class: int, random: np.random.Genera
 def make(source: Path) -> dict[str, NDArray[np.uint8]]:
     """The five arrays of the sample."""
     random = np.random.default_rng(0)
-    images, labels = (
-        read_idx(source / "train-images-idx3-ubyte.gz"),
-        read_idx(source / "train-labels-idx1-ubyte.gz"),
-    )
+    images = read_idx(source / "train-images-idx3-ubyte.gz")
+    labels = read_idx(source / "train-labels-idx1-ubyte.gz")
     train = balanced(labels, 100, random)
     others = np.setdiff1d(np.arange(len(labels)), train)
     unlabeled = np.sort(random.choice(others, 10_000, replace=False))
-    test_images, test_labels = (read_idx(source / f"t10k-{part}-ubyte.gz") for part in ("images-idx3", "labels-idx1"))
+    test_images = read_idx(source / "t10k-images-idx3-ubyte.gz")
+    test_labels = read_idx(source / "t10k-labels-idx1-ubyte.gz")
     test = balanced(test_labels, 200, random)
     return {
         "unlabeled": images[unlabeled],
