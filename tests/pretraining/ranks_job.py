@@ -49,6 +49,8 @@ CASES = {
     "nt_xent, cached gradients": Case({"micro_batch": 4}, group_norm=True),
     "supcon, cached gradients": Case({"loss": "supcon", "micro_batch": 4}, group_norm=True),
     "cached gradients, float32": Case({"micro_batch": 4}, group_norm=True, dtype=torch.float32),
+    "dcl": Case({"loss": "dcl"}),
+    "dcl, 4 views at a small temperature": Case({"loss": "dcl", "views": 4, "temperature": 0.02}),
     "cross-entropy": Case({"loss": "cross-entropy"}),
     "distill": Case({"loss": "distill", "teacher": "planted"}),
 }

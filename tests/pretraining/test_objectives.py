@@ -54,6 +54,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
 LOSSES: dict[str, dict[str, Any]] = {
     "four views": {"views": 4},
     "three views and labels": {"views": 3, "loss": "supcon", "normalize_h": True},
+    "decoupled": {"loss": "dcl", "views": 3},
     "balanced": {"loss": "supcon", "balanced": True},
     "cross-entropy": {"loss": "cross-entropy"},
     "cross-entropy of one view": {"loss": "cross-entropy", "views": 1, "policy": "crop"},

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepclr.distributed import World
-from stepclr.loss.contrastive import nt_xent, supcon
+from stepclr.loss.contrastive import contrastive, image_ids, nt_xent, supcon
 from stepclr.loss.logits import cross_entropy, distillation
 
 Projections = Sequence[Float[Tensor, "n d"]]
@@ -42,6 +42,12 @@ def _supcon(z: Projections, labels: Int[Tensor, " n"], temperature: float, world
     return supcon(z[0], z[1:], labels, temperature, world=world)
 
 
+def _decoupled(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
+    """NT-Xent with an image's own views left out of the denominator (Yeh et al. 2021, 2110.06848, weight 1)."""
+    images = image_ids(z[0], world).repeat(len(z))
+    return contrastive(torch.cat([*z]), images, temperature, world, positives_in_denominator=False)
+
+
 def _cross_entropy(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
     return cross_entropy(torch.cat([*z]), labels.repeat(len(z)), world)
 
@@ -53,6 +59,7 @@ def _distillation(z: Projections, labels: Float[Tensor, "m c"], temperature: flo
 OBJECTIVES = {
     "nt-xent": Objective(_nt_xent),
     "supcon": Objective(_supcon, needs_labels=True),
+    "dcl": Objective(_decoupled),
     "cross-entropy": Objective(_cross_entropy, contrastive=False, needs_labels=True),
     "distill": Objective(_distillation, contrastive=False, needs_teacher=True),
 }
