@@ -829,9 +829,9 @@ def test_a_sheet_has_a_row_an_image_the_original_and_its_pairs(equal: bool) -> N
         for v, view in enumerate(views(batch, view_keys(4, epoch, range(3)))):
             for row in range(3):
                 torch.testing.assert_close(cell(row, 1 + 2 * epoch + v), view[row], rtol=0, atol=1.01 / 255)
-    for row, pixels in enumerate(batch):
-        height, width = (round(side * 32 / max(pixels.shape[1:])) for side in pixels.shape[1:])
-        fitted = tv.resize(pixels, [height, width], antialias=True).float() / 255
+    for row, original in enumerate(batch):
+        height, width = (round(side * 32 / max(original.shape[1:])) for side in original.shape[1:])
+        fitted = tv.resize(original, [height, width], antialias=True).float() / 255
         torch.testing.assert_close(cell(row, 0)[:, :height, :width], fitted, rtol=0, atol=1.01 / 255)
         assert (cell(row, 0)[:, height:] == 1).all()
         assert (cell(row, 0)[:, :, width:] == 1).all()
