@@ -84,6 +84,13 @@ def test_the_readme_opens_with_a_result_and_the_two_commands() -> None:
     assert len(COMMANDS) > 40
 
 
+def test_the_readme_shows_the_lines_of_the_training_step() -> None:
+    step = (ROOT / "src" / "stepclr" / "pretraining" / "step.py").read_text()
+    lines = re.findall(r"^    (?:view_i|h|z|loss)\b[^:\n]* = .*$", step, re.MULTILINE)
+    assert len(lines) == 4
+    assert "\n\n" + "\n".join(lines) + "\n\n" in README
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.usefixtures("home")
 def test_readme_command(command: str) -> None:

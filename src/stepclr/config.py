@@ -54,78 +54,78 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Settings of a pretraining run; None: decided from images or machine, and printed at the start."""
+    """Settings of a pretraining run. None leaves a setting to the images or the machine; it is printed at the start."""
 
     encoder: str = "resnet18"
-    """Network: resnet18 ... resnet200, or any timm name."""
+    """Network: resnet18 to resnet200, or any timm name."""
     stem: Stem = "auto"
-    """First layers of a ResNet; auto: small up to 64 pixels, the network's own above."""
+    """First layers of a ResNet. auto is small for views of up to 64 pixels, and the network's own for larger ones."""
     weights: Annotated[str | None, _default("a new initialization", "NAME|PATH")] = None
-    """Start from "timm" (its pretrained weights), a checkpoint file or a run."""
+    """Initial weights: "timm" for the pretrained ones, a checkpoint file, or a run."""
     normalize_h: bool = False
-    """Divide h by its length, before the head and wherever the encoder is used (SupCon)."""
+    """Normalize h to length 1, before the head and wherever the encoder is used (SupCon)."""
     checkpoint_activations: bool = False
-    """Keep few of the encoder's activations and compute the others again: less memory, about a third more time."""
+    """Recompute the encoder's activations in the backward pass: less memory, about a third more time."""
     policy: str = "simclr"
     """Augmentation policy of the views: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE],
-    stacked, crop; or ops joined by +, as "ColorJitter(strength=0.5)+Blur(p=0.3)"."""
+    stacked, crop; or ops joined by +, such as "ColorJitter(strength=0.5)+Blur(p=0.3)"."""
     views: int = 2
-    """Views of an image; in the contrastive losses each is a positive of each."""
+    """Views per image. In the contrastive losses, all views of an image are positives of one another."""
     size: Annotated[
         int | None, _default("the images' own side if all are square, equal and at most 96, else 224", "PX")
     ] = None
-    """Side of a view, pixels."""
+    """Side of a view in pixels."""
     strength: Strength = None
-    """Strength s of the color jitter, in policies that have it; with commas one for each view."""
+    """Strength s of the color jitter, in policies that have one. Separate the strengths of several views by commas."""
     blur: Annotated[float | None, _default("0 up to 32 px, 0.5 above", "P")] = None
-    """Probability of the Gaussian blur, in policies that have it."""
+    """Probability of the Gaussian blur, in policies that have one."""
     warp: Annotated[float | None, _default("0.5", "P")] = None
-    """Probability of the sparse image warp, in policies that have it (simaugment, stacked)."""
+    """Probability of the sparse image warp, in policies that have one (simaugment, stacked)."""
     min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
-    """Smallest crop, share of the image's area."""
+    """Smallest crop, as a share of the image's area."""
     progressive: bool = False
-    """Begin with smaller views: half the side for the first 0.4 of the steps, three quarters of it up to 0.75."""
+    """Begin with smaller views: half the side for the first 40% of the steps, three quarters of it up to 75%."""
     loss: Annotated[str, arg(metavar="LOSS")] = "nt-xent"
-    """nt-xent needs no labels (SimCLR); supcon uses the labels that are available (SupCon). With a linear layer in the
-    head's place: cross-entropy (supervised), distill (SimCLRv2: learn from a teacher's predictions)."""
+    """nt-xent needs no labels (SimCLR); supcon uses the labels that are available (SupCon). The others replace the
+    head by a linear layer: cross-entropy (supervised), and distill (learn a teacher's predictions, SimCLRv2)."""
     teacher: Annotated[str | None, _default("none", "CLASSIFIER")] = None
-    """The classifier that --loss distill learns from."""
+    """Classifier to learn from, with the loss distill."""
     temperature: float = 0.5
-    """Temperature tau of the loss; cross-entropy has none."""
+    """Temperature tau of the loss; cross-entropy does not use it."""
     balanced: bool = False
-    """Let every class have as many places in a batch: those of few images are repeated, of many left out."""
-    head: Annotated[str | None, _default("F-128, F the encoder's features", "WIDTHS")] = None
-    """Widths of the projection head, as 2048-128 (two layers) or 2048-2048-128 (three); the losses with a linear layer
-    in its place have none."""
+    """Balance the classes in each batch: repeat images of rare classes, and drop images of common ones."""
+    head: Annotated[str | None, _default("F-128, where F is the width of h", "WIDTHS")] = None
+    """Widths of the projection head, such as 2048-128 (two layers) or 2048-2048-128 (three). The losses that replace
+    the head do not use it."""
     linear_epochs: int = 0
-    """SupCon's second stage: after pretraining, so many epochs of a linear layer on the frozen encoder."""
+    """Epochs of SupCon's second stage: after pretraining, train a linear layer on the frozen encoder."""
     optimizer: OptimizerName = "sgd"
-    """sgd (Nesterov momentum 0.9), lars (momentum 0.9, the paper's) or adamw."""
+    """sgd has Nesterov momentum 0.9; lars has momentum 0.9, as in the paper."""
     lr: Annotated[float | None, _default("0.12 for sgd, 0.3 for lars, 0.001 for adamw", "RATE")] = None
     """Peak learning rate at batch 256."""
     lr_scaling: Scaling = "linear"
-    """How the rate follows the batch B: times B/256, or times sqrt(B/256)."""
+    """How the learning rate grows with the batch size B: by B/256, or by sqrt(B/256)."""
     weight_decay: Annotated[float | None, _default("0.0005 for sgd, 0.000001 for lars, 0.05 for adamw", "DECAY")] = None
-    """Weight decay, not on BatchNorm or biases."""
+    """Weight decay; it does not apply to BatchNorm and biases."""
     warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
-    """Epochs of linear warm-up, before the cosine to 0."""
+    """Epochs of linear warm-up, before the cosine decay to 0."""
     epochs: int = 100
-    """Passes over the images; one pass is floor(n / batch) full batches."""
+    """Passes over the images. One pass has floor(n / batch size) full batches."""
     batch_size: int = 256
-    """Images in a batch."""
+    """Images per batch, over all processes."""
     micro_batch: Annotated[int | None, _default("the whole batch", "N")] = None
-    """Images to put through the encoder at a time; the loss still contrasts the whole batch. Less memory, about a
-    third more time; BatchNorm in the encoder normalizes each such part by itself."""
+    """Images that go through the encoder at a time, while the loss contrasts the whole batch. Less memory, about a
+    third more time. BatchNorm in the encoder normalizes each part by itself."""
     precision: Precision = "auto"
-    """Arithmetic of encoder and head; auto: bf16 where the processor has it and a probe finds it correct, else fp32."""
+    """Precision of encoder and head. auto: bf16 if the processor supports it and a test finds it correct, else fp32."""
     seed: int = 0
-    """Seed of initialization, batch order and views."""
-    monitor: Annotated[str | None, _default("the source itself, where it has labels", "SOURCE")] = None
-    """Labelled images for the kNN score while training."""
-    keep_every: Annotated[int | None, _default("keep the last two only", "EPOCHS")] = None
-    """Keep the checkpoint of every so many epochs."""
+    """Seed of the initialization, the batch order and the views."""
+    monitor: Annotated[str | None, _default("the source itself, if it has labels", "SOURCE")] = None
+    """Labeled images for the kNN score during training."""
+    keep_every: Annotated[int | None, _default("only the last two", "EPOCHS")] = None
+    """Keep a checkpoint at this interval of epochs."""
     cache_gib: float = 4.0
-    """GiB of decoded images to keep in the cache; a larger set is decoded again each epoch."""
+    """Size of the cache of decoded images, in GiB. A set that does not fit is decoded again in each epoch."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss.replace("_", "-"))  # nt_xent is understood too
