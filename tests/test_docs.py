@@ -148,6 +148,12 @@ def of_name(path: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize(("page", "name", "path"), INCLUDED)
+def test_included_code_exists(page: str, name: str, path: str) -> None:
+    """Without a build, so that it fails at once when a function gets another name."""
+    assert of_name(path, name), page
+
+
+@pytest.mark.parametrize(("page", "name", "path"), INCLUDED)
 def test_included_code_is_the_source(page: str, name: str, path: str, site: Path) -> None:
     text = (site / page).with_suffix(".html").read_text()
     blocks = [html.unescape(re.sub(r"<[^>]+>", "", block)) for block in re.findall(r"<code>(.*?)</code>", text, re.S)]
