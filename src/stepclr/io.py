@@ -71,13 +71,13 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def torn(folder: Path) -> list[Path]:
+def temporary_files(folder: Path) -> list[Path]:
     """The temporary files in a folder: those being written now, and those of processes that were killed."""
     return list(folder.glob(".*.tmp"))
 
 
 @contextmanager
-def held(folder: Path, busy: str) -> Iterator[None]:
+def locked(folder: Path, busy: str) -> Iterator[None]:
     """Lock a folder against other processes; it is free again however this process ends.
 
     Temporary files of processes that were killed are deleted.
@@ -86,7 +86,7 @@ def held(folder: Path, busy: str) -> Iterator[None]:
     locks, there is no protection.
     """
     with _locked(folder, busy):
-        for temporary in torn(folder):
+        for temporary in temporary_files(folder):
             temporary.unlink()
         yield
 
@@ -114,7 +114,7 @@ def _locked(folder: Path, busy: str) -> Iterator[None]:
 def published(path: Path) -> Iterator[BufferedWriter]:
     """`new_file` in a cache folder: deletes abandoned temporary files there, and reports errors in one line."""
     try:
-        for temporary in torn(path.parent):
+        for temporary in temporary_files(path.parent):
             with suppress(FileNotFoundError):  # another process deleted it first
                 if temporary.stat().st_mtime < time.time() - ABANDONED:
                     temporary.unlink()

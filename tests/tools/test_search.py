@@ -370,9 +370,9 @@ def test_killed_at_any_moment_it_goes_on(moments: int, encoder: Path, photos: Pa
 
 def test_two_at_a_time_are_refused(index: Path, encoder: Path, photos: Path) -> None:
     pytest.importorskip("fcntl")
-    from stepclr.io import held
+    from stepclr.io import locked
 
-    with held(index, "busy"), pytest.raises(stepclr.StepclrError, match="another process is writing in"):
+    with locked(index, "busy"), pytest.raises(stepclr.StepclrError, match="another process is writing in"):
         build_index(encoder, photos, index)
 
 

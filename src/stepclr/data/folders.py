@@ -110,7 +110,7 @@ def _labelled_by_folder(
     if not names:
         why = f"; {': '.join(skipped[0])}" if skipped else ""
         raise StepclrError(f"{source} contains no image ({', '.join(sorted(SUFFIXES))}){why}")
-    folders = [path.split("/")[0] if "/" in path else "" for path in paths]
+    folders = [path.split("/")[0] if "/" in path else "" for path in paths]  # "": directly in the source, no label
     classes = sorted(set(folders) - {""})
     number = {name: label for label, name in enumerate(classes)} | {"": -1}
     labels = np.array([number[name] for name in folders], np.int64)
@@ -131,7 +131,7 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
     Links are followed. Each folder is entered once, real folders before links, so that it has its own name.
     """
-    found, skipped, entered = [], [], set()
+    paths, skipped, entered = [], [], set()
     waiting = deque([""])
     while waiting:
         inside = waiting.popleft()
@@ -156,5 +156,5 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
                 else:
                     waiting.appendleft(f"{path}/")
             elif is_image(entry.name) and (os.path.isfile(entry) if link else entry.is_file()):
-                found.append(path)
-    return sorted(found, key=lambda path: path.split("/")), skipped
+                paths.append(path)
+    return sorted(paths, key=lambda path: path.split("/")), skipped

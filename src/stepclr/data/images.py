@@ -136,13 +136,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def take(self, indices: Indices) -> ImageSet:
         """The set of these images, in this order."""
         indices = self._checked(indices)
-        return replace(
-            self,
-            rows=self.rows[indices],
-            labels=self.labels[indices],
-            names=[self.names[i] for i in indices] if isinstance(self.names, list) else self.names.take(indices),
-            skipped=list(self.skipped),
-        )
+        names = [self.names[i] for i in indices] if isinstance(self.names, list) else self.names.take(indices)
+        rows, labels = self.rows[indices], self.labels[indices]
+        return replace(self, rows=rows, labels=labels, names=names, skipped=list(self.skipped))
 
     def stream(
         self, seed: int, epoch: int, batch_size: int, start: int = 0

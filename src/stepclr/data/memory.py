@@ -61,7 +61,12 @@ def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _numbered(store: Store, n: int, given: object, names: list[str] | None, source: str) -> ImageSet:
     """A set whose images have numbers for names."""
-    labels = np.full(n, -1) if given is None else np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    if given is None:
+        labels = np.full(n, -1)
+    elif isinstance(given, Tensor):
+        labels = given.cpu().numpy()
+    else:
+        labels = np.asarray(given)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise StepclrError(f"{source}: labels must be {n} whole numbers, not {labels.dtype} {list(labels.shape)}")
     largest = int(labels.max())

@@ -86,8 +86,10 @@ def _read_stl10(kind: Any, root: Path, split: str) -> NamedSet:
             labels.append(np.full(len(pixels), -1))
         else:
             labels.append(np.fromfile(folder / f"{part}_y.bin", np.uint8).astype(np.int64) - 1)
-    names = folder / kind.class_names_file
-    classes = names.read_text().splitlines() if names.is_file() else [str(label) for label in range(10)]
+    classes = [str(label) for label in range(10)]
+    if (folder / kind.class_names_file).is_file():
+        classes = (folder / kind.class_names_file).read_text().splitlines()
+    # One part stays in its file, mapped; of two the pixels are copied into memory.
     return images[0] if len(images) == 1 else np.concatenate(images), np.concatenate(labels), classes
 
 

@@ -60,36 +60,37 @@ class ShardOrder:
     thus reads only the shards of its own lanes where the number of ranks divides that of the lanes. The batches are the
     same for any number of ranks.
 
-    Args: starts: where each shard's images begin in the set, and where the last ones end, int64 `[S + 1]`.
+    starts: the index of each shard's first image in the set, and the end of the last shard, int64 `[S + 1]`.
     """
 
     def __init__(self, starts: Int64[np.ndarray, " s1"], seed: int, epoch: int, batch_size: int) -> None:
         counts = np.diff(starts)
         self.key = np.array([seed & (2**64 - 1), epoch], np.uint64)
         self.shards = self._shuffled(len(counts), 0, 0)
-        self.ends = np.cumsum(counts[self.shards])  # in the stream
-        self.begin = starts[self.shards] - (self.ends - counts[self.shards])  # from a place in the stream to the set
+        # Of each shard its end in the stream, and what leads from a place in the stream to an index of the set.
+        self.ends = np.cumsum(counts[self.shards])
+        self.begin = starts[self.shards] - (self.ends - counts[self.shards])
+        # Lanes have equal parts of every batch, and there are at most as many as shards that are not empty.
         n = int(starts[-1])
         batch = min(batch_size, n)
         self.steps = n // batch if n else 0
         self.lanes = math.gcd(LANES, batch)
-        most = max(1, int(np.count_nonzero(counts)))
-        while self.lanes > most:
+        while self.lanes > max(1, int(np.count_nonzero(counts))):
             self.lanes //= 2
-        self.part = batch // self.lanes  # images of a lane in a batch
+        self.part = batch // self.lanes  # images of one lane in a batch
 
     def batches(self, start: int = 0) -> Iterator[Int64[np.ndarray, " batch"]]:
-        """The images of batch `start` and of those after it; no more than a window a lane is ever held."""
-        turns = max(1, WINDOW // self.part)  # batches that a window lasts
-        for first in range(start // turns * turns, self.steps, turns):
-            last = min(first + turns, self.steps)
+        """The indices of batch `start` and of later ones; at most one window per lane is in memory."""
+        per_window = max(1, WINDOW // self.part)  # batches
+        for first in range(start // per_window * per_window, self.steps, per_window):
+            last = min(first + per_window, self.steps)
             window = np.stack([self._window(lane, first, last) for lane in range(self.lanes)])
             for step in range(max(start, first), last):
-                at = slice((step - first) * self.part, (step - first + 1) * self.part)
-                yield self._images(window[:, at].ravel())
+                begin = (step - first) * self.part
+                yield self._indices(window[:, begin : begin + self.part].ravel())
 
     def following(self) -> dict[int, list[int]]:
-        """The shards that a lane comes to within a window after each shard."""
+        """For each shard those that its lane reads within a window after it."""
         if not self.steps:
             return {}
         length = self.steps * self.part
@@ -102,11 +103,11 @@ class ShardOrder:
         }
 
     def _window(self, lane: int, first: int, last: int) -> NDArray[np.int64]:
-        """The places in the stream, shuffled, that a lane gives to batches `first` to `last`."""
+        """The places in the stream, shuffled, that a lane contributes to the batches from `first` to `last`."""
         begin = (lane * self.steps + first) * self.part
         return begin + self._shuffled((last - first) * self.part, lane, 1 + first)
 
-    def _images(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _indices(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         begin: NDArray[np.int64] = self.begin[np.searchsorted(self.ends, places, "right")]
         return places + begin
 

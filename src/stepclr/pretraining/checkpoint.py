@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepclr.errors import StepclrError
-from stepclr.io import torn, write_whole
+from stepclr.io import temporary_files, write_whole
 from stepclr.pretraining.run import Fields
 
 
@@ -40,7 +40,7 @@ def load_checkpoint(
     `say` reports each newer one that is truncated or whose bytes have changed since it was written. Raises StepclrError
     if there are checkpoints and none of them is intact, or if one belongs to another network.
     """
-    for half in torn(folder):
+    for half in temporary_files(folder):
         half.unlink(missing_ok=True)  # another rank may be faster
     paths = checkpoints(folder)
     for path in reversed(paths):

@@ -12,7 +12,7 @@ from stepclr.config import RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError
-from stepclr.io import held, named, torn, write_whole
+from stepclr.io import locked, named, temporary_files, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
 
@@ -64,7 +64,7 @@ class Run:
                     f"{self.folder} already contains a run: resume=True continues it, or choose another out"
                 )
         elif self.folder.exists() and not (
-            self.folder.is_dir() and set(self.folder.iterdir()) == set(torn(self.folder))
+            self.folder.is_dir() and set(self.folder.iterdir()) == set(temporary_files(self.folder))
         ):
             raise StepclrError(f"{self.folder} exists and is not a run: choose another out")
 
@@ -74,7 +74,7 @@ class Run:
 
         Raises StepclrError if another process holds the lock. On systems without file locks there is none.
         """
-        with held(self.folder, f"another process is training in {self.folder}: let it end, or choose another out"):
+        with locked(self.folder, f"another process is training in {self.folder}: let it end, or choose another out"):
             yield
 
     def write(self, name: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The index of shards: 40 bytes per image, read from the disk where they are needed and not held in memory.
+"""The index of shards: 40 bytes per image, read from the disk when they are needed and not kept in memory.
 
     index.json     the shards with their counts, sizes and checksums; the classes; how the images were treated
     members.npy    one `MEMBER` per image, shard after shard
@@ -188,7 +188,8 @@ def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> I
             raise StepclrError(f"{where} has the format {stored['format']!r}; this version reads {FORMAT!r}")
         shards, files = _shards(stored), stored["files"]
         members, names = (locate(name, str(files[name])) for name in (MEMBERS, NAMES))
-        damaged, skipped = ([(str(name), str(why)) for name, why in stored.get(k, [])] for k in ("damaged", "skipped"))
+        damaged = [(str(name), str(why)) for name, why in stored.get("damaged", [])]
+        skipped = [(str(name), str(why)) for name, why in stored.get("skipped", [])]
         return Index(members, names, shards, [str(name) for name in stored["classes"]], damaged, skipped)
     except StepclrError:
         raise

@@ -25,7 +25,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
 from stepclr.data.stores import attempts
 from stepclr.errors import StepclrError
-from stepclr.io import blake, checksum, held, new_file, torn
+from stepclr.io import blake, checksum, locked, new_file, temporary_files
 from stepclr.threads import Progress
 
 CHUNK = 256  # images that are read before they are written
@@ -90,7 +90,7 @@ def pack(
     plan |= {"classes": images.classes, **asdict(treatment)}
     _begin(folder, plan)
     ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
-    with held(folder, f"another process is packing into {folder}; wait until it ends"):
+    with locked(folder, f"another process is packing into {folder}; wait until it ends"):
         index = _complete(folder)
         for k, indices in enumerate(ranges):
             # A shard that is complete is only verified.
@@ -134,7 +134,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stored = next((path for path in (folder / INDEX, folder / PLAN) if path.exists()), None)
     if stored is None:
-        if set(folder.iterdir()) != set(torn(folder)):
+        if set(folder.iterdir()) != set(temporary_files(folder)):
             raise StepclrError(f"{folder} is not an unfinished pack; choose another folder")
         with new_file(folder / PLAN) as file:
             file.write(json.dumps(plan, indent=1).encode())

@@ -26,7 +26,7 @@ from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
-from stepclr.io import blake, held, write_whole
+from stepclr.io import blake, locked, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent
 from stepclr.model.files import FILE, load_encoder, save_encoder
@@ -203,7 +203,7 @@ def _table_writer(
     if foreign and (not folder.is_dir() or any(not path.name.endswith(".tmp") for path in folder.iterdir())):
         raise StepclrError(f"out {folder} exists and is not an index; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder, f"another process is writing in {folder}: let it finish"):
+    with locked(folder, f"another process is writing in {folder}: let it finish"):
         yield _TableWriter(folder, encoder, metadata, source)
 
 
