@@ -561,6 +561,27 @@ def test_the_head_is_linear_norm_relu_and_ends_in_a_norm(layers: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+def test_the_reference_head_is_that_of_the_authors_code(layers: int) -> None:
+    """google-research/simclr: no shift after the last layer, weights that begin as N(0, 0.01^2)."""
+    torch.manual_seed(0)
+    head = ProjectionHead(300, hidden=400, out=50, layers=layers, reference=True)
+    for weight in (parameter for parameter in head.parameters() if parameter.ndim == 2):
+        assert weight.mean().abs() < 0.001
+        assert weight.std().item() == pytest.approx(0.01, rel=0.03)
+        assert weight.abs().max() > 0.03  # a uniform distribution of that width ends at 0.017
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.001)
+    for _ in range(2):
+        z = head(torch.randn(64, 300))
+        assert z.mean(0).abs().max() < 1e-5
+        optimizer.zero_grad()
+        (z - torch.randn(50)).square().sum().backward()  # pulls the mean to somewhere else
+        optimizer.step()
+    usual = ProjectionHead(300, hidden=400, out=50, layers=layers)
+    assert head.state_dict().keys() == usual.state_dict().keys()
+    assert all(parameter.requires_grad for parameter in usual.parameters())
+
+
 def test_the_head_has_2048_hidden_and_128_outputs_by_default() -> None:
     head = ProjectionHead(512)
     assert [tuple(p.shape) for p in head.parameters() if p.ndim == 2] == [(2048, 512), (128, 2048)]
