@@ -539,14 +539,14 @@ def nt_xent(z: list[Tensor], tau: float) -> Tensor:
     return stepclr.nt_xent(z[0], z[1] if len(z) == 2 else z[1:], tau)
 
 
-def supcon(z: list[Tensor], tau: float, variant: Literal["out", "in"], labels: Tensor) -> Tensor:
+def supcon(z: list[Tensor], tau: float, labels: Tensor) -> Tensor:
     """SupCon of a list of views."""
-    return stepclr.supcon(z[0], z[1:], labels, tau, variant)
+    return stepclr.supcon(z[0], z[1:], labels, tau)
 
 
-def contrastive(z: list[Tensor], tau: float, variant: Literal["out", "in"], groups: Tensor) -> Tensor:
+def contrastive(z: list[Tensor], tau: float, groups: Tensor) -> Tensor:
     """The loss that both are, of a list of one."""
-    return stepclr.contrastive(z[0], groups, tau, variant)
+    return stepclr.contrastive(z[0], groups, tau)
 
 
 @case("losses")
@@ -562,11 +562,10 @@ def _(_work: Work) -> Iterator[Entry]:
             views = list(z.to(kind))
             for v in (2, 3):
                 yield f"nt_xent, {v} views, {what}", loss_and_gradient(nt_xent, views[:v], tau)
-            for variant in ("out", "in"):
-                yield f"supcon {variant}, {what}", loss_and_gradient(supcon, views, tau, variant, labels)
-                yield f"contrastive {variant}, {what}", loss_and_gradient(contrastive, views[:1], tau, variant, groups)
+            yield f"supcon out, {what}", loss_and_gradient(supcon, views, tau, labels)
+            yield f"contrastive out, {what}", loss_and_gradient(contrastive, views[:1], tau, groups)
     alone = [torch.randn(6, 4, generator=generator)]
-    yield "no positive", loss_and_gradient(contrastive, alone, 0.5, "out", torch.arange(6))
+    yield "no positive", loss_and_gradient(contrastive, alone, 0.5, torch.arange(6))
 
 
 def passes(module: torch.nn.Module, x: Tensor) -> Iterator[Entry]:
