@@ -228,7 +228,7 @@ def test_resume_with_more_epochs_follows_the_longer_schedule(tmp_path: Path) -> 
 
 
 def test_resume_keeps_the_runs_settings(unbroken: stepclr.Run) -> None:
-    with pytest.raises(stepclr.StepclrError, match="was begun with --batch-size 16, not 32"):
+    with pytest.raises(stepclr.StepclrError, match="began with batch_size 16, not 32"):
         small_run(unbroken.folder, resume=True, batch_size=32)
     with pytest.raises(stepclr.StepclrError, match="other names"):
         small_run(unbroken.folder, "sample:test", resume=True)
@@ -244,11 +244,11 @@ def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_out_of_another_run_is_refused(unbroken: stepclr.Run, tmp_path: Path) -> None:
     before = weights(unbroken)
-    with pytest.raises(stepclr.StepclrError, match="--resume"):
+    with pytest.raises(stepclr.StepclrError, match="resume=True"):
         small_run(unbroken.folder)
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(unbroken).items())
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(stepclr.StepclrError, match="is no run"):
+    with pytest.raises(stepclr.StepclrError, match="is not a run"):
         small_run(tmp_path)
 
 
@@ -273,7 +273,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: 
     assert child.returncode == 128 + number, child.stderr
     assert number.name in child.stdout
     assert "after step 6 of 12" in child.stdout
-    assert "--resume" in child.stdout
+    assert "resume=True" in child.stdout
     assert checkpoints(out / "checkpoint")[-1].stem == "step-00000006"
     assert same(unbroken, small_run(out, resume=True))
 
