@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import photos_in
+from torch import nn
 
 import stepclr
 from stepclr.pretraining import loop
@@ -407,3 +408,41 @@ def test_config_json_alone_repeats_the_run(unbroken: stepclr.Run, tmp_path: Path
     settings = stepclr.Run(tmp_path / "copy").config.settings()
     again = stepclr.pretrain("sample:unlabeled", tmp_path / "run", config=settings, limit=IMAGES, progress=False)
     assert same(unbroken, again)
+
+
+class Tiny(nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_ones_own_network_is_trained_resumed_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Tiny()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    begun = {name: tensor.clone() for name, tensor in before.items()}
+    whole = small_run(tmp_path / "whole", encoder=network, stem="auto")
+    assert (whole.config.encoder, whole.config.features) == ("module:Tiny", 12)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+    loaded = whole.encoder(Tiny())
+    x = loaded.preprocess(stepclr.open_images("sample:test", limit=4).read(range(4)))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), network.eval()(x))
+    with pytest.raises(stepclr.StepclrError, match="module=Tiny"):
+        whole.encoder()
+
+    again = Tiny()
+    again.load_state_dict(begun)
+    (whole.folder / "encoder.safetensors").rename(tmp_path / "expected.safetensors")
+    checkpoints(whole.folder / "checkpoint")[-1].unlink()
+    small_run(whole.folder, encoder=again, stem="auto", resume=True)
+    expected, found = (
+        load_file(path) for path in (tmp_path / "expected.safetensors", whole.folder / "encoder.safetensors")
+    )
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())

@@ -20,6 +20,7 @@ from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
+from stepclr.model.build import module_name
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import load_classifier, save_classifier, save_encoder
 from stepclr.pretraining.batches import steps_per_epoch
@@ -62,7 +63,8 @@ def pretrain(
         progress: print settings and progress to standard error.
         profile: print where a step's time went, at the end of the training.
         tensorboard: write the metrics to TensorBoard's event files in `out`/tensorboard too (extra `tensorboard`).
-        options: fields of `PretrainConfig`, such as `epochs=100`; `policy` may be a list of ops.
+        options: fields of `PretrainConfig`, such as `epochs=100`. `policy` may be a list of ops, and `encoder`
+            your own `nn.Module` (images `[n, 3, S, S]` in [0, 1] -> `[n, F]`), which is then trained in place.
 
     Started by torchrun, every rank calls this with the same arguments, and they train as one: `batch_size` counts the
     images of all ranks, the first rank writes the run, and a job that torchrun has restarted resumes by itself.
@@ -80,6 +82,9 @@ def pretrain(
         choose("option", name, SETTINGS)
     if config is None:
         config = stored.settings() if stored else recipe_config(recipe)
+    module = options.get("encoder")
+    if isinstance(module, nn.Module):
+        options["encoder"] = module_name(module)
     if "policy" in options:
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
     config = replace(config, **options)
@@ -97,7 +102,7 @@ def pretrain(
 
     with torch.random.fork_rng():
         torch.manual_seed(decided.seed)
-        model = build_model(decided, images, teacher)
+        model = build_model(decided, images, teacher, module if isinstance(module, nn.Module) else None)
         with world.in_turn():
             images = _decoded(images, decided, report)
             watched = _decoded(watched, decided, report) if watched else images

@@ -27,13 +27,16 @@ class SimCLR(nn.Module):
         return step(self.encoder, self.head, *batch)
 
 
-def build_model(config: ResolvedConfig, images: ImageSet, teacher: Classifier | None = None) -> SimCLR:
+def build_model(
+    config: ResolvedConfig, images: ImageSet, teacher: Classifier | None = None, module: nn.Module | None = None
+) -> SimCLR:
     """Encoder and head of a run, newly initialized from torch's generator (or with `weights`).
 
+    module: the encoder's network, where it is the user's own.
     The head is a linear layer with one output for each class where the loss is one of logits.
     Raises StepclrError for settings that the network does not have.
     """
-    encoder = build_encoder(config.encoder, config.stem, config.weights, config.size, config.normalize_h)
+    encoder = build_encoder(module or config.encoder, config.stem, config.weights, config.size, config.normalize_h)
     encoder.classes = list(images.chosen or [])
     if config.progressive and not isinstance(encoder.body, ResNet):
         raise StepclrError(f"progressive is for ResNets, which take views of any size; {config.encoder} takes one size")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from stepclr.config import RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
@@ -48,9 +50,9 @@ class Run:
         config = self.config
         return open_images(source or config.source, classes=config.classes or None, limit=config.limit)
 
-    def encoder(self) -> Encoder:
-        """The pretrained encoder, in eval mode."""
-        return load_encoder(self)
+    def encoder(self, module: nn.Module | None = None) -> Encoder:
+        """The pretrained encoder, in eval mode; `module` receives the weights where it was the user's own network."""
+        return load_encoder(self, module)
 
     def exists(self) -> bool:
         """Whether the folder contains a run, finished or not."""
