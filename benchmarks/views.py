@@ -1,16 +1,15 @@
-"""Views a second on one thread: stepclr's two renderers, albumentations' and torchvision's pipelines, in one run.
+"""Views per second on one thread: stepclr's two renderers, and pipelines of albumentations and torchvision.
 
     pip install '.[bench]'
     python benchmarks/views.py --cifar DIR --imagenette DIR
 
-The folders hold class folders of images, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
-decoded images: crop of 0.08 (at 32 px: 0.2) to 1 of the area, bicubic, flip, color jitter of strength 1 with
-probability 0.8, gray 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Images are uint8 as each
-likes them best: a batch for stepclr, whose time includes keys and drawing; arrays `[H, W, 3]`, with OpenCV on one
-thread, for albumentations; PIL images for torchvision. Where a crop shrinks, stepclr and torchvision antialias,
-albumentations does not. At 224 px the images are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of
-5 x 4 of Imagenette's. The four take turns of half a second; the table has the medians of their turns and what these
-are to each other.
+The folders contain class folders of images, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
+decoded images: a bicubic crop of 0.08 (at 32 px: 0.2) to 1 of the area, flip, color jitter of strength 1 with
+probability 0.8, grayscale 0.2, blur 0.5 with SimCLR's kernel, float32 `[3, S, S]` in [0, 1]. Each gets uint8 images in
+the form that suits it best: stepclr a batch, and its time includes the keys and the parameters; albumentations arrays
+`[H, W, 3]`, with OpenCV on one thread; torchvision PIL images. Where a crop shrinks, stepclr and torchvision antialias,
+albumentations does not. At 224 px the images are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of 5 x 4
+images of Imagenette. The four take turns of half a second; the table has the medians of their turns and the ratios.
 """
 
 import argparse
@@ -42,19 +41,19 @@ except ModuleNotFoundError as missing:
 TURNS, SECONDS = 5, 0.5
 IMAGES = {32: 256, 96: 128, 224: 16}
 Array = NDArray[np.uint8]  # [H, W, 3]
-Turn = Callable[[], int]  # makes some views and says how many
+Turn = Callable[[], int]  # makes some views and returns how many
 
 
 def read(folder: Path, count: int) -> list[Array]:
-    """So many images of all classes, evenly chosen."""
+    """`count` images, evenly chosen from all classes."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if len(files) < count:
-        sys.exit(f"{folder}: {len(files)} images where {count} are wanted")
+        sys.exit(f"{folder}: {len(files)} images, but {count} are needed")
     return [np.array(Image.open(file).convert("RGB")) for file in files[:: len(files) // count][:count]]
 
 
 def mosaics(images: list[Array], count: int) -> list[Array]:
-    """Images of 4 rows and 5 columns of images."""
+    """Images made of 4 rows and 5 columns of images."""
     source = itertools.cycle(images)
     return [
         np.concatenate([np.concatenate([next(source) for _ in range(5)], axis=1) for _ in range(4)])
@@ -101,9 +100,9 @@ def torchvision_turn(pixels: list[Array], size: int, min_area: float) -> Turn:
     return lambda: len([augment(image) for image in images for _ in range(2)])
 
 
-def views_a_second(turn: Turn) -> float:
-    made, begun = 0, time.perf_counter()
-    while (seconds := time.perf_counter() - begun) < SECONDS:
+def views_per_second(turn: Turn) -> float:
+    made, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < SECONDS:
         made += turn()
     return made / seconds
 
@@ -112,16 +111,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--imagenette", type=Path, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     packages = ("torch", "numba", "albumentations", "opencv-python-headless", "torchvision", "pillow")
     print(f"{platform.processor() or platform.machine()}, 1 thread; {', '.join(f'{p} {version(p)}' for p in packages)}")
     names = ("stepclr numba", "stepclr torch", "albumentations", "torchvision PIL")
     print(f"| px | {' | '.join(names)} | numba / albumentations | numba / PIL |\n|{'---|' * 7}")
-    imagenette = read(given.imagenette, IMAGES[96])
+    imagenette = read(arguments.imagenette, IMAGES[96])
     for size, count in IMAGES.items():
-        square = {32: read(given.cifar, count) if size == 32 else [], 96: imagenette, 224: mosaics(imagenette, count)}
+        square = {
+            32: read(arguments.cifar, count) if size == 32 else [],
+            96: imagenette,
+            224: mosaics(imagenette, count),
+        }
         images, min_area = square[size], 0.2 if size == 32 else 0.08
         turns = [
             stepclr_turn(images, size, min_area, "numba"),
@@ -130,8 +133,8 @@ def main() -> None:
             torchvision_turn(images, size, min_area),
         ]
         for turn in turns:
-            turn()  # what is compiled or allocated once does not count
-        speeds = [[views_a_second(turn) for turn in turns] for _ in range(TURNS)]
+            turn()  # compiling and allocating happen once, and are not measured
+        speeds = [[views_per_second(turn) for turn in turns] for _ in range(TURNS)]
         ours, torchs, theirs, pil = (statistics.median(each) for each in zip(*speeds, strict=True))
         cells = " | ".join(f"{speed:,.0f}" for speed in (ours, torchs, theirs, pil))
         print(f"| {size} | {cells} | {ours / theirs:.1f} | {ours / pil:.1f} |", flush=True)

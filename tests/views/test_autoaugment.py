@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment against torchvision's own classes: tables, draws, each op, whole views."""
+"""AutoAugment and RandAugment against torchvision's own classes: tables, parameters, each op, whole views."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from test_views import MANY, made_up, real_images, within
 from torch import Tensor
 from torchvision.transforms import v2
 
-from stepclr import Views, view_keys
+from stepclr import StepclrError, Views, view_keys
 from stepclr.views.autoaugment import OPS, apply_table_op, auto_augment, rand_augment
 from stepclr.views.ops import AutoAugment, RandAugment, TableParams
 
@@ -36,7 +36,7 @@ def by_torchvision(levels: Tensor, name: str, magnitude: float) -> Tensor:
 
 
 def changed(levels: Tensor, name: str, magnitude: float) -> Tensor:
-    """Ours, on rows of a batch whose other rows undergo nothing."""
+    """Our op, on the even rows of a batch; no op is applied to the other rows."""
     n = len(levels)
     op = np.full(2 * n, OPS.index(name))
     op[1::2] = 0
@@ -87,7 +87,7 @@ def test_images_of_one_color_stay_proper() -> None:
 
 
 def test_each_op_is_the_same_with_one_thread_or_two_and_alone() -> None:
-    """On images of more than 32,768 pixels, so that torch shares out even the sum over one."""
+    """On images of more than 32,768 pixels, for which torch shares out even the sum over one image among threads."""
     levels = made_up(2, 200, 200)
     threads = torch.get_num_threads()
     try:
@@ -129,7 +129,14 @@ def test_randaugments_ops_are_torchvisions(magnitude: int) -> None:
         assert value == (0 if scale is None else float(scale[magnitude]))
 
 
-# ViewParams.
+def test_a_torchvision_without_the_tables_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(v2.RandAugment, "_AUGMENTATION_SPACE")
+    rand_augment.cache_clear()
+    with pytest.raises(StepclrError, match=r"torchvision .* no longer has the tables .* _AUGMENTATION_SPACE"):
+        Views("randaugment", 32)(made_up(2, 40, 40), view_keys(0, 0, range(2)))
+
+
+# Parameters.
 
 
 def drawn(op: AutoAugment | RandAugment, n: int = MANY) -> TableParams:
@@ -180,7 +187,7 @@ FAULTS = ["layers backwards", "the other sign", "half the magnitude", "no crop"]
 
 
 def views_by_torchvision(batch: Tensor, policy: str, fault: str = "") -> tuple[Tensor, Tensor]:
-    """Our views, and torchvision's ops one by one on the crops, with the parameters that we drew."""
+    """Our views, and torchvision's ops one by one on the crops, with our parameters."""
     keys, views = view_keys(2, 1, range(len(batch))), Views(policy, size=32, views=1)
     crops = (Views("crop", size=32, views=1)(batch, keys)[0] * 255).round().to(torch.uint8)
     if fault == "no crop":
@@ -199,7 +206,7 @@ def views_by_torchvision(batch: Tensor, policy: str, fault: str = "") -> tuple[T
 
 
 def check_nearly_all(x: Tensor, expected: Tensor) -> None:
-    """Within two gray levels but for ties of rounding: a shear of 0.2 has one in every fifth row."""
+    """Within two levels, except for ties of rounding: a shear of 0.2 has one in every fifth row."""
     assert ((x - expected).abs() > 2.01 / 255).float().mean() < 0.01
 
 
@@ -216,7 +223,7 @@ def test_the_comparison_rejects_a_reference_with(fault: str, shared_data: Path) 
         check_nearly_all(*views_by_torchvision(batch, "randaugment:3,17", fault))
 
 
-def test_a_view_that_no_op_befalls_is_its_crop_in_256_levels() -> None:
+def test_a_view_without_an_op_is_its_crop_in_256_levels() -> None:
     batch, keys = made_up(60, 40, 40), view_keys(0, 0, range(60))
     views = Views("autoaugment:cifar10", size=32)
     for x, crop, draws in zip(

@@ -1,4 +1,4 @@
-"""The batched renderer against the reference renderer, on the same parameters; on a GPU also that nothing waits."""
+"""The CUDA renderer against the reference, on the same parameters; on a GPU, also that the host never waits."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ SAME = 1e-4  # what float32 keeps of it on a CPU
 
 
 def all_ops(policy: str, size: int, **options: object) -> Views:
-    """Views in which every op of the policy comes at full strength: at small sizes some are off by default."""
+    """Views with every op of the policy at full strength: at small sizes some are off by default."""
     strong = {} if policy == "crop" else {"strength": 1.0, "blur": 0.5}
     return Views(policy, size, **{**strong, **options})  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def test_what_was_not_drawn_leaves_a_view_exactly_as_it_was() -> None:
 
 
 def without(drawn: OpParams) -> OpParams:
-    """The same parameters, of which none is to be applied."""
+    """The same parameters, with no op to be applied."""
     for name in ("jitter", "gray", "warp", "sigma"):
         if hasattr(drawn, name):
             return replace(drawn, **{name: np.zeros_like(getattr(drawn, name))})
@@ -153,7 +153,7 @@ def test_autocast_around_it_changes_nothing() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_operation_has_a_shape_that_depends_on_what_was_drawn_or_mixes_devices(device: str) -> None:
-    """With fake tensors, which have a shape and a device and no values, whatever would look at a value fails."""
+    """Fake tensors have a shape and a device but no values: anything that looks at a value fails."""
     if device == "cuda" and not torch.backends.cuda.is_built():
         pytest.skip("this torch knows no CUDA")
     numbers, kinds = numbers_of(made_up(6, 40, 40), all_ops("simaugment", 32))

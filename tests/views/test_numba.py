@@ -1,4 +1,4 @@
-"""The fused renderer against the reference on the same parameters: op by op, by policy, on odd images; its cache.
+"""The Numba renderer against the reference on the same parameters: op by op, by policy, on odd images; its cache.
 
 The promise is 1/255; what is found is less than a hundredth of that, and a tenth is what the tests allow.
 """
@@ -90,7 +90,7 @@ def test_each_op_is_the_references(images: Tensor, name: str, interpolation: Int
 
 @pytest.mark.parametrize("which", [BRIGHTNESS, CONTRAST, SATURATION, HUE])
 def test_each_color_change_is_the_references(images: Tensor, which: int) -> None:  # noqa: F811
-    """From none to more than any policy draws, also around whole turns of the hue."""
+    """From no change to more than any policy makes, also around whole turns of the hue."""
     n = len(images)
     factors = np.tile([1.0, 1.0, 1.0, 0.0], (n, 1))
     factors[:, which] = np.linspace(-1, 1, n) if which == HUE else np.linspace(0, 3, n)
@@ -108,7 +108,7 @@ def test_any_blur_is_the_references(images: Tensor, size: int) -> None:  # noqa:
 
 
 def test_a_warp_whose_knots_nearly_coincide_is_the_references() -> None:
-    """Among many there are some whose weights are large and cancel."""
+    """Among many warps there are some whose weights are large and cancel."""
     views = Views([Warp(p=1.0)], size=28, min_area=1.0, views=1)
     batch, keys = made_up(1, 28, 28).expand(600, -1, -1, -1), view_keys(0, 0, range(600))
     (draws,) = views.sample_params(batch, keys)
@@ -214,7 +214,7 @@ def test_the_comparison_rejects_wrong(fault: str, shared_data: Path) -> None:
 @pytest.mark.parametrize("cubic", [True, False])
 @pytest.mark.parametrize("size", [4, 5, 17, 28, 32, 100, 224, 1030])
 def test_no_vector_reaches_outside_the_memory(size: int, cubic: bool) -> None:
-    """Machine code checks no index: what a row is given has to hold what its vectors touch, at any scale."""
+    """Machine code checks no index: the memory of a row must hold everything that its vectors read, at any scale."""
     from stepclr.views.numba import crop
     from stepclr.views.numba.simd import LANES, up
 
@@ -366,7 +366,7 @@ def test_with_numba_switched_off_torch_renders(monkeypatch: pytest.MonkeyPatch) 
 
 
 def run_in_a_new_process(kernels: Path) -> tuple[str, str]:
-    """The views and Numba's own cache folder, as text, and what stderr was told."""
+    """The views and Numba's own cache folder, as text, and what was written to stderr."""
     program = """
 import hashlib, torch, numba
 from stepclr import Views, view_keys
@@ -391,7 +391,7 @@ def test_it_is_compiled_once_into_a_private_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Path | None]]:
-    """Instead of compiling, the folders that the machine code would be kept in."""
+    """The folders that the machine code would be kept in; nothing is compiled."""
     folders: list[Path | None] = []
 
     def compile_into(folder: Path | None) -> Callable[..., None]:

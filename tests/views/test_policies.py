@@ -1,4 +1,4 @@
-"""Policies by name and as lists of ops: what they consist of, their options, and the promise that views keep."""
+"""Policies by name and as lists of ops: their ops, their settings, and that views depend on their keys alone."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ every_policy = pytest.mark.parametrize("policy", ALL.values(), ids=ALL)
 
 
 def made(policy: Policy, size: int = 40, **settings: object) -> Views:
-    """At full strength whatever the size, where the policy has these ops."""
+    """Views at full strength whatever the size, where the policy has these ops."""
     full = {"strength": 1.0, "blur": 0.5, "min_area": 0.08}
     missing = [name for name in ("strength", "blur", "warp") if read_policy(policy, size).value(name) is None]
     chosen = {name: value for name, value in {**full, **settings}.items() if name not in missing}
@@ -59,7 +59,7 @@ def test_views_of_a_key_are_the_same_in_any_company(policy: Policy, size: int, m
 
 @pytest.mark.parametrize("policy", [ALL[name] for name in ("stacked", "cifar10", "a list")], ids=str)
 def test_views_of_a_key_are_the_same_with_one_thread_or_two(policy: Policy) -> None:
-    """Images large enough that torch shares out even one: more than 32,768 numbers."""
+    """Images of more than 32,768 numbers, so that torch shares out even one among threads."""
     views, batch, keys = made(policy, 112, views=1), made_up(3, 120, 130), view_keys(0, 1, range(3))
     threads = torch.get_num_threads()
     try:

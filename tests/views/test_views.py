@@ -76,7 +76,7 @@ def images(request: pytest.FixtureRequest, shared_data: Path) -> Tensor:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """As users run it: without the shape checks that the tests switch on, and that answer before stepclr's own do."""
+    """As users run it: without the shape checks of the tests, which would raise before stepclr's own checks."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -103,7 +103,7 @@ def cut(images: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Flat:
-    """What the policy simclr draws for one view of N images, side by side."""
+    """The parameters of the policy simclr for one view of N images, side by side."""
 
     box: NDArray[np.int64]
     flip: NDArray[np.bool_]
@@ -140,7 +140,7 @@ def plain_draws(images: ImageBatch | int) -> Flat:
 
 
 def drawn(height_width: tuple[int, int], keys: Tensor, **settings: object) -> list[Flat]:
-    """The parameters of each view of images of this height and width; at full strength unless told otherwise."""
+    """The parameters of each view of images of this size; at full strength unless `settings` say otherwise."""
     batch = torch.zeros(1, 3, *height_width, dtype=torch.uint8).expand(len(keys), -1, -1, -1)
     return [flat(draws) for draws in Views(**{"size": 96, **settings}).sample_params(batch, keys)]  # type: ignore[arg-type]
 
@@ -209,7 +209,7 @@ def check_close(x: Tensor, expected: Tensor) -> None:
 def test_cropping_and_resizing_are_torchvisions_and_pils(
     images: Tensor, size: int, interpolation: Interpolation
 ) -> None:
-    """Up and down, from boxes of any place and size. PIL in floats: in bytes it clips between its two passes."""
+    """Enlarged and reduced, from boxes of any place and size. PIL on floats: on bytes it clips between its passes."""
     side = images.shape[-1]
     boxes = drawn((side, side), view_keys(1, 2, range(len(images))), min_area=0.02)[0].box
     boxes[:4] = [[0, 0, side, side], [3, 5, 1, 1], [side - 2, 0, 2, side], [0, side // 2, side, 3]]
@@ -396,7 +396,7 @@ def test_views_of_a_key_are_the_same_in_any_company(
 @pytest.mark.parametrize("renderer", RENDERERS)
 @pytest.mark.parametrize(("size", "n"), [(96, 12), (224, 3)])
 def test_views_of_a_key_are_the_same_with_one_thread_or_two(size: int, n: int, renderer: Renderer) -> None:
-    """Also alone: libraries share an image's own sum out among threads where there is no other image."""
+    """Also alone: libraries share the sum over a single image out among threads."""
     views = Views("simclr", size=size, strength=1.0, blur=0.5, min_area=0.08, renderer=renderer)
     batch, keys = made_up(n, 120, 130), view_keys(0, 0, range(n))
     threads = torch.get_num_threads()
@@ -413,7 +413,7 @@ def test_views_of_a_key_are_the_same_with_one_thread_or_two(size: int, n: int, r
 
 
 def test_views_of_a_key_are_the_same_after_a_restart() -> None:
-    """A new process, other threads, other draws before: its views of the last images are ours."""
+    """A new process, with other threads and other random numbers drawn before, makes the same views."""
     program = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -457,7 +457,7 @@ PINNED_DRAWS = "be65dad6021de23833c7db99613338eb0fc5a6e58e7fd821421aff769e1345bc
 
 @pytest.mark.parametrize("size", [32, 96])
 def test_the_views_of_a_key_stay_what_they_have_been(size: int) -> None:
-    """The reference's; without blur, whose exp may differ by a rounding between processors."""
+    """The views of the reference; without blur, because exp may differ by a rounding between processors."""
     batch, keys = made_up(12, 61, 70), view_keys(3, 1, range(12))
     sharp = Views("simclr", size=size, strength=1.0, blur=0.0, min_area=0.08, views=3, renderer="torch")
     assert fingerprint(sharp(batch, keys)) == PINNED[size]

@@ -19,7 +19,7 @@ Points = NDArray[np.float64]
 
 
 def field(knots: Points, values: Points, points: Points) -> Points:
-    """Ours, for one image."""
+    """Our displacement field, for one image."""
     weights = thin_plate_weights(knots[None], values[None])
     made = thin_plate_field(torch.from_numpy(knots[None]), torch.from_numpy(weights), torch.from_numpy(points))
     result: Points = made[0].numpy()

@@ -34,7 +34,7 @@ def jpeg_thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
 def thumbnail_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side: int = THUMBNAIL_PX) -> str:
     """An image (uint8, or floats in [0, 1]) as a data URI for a page: long side at most `side`, never enlarged.
 
-    Its color is not subsampled, so that the colors of an augmented view are seen as they are.
+    Colors are not subsampled, so that those of an augmented view are shown as they are.
     """
     if pixels.is_floating_point():
         pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)

@@ -72,7 +72,7 @@ def _table(source: type[v2.AutoAugment] | type[v2.RandAugment], rows: list[Any],
 
 
 def _private(source: Any, name: str) -> Any:
-    """torchvision's copy of a published table. It has no public name, and may move with any release."""
+    """torchvision's copy of a published table. It has no public name, and any release may move it."""
     if not hasattr(source, name):
         raise StepclrError(
             f"torchvision {torchvision.__version__} no longer has the tables of AutoAugment and RandAugment under the "
