@@ -1,11 +1,11 @@
-"""What mkdocs calls while it builds the site: code comes from the source, commands from their help, steps from a run.
+"""Hooks that mkdocs calls: they insert code from the source, the help of the commands, and the output of a walk.
 
-A line of a page that is only a link, with one of these titles, is replaced; elsewhere it stays a link that works:
+A line of a page that is only a link with one of these titles is replaced; outside of the site it is a working link:
 
-    [nt_xent](../src/stepclr/loss/contrastive.py "code")     the function, class or constant of that name, as it stands
-    [what it says](../src/stepclr/tools/walk.py "step 5")   what `stepclr steps` says of step 5
+    [nt_xent](../src/stepclr/loss/contrastive.py "code")     the function, class or constant of that name
+    [what it prints](../src/stepclr/tools/walk.py "step 5")   what `stepclr steps` prints about step 5
 
-A name that the file does not have ends the build. README, CONTRIBUTING and the results are pages as they are; links
+A name that the file does not have ends the build. README, CONTRIBUTING and the results are pages of the site too. Links
 between files of the repository become links between pages.
 """
 
@@ -38,7 +38,7 @@ LINK = re.compile(r"\[([^]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """No 404 page, which only a server has a use for."""
+    """Build no 404 page: only a server would show it."""
     config.theme.static_templates -= {"404.html"}
     return config
 
@@ -52,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Code, then what it says when it runs, then links."""
+    """Insert code and output into a page, then adapt its links."""
     here = root(config)
     markdown = CODE.sub(lambda found: fenced(here, found[2], found[1]), markdown)
     markdown = STEP.sub(lambda found: f"```text\n{steps()[found[1]]}\n```", markdown)
@@ -65,13 +65,13 @@ def root(config: MkDocsConfig) -> Path:
 
 
 def fenced(here: Path, path: str, name: str) -> str:
-    """The code of that name as a block of Markdown, with its file above and the file's line numbers."""
+    """The code of that name as a Markdown block, with the file's name and line numbers."""
     first, code = lines_of((here / path).read_text(), name, path)
     return f'```python title="{path}" linenums="{first}"\n{code}\n```'
 
 
 def lines_of(source: str, name: str, path: str) -> tuple[int, str]:
-    """Where the function, class or constant `name` (or `Class.method`) begins, and its lines, not indented."""
+    """The first line number of the function, class or constant `name` (or `Class.method`), and its code."""
     body: list[ast.stmt] = ast.parse(source).body
     node: ast.stmt | None = None
     for part in name.split("."):
@@ -94,7 +94,7 @@ def _names(node: ast.stmt) -> list[str]:
 
 @cache
 def steps() -> dict[str, str]:
-    """What the walk through 64 bundled images says of each step."""
+    """What the walk through 64 bundled images prints about each step."""
     import stepclr
     from stepclr.recipes import recipe_config
     from stepclr.tools.walk import STEPS, Walk
@@ -104,20 +104,20 @@ def steps() -> dict[str, str]:
 
 
 def reference() -> str:
-    """The page of commands: what each prints for --help, at a fixed width and without colors."""
+    """The page of commands: the help of each, at a fixed width and without colors."""
     from stepclr.cli import COMMANDS, main, usage
     from stepclr.cli.arguments import first_line
 
-    def said(name: str) -> str:
+    def help_of(name: str) -> str:
         shown = io.StringIO()
         with redirect_stdout(shown), suppress(SystemExit):
             main([name, "--help"])
         return "\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines())
 
-    parts = ["# Commands", "What each command says to `--help`.", f"```text\n{usage()}\n```"]
+    parts = ["# Commands", "The help of each command, as `--help` prints it.", f"```text\n{usage()}\n```"]
     with _plain_terminal():
         for name, command in COMMANDS.items():
-            parts += [f"## stepclr {name}", first_line(command), f"```text\n{said(name)}\n```"]
+            parts += [f"## stepclr {name}", first_line(command), f"```text\n{help_of(name)}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,7 +133,7 @@ def _plain_terminal() -> Iterator[None]:
 
 
 def relinked(markdown: str, page: str, here: Path) -> str:
-    """Links between files of the repository as links between pages; to a file that is no page, its name alone."""
+    """Turn links between files into links between pages; of a link to any other file, keep the name."""
     folder = posixpath.dirname(ELSEWHERE.get(page, f"docs/{page}"))
     pages = {path: page for page, path in ELSEWHERE.items()}
 

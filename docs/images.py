@@ -1,6 +1,6 @@
-"""The images of the site: `python docs/images.py [FOLDER]` makes them in minutes, from the bundled images alone.
+"""Make the images of the site from the bundled images: `python docs/images.py [FOLDER]` takes a few minutes.
 
-All but views.png are of one run, `--recipe sample` as it stands (seed 0): what `make demo` trains.
+All except views.png show one run of `--recipe sample` (seed 0), which `make demo` trains too.
 """
 
 import sys
@@ -23,7 +23,7 @@ from stepclr.recipes import recipe_config
 from stepclr.tools.scores import label_chart
 from stepclr.tools.sheet import sheet
 
-LARGER = 3  # times, and with hard edges: 28 pixels are few
+LARGER = 3  # an image of 28 pixels is shown at three times its size, with hard edges
 BLUE = "#0072B2"
 
 
@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
 
 
 def views() -> Image.Image:
-    """Five images with four pairs of views each, as the recipe draws them."""
+    """Five images with four pairs of views each, with the settings of the recipe."""
     ten = one_of_each(stepclr.open_images("sample:test"))
     pairs = views_of(resolve(recipe_config("sample"), ten), "torch")  # the reference
     return _larger(sheet(ten.read(range(0, 10, 2)), pairs, seed=0, pairs=4))
@@ -60,7 +60,7 @@ def one_of_each(images: stepclr.ImageSet) -> stepclr.ImageSet:
 
 
 def similarity(before: Tensor, after: Tensor) -> Figure:
-    """Cosine of each projection with each: of ten images the first views, then the second ones."""
+    """Cosines between the projections of ten images: the first views, then the second ones."""
     figure = Figure(figsize=(8, 3.9), layout="constrained")
     axes = figure.subplots(1, 2)
     for ax, z, name in zip(axes, (before, after), ("before pretraining", "after"), strict=True):
@@ -78,8 +78,8 @@ def training(metrics: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     named = {"loss": "NT-Xent", "contrastive_top1": "contrastive top-1", "knn": "weighted kNN top-1"}
     for ax, (key, name) in zip(figure.subplots(1, 3), named.items(), strict=True):
-        told = [line for line in metrics if key in line]
-        ax.plot([line["step"] for line in told], [line[key] for line in told], color=BLUE)
+        logged = [line for line in metrics if key in line]
+        ax.plot([line["step"] for line in logged], [line[key] for line in logged], color=BLUE)
         ax.set_title(name)
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
@@ -87,7 +87,7 @@ def training(metrics: Sequence[dict[str, Any]]) -> Figure:
 
 
 def neighbors(images: stepclr.ImageSet, h: Tensor, queries: Sequence[int], count: int = 8) -> Image.Image:
-    """A row a query: the first image of that class, a gap, then the images whose h are nearest to its own."""
+    """One row per query: the first image of that class, a gap, and the images with the nearest h."""
     h = F.normalize(h)
     rows = []
     for label in queries:
@@ -101,7 +101,7 @@ def neighbors(images: stepclr.ImageSet, h: Tensor, queries: Sequence[int], count
 
 
 def _projections(encoder: stepclr.Encoder, pair: Tensor, run: stepclr.Run | None = None) -> Tensor:
-    """z of both views, with a new head or that of the run's last checkpoint."""
+    """z of both views, with a new head or the head of the run's last checkpoint."""
     torch.manual_seed(0)
     head = trained_head(run, encoder) if run else stepclr.ProjectionHead(encoder.num_features, 512, 128)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def _larger(image: Image.Image) -> Image.Image:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110, metadata={"Software": None})  # else the file would change with matplotlib's version
+    figure.savefig(path, dpi=110, metadata={"Software": None})  # else the file depends on matplotlib's version
 
 
 if __name__ == "__main__":

@@ -86,8 +86,9 @@ class PretrainConfig:
     progressive: bool = False
     """Begin with smaller views: half the side for the first 40% of the steps, three quarters of it up to 75%."""
     loss: Annotated[str, arg(metavar="LOSS")] = "nt-xent"
-    """nt-xent needs no labels (SimCLR); supcon uses the labels that are available (SupCon). The others replace the
-    head by a linear layer: cross-entropy (supervised), and distill (learn a teacher's predictions, SimCLRv2)."""
+    """nt-xent (SimCLR) and dcl (decoupled: no positives in the denominator) need no labels; supcon uses the labels that
+    are available (SupCon). The others replace the head by a linear layer: cross-entropy (supervised), and distill
+    (learn a teacher's predictions, SimCLRv2)."""
     teacher: Annotated[str | None, _default("none", "CLASSIFIER")] = None
     """Classifier to learn from, with the loss distill."""
     temperature: float = 0.5
