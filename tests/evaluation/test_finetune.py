@@ -201,7 +201,7 @@ def test_finetune_then_predict(run: Path, labelled: Path, photos: Path, capsys: 
     ]
     for row in scores["rows"]:
         assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f} %" in shown
-    assert f"{run / 'classifier.safetensors'}: the classifier of 4 labels per class, draw 1" in shown
+    assert f"{run / 'classifier.safetensors'}: classifier trained with 4 labels per class, draw 1" in shown
     assert (run / "encoder.safetensors").read_bytes() == encoder
 
     out = run.parent / "predictions.csv"

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from stepclr.errors import StepclrError
 from stepclr.evaluation import linear, solver
 from stepclr.evaluation.linear import (
-    ONE_LABEL,
+    STRENGTH_AT_1_LABEL,
     STRENGTHS,
     choose_strength,
     fold_shares,
@@ -154,10 +154,10 @@ def test_black_pixels_have_no_direction_and_do_no_harm() -> None:
 
 def test_one_label_a_class_takes_the_stated_lambda() -> None:
     h, labels = clouds(3, 5, 3)
-    assert linear_evaluation(h, labels, h, seed=0).chosen == ONE_LABEL == linear.SETTINGS["l2_at_1_label"]
+    assert linear_evaluation(h, labels, h, seed=0).chosen == STRENGTH_AT_1_LABEL == linear.SETTINGS["l2_at_1_label"]
 
 
-def test_rows_become_unit_then_centerd_then_divided_by_one_scalar() -> None:
+def test_rows_become_unit_then_centered_then_divided_by_one_scalar() -> None:
     h, _ = clouds(20, 4, 2)
     test = clouds(9, 4, 2, seed=1)[0]
     x, x_test = standardize(h, test)

@@ -1,4 +1,4 @@
-"""Commands that use what was trained: evaluate, compare, predict, embed, export. torch is imported inside them."""
+"""Commands that use what was trained: evaluate, compare, predict, embed, export. They import torch when they run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,21 +21,21 @@ def evaluate(
     scratch_steps: int = 1000,
     finetune: bool = False,
 ) -> None:
-    """Score a run's frozen encoder with few labels, beside baselines; writes evaluation.json into the run.
+    """Evaluate a run's frozen encoder with few labels and compare it with baselines.
 
-    With two or more numbers of labels, evaluation.png draws them as a curve.
+    Writes evaluation.json into the run and, for two or more numbers of labels, a chart of them, evaluation.png.
 
     Args:
         run: The run's folder.
         train: Labelled images to learn from.
         test: Labelled images to score on; their labels are read once, at the end.
-        labels_per_class: Labels a class to learn from, several with commas; all for every one.
-        draws: Random draws of those labels.
-        seed: Seed of the draws and of the baselines' initializations.
-        probe: What reads the features: linear, knn.
-        baselines: What stands beside: pixels, random, scratch (supervised from scratch: slow); none for none.
-        scratch_steps: Steps of 32 images that scratch trains for.
-        finetune: Score fine-tuning on the same labels too (slow).
+        labels_per_class: Labels per class to learn from, several separated by commas; all for all of them.
+        draws: How many random choices of those labels to score.
+        seed: Seed of those choices and of the baselines' initializations.
+        probe: Probes to fit on the features: linear, knn.
+        baselines: Baselines to compare with: pixels, random (untrained), scratch (supervised, slow); or none.
+        scratch_steps: Training steps of scratch, of 32 images each.
+        finetune: Also score fine-tuning with the same labels (slow).
     """
     import stepclr
     from stepclr.tools.scores import paired_lines, score_table, write_label_chart
@@ -60,13 +60,13 @@ def evaluate(
         say(f"protocol and every value: {run / 'evaluation.json'}")
     if run.is_dir() and len(scores.protocol["labels_per_class"]) > 1:
         write_label_chart(scores, run / "evaluation.png")
-        say(f"the curve: {run / 'evaluation.png'}")
+        say(f"chart: {run / 'evaluation.png'}")
     if (run / "config.json").is_file():
         page_of(run)
 
 
 def compare(runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]]) -> None:
-    """Put runs side by side: policy, loss, encoder, epochs, minutes, scores with their spread.
+    """Compare runs: policy, loss, encoder, epochs, minutes, and scores with their spread.
 
     Args:
         runs: The runs' folders.
@@ -84,10 +84,10 @@ def predict(
     out: Annotated[Path, arg(metavar="FILE.csv")],
     limit: Count = None,
 ) -> None:
-    """Write what a classifier says of each image of a source: the class, and the probability of each.
+    """Predict the class of each image of a source, with the probability of every class.
 
     Args:
-        classifier: The classifier, as stepclr finetune wrote it: a file, or a run's folder.
+        classifier: The classifier that stepclr finetune wrote: a file, or a run's folder.
         source: Images: a folder, a zip, or NAME:SPLIT.
         out: File to write; its suffix picks the format.
         limit: Keep that many images only.
@@ -109,7 +109,7 @@ def embed(
 ) -> None:
     """Write the representations of all images of a source, with their paths and labels.
 
-    A folder becomes an index for search and find: run again, it follows the source and embeds only what is new.
+    A folder becomes an index for search and find; running the command again updates it and embeds only new images.
 
     Args:
         run: The run's folder, or an encoder.safetensors.
@@ -141,13 +141,13 @@ def export(
     format: Literal["safetensors", "torchvision", "timm", "onnx", "torch-export"] = "onnx",
     check: Source = "sample:test",
 ) -> None:
-    """Write the encoder as a file for others to load, compared with the original, and a card that says what it is.
+    """Export the encoder for other programs, check it against the original, and write a card that describes it.
 
     Args:
-        run: The run's folder, an encoder.safetensors, or a classifier file, which is exported as one.
-        out: File to write, or a folder to put it in; the card is FILE.md beside it.
-        format: What reads it. onnx and torch-export take uint8 images, with the preprocessing inside.
-        check: Images to compare on, at most 64.
+        run: The run's folder, an encoder.safetensors, or a classifier file.
+        out: File to write, or a folder to put it in; the card is FILE.md next to it.
+        format: Format of the file. onnx and torch-export include the preprocessing and take uint8 images.
+        check: Images to compare the two on, at most 64.
     """
     import stepclr
 

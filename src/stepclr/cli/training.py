@@ -84,21 +84,21 @@ def finetune(
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.05 sgd, 0.08 lars)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
 ) -> None:
-    """Train a classifier, the whole network, from a run's encoder and few labels; stepclr predict uses it.
+    """Fine-tune a run's encoder into a classifier with few labels.
 
     Args:
         run: The run's folder.
         train: Labelled images to learn from.
         test: Labelled images to score on; their labels are read once, at the end.
-        labels_per_class: Labels a class to learn from, several with commas; all for every one.
-        draws: Random draws of those labels to score.
-        seed: Seed of the draws and of the training.
-        start: encoder; head.1 or head.2 keeps so many layers of the projection head.
-        out: File for the classifier of the most labels' first draw.
-        epochs: Passes over the drawn images.
+        labels_per_class: Labels per class to learn from, several separated by commas; all for all of them.
+        draws: How many random choices of those labels to score.
+        seed: Seed of those choices and of the training.
+        start: encoder; or head.1 or head.2 to keep that many layers of the projection head.
+        out: File for the classifier (with the most labels, of their first random choice).
+        epochs: Passes over the chosen images.
         batch_size: Images in a batch.
         optimizer: sgd, as in SimCLR, or lars, as in SimCLRv2.
-        lr: Peak learning rate at batch 256; grows with the root of the batch.
+        lr: Peak learning rate at batch 256; scaled by the square root of the batch size.
         min_area: Smallest crop, share of the image's area.
     """
     import stepclr
@@ -123,8 +123,8 @@ def finetune(
     if scores.rows:
         say(score_table(scores))
     made = scores.protocol["classifier"]
-    say(f"{made['file']}: the classifier of {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
-    say(f"stepclr predict {made['file']} SOURCE --out predictions.csv names new images by it")
+    say(f"{made['file']}: classifier trained with {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
+    say(f"stepclr predict {made['file']} SOURCE --out predictions.csv classifies new images")
 
 
 def distill(
@@ -142,10 +142,10 @@ def distill(
     limit: Count = None,
     resume: bool = False,
 ) -> None:
-    """Teach a student what a classifier predicts of images without labels (SimCLRv2's third stage).
+    """Train a student on a classifier's predictions for unlabelled images (SimCLRv2's third stage).
 
     Args:
-        classifier: The teacher, as stepclr finetune wrote it: a file, or a run's folder.
+        classifier: The teacher that stepclr finetune wrote: a file, or a run's folder.
         source: Images: a folder, a zip, or NAME:SPLIT.
         out: The run's folder; its classifier.safetensors is for stepclr predict.
         student: The student's encoder: resnet18 ... resnet200, or any timm name.
@@ -153,11 +153,11 @@ def distill(
         epochs: Passes over the images.
         batch_size: Images in a batch.
         lr: Peak learning rate at batch 256.
-        temperature: Temperature T of both softmax.
+        temperature: Temperature T of both softmaxes.
         seed: Seed of initialization, batch order and views.
         monitor: Labelled images for the kNN score while training.
         limit: Keep that many images only.
-        resume: Go on with the run in --out from its newest checkpoint.
+        resume: Resume the run in --out from its newest checkpoint.
     """
     import stepclr
 
@@ -172,4 +172,4 @@ def distill(
     }
     options = {name: value for name, value in given.items() if value is not None}
     stepclr.distill(classifier, source, out, student=student, limit=limit, resume=resume, **options)
-    say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv names new images by it")
+    say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv classifies new images")

@@ -1,9 +1,9 @@
-"""Linear evaluation: multinomial logistic regression on frozen features (SimCLR App. B.6), alike for every method.
+"""Linear evaluation: multinomial logistic regression on frozen features (SimCLR App. B.6), the same for every method.
 
     min over W, b of   mean_i -log softmax(W x_i + b)[y_i]  +  lambda/2 |W|^2
 
-on rows x_i of unit norm, centerd by the labelled draw's mean and divided by one scalar of the draw, so that the grid of
-lambda means the same for pixels and for any encoder. L-BFGS on stored features, as in SimCLR App. B.8.
+on rows x_i of unit norm, minus the mean of the label split and divided by one scalar of it, so that the grid of lambda
+means the same for pixels and for any encoder. L-BFGS on stored features, as in SimCLR App. B.8.
 """
 
 from typing import NamedTuple
@@ -17,11 +17,11 @@ from stepclr.evaluation.splits import folds
 
 STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak
 FOLDS = 5
-PATIENCE = 4  # a decade of lambda without a lower log-loss ends the walk
-ONE_LABEL = 10.0  # lambda at one label a class, where nothing is left to choose it on; the score hardly depends on it
+PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search
+STRENGTH_AT_1_LABEL = 10.0  # with one label per class nothing is left to choose it on; the score hardly depends on it
 SETTINGS: dict[str, str | int | float] = {
     "objective": "mean cross-entropy + l2/2 |W|^2, multinomial, bias not penalized",
-    "rows": "unit norm, centerd by the draw's mean, divided by the draw's root mean square (one scalar)",
+    "rows": "unit norm, minus the draw's mean, divided by the draw's root mean square (one scalar)",
     "solver": "L-BFGS, float64",
     "tolerance": TOLERANCE,
     "l2_values": len(STRENGTHS),
@@ -29,13 +29,13 @@ SETTINGS: dict[str, str | int | float] = {
     "l2_largest": float(STRENGTHS[0]),
     "l2_chosen_by": "log-loss on stratified folds of the draw, ties to the larger; then refitted on the whole draw",
     "l2_folds": f"min({FOLDS}, labels of the smallest class)",
-    "l2_walk": f"from large to small, started at the last fit, ended after {PATIENCE} values without a lower log-loss",
-    "l2_at_1_label": ONE_LABEL,
+    "l2_walk": f"from large to small, each starts at the last fit; stops {PATIENCE} values after the lowest log-loss",
+    "l2_at_1_label": STRENGTH_AT_1_LABEL,
 }
 
 
 class Fit(NamedTuple):
-    """Predicted class of each test image, and the one value that folds of the labelled draw chose."""
+    """Predicted class of each test image, and the value that was chosen on folds of the label split."""
 
     predicted: Int[np.ndarray, " m"]
     chosen: float
@@ -44,15 +44,15 @@ class Fit(NamedTuple):
 def linear_evaluation(
     h: Float[np.ndarray, "n f"], labels: Int[np.ndarray, " n"], h_test: Float[np.ndarray, "m f"], seed: int
 ) -> Fit:
-    """Fit on a labelled draw (labels 0 ... C-1, each present), predict the test rows; `seed` shuffles the folds.
+    """Fit on a label split (labels 0 ... C-1, each present) and predict the test rows; `seed` shuffles the folds.
 
     Returns the predictions and the chosen lambda. Raises RuntimeError if the solver does not converge.
     """
-    with threadpool_limits(1, "blas"):  # on matrices so narrow, BLAS threads mostly wait for each other
+    with threadpool_limits(1, "blas"):  # the matrices are so narrow that BLAS threads mostly wait
         x, x_test = standardize(h, h_test)
         x, basis = principal_axes(x)
         shares = fold_shares(labels, seed)
-        strength = choose_strength(x, labels, shares) if shares.size else ONE_LABEL
+        strength = choose_strength(x, labels, shares) if shares.size else STRENGTH_AT_1_LABEL
         layer = solve(x, labels, np.full((len(x), 1), 1 / len(x)), strength)
         return Fit(layer.logits(x_test @ basis)[:, 0].argmax(1), strength)
 
@@ -60,31 +60,34 @@ def linear_evaluation(
 def standardize(
     h: Float[np.ndarray, "n f"], h_test: Float[np.ndarray, "m f"]
 ) -> tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "m f"]]:
-    """Both to unit rows, then by the statistics of `h` alone: less its mean, over its root mean square; float64."""
-    unit, unit_test = (
-        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        for rows in (h.astype(np.float64), h_test.astype(np.float64))
-    )
+    """Unit rows, minus the mean of those of `h`, divided by the root mean square of those of `h`; float64."""
+    unit, unit_test = _unit_rows(h), _unit_rows(h_test)
     mean = unit.mean(0)
     scale = np.sqrt(np.square(unit - mean).mean()) or 1.0
     return (unit - mean) / scale, (unit_test - mean) / scale
 
 
-def principal_axes(x: Float[np.ndarray, "n f"]) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "f r"]]:
-    """x along its r <= min(n, F) principal axes, and the orthonormal basis that takes it there.
+def _unit_rows(h: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "n f"]:
+    h = h.astype(np.float64)
+    unit: Float[np.ndarray, "n f"] = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
+    return unit
 
-    The optimum stays the same: a rotation changes no inner product and no |W|, and outside the span of the rows W would
-    only cost |W|^2. In return there are fewer columns, and the solver knows the curvature along each.
+
+def principal_axes(x: Float[np.ndarray, "n f"]) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "f r"]]:
+    """x in the coordinates of its r <= min(n, F) principal axes, and their orthonormal basis.
+
+    The optimum stays the same: a rotation changes neither inner products nor |W|, and a part of W outside the span of
+    the rows would only cost |W|^2. In return there are fewer columns, and the solver knows the curvature along each.
     """
     basis = np.linalg.qr(x.T)[0] if x.shape[1] > len(x) else np.eye(x.shape[1])
     x = x @ basis
     squares, axes = np.linalg.eigh(x.T @ x)
-    axes = axes[:, squares > squares.max() * len(squares) * np.finfo(np.float64).eps]  # all else is rounding
+    axes = axes[:, squares > squares.max() * len(squares) * np.finfo(np.float64).eps]  # the others are rounding errors
     return x @ axes, basis @ axes
 
 
 def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "n p"]:
-    """Each row's share in the mean of each fold's problem: 0 where the fold holds it out."""
+    """Each row's weight in the mean of each fold's problem: 0 where the fold holds it out."""
     parts = folds(labels, FOLDS, seed)
     shares = np.zeros((len(labels), len(parts)))
     for part, (rows, _) in enumerate(parts):
@@ -95,13 +98,13 @@ def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "
 def choose_strength(
     x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], shares: Float[np.ndarray, "n p"]
 ) -> float:
-    """The lambda of least held-out log-loss, walked from strong to weak, each fit started at the one before."""
+    """The lambda with the least held-out log-loss, tried from strong to weak, each fit starting at the one before."""
     layers: Layers | None = None
     losses: list[float] = []
     for strength in STRENGTHS:
         layers = solve(x, labels, shares, strength, layers)
         losses.append(cross_entropy(layers.logits(x), labels)[0][shares == 0].mean())
-        best = int(np.argmin(losses))  # the first, so the larger lambda, where several are equal
+        best = int(np.argmin(losses))  # the first of equal ones, so the larger lambda
         if len(losses) - 1 - best >= PATIENCE:
             break
     return float(STRENGTHS[best])

@@ -1,9 +1,9 @@
-"""L-BFGS for linear evaluation: P multinomial logistic regressions at once, on the same rows.
+"""L-BFGS for linear evaluation: P multinomial logistic regressions on the same rows, solved together.
 
     min over W_p, b_p of   sum_i share_ip (-log softmax(W_p x_i + b_p)[y_i])  +  lambda/2 |W_p|^2,    p = 1 ... P
 
-One pass over x serves all folds. scikit-learn's LogisticRegression has the same optimum (a test holds this one to it)
-but solves one fold at a time, cannot use the curvature below, and of two classes counts one in |W|^2.
+One pass over x serves all folds. scikit-learn's LogisticRegression has the same optimum (a test compares them), but it
+solves one fold at a time, cannot use the curvature below, and with two classes penalizes the weights of only one.
 """
 
 from typing import NamedTuple
@@ -37,15 +37,15 @@ def solve(
     strength: float,
     start: Layers | None = None,
 ) -> Layers:
-    """The optimum of each of the P problems at the head of this file.
+    """The optimum of each of the P problems at the head of this file, searched from `start` (zero by default).
 
-    x lies along its principal axes (any other would do too, but slowly); `start` is where to start from.
+    x should be in the coordinates of its principal axes: in others the search takes longer.
     Raises RuntimeError if the solver does not converge.
     """
     layout = (x.shape[1], shares.shape[1], int(labels.max()) + 1)
     bias_at = int(np.prod(layout))
-    # At W = 0 the Hessian along axis j is mean(x_j^2) / C + lambda. In units of its root all directions curve about
-    # alike, and a weak lambda takes 30 iterations instead of 700.
+    # At W = 0 the Hessian along axis j is mean(x_j^2) / C + lambda. Divided by its root, all directions have about the
+    # same curvature, and a weak lambda takes 30 iterations instead of 700.
     unit = 1 / np.sqrt(np.square(x).mean(0) / layout[2] + strength)[:, None, None]
 
     def layers_at(flat: Array) -> Layers:
@@ -72,7 +72,7 @@ def solve(
 def cross_entropy(
     logits: Float[np.ndarray, "n p c"], labels: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "n p c"]]:
-    """-log softmax(logits)[y] of each row in each problem, and its gradient."""
+    """-log softmax(logits)[y] of each row in each problem, and its gradient with respect to the logits."""
     logits = logits - logits.max(2, keepdims=True)
     gradient = np.exp(logits)
     total = gradient.sum(2, keepdims=True)

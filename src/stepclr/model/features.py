@@ -1,4 +1,4 @@
-"""A frozen encoder over a whole `ImageSet`: the features that evaluation, monitoring and `embed` all use."""
+"""A frozen encoder over a whole `ImageSet`: the features that evaluation, monitoring and `embed` use."""
 
 import copy
 import warnings
@@ -21,7 +21,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.small_conv import small_convolutions, use_small_convolutions
 from stepclr.threads import Progress, read_ahead
 
-TOGETHER = 32  # images: their feature maps in bfloat16 stay in a processor's cache
+CHUNK = 32  # images whose feature maps in bfloat16 fit into a processor's cache
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def represent(
 def fill_unreadable(
     rows: Float32[np.ndarray, "m columns"], kept: Int[np.ndarray, " m"], images: ImageSet
 ) -> Float32[np.ndarray, "n columns"]:
-    """A row per image, given those of the images `kept`: NaN for the others, and a warning that counts them."""
+    """One row per image: `rows` at the indices `kept`, NaN for the other images, which a warning counts."""
     if len(kept) == len(images):
         return rows
     warnings.warn(
@@ -90,7 +90,7 @@ def fill_unreadable(
 
 
 def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
-    """f(.) in bfloat16, of an encoder in eval mode: a copy of ResNets on the CPU, made for it; else under autocast."""
+    """f(.) in bfloat16 of an encoder in eval mode: for ResNets on a CPU a converted copy, otherwise under autocast."""
     on_cpu = encoder.mean.device.type == "cpu"
     body = copy.deepcopy(encoder.body) if on_cpu and isinstance(encoder.body, ResNet) else None
     if body is None or not fold_batch_norm(body):
@@ -106,14 +106,14 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def by_copy(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
-        parts = [half(((part - encoder.mean) / encoder.std).bfloat16()).float() for part in x.split(TOGETHER)]
+        parts = [half(((part - encoder.mean) / encoder.std).bfloat16()).float() for part in x.split(CHUNK)]
         return F.normalize(torch.cat(parts)) if encoder.normalize_h else torch.cat(parts)
 
     return by_copy
 
 
 def fold_batch_norm(body: nn.Module) -> bool:
-    """Multiply each BatchNorm in eval mode into the convolution before it, in place; whether none is left."""
+    """Fold each BatchNorm in eval mode into the convolution before it, in place; returns whether none is left."""
     for module in list(body.modules()):
         for (name, first), (then, second) in pairwise(list(module.named_children())):
             if isinstance(first, nn.Conv2d) and type(second) is nn.BatchNorm2d:
