@@ -21,7 +21,7 @@ import stepclr
 from stepclr.cli import main
 from stepclr.model.files import save_classifier, save_encoder
 from stepclr.tools.export import formats
-from stepclr.tools.export.convert import Differs
+from stepclr.tools.export.convert import ExportMismatchError
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -161,7 +161,7 @@ def test_a_classifier(format: str, run: stepclr.Run, tmp_path: Path, monkeypatch
     predictions = stepclr.predict(source, images)
     np.testing.assert_allclose(logits.softmax(1).numpy(), predictions.probabilities, atol=1e-5)
     card = done.card.read_text()
-    assert "Their softmax" in card
+    assert "writes the softmax" in card
     assert all(name in card for name in predictions.classes)
     assert "| finetuned | all |" in card
 
@@ -205,7 +205,7 @@ def test_a_wrong_file_is_caught_and_not_kept(
         right.write(network, path)
 
     monkeypatch.setitem(FORMATS, format, dataclasses.replace(right, write=write))
-    with pytest.raises(Differs, match="was not kept"):
+    with pytest.raises(ExportMismatchError, match="was discarded"):
         stepclr.export(large, tmp_path, format)
     assert not list(tmp_path.iterdir())
 
@@ -230,7 +230,7 @@ def test_a_wrong_card_is_caught(
         return right.code(network).replace(line, mutant)
 
     monkeypatch.setitem(FORMATS, format, dataclasses.replace(right, code=code))
-    with pytest.raises(Differs):
+    with pytest.raises(ExportMismatchError):
         stepclr.export(large, tmp_path, format)
 
 
@@ -244,7 +244,7 @@ def test_a_network_traced_in_training_mode_is_caught(
         return module.train(), *rest
 
     monkeypatch.setattr(formats, "_traced", in_training)
-    with pytest.raises(Differs):
+    with pytest.raises(ExportMismatchError):
         stepclr.export(large, tmp_path, "torch-export")
 
 
@@ -253,8 +253,8 @@ def test_the_card_tells_of_the_run(run: stepclr.Run, tmp_path: Path) -> None:
     assert card == tmp_path / "a.onnx.md"
     text, scores = card.read_text(), json.loads((run.folder / "evaluation.json").read_text())
     for row in scores["rows"]:
-        spread = "" if row["std"] is None else f" +- {row['std']:.3f}"
-        assert f"| {row['method']} | {row['labels_per_class']} | {row['mean']:.3f}{spread} | " in text
+        std = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
+        assert f"| {row['method']} | {row['labels_per_class']} | {100 * row['mean']:.1f}{std} % | " in text
     assert "- test: sample:test, 60 images" in text
     assert "- Pretrained on: sample:unlabeled\n- Images: 48, labelled 0" in text
     assert "| temperature | 0.5 |" in text
@@ -270,15 +270,15 @@ def test_the_card_has_no_scores_of_other_weights(run: stepclr.Run, tmp_path: Pat
     encoder.get_buffer("body.bn1.running_mean").add_(0.01)
     save_encoder(encoder, other / "encoder.safetensors")
     text = stepclr.export(other, tmp_path / "out", "safetensors").card.read_text()
-    assert "None: the scores in evaluation.json are of other weights." in text
-    assert "+-" not in text
+    assert "None: the scores in evaluation.json belong to other weights." in text
+    assert "±" not in text
 
 
 def test_weights_without_a_run_say_so(run: stepclr.Run, tmp_path: Path) -> None:
     shutil.copy(run.folder / "encoder.safetensors", tmp_path / "alone.safetensors")
     text = stepclr.export(tmp_path / "alone.safetensors", tmp_path / "out", "safetensors").card.read_text()
-    assert text.count("Not known: the weights lay outside their run.") == 2
-    assert "None: this file was not scored." in text
+    assert text.count("Unknown: the weights were not in the folder of their run.") == 2
+    assert "None: these weights were not evaluated." in text
 
 
 def test_names_are_no_markdown(run: stepclr.Run, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_damaged_evaluation_is_named_and_nothing_written(run: stepclr.Run, tmp
     other = tmp_path / "other"
     shutil.copytree(run.folder, other)
     (other / "evaluation.json").write_text('{"rows": 3, "protocol": {}}')
-    with pytest.raises(stepclr.StepclrError, match=r"evaluation\.json is damaged"):
+    with pytest.raises(stepclr.StepclrError, match=r"evaluation\.json is corrupt"):
         stepclr.export(other, tmp_path / "out", "safetensors")
     assert not list((tmp_path / "out").iterdir())
 
@@ -301,11 +301,11 @@ def test_a_damaged_evaluation_is_named_and_nothing_written(run: stepclr.Run, tmp
 @pytest.mark.parametrize(
     ("name", "stem", "format", "says"),
     [
-        ("test_resnet", "small", "torchvision", "torchvision has no ResNet test_resnet: take --format timm"),
-        ("resnet18", "small", "torchvision", "torchvision's ResNets have no stem small: take --format timm"),
-        ("test_vit", "auto", "torchvision", "torchvision has no ResNet test_vit: take --format timm"),
-        ("resnet18x2", "small", "torchvision", "torchvision has no ResNet resnet18x2: take --format onnx"),
-        ("resnet18x2", "small", "timm", "timm has no resnet18x2: take --format onnx or torch-export"),
+        ("test_resnet", "small", "torchvision", "torchvision has no ResNet test_resnet: use format=timm"),
+        ("resnet18", "small", "torchvision", "torchvision's ResNets have no stem small: use format=timm"),
+        ("test_vit", "auto", "torchvision", "torchvision has no ResNet test_vit: use format=timm"),
+        ("resnet18x2", "small", "torchvision", "torchvision has no ResNet resnet18x2: use format=onnx"),
+        ("resnet18x2", "small", "timm", "timm has no resnet18x2: use format=onnx or format=torch-export"),
     ],
 )
 def test_what_a_format_cannot_hold(name: str, stem: str, format: str, says: str, tmp_path: Path) -> None:
@@ -316,14 +316,16 @@ def test_what_a_format_cannot_hold(name: str, stem: str, format: str, says: str,
 def test_a_classifier_on_h_of_unit_norm_is_no_plain_network(tmp_path: Path) -> None:
     encoder = stepclr.load_encoder(saved(tmp_path, "test_resnet", normalize_h=True))
     save_classifier(stepclr.Classifier(encoder, ["a", "b"]), tmp_path / "c.safetensors")
-    with pytest.raises(stepclr.StepclrError, match="more between test_resnet and its classes than one linear layer"):
+    with pytest.raises(
+        stepclr.StepclrError, match="between test_resnet and its classes there is more than one linear layer"
+    ):
         stepclr.export(tmp_path / "c.safetensors", tmp_path / "out", "timm")
     assert stepclr.export(tmp_path / "c.safetensors", tmp_path / "out", "onnx").parity.difference < 1e-4
 
 
 def test_a_file_too_large_for_onnx(run: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MOST_BYTES", 1000)
-    with pytest.raises(stepclr.StepclrError, match="do not go into one ONNX file: take --format torch-export"):
+    monkeypatch.setattr(formats, "MAX_ONNX_BYTES", 1000)
+    with pytest.raises(stepclr.StepclrError, match="do not fit into one ONNX file: use format=torch-export"):
         stepclr.export(run, tmp_path, "onnx")
 
 
@@ -334,7 +336,7 @@ def test_an_exporter_that_fails_says_so_in_a_line(
         raise RuntimeError("no such operation\nand much more")
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    says = "^test_resnet cannot be written as onnx, take --format safetensors: no such operation$"
+    says = "^test_resnet cannot be written as onnx, use format=safetensors: no such operation$"
     with pytest.raises(stepclr.StepclrError, match=says):
         stepclr.export(run, tmp_path, "onnx")
     assert not list(tmp_path.iterdir())
@@ -372,10 +374,10 @@ def test_the_command_line(
     own = run.folder / "encoder.safetensors"
     code, said = command(str(run.folder), "--format", "timm", "--out", str(own))
     assert code == 2
-    assert "is the very file that is exported" in said
+    assert "is the file to be exported" in said
     assert command(str(tmp_path / "no"), "--format", "onnx", "--out", out)[0] == 2
 
-    monkeypatch.setattr("stepclr.tools.export.convert.MOST", -1.0)
+    monkeypatch.setattr("stepclr.tools.export.convert.MAX_DIFFERENCE", -1.0)
     code, said = command(str(run.folder), "--format", "onnx", "--out", out)
     assert code == 1
     assert len(said.splitlines()) == 1

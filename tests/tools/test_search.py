@@ -145,7 +145,7 @@ def test_files_give_the_same_hits(index: Path, encoder: Path, photos: Path, tmp_
     assert pq.read_table(tmp_path / "h.parquet").column_names == ["vector", "path", "label", "thumbnail"]
     assert search(tmp_path / "h.parquet", query, 9) == search(tmp_path / "h.parquet", query, 9, encoder)
     assert call("search", tmp_path / "h.npz", query) == 2
-    assert "pass the run that made it as run" in capsys.readouterr().err
+    assert "pass the run that made it: --run RUN" in capsys.readouterr().err
     shutil.copy(encoder, tmp_path)
     assert call("search", tmp_path / "h.npz", query, "--out", tmp_path / "sheet.png") == 0
     assert "no thumbnails" in capsys.readouterr().out
@@ -187,7 +187,7 @@ def test_another_encoder_precision_or_source_is_refused(
     before = open_index(index)
     for words, said in (
         ([other, photos], "was made by another encoder"),
-        ([encoder, photos, "--precision", "bf16"], "was made with precision fp32"),
+        ([encoder, photos, "--precision", "bf16"], "was made with --precision fp32"),
         ([encoder, "sample:test", "--limit", "3"], "choose another out"),
     ):
         assert call("embed", *words, "--out", index) == 2

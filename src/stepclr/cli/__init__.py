@@ -67,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (RuntimeError, OSError) as error:
         from stepclr.distributed import lost_the_others
         from stepclr.pretraining.loop import Diverged
-        from stepclr.tools.export.convert import Differs
+        from stepclr.tools.export.convert import ExportMismatchError
 
         if lost_the_others(error):
             _fail("another rank exited; see the error message of that rank", 1)
-        if not isinstance(error, Diverged | Differs | OSError):
+        if not isinstance(error, Diverged | ExportMismatchError | OSError):
             raise
         _fail(_of_the_system(error) if isinstance(error, OSError) else str(error), 1)
     sys.exit(0)
@@ -108,7 +108,7 @@ def as_options(message: str) -> str:
         return flag if value in (None, "=True") else f"{flag} {value.strip('=')}"
 
     # Not inside of a path, a quoted value or another name.
-    return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.]+)?(?![\w/'\"(-])", option, message)
+    return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.-]*\w)?(?![\w/'\"(-])", option, message)
 
 
 def _run(name: str, arguments: list[str]) -> None:

@@ -46,7 +46,7 @@ def _check_choices(config: PretrainConfig) -> None:
     choose("loss", config.loss, OBJECTIVES)
     choose("lr_scaling", config.lr_scaling, ("linear", "sqrt"))
     choose("precision", config.precision, ("auto", "bf16", "fp32"))
-    for name in ("epochs", "batch_size", "micro_batch", "temperature", "cache_gib"):
+    for name in ("epochs", "batch_size", "micro_batch", "size", "lr", "temperature", "cache_gib"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise StepclrError(f"{name} must be above 0, not {value}")

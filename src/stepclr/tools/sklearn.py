@@ -1,4 +1,8 @@
-"""`SimCLRTransformer`: pretraining and the encoder as scikit-learn's `fit` and `transform`."""
+"""`SimCLRTransformer`: pretraining and the encoder as scikit-learn's `fit` and `transform`.
+
+scikit-learn's own checks decide how general X is: they pass tables of a few real numbers per row, so that a row must
+become an image of some shape, and its numbers bytes by some range.
+"""
 
 import math
 import operator
@@ -8,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -18,7 +22,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 from torch.utils.data import Dataset
+from typeguard import TypeCheckError, check_type
 
+from stepclr.config import PretrainOptions
 from stepclr.data.decode import source_side
 from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet
@@ -33,51 +39,45 @@ from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.resolve import view_size
 from stepclr.recipes import RECIPES, recipe_config
 
-# The parameters that are fields of PretrainConfig, and what they must be.
-MUST_BE: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("encoder", "precision"), (str, "a name")),
-    **dict.fromkeys(("size", "epochs", "batch_size"), (int, "a whole number above 0")),
-    **dict.fromkeys(("lr", "temperature"), (int | float, "a number above 0")),
-}
-SMALLEST = 16  # px; of a smaller view the strides of an encoder leave nothing
-FEW = 64  # numbers; a longer row is taken for an image, and of an image the sides are known or asked for
+# The parameters that are fields of PretrainConfig.
+SETTINGS = ("encoder", "size", "epochs", "batch_size", "lr", "temperature", "precision")
+MIN_VIEW_PX = 16  # the strides of an encoder leave nothing of a smaller view
+MAX_GUESSED = (
+    64  # numbers of a row whose shape may be made up; longer rows are images, whose shape is known or asked for
+)
 BYTE = (0.0, 255.0)
 
 
 class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Images -> representations h `[n, F]`, float32, as a transformer of scikit-learn.
+    """Images -> representations h `[n, F]`, float32, as a scikit-learn transformer.
 
-    X is an array of images `[n, H, W]`, `[n, H, W, 3]` or `[n, 3, H, W]`; an array or table of rows `[n, H*W]` or
-    `[n, 3*H*W]`, each an image laid flat; a sequence of the paths of image files; or any source that `open_images`
-    takes as a path, `NAME:SPLIT`, `ImageSet` or torch `Dataset`. Only the arrays and the sequence of paths can be
-    split by cross-validation.
-
-    Numbers become bytes, as all images here: `value_range` is black and white, what lies outside is clipped. By
-    default it is 0..255 if X in `fit` is uint8 or files, else the smallest and the largest number of X in `fit`; the
-    range of `fit` is that of `transform` too, so that a number means the same grey in both.
+    X is an array of images `[n, H, W]`, `[n, H, W, 3]` or `[n, 3, H, W]`; an array or table of flattened images
+    `[n, H*W]` or `[n, 3*H*W]`; a sequence of paths of image files; or any source of `open_images`: a path,
+    `NAME:SPLIT`, an `ImageSet` or a torch `Dataset`. Cross-validation can split arrays, tables and sequences of paths.
 
     Args:
-        run_or_recipe: a run's folder or an `encoder.safetensors`, whose encoder is then used as it is: `fit` only looks
-            at X. Or the name of a recipe (`stepclr.recipes`), by which `fit` pretrains on X; None: the defaults of
-            `pretrain`. A path that is named like a recipe is written "./sample".
-        image_shape: (H, W), (H, W, 3) or (3, H, W) of the rows. By default a row of a square number is a grey square,
-            and any other of up to 64 numbers is laid in the smallest square that holds it, filled up with black.
-        value_range: (black, white), where they are known better than from X.
+        run_or_recipe: a run's folder or an `encoder.safetensors`, whose encoder is used as it is: `fit` only checks X.
+            Or the name of a recipe (`stepclr.recipes`) by which `fit` pretrains on X; None: the defaults of `pretrain`.
+            A path with the name of a recipe is written "./sample".
+        image_shape: (H, W), (H, W, 3) or (3, H, W) of flattened images. By default a row of a square number of numbers
+            is a square gray image, and any other of at most 64 numbers is padded with black to the next square.
+        value_range: (black, white), the numbers that become 0 and 255; what lies outside is clipped. By default 0..255
+            if X in `fit` is uint8 or files, else the smallest and the largest number of X in `fit`.
         encoder, size, epochs, batch_size, lr, temperature, precision: as in `PretrainConfig`; None: as in the recipe.
-            Views are of 16 pixels at least, unless `size` says so.
-        options: a dictionary of other fields of `PretrainConfig`, as {"strength": 0.5}.
-        random_state: the seed of `pretrain`, or a `RandomState` that draws it; None: another one at each `fit`. The
+            Unless `size` is given, views have at least 16 pixels.
+        options: other fields of `PretrainConfig`, such as {"strength": 0.5}.
+        random_state: the seed of `pretrain`, or a `RandomState` that draws it; None: another seed at each `fit`. The
             same seed on the same machine's CPU gives the same features, bit for bit.
-        out: the folder of the run, which must not hold another; None: a temporary one.
+        out: the folder of the run, which must not contain another one; None: a temporary folder.
         verbose: print settings and progress to standard error.
 
-    Attributes: `encoder_` (an `Encoder` in eval mode), `value_range_`; of rows `n_features_in_`, and of a table
-    `feature_names_in_`.
+    Attributes: `encoder_` (an `Encoder` in eval mode), `value_range_`; for tables `n_features_in_` and, with named
+    columns, `feature_names_in_`.
 
-    A fitted transformer is pickled with its encoder, as the bytes of an `encoder.safetensors`.
+    A pickle contains the encoder as the bytes of an `encoder.safetensors`.
     """
 
-    # scikit-learn wants __init__ to take anything, and `fit` to find fault with it: hence no types here.
+    # scikit-learn wants __init__ to store whatever it is given, and `fit` to check it: hence Any.
     def __init__(
         self,
         run_or_recipe: Any,
@@ -114,27 +114,28 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def fit(self, X: Any, y: Any = None) -> "SimCLRTransformer":
         """Pretrain on the images of X by the recipe, or load the encoder of the run.
 
-        `y` are labels `[n]`, -1 for none, and only a recipe that learns from labels (SupCon's) looks at them. Files
-        that cannot be read are left out. Raises StepclrError, a ValueError, for parameters that cannot be used.
+        `y` are labels `[n]`, -1 for none; only a loss that needs labels uses them. Files that cannot be read are left
+        out. Raises StepclrError, a ValueError, for parameters that cannot be used.
         """
         run = self._run()
         settings = self._settings()
-        if run is not None and (given := [*settings, *(["out"] if self.out is not None else [])]):
-            raise StepclrError(f"{run} is pretrained already: leave {', '.join(given)} out, or name a recipe")
+        if run is not None:
+            superfluous = [*settings, *(["out"] if self.out is not None else [])]
+            if superfluous:
+                raise StepclrError(f"{run} is pretrained already: leave out {', '.join(superfluous)}, or name a recipe")
         for stale in ("n_features_in_", "feature_names_in_"):
             self.__dict__.pop(stale, None)
         images = self._images(X, fitting=True, at_least=2 if run is None else 1)
-        encoder = load_encoder(run) if run is not None else self._pretrained(images, y, settings)
+        encoder = self._pretrained(images, y, settings) if run is None else load_encoder(run)
         self.encoder_: Encoder = encoder.to(default_device())
         return self
 
     def transform(self, X: Any) -> Float32[np.ndarray, "n features"]:
-        """Representations h `[n, F]` of the images of X, computed in float32, as `stepclr.embed` gives them.
+        """Representations h `[n, F]` of the images of X, computed in float32, as `stepclr.embed` computes them.
 
-        A file that cannot be read has a row of NaN, and a warning says how many there are.
+        A file that cannot be read has a row of NaN, and a warning reports how many there are.
         """
         check_is_fitted(self, "encoder_")
-        # Reduced as `embed` reduces them, so that h is the same.
         images = self._images(X, fitting=False).decoded(source_side(self.encoder_.size), budget=0)
         h, kept = represent(self.encoder_, images)
         return fill_unreadable(h.numpy(), kept, images)
@@ -149,12 +150,13 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         tags.transformer_tags.preserves_dtype = ["float32"]  # h is float32, whatever X is
         return tags
 
-    # Bytes of a file that stepclr reads in a year, on a machine without this one's GPU; timm's classes are neither.
+    # A pickle has the encoder as a file that stepclr can still read in a year, on a machine without this one's GPU.
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
         if "encoder_" in state:
             with TemporaryDirectory() as folder:
-                save_encoder(state["encoder_"], path := Path(folder) / "encoder.safetensors")
+                path = Path(folder) / "encoder.safetensors"
+                save_encoder(state["encoder_"], path)
                 state["encoder_"] = path.read_bytes()
         return state
 
@@ -167,7 +169,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         super().__setstate__(state)
 
     def _run(self) -> Path | None:
-        """Where the run is; None if `run_or_recipe` is a recipe."""
+        """The path of the run; None if `run_or_recipe` is a recipe."""
         given = self.run_or_recipe
         if given is None or (isinstance(given, str) and given in RECIPES):
             return None
@@ -175,34 +177,39 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise StepclrError(f"run_or_recipe must be a path or the name of a recipe, not {given!r}")
         path = Path(given)
         if isinstance(given, str) and not path.exists() and path.name == given and not path.suffix:
-            choose("run or recipe", given, RECIPES)
+            choose("run or recipe", given, RECIPES)  # a bare word is more likely a misspelt recipe
         return path
 
     def _settings(self) -> dict[str, Any]:
-        """What is given of `PretrainConfig`, in Python's own numbers: those of a grid search are often NumPy's."""
+        """The fields of `PretrainConfig` that are given, as Python's own numbers: a grid search passes NumPy's."""
         if not isinstance(self.options, dict | None):
             raise StepclrError(f"options must be a dictionary of settings, not {self.options!r}")
-        given = {name: getattr(self, name) for name in MUST_BE if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         given |= self.options or {}
         if "seed" in given:
             raise StepclrError("the seed of a SimCLRTransformer is its random_state: leave it out of options")
-        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
-        for name, (kind, what) in MUST_BE.items():
-            value = given.get(name)
-            good = isinstance(value, kind) and not isinstance(value, bool) and (kind is str or value > 0)
-            if value is not None and not good:
-                raise StepclrError(f"{name} must be {what}, not {value!r}")
+        kinds = get_type_hints(PretrainOptions)
+        for name, value in given.items():
+            given[name] = value.item() if isinstance(value, np.generic) else value
+            kind = kinds.get(name, Any)  # pretrain names the option nearest to an unknown one
+            try:
+                check_type(given[name], kind)
+            except TypeCheckError:
+                expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+                raise StepclrError(f"{name} must be {expected}, not {value!r}") from None
         return given
 
     def _pretrained(self, images: ImageSet, y: Any, settings: dict[str, Any]) -> Encoder:
         config = recipe_config(self.run_or_recipe)
-        if y is not None and OBJECTIVES[replace(config, loss=settings.get("loss", config.loss)).loss].needs_labels:
+        loss = replace(config, loss=settings.get("loss", config.loss)).loss
+        if y is not None and OBJECTIVES[choose("loss", loss, OBJECTIVES)].needs_labels:
             images = _labelled(images, y)
-        if settings.get("size", config.size) is None and view_size(images) < SMALLEST:
-            settings["size"] = SMALLEST
-        random = check_random_state(self.random_state)
-        whole = isinstance(self.random_state, int | np.integer)
-        seed = operator.index(self.random_state) if whole else int(random.randint(2**31))
+        if settings.get("size", config.size) is None and view_size(images) < MIN_VIEW_PX:
+            settings["size"] = MIN_VIEW_PX
+        if isinstance(self.random_state, int | np.integer):
+            seed = operator.index(self.random_state)
+        else:
+            seed = int(check_random_state(self.random_state).randint(2**31))
         with TemporaryDirectory(prefix="stepclr-") as folder:
             out = Path(folder) / "run" if self.out is None else self.out
             return pretrain(images, out, config=config, seed=seed, progress=bool(self.verbose), **settings).encoder()
@@ -216,16 +223,18 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             return _open_files(paths)
         X = X.detach().cpu() if isinstance(X, Tensor) else X
         array = check_array(X, allow_nd=True, ensure_min_samples=at_least, estimator=self)
-        if array.ndim == 2:  # scikit-learn's own business: as many columns as in `fit`, of the same names
+        if array.ndim == 2:  # scikit-learn compares the number of columns and their names with those of `fit`
             validate_data(self, X, reset=fitting, skip_check_array=True)
         if fitting:
             self.value_range_ = self._range(array)
         images = _as_bytes(array, *self.value_range_)
-        return open_images(_laid_out(images, self.image_shape) if images.ndim == 2 else images)
+        return open_images(_unflattened(images, self.image_shape) if images.ndim == 2 else images)
 
     def _range(self, array: NDArray[Any] | None) -> tuple[float, float]:
         if self.value_range is None:
-            return BYTE if array is None or array.dtype == np.uint8 else (float(array.min()), float(array.max()))
+            if array is None or array.dtype == np.uint8:
+                return BYTE
+            return float(array.min()), float(array.max())
         try:
             black, white = (float(number) for number in self.value_range)
         except (TypeError, ValueError):
@@ -236,30 +245,30 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
 
 def _paths(X: Any) -> list[Path]:
-    """The paths that X is a sequence of, or an array or a column; none if it is of anything else."""
+    """The paths in X, a sequence, an array or a column of them; empty if X is anything else."""
     if not (isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1):
         return []
-    each = list(X)
-    return [Path(path) for path in each] if all(isinstance(path, str | os.PathLike) for path in each) else []
+    paths = list(X)
+    return [Path(path) for path in paths] if all(isinstance(path, str | os.PathLike) for path in paths) else []
 
 
 def _open_files(paths: Sequence[Path]) -> ImageSet:
     """The images in these files, in this order, without labels."""
-    if missing := [path for path in paths if not path.is_file()]:
-        raise StepclrError(f"{len(missing)} of the {len(paths)} paths of X are no files, the first {missing[0]}")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise StepclrError(f"{len(missing)} of the {len(paths)} paths of X are not files; the first is {missing[0]}")
     absolute = [os.path.abspath(path) for path in paths]
     base = Path(os.path.commonpath([os.path.dirname(path) for path in absolute]))
     names = [os.path.relpath(path, base) for path in absolute]
-    return ImageSet(
-        FolderStore(base, names), np.arange(len(names)), np.full(len(names), -1), [], names, f"{len(names)} files"
-    )
+    labels = np.full(len(names), -1)
+    return ImageSet(FolderStore(base, names), np.arange(len(names)), labels, [], names, f"{len(names)} files")
 
 
 def _labelled(images: ImageSet, y: Any) -> ImageSet:
     """`images` with the labels `y`; -1 is none, as in scikit-learn's semi-supervised learners."""
     given = np.asarray(y)
     if given.shape != (len(images),):
-        raise StepclrError(f"y must be {len(images)} labels, one an image, not of the shape {list(given.shape)}")
+        raise StepclrError(f"y must be {len(images)} labels, one per image, not of shape {list(given.shape)}")
     known = np.array([label != -1 for label in given.tolist()])
     classes, numbers = np.unique(given[known], return_inverse=True)
     labels = np.full(len(given), -1)
@@ -267,40 +276,31 @@ def _labelled(images: ImageSet, y: Any) -> ImageSet:
     return replace(images, labels=labels, classes=[str(name) for name in classes])
 
 
-def _laid_out(rows: UInt8[np.ndarray, "n numbers"], shape: Any) -> UInt8[np.ndarray, "n ..."]:
-    """Rows as images of `shape`, or of what the number of numbers tells."""
+def _unflattened(rows: UInt8[np.ndarray, "n numbers"], shape: Any) -> UInt8[np.ndarray, "n ..."]:
+    """Rows as images of `shape`; without one, as square gray images."""
     n, numbers = rows.shape
+    if shape is not None:
+        try:
+            return rows.reshape(n, *shape)
+        except (TypeError, ValueError):
+            raise StepclrError(
+                f"image_shape must be (H, W), (H, W, 3) or (3, H, W) with {numbers} numbers, the length of a row of X, "
+                f"not {shape!r}"
+            ) from None
     side = math.isqrt(numbers - 1) + 1
-    if shape is None:
-        if side**2 != numbers and numbers > FEW:
-            raise StepclrError(f"a row of X has {numbers} numbers, no square: say image_shape{_fitting(numbers)}")
-        return np.pad(rows, ((0, 0), (0, side**2 - numbers))).reshape(n, side, side)
-    whole = isinstance(shape, Sequence) and all(isinstance(length, int | np.integer) for length in shape)
-    if not whole or len(shape) not in (2, 3) or min(shape) < 1:
-        raise StepclrError(f"image_shape must be (H, W), (H, W, 3) or (3, H, W), not {shape!r}")
-    if math.prod(shape) != numbers:
-        raise StepclrError(
-            f"image_shape {tuple(shape)} is {math.prod(shape)} numbers, and a row of X has {numbers}{_fitting(numbers)}"
-        )
-    return rows.reshape(n, *shape)
-
-
-def _fitting(numbers: int) -> str:
-    """The square images of so many numbers, in words."""
-    grey, color = math.isqrt(numbers), math.isqrt(numbers // 3)
-    if grey**2 == numbers:
-        return f"; ({grey}, {grey}) fits"
-    return f"; ({color}, {color}, 3) or (3, {color}, {color}) fits" if 3 * color**2 == numbers else ""
+    if side**2 != numbers and numbers > MAX_GUESSED:
+        raise StepclrError(f"a row of X has {numbers} numbers, not a square: pass image_shape")
+    return np.pad(rows, ((0, 0), (0, side**2 - numbers))).reshape(n, side, side)
 
 
 def _as_bytes(images: NDArray[Any], black: float, white: float) -> NDArray[np.uint8]:
-    """uint8, 0 for black and 255 for white. Warns of numbers so far outside that they are on another scale."""
+    """uint8, 0 for black and 255 for white. Warns of numbers so far outside that they must be on another scale."""
     if images.dtype == np.uint8 and (black, white) == BYTE:
         return images
-    least, most = float(images.min()), float(images.max())
-    if max(black - least, most - white) > 2 * (white - black) > 0:
+    smallest, largest = float(images.min()), float(images.max())
+    if max(black - smallest, largest - white) > 2 * (white - black) > 0:
         warnings.warn(
-            f"X has numbers from {least:g} to {most:g}, and the transformer was fitted to {black:g} (black) to "
+            f"X has numbers from {smallest:g} to {largest:g}, but the transformer was fitted to {black:g} (black) to "
             f"{white:g} (white): what lies outside is clipped",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""The card beside an exported file: what it is, how to load it, what it was trained on, what it scored, its limits."""
+"""The card of an exported file: what it is, how to load it, what it was trained on, how it scored, its limits."""
 
 import json
 import re
@@ -10,30 +10,32 @@ from typing import Any
 
 from stepclr.config import SETTINGS, RunConfig
 from stepclr.errors import StepclrError, one_line
+from stepclr.evaluation.results import Scores
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP
 from stepclr.model.files import state_checksum
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
+from stepclr.tools.scores import percent
 
-Fields = dict[str, Any]
 PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file's features are from the original's, over the largest one, on so many images of a source."""
+    """The largest difference between the file's features and the original's, relative to the largest feature."""
 
     difference: float
     images: int
     source: str
 
     def __str__(self) -> str:
-        how_far = f"largest difference {self.difference:.1e} of the largest feature"
-        return f"{how_far}, on {self.images} images of {self.source}"
+        return (
+            f"largest difference {self.difference:.1e} of the largest feature, on {self.images} images of {self.source}"
+        )
 
 
 def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
-    """The card, in Markdown. source: the encoder or classifier file; a run's other files are looked for beside it."""
+    """The card, in Markdown. source: the encoder or classifier file, in whose folder a run's other files may be."""
     config = RunConfig.read(source.parent)
     what = "classifier" if isinstance(network, Classifier) else "encoder"
     sections = {
@@ -48,7 +50,7 @@ def card(source: Path, network: Network, name: str, format: str, code: str, pari
         "Limits": _limits(network, parity),
         "Versions": [", ".join(f"{package} {version(package)}" for package in PACKAGES + FORMATS[format].packages)],
         "Licence": [
-            "Your weights are yours: stepclr's code is MIT-licensed and lays no claim on what is trained with it."
+            "Your weights are yours: stepclr's code is MIT-licensed and claims no rights to what you train with it."
         ],
     }
     lines = [f"# {plain(name)}", "", _what(network, what, format)]
@@ -58,7 +60,7 @@ def card(source: Path, network: Network, name: str, format: str, code: str, pari
 
 
 def plain(text: object) -> str:
-    """Text from outside, so that Markdown takes none of it for its own."""
+    """Text from outside, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_{}\[\]<>()#|!~&])", r"\\\1", one_line(str(text)))
 
 
@@ -75,7 +77,7 @@ def _what(network: Network, what: str, format: str) -> str:
 def _loading(name: str, code: str) -> Iterator[str]:
     yield from ("```python", f"path = {name!r}", "", *code.splitlines(), "```")
     yield ""
-    yield "`images` is a uint8 tensor, made as the next section says."
+    yield "`images` is a uint8 tensor, made as the next section describes."
 
 
 def _preprocessing(network: Network, format: str) -> Iterator[str]:
@@ -84,8 +86,8 @@ def _preprocessing(network: Network, format: str) -> Iterator[str]:
     mean, std = (", ".join(map(str, buffer.flatten().numpy())) for buffer in (encoder.mean, encoder.std))
     inside = "inside the file" if format in ("onnx", "torch-export") else "in the code above"
     yield (
-        f"Resizing is outside: upright RGB, short side to {side} px (bicubic, antialiased), the central "
-        f"{size} x {size} px, in 8 bits; of an image more than {STRIP} times as long as wide, the middle. "
+        f"Resizing is not included: upright RGB, short side to {side} px (bicubic, antialiased), central crop of "
+        f"{size} x {size} px, in 8 bits; of an image more than {STRIP} times as long as wide, only the middle is used. "
         f"Dividing by 255, mean ({mean}) and std ({std}) are {inside}."
     )
     yield ""
@@ -105,8 +107,8 @@ images = torch.cat([pixels(image) for image in photos])
 ```""".splitlines()
     if isinstance(network, Classifier):
         yield ""
-        yield "The logits' classes, in their order: " + ", ".join(map(plain, network.classes)) + "."
-        yield "Their softmax is what `stepclr predict` writes."
+        yield "The classes of the logits, in order: " + ", ".join(map(plain, network.classes)) + "."
+        yield "`stepclr predict` writes the softmax of the logits."
 
 
 def _original(network: Network) -> str:
@@ -115,7 +117,7 @@ def _original(network: Network) -> str:
 
 def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
     if config is None:
-        yield "Not known: the weights lay outside their run."
+        yield "Unknown: the weights were not in the folder of their run."
         return
     classes = encoder_of(network).classes
     yield f"- Pretrained on: {plain(config.source)}"
@@ -126,7 +128,7 @@ def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
 
 def _recipe(config: RunConfig | None) -> Iterable[str]:
     if config is None:
-        return ["Not known: the weights lay outside their run."]
+        return ["Unknown: the weights were not in the folder of their run."]
     rows = [(name, getattr(config, name)) for name in (*SETTINGS, "steps_per_epoch", "ranks", "device")]
     return _table(("setting", "value"), rows)
 
@@ -134,15 +136,16 @@ def _recipe(config: RunConfig | None) -> Iterable[str]:
 def _scores(source: Path, network: Network) -> Iterator[str]:
     path = source.parent / ("finetune.json" if isinstance(network, Classifier) else "evaluation.json")
     if not path.is_file():
-        yield "None: this file was not scored."
+        yield "None: these weights were not evaluated."
         return
     try:
-        found = json.loads(path.read_bytes())
-        protocol, rows = found["protocol"], found["rows"]
+        scores = Scores.from_dict(json.loads(path.read_bytes()))
+        protocol = scores.protocol
         if not _is_of(protocol, source, network):
-            yield f"None: the scores in {path.name} are of other weights."
+            yield f"None: the scores in {path.name} belong to other weights."
             return
-        yield from _table(("method", "labels a class", "top-1", "draws"), map(_row, rows))
+        rows = [(row.method, row.labels_per_class, percent(row), len(row.values)) for row in scores.rows]
+        yield from _table(("method", "labels per class", "top-1", "label splits"), rows)
         yield ""
         for name in ("train", "test"):
             if protocol[name]:
@@ -150,19 +153,15 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
         yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StepclrError(f"{path} is damaged: {error}") from None
+        raise StepclrError(f"{path} is corrupt: {error}") from None
 
 
-def _is_of(protocol: Fields, source: Path, network: Network) -> bool:
+def _is_of(protocol: dict[str, Any], source: Path, network: Network) -> bool:
+    """Whether the scores of this protocol are those of the exported weights."""
     if isinstance(network, Classifier):
         return Path(protocol["classifier"]["file"]).name == source.name
     same: bool = protocol["encoder_sha256"]["after"] == state_checksum(network.state_dict())
     return same
-
-
-def _row(row: Fields) -> tuple[object, ...]:
-    spread = "" if row["std"] is None else f" +- {row['std']:.3f}"
-    return row["method"], row["labels_per_class"], f"{row['mean']:.3f}{spread}", len(row["values"])
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
@@ -174,7 +173,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterato
 
 def _limits(network: Network, parity: Parity) -> Iterator[str]:
     size = encoder_of(network).size
-    yield "- Tested on nothing but what stands under Scores; on other kinds of images its worth is not known."
-    yield "- What the images it was trained on lack or overstate, it does too; nobody looked for such bias."
+    yield "- Tested only as listed under Scores; how well it works on other kinds of images is unknown."
+    yield "- It inherits the biases of the images that it was trained on, which nobody has looked for."
     yield f"- Made for {size} px; other sizes, and arithmetic below float32, were not compared."
-    yield f"- Compared with the original on one CPU, on {parity.images} images, with resizing done before."
+    yield f"- Compared with the original on one CPU, on {parity.images} images that were resized beforehand."

@@ -1,4 +1,4 @@
-"""Step 8: a run's encoder, or a classifier, as a file for others, compared with the original before it appears."""
+"""Step 8: an encoder or a classifier as a file for others, compared with the original before it appears."""
 
 import os
 import shutil
@@ -27,16 +27,16 @@ from stepclr.tools.export.card import Parity, card
 from stepclr.tools.export.formats import FORMATS, Format, Network, encoder_of, out_of
 
 IMAGES = 64  # to compare on
-MOST = 1e-4  # difference, relative to the largest feature
+MAX_DIFFERENCE = 1e-4  # relative to the largest feature
 
 
-class Differs(RuntimeError):
-    """What was written does not compute what the original does; it was not kept."""
+class ExportMismatchError(RuntimeError):
+    """The exported file does not compute what the original computes; it was discarded."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """The file, the card beside it (`<file>.md`), and how far the file's features are from the original's."""
+    """The file, its card (`<file>.md`), and how far the file's features are from the original's."""
 
     path: Path
     card: Path
@@ -46,43 +46,46 @@ class Export:
 def export(
     run: str | os.PathLike[str], out: str | os.PathLike[str], format: str = "onnx", check: Source = "sample:test"
 ) -> Export:
-    """Write the encoder of `run`, or a classifier, to a file that others load without stepclr, and its card beside it.
+    """Write the encoder of `run`, or a classifier, to a file that others load without stepclr, and its card.
 
     Args:
         run: a run's folder, an encoder file, or a classifier file, which is exported as a classifier.
         out: the file, or a folder to put it in.
-        format: "onnx" or "torch-export" take uint8 images `[n, 3, S, S]`, any n, and have the preprocessing inside;
-            "torchvision" and "timm" are weights that these load strictly; "safetensors" is our own file, whole.
+        format: "onnx" and "torch-export" take uint8 images `[n, 3, S, S]`, any n, and include the preprocessing;
+            "torchvision" and "timm" are weights that these libraries load strictly; "safetensors" is our own file.
         check: real images to compare file and original on, at most 64; anything `open_images` takes.
 
-    The file is loaded by the other party's own code; its features may be off by 1e-4 of the largest one at most.
-    Raises `Differs` if they are further off; StepclrError for a network that the format cannot hold, a suffix that is
-    not the format's, packages that are not installed, and where no image of `check` can be read.
+    The file is loaded by the code on its card; its features may differ by 1e-4 of the largest one at most. Raises
+    `ExportMismatchError` if they differ more; StepclrError for a network that the format cannot contain, a suffix that
+    is not the format's, packages that are not installed, and if no image of `check` can be read.
     """
-    how = FORMATS[choose("format", format, FORMATS)]
-    how.check_packages()
+    writer = FORMATS[choose("format", format, FORMATS)]
+    writer.check_packages()
     source = Path(run) / FILE if Path(run).is_dir() else Path(run)
     network = _load(source)
-    path = _place(Path(out), how, network, source)
-    pixels = _images(encoder_of(network), images := open_images(check, limit=IMAGES))
+    path = _path(Path(out), writer, network, source)
+    images = open_images(check, limit=IMAGES)
+    pixels = _pixels(encoder_of(network), images)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as draft:
+        # Written and compared in a temporary folder, so that a file that differs never appears at `path`. The original
+        # is read again, because writing may have altered the network.
         written = Path(draft) / path.name
-        _write(how, network, written, format)
-        code = how.code(network)
-        difference = _difference(_by_others(written, code, pixels), _by_us(_load(source), pixels))
-        if not difference <= MOST:
-            raise Differs(
-                f"{path} was not kept: as {format} its {out_of(network)} differ from the original's by "
-                f"{difference:.1e} of the largest one, and {MOST:.0e} is allowed"
+        _write(writer, network, written, format)
+        code = writer.code(network)
+        difference = _difference(_by_card(written, code, pixels), _by_original(_load(source), pixels))
+        if not difference <= MAX_DIFFERENCE:
+            raise ExportMismatchError(
+                f"{path} was discarded: as {format} its {out_of(network)} differ from the original's by "
+                f"{difference:.1e} of the largest one; the tolerance is {MAX_DIFFERENCE:.0e}"
             )
         parity = Parity(difference, len(pixels), images.source)
         text = card(source, network, path.name, format, code, parity)
         with written.open("rb") as content:
             write_whole(path, lambda file: shutil.copyfileobj(content, file))
-    beside = path.with_name(f"{path.name}.md")
-    write_whole(beside, lambda file: file.write(text.encode(errors="surrogateescape")))
-    return Export(path, beside, parity)
+    card_path = path.with_name(f"{path.name}.md")
+    write_whole(card_path, lambda file: file.write(text.encode(errors="surrogateescape")))
+    return Export(path, card_path, parity)
 
 
 def _load(source: Path) -> Network:
@@ -90,52 +93,57 @@ def _load(source: Path) -> Network:
         with safe_open(source, framework="pt") as file:
             classifies = "labels" in (file.metadata() or {})
     except (SafetensorError, OSError):
-        classifies = False  # load_encoder says what is wrong
+        classifies = False  # load_encoder reports what is wrong
     return load_classifier(source) if classifies else load_encoder(source)
 
 
-def _place(out: Path, how: Format, network: Network, source: Path) -> Path:
+def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
     if out.is_dir() or not out.suffix:
-        out = out / f"{'classifier' if isinstance(network, Classifier) else 'encoder'}{how.suffix}"
-    check_suffix(out, [how.suffix])
+        name = "classifier" if isinstance(network, Classifier) else "encoder"
+        out = out / f"{name}{writer.suffix}"
+    check_suffix(out, [writer.suffix])
     if out.exists() and out.samefile(source):
-        raise StepclrError(f"--out {out} is the very file that is exported: name another")
+        raise StepclrError(f"out {out} is the file to be exported; choose another one")
     return out
 
 
-def _write(how: Format, network: Network, path: Path, format: str) -> None:
+def _write(writer: Format, network: Network, path: Path, format: str) -> None:
     try:
-        how.write(network, path)
+        writer.write(network, path)
     except (StepclrError, OSError):
         raise
-    except Exception as error:  # on a network that is new to it, an exporter can fail in any way
-        name, why = encoder_of(network).name, str(error).strip().split("\n")[0]
-        raise StepclrError(f"{name} cannot be written as {format}, take --format safetensors: {why}") from error
+    except Exception as error:  # an exporter can fail in any way on a network that is new to it
+        name, reason = encoder_of(network).name, str(error).strip().split("\n")[0]
+        raise StepclrError(f"{name} cannot be written as {format}, use format=safetensors: {reason}") from error
 
 
-def _images(encoder: Encoder, images: ImageSet) -> UInt8[Tensor, "n 3 s s"]:
-    """Images as the exported network takes them: resized and cropped as the encoder has it, in 8 bits."""
+def _pixels(encoder: Encoder, images: ImageSet) -> UInt8[Tensor, "n 3 s s"]:
+    """Images as the exported network takes them: resized and cropped as for the encoder, in 8 bits."""
     pixels, kept = images.read_readable(np.arange(len(images)))
     if not len(kept):
         raise StepclrError(f"no image of {images.source} can be read")
     return (encoder.preprocess(pixels) * 255).round().to(torch.uint8)
 
 
-def _by_others(path: Path, code: str, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n out"]:
-    """What the code on the card makes of the file."""
+def _by_card(path: Path, code: str, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n out"]:
+    """What the code on the card computes from the file."""
     scope: dict[str, Any] = {"path": os.fspath(path), "images": images}
     try:
+        # Security: `formats.py` wrote this code. Of what a file or a user says, it contains the encoder's name, which
+        # is one of timm's or torchvision's and quoted by repr or looked up, and numbers.
         exec(code, scope)
     except (RuntimeError, TypeError) as error:
-        why = str(error).strip().split("\n")[0]
-        raise StepclrError(f"it cannot be loaded so, take --format onnx or torch-export: {why}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise StepclrError(
+            f"could not load the exported file, use format=onnx or format=torch-export: {reason}"
+        ) from error
     return np.asarray(scope["logits" if "logits" in scope else "h"])
 
 
-def _by_us(network: Network, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n out"]:
-    """What `embed` makes of the same images, or `predict` before its softmax, on the CPU.
+def _by_original(network: Network, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n out"]:
+    """What `embed` computes from the same images, or `predict` before its softmax, on the CPU.
 
-    Both crop: the images get the border that will be cut off.
+    Both crop the center: the images are given the border that will be cut off.
     """
     border = encoder_of(network).side - encoder_of(network).size
     before = round(border / 2)
@@ -144,8 +152,10 @@ def _by_us(network: Network, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarr
     return out.numpy()
 
 
-def _difference(theirs: Float[np.ndarray, "n out"], ours: Float[np.ndarray, "n out"]) -> float:
-    """The largest difference, relative to the largest of ours."""
-    if theirs.shape != ours.shape:
-        raise Differs(f"what was written gives {list(theirs.shape)}, and the original {list(ours.shape)}")
-    return float(np.abs(theirs - ours).max() / np.abs(ours).max())
+def _difference(exported: Float[np.ndarray, "n out"], original: Float[np.ndarray, "n out"]) -> float:
+    """The largest difference, relative to the largest value of the original."""
+    if exported.shape != original.shape:
+        raise ExportMismatchError(
+            f"the exported file computes an array {list(exported.shape)}, the original {list(original.shape)}"
+        )
+    return float(np.abs(exported - original).max() / np.abs(original).max())

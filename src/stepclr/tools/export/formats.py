@@ -1,6 +1,6 @@
-"""Each format: how it is written, and the other party's own code that reads it, which the card shows and we run.
+"""Each format: how it is written, and the code that loads it without stepclr, which the card shows and `export` runs.
 
-That code is given `path` and `images`, uint8 `[n, 3, S, S]`, and makes `h` of them, or `logits`.
+That code is given `path` and `images`, uint8 `[n, 3, S, S]`, and computes `h`, or `logits`.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.files import save_classifier, save_encoder
 
 Network = Encoder | Classifier
-MOST_BYTES = 2**31 - 2**20  # a protobuf message, which an ONNX file is, ends at 2 GiB
+MAX_ONNX_BYTES = 2**31 - 2**20  # an ONNX file is a protobuf message, and those are limited to 2 GiB
 SCALED = "x = (images.float() / 255 - mean) / std"
 
 
 @dataclass(frozen=True)
 class Format:
-    """suffix of its file, `write(network, path)`, `code(network)`; packages that must be there for both."""
+    """The suffix of its files, `write(network, path)`, `code(network)`, and the packages that both need."""
 
     suffix: str
     write: Callable[[Network, Path], object]
@@ -36,13 +36,13 @@ class Format:
     packages: tuple[str, ...] = ()
 
     def check_packages(self) -> None:
-        """Raise StepclrError if one is not installed."""
+        """Raise StepclrError if a package is not installed."""
         for name in self.packages:
             installed(name, "export", "this format")
 
 
 class FromPixels(nn.Module):
-    """uint8 images `[n, 3, S, S]` -> h or logits: the preprocessing is inside."""
+    """uint8 images `[n, 3, S, S]` -> h or logits, preprocessing included."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def encoder_of(network: Network) -> Encoder:
 
 
 def out_of(network: Network) -> str:
-    """What comes out: "h" `[n, F]` or "logits" `[n, C]`."""
+    """What the network computes: "h" `[n, F]` or "logits" `[n, C]`."""
     return "logits" if isinstance(network, Classifier) else "h"
 
 
@@ -81,7 +81,7 @@ with torch.inference_mode():
 
 
 def _traced(network: Network) -> tuple[FromPixels, tuple[Tensor], tuple[dict[int, object]]]:
-    """The module, two images to trace it on, and that there may be any number of them."""
+    """The module, two images to trace it on, and the statement that there may be any number of images."""
     side = encoder_of(network).size
     return (
         FromPixels(network).eval(),
@@ -107,10 +107,10 @@ with torch.inference_mode():
 
 def _write_onnx(network: Network, path: Path) -> None:
     size = sum(tensor.nbytes for tensor in network.state_dict().values())
-    if size > MOST_BYTES:
-        raise StepclrError(f"{size / 1e9:.1f} GB of weights do not go into one ONNX file: take --format torch-export")
+    if size > MAX_ONNX_BYTES:
+        raise StepclrError(f"{size / 1e9:.1f} GB of weights do not fit into one ONNX file: use format=torch-export")
     module, images, any_number = _traced(network)
-    with sdpa_kernel(SDPBackend.MATH):  # the strides of the fused ones do not fit what the exporter makes of them
+    with sdpa_kernel(SDPBackend.MATH):  # the exporter gets the strides of fused attention wrong
         program = torch.onnx.export(
             module,
             images,
@@ -136,7 +136,7 @@ session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 def _write_timm(network: Network, path: Path) -> None:
     encoder = encoder_of(network)
     if not timm.is_model(encoder.name):
-        raise StepclrError(f"timm has no {encoder.name}: take --format onnx or torch-export")
+        raise StepclrError(f"timm has no {encoder.name}: use format=onnx or format=torch-export")
     layer = encoder.body.pretrained_cfg.get("classifier")  # type: ignore[union-attr, operator]  # timm's
     _write_plain(network, path, layer)
 
@@ -152,7 +152,7 @@ model = timm.create_model({encoder.name!r}, num_classes={_classes(network)}{opti
 
 
 def _stem_code(encoder: Encoder) -> str:
-    """timm's ResNet gets the stem that was trained, where it is another than its own."""
+    """The lines that give timm's ResNet the stem of the encoder; none if it has timm's own."""
     body = encoder.body
     if not isinstance(body, ResNet) or encoder.stem == "own" or not isinstance(body.conv1, nn.Conv2d):
         return ""
@@ -169,9 +169,9 @@ def _write_torchvision(network: Network, path: Path) -> None:
     encoder = encoder_of(network)
     if not isinstance(encoder.body, ResNet) or encoder.name not in torchvision.models.list_models():
         nearest = "timm" if timm.is_model(encoder.name) else "onnx"
-        raise StepclrError(f"torchvision has no ResNet {encoder.name}: take --format {nearest}")
+        raise StepclrError(f"torchvision has no ResNet {encoder.name}: use format={nearest}")
     if encoder.stem != "imagenet":
-        raise StepclrError(f"torchvision's ResNets have no stem {encoder.stem}: take --format timm")
+        raise StepclrError(f"torchvision's ResNets have no stem {encoder.stem}: use format=timm")
     _write_plain(network, path, "fc")
 
 
@@ -204,13 +204,13 @@ with torch.inference_mode():
 
 
 def _write_plain(network: Network, path: Path, layer: object) -> None:
-    """The tensors under the names of the network that is known everywhere; a classifier's linear layer is `layer`."""
+    """The tensors under the library's own names; the linear layer of a classifier is named `layer`."""
     tensors = encoder_of(network).body.state_dict()
     if isinstance(network, Classifier):
         if network.kept_layers or network.encoder.normalize_h or not isinstance(layer, str):
             raise StepclrError(
-                f"there is more between {network.encoder.name} and its classes than one linear layer: "
-                "take --format onnx or torch-export"
+                f"between {network.encoder.name} and its classes there is more than one linear layer: "
+                "use format=onnx or format=torch-export"
             )
         tensors |= {f"{layer}.{name}": value for name, value in network.linear.state_dict().items()}
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

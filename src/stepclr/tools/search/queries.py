@@ -197,4 +197,4 @@ def _find_encoder(
     problem = f"{places[0]} is not the encoder that made {where}" if places else f"the encoder for {where} is missing"
     if metadata:
         problem += f" (made by {metadata.name}, {metadata.size} px, of {metadata.run})"
-    raise StepclrError(f"{problem}; pass the run that made it as run")
+    raise StepclrError(f"{problem}; pass the run that made it: run=RUN")

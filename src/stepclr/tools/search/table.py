@@ -278,7 +278,7 @@ class _TableWriter:
                 "another out"
             )
         if old.precision != self.metadata.precision:
-            raise StepclrError(f"{self.folder} was made with precision {old.precision}: pass it again")
+            raise StepclrError(f"{self.folder} was made with precision={old.precision}: use it again")
         if not self._has_encoder():
             save_encoder(self.encoder, self.folder / FILE)
         if not any((self.folder / f"{TABLE}.lance" / "_versions").glob("*.manifest")):  # nothing was ever committed
