@@ -16,7 +16,7 @@ def search(
     out: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: hits-IMAGE.png)")] = None,
     run: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: the one stored with it)")] = None,
 ) -> None:
-    """Find the images of an index most similar to others, by the cosine similarity of h, and write a contact sheet.
+    """Find the images of an index most similar to a query (cosine similarity of h), and write a contact sheet.
 
     Args:
         index: What stepclr embed wrote: a folder, a .parquet or an .npz. A run stands for RUN/index, an index of its
