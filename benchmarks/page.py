@@ -15,7 +15,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from stepclr.tools.report.writing import write_page
+import stepclr
 
 WINDOWS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "light"), "dark": (1280, 900, "dark")}
 OPENED = "performance.getEntriesByType('navigation')[0].loadEventStart / 1000"
@@ -51,7 +51,7 @@ def main() -> None:
     if not chromium:
         raise SystemExit("needs Chromium")
     begun = time.perf_counter()
-    page = write_page(given.run)
+    page = stepclr.report(given.run)
     seconds = time.perf_counter() - begun
     print(f"{page}: {page.stat().st_size / 2**20:.1f} MiB, written in {seconds:.1f} s")
     with sync_playwright() as playwright:

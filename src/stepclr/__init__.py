@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from stepclr.tools.curate.duplicates import find_duplicates as find_duplicates
     from stepclr.tools.curate.outliers import find_outliers as find_outliers
     from stepclr.tools.curate.suggest import suggest_labels as suggest_labels
+    from stepclr.tools.doctor.examine import doctor as doctor
     from stepclr.tools.embed import embed as embed
     from stepclr.tools.export.convert import export as export
+    from stepclr.tools.report.writing import report as report
     from stepclr.tools.search.index import EmbeddingIndex as EmbeddingIndex
     from stepclr.tools.search.index import open_index as open_index
     from stepclr.tools.search.queries import search as search
@@ -89,8 +91,10 @@ _DEFINED_IN = {
     "find_duplicates": "tools.curate.duplicates",
     "find_outliers": "tools.curate.outliers",
     "suggest_labels": "tools.curate.suggest",
+    "doctor": "tools.doctor.examine",
     "embed": "tools.embed",
     "export": "tools.export.convert",
+    "report": "tools.report.writing",
     "EmbeddingIndex": "tools.search.index",
     "open_index": "tools.search.index",
     "search": "tools.search.queries",

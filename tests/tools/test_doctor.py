@@ -1,4 +1,4 @@
-"""`stepclr doctor`: what is planted is found, what is sound is not complained of, and nothing is changed."""
+"""`stepclr doctor`: planted problems are found, a sound set has no findings, and nothing is changed."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from test_duplicates import compressed, scene
 import stepclr
 from stepclr.cli import main
 from stepclr.config import PretrainConfig
-from stepclr.tools.doctor import estimate as reckoning
-from stepclr.tools.doctor.advice import advice
-from stepclr.tools.doctor.examine import examine
+from stepclr.tools.doctor import estimate
+from stepclr.tools.doctor.advice import Advice, advice
+from stepclr.tools.doctor.findings import finding
 from stepclr.tools.doctor.screen import screen
 from stepclr.tools.doctor.trial import Trial
 
@@ -47,7 +47,7 @@ def images(sound: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials take seconds: what is wrong with the images is found without them."""
+    """Findings about images need no trials, which take seconds."""
     made = [Trial(8, 8, 8, 3, 0.1, 0.5, 5.0, 10**9), Trial(16, 16, 48, 9, 0.2, 0.5, 5.0, 2 * 10**9)]
     monkeypatch.setattr("stepclr.tools.doctor.examine.trials", lambda *_: made)
 
@@ -59,8 +59,7 @@ def command(*words: str | Path) -> int:
 
 
 def findings(source: Any, test: Any = None, config: PretrainConfig = CONFIG) -> dict[str, dict[str, Any]]:
-    tested = stepclr.open_images(test) if test is not None else None
-    return {one["name"]: one for one in examine(stepclr.open_images(source), config, tested)["findings"]}
+    return {one["name"]: one for one in stepclr.doctor(source, config, test).to_dict()["findings"]}
 
 
 def counts(source: Any, test: Any = None, config: PretrainConfig = CONFIG) -> dict[str, int]:
@@ -72,10 +71,10 @@ def everything_under(*roots: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes()) for path in found}
 
 
-def test_the_whole_of_it(
+def test_the_whole_examination(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sound set has no finding, the JSON is whole, the screen is one; no file is written but the one asked for."""
+    """A sound set has no findings, the JSON is complete, the summary short; only the file asked for is written."""
     cache, here = tmp_path / "cache", tmp_path / "here"
     cache.mkdir()
     here.mkdir()
@@ -86,10 +85,9 @@ def test_the_whole_of_it(
     assert everything_under(sound, cache) == before
     told = capsys.readouterr().out
     assert len(told.splitlines()) <= 45
-    assert "nothing wrong with the images" in told
+    assert "no problems found in the images" in told
     assert f"stepclr pretrain {sound} --recipe cifar10" in told
     found = json.loads((here / "doctor.json").read_text())
-    assert screen(found) == told.rstrip("\n")
     assert set(everything_under(here)) == {str(here / "doctor.json")}
     assert set(found) == KEYS
     assert found["findings"] == []
@@ -118,13 +116,13 @@ def test_a_cache_that_is_there_stays_as_it_is(sound: Path, tmp_path: Path, monke
     images.decoded(64)
     before = everything_under(tmp_path, sound)
     assert any(name.endswith(".pixels") for name in before)
-    found = examine(stepclr.open_images(sound), CONFIG)
+    diagnosis = stepclr.doctor(sound, CONFIG)
     assert everything_under(tmp_path, sound) == before
-    assert "decoding" in screen(found)
+    assert "decoding" in screen(diagnosis)
 
 
 @pytest.mark.usefixtures("without_trials")
-def test_what_single_images_are(images: Path) -> None:
+def test_findings_about_single_images(images: Path) -> None:
     left = images / "left"
     (left / "cut.jpg").write_bytes((left / "01.jpg").read_bytes()[:900])
     (left / "text.png").write_text("no image")
@@ -150,12 +148,12 @@ def test_what_single_images_are(images: Path) -> None:
         "deep": 1,
         "cmyk": 1,
     }
-    assert [one["gravity"] for one in found.values()] == ["error"] * 2 + ["warning"] * 3 + ["note"] * 3
+    assert [one["severity"] for one in found.values()] == ["error"] * 2 + ["warning"] * 3 + ["note"] * 3
     assert found["unreadable"]["examples"][1] == "left/text.png: not an image in a known format"
     assert found["empty"]["examples"] == ["left/empty.png: the file is empty"]
     assert found["tiny"]["examples"] == ["left/tiny.png: 20 x 20, RGB"]
     assert "--size 20" in found["tiny"]["do"]
-    whole = examine(stepclr.open_images(images), CONFIG)["images"]
+    whole = stepclr.doctor(images, CONFIG).images
     assert (whole["count"], whole["readable"], whole["turned"]) == (58, 55, 1)
     assert sum(whole["modes"].values()) == 55
     assert whole["sizes"]["smallest"] == [20, 20]
@@ -240,11 +238,12 @@ def test_classes(sound: Path, images: Path) -> None:
     some = stepclr.open_images(sound)
     array = np.stack([image.numpy() for image in some.read(range(48))])
     assert counts((array, some.labels)) == {}
-    nothing = examine(stepclr.open_images(array), CONFIG)
-    assert nothing["classes"] == {}
-    assert nothing["unlabelled"] == 48
-    assert "no image has a label" in screen(nothing)
-    assert nothing["advice"]["with_labels"] is None
+    unlabelled = stepclr.doctor(array, CONFIG)
+    assert unlabelled.classes == {}
+    assert unlabelled.unlabelled == 48
+    assert "no image has a label" in screen(unlabelled)
+    assert unlabelled.advice is not None
+    assert unlabelled.advice.with_labels is None
 
 
 @pytest.mark.usefixtures("without_trials")
@@ -290,14 +289,14 @@ def test_errors_are_one_line(words: list[str], message: str, capsys: pytest.Capt
 
 @pytest.mark.usefixtures("without_trials")
 def test_odd_names(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name may hold a newline, markup, an escape, bytes that are no text: the screen stays whole, the JSON valid."""
+    """A name may contain a newline, markup, an escape or undecodable bytes: screen and JSON stay valid."""
     for name in (b"a\nb.jpg", b"[red]c.jpg", b"d\x1b[31m.jpg", b"\xff.jpg"):
         Path(os.fsdecode(os.path.join(os.fsencode(images / "left"), name))).write_bytes(b"broken")
     assert command("doctor", images, *FAST) == 0
     told = capsys.readouterr().out
     assert "4 cannot be read" in told
     assert all(line.isprintable() for line in told.splitlines())
-    found = examine(stepclr.open_images(images), CONFIG)
+    found = stepclr.doctor(images, CONFIG).to_dict()
     assert json.loads(json.dumps(found)) == found
     assert "[red]c.jpg: not an image" in found["findings"][0]["examples"][0]
 
@@ -309,64 +308,64 @@ def test_a_run_in_micro_batches_is_tried_in_micro_batches(sound: Path, capsys: p
     assert [(one["at_once"], one["batch"]) for one in run["trials"]] == [(4, 8), (8, 16)]
 
 
-def told(sound: Path, **options: Any) -> dict[str, Any]:
-    seen = examine(stepclr.open_images(sound), PretrainConfig("test_resnet", size=32, **options))
-    return dict(seen["estimate"])
+def estimated(sound: Path, **options: Any) -> estimate.Estimate:
+    found = stepclr.doctor(sound, PretrainConfig("test_resnet", size=32, **options)).estimate
+    assert found is not None
+    return found
 
 
 @pytest.mark.usefixtures("without_trials")
-def test_reckoning(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: trials of 8 and 16 images took 1 and 2 GB, a step of 16 took 0.2 s, a checkpoint 0.5 s."""
-    monkeypatch.setattr(reckoning, "available", lambda: 5 * 10**9)
-    run = told(sound, batch_size=32, epochs=10)
+    monkeypatch.setattr(estimate, "available", lambda: 5 * 10**9)
+    run = estimated(sound, batch_size=32, epochs=10)
     each = 3 * 64 * 64
-    assert run["step_seconds"] == pytest.approx(0.4)
-    assert run["epoch_seconds"] == pytest.approx(0.9)
-    assert run["steps_per_epoch"] == 1
-    assert run["peak_bytes"] == 2 * 10**9 + 16 * 125_000_000 + 0 * each
-    assert run["largest_at_once"] == pytest.approx(16 + (4.5e9 - 2e9 + 48 * each) / 125e6, abs=1)
-    assert run["run_seconds"] == pytest.approx(5 + 9 + run["decode_seconds"])
-    assert run["decode_seconds"] > 0
-    again = told(sound, batch_size=32, epochs=10, cache_gib=1e-5)
-    assert again["decoded_each_epoch"]
-    assert again["decode_seconds"] == again["images_bytes"] == 0
+    assert run.step_seconds == pytest.approx(0.4)
+    assert run.epoch_seconds == pytest.approx(0.9)
+    assert run.steps_per_epoch == 1
+    assert run.peak_bytes == 2 * 10**9 + 16 * 125_000_000
+    assert run.largest_at_once == pytest.approx(16 + (4.5e9 - 2e9 + 48 * each) / 125e6, abs=1)
+    assert run.run_seconds == pytest.approx(5 + 9 + run.decode_seconds)
+    assert run.decode_seconds > 0
+    again = estimated(sound, batch_size=32, epochs=10, cache_gib=1e-5)
+    assert again.decoded_each_epoch
+    assert again.decode_seconds == again.images_bytes == 0
 
 
-def test_memory_that_a_container_may_have(tmp_path: Path) -> None:
-    assert reckoning._free_in_cgroup(tmp_path) is None
+def test_the_free_memory_of_a_container(tmp_path: Path) -> None:
+    assert estimate.free_in_cgroup(tmp_path) is None
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("3000\n")
     (tmp_path / "memory.stat").write_text("anon 2000\ninactive_file 700\n")
-    assert reckoning._free_in_cgroup(tmp_path) is None
+    assert estimate.free_in_cgroup(tmp_path) is None
     (tmp_path / "memory.max").write_text("10000\n")
-    assert reckoning._free_in_cgroup(tmp_path) == 10000 - 3000 + 700
-    old = tmp_path / "old" / "memory"
-    old.mkdir(parents=True)
-    (old / "memory.limit_in_bytes").write_text("10000\n")
-    (old / "memory.usage_in_bytes").write_text("4000\n")
-    (old / "memory.stat").write_text("total_inactive_file 1\n")
-    assert reckoning._free_in_cgroup(tmp_path / "old") == 6001
+    assert estimate.free_in_cgroup(tmp_path) == 10000 - 3000 + 700
+    version_1 = tmp_path / "version 1" / "memory"
+    version_1.mkdir(parents=True)
+    (version_1 / "memory.limit_in_bytes").write_text("10000\n")
+    (version_1 / "memory.usage_in_bytes").write_text("4000\n")
+    (version_1 / "memory.stat").write_text("total_inactive_file 1\n")
+    assert estimate.free_in_cgroup(tmp_path / "version 1") == 6001
 
 
-def advised(size: int = 32, images: int = 10_000, labelled: int = 0, **more: Any) -> dict[str, Any]:
+def advised(size: int = 32, images: int = 10_000, labelled: int = 0, **more: Any) -> Advice:
     given: dict[str, Any] = {"gpu": False, "largest": 1000, "findings": [], "chosen": []}
     return advice("a b/", size=size, images=images, labelled=labelled, **{**given, **more})
 
 
 def test_advice() -> None:
-    assert advised(size=28)["command"] == "stepclr pretrain 'a b/' --recipe sample --out runs/doctor"
-    assert advised()["command"] == "stepclr pretrain 'a b/' --recipe cifar10 --out runs/doctor"
-    assert "--recipe imagenette --size 96" in advised(size=224)["command"]
-    assert "--recipe imagenet " in advised(size=224, gpu=True)["command"]
+    assert advised(size=28).command == "stepclr pretrain 'a b/' --recipe sample --out runs/doctor"
+    assert advised().command == "stepclr pretrain 'a b/' --recipe cifar10 --out runs/doctor"
+    assert "--recipe imagenette --size 96" in advised(size=224).command
+    assert "--recipe imagenet " in advised(size=224, gpu=True).command
     few = advised(images=200)
-    assert "--batch-size 32 --epochs 250" in few["command"]
-    assert len(few["why"]) == 3
-    tight = advised(largest=100)
-    assert "--micro-batch 64" in tight["command"]
+    assert "--batch-size 32 --epochs 250" in few.command
+    assert len(few.why) == 3
+    assert "--micro-batch 64" in advised(largest=100).command
     labelled = advised(labelled=9000, chosen=["cat", "dog"])
-    assert "--classes cat,dog --recipe cifar10-supcon" in labelled["with_labels"]
-    torn = advised(labelled=9000, findings=[{"name": "conflicting-labels"}])
-    assert "once the conflicting ones are settled" in torn["why"][-1]
+    assert "--classes cat,dog --recipe cifar10-supcon" in str(labelled.with_labels)
+    conflicts = advised(labelled=9000, findings=[finding("conflicting-labels", "error", 1, "", "")])
+    assert "once the conflicting labels are resolved" in conflicts.why[-1]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"images": 100}, {"largest": 40}, {"labelled": 10_000}])
@@ -378,7 +377,7 @@ def test_the_advised_command_runs(arguments: dict[str, Any], tmp_path: Path, mon
     monkeypatch.setattr(stepclr, "pretrain", lambda *given, **options: asked.append((given, options)))
     monkeypatch.chdir(tmp_path)
     found = advised(**arguments)
-    monkeypatch.setattr("stepclr.report.loading_snippet", lambda _: "")
-    for text in (found["command"], found["with_labels"]):
+    monkeypatch.setattr("stepclr.tools.scores.loading_snippet", lambda _: "")
+    for text in (found.command, found.with_labels):
         assert text is None or command(*shlex.split(text)[1:]) == 0
     assert asked[0][0][0] == "a b/"

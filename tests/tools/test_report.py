@@ -18,7 +18,6 @@ from stepclr.cli import main
 from stepclr.evaluation.results import confusion
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Material, material
-from stepclr.tools.report.writing import write_page
 
 EVIL = "<img src=x onerror=window.harmed=1>"
 CLASSES = ("a<b>&c", "shoe", "</script><script>window.harmed=1</script>".replace("/", "\u2215"))
@@ -55,7 +54,7 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
     """A scored run on these, with its page."""
     run = stepclr.pretrain(photos, tmp_path_factory.mktemp("runs") / f"r {EVIL}".replace("/", ""), **OPTIONS)
     stepclr.evaluate(run, photos, photos, labels_per_class="2,all", draws=2, baselines="pixels")
-    write_page(run)
+    stepclr.report(run)
     return run
 
 
@@ -210,20 +209,20 @@ def test_a_run_whose_images_are_gone_has_a_page_that_says_so(
 )
 def test_every_kind_of_run_has_a_page(options: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     run = stepclr.pretrain(photos, tmp_path / "run", **{**OPTIONS, "epochs": 1, **options})
-    text = write_page(run).read_text()
+    text = stepclr.report(run).read_text()
     assert ("worked out" in text) == (options.get("loss") != "cross-entropy")
     assert "One at a time" in text
 
 
 def test_umap_is_beside_pca_where_it_is_installed(run: stepclr.Run) -> None:
     pytest.importorskip("umap", reason="needs umap-learn, of the extra umap")
-    assert "UMAP of h" in write_page(run).read_text()
+    assert "UMAP of h" in stepclr.report(run).read_text()
 
 
 def test_without_checkpoints_there_is_no_head_to_show(run: stepclr.Run, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoint")
-    text = write_page(copy).read_text()
+    text = stepclr.report(copy).read_text()
     assert "has no checkpoint" in text
     assert "Nearest neighbors" in text
 

@@ -56,10 +56,10 @@ def page_of(run: str | os.PathLike[str]) -> None:
     """Write report.html of a run; a failure is printed, and does not fail the command."""
     if not first_rank():
         return
-    from stepclr.tools.report.writing import write_page
+    import stepclr
 
     try:
-        say(f"report written to {write_page(run)}")
+        say(f"report written to {stepclr.report(run)}")
     except StepclrError as error:
         print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
 

@@ -1,6 +1,6 @@
-"""Commands that show what the steps do, did or would meet: demo, steps, doctor, views, report.
+"""Commands to look at the steps, a data set or a run: demo, steps, views, doctor, report.
 
-torch is imported inside them: help is instant.
+torch is imported inside them, so that --help is instant.
 """
 
 import sys
@@ -21,13 +21,13 @@ def demo(
     limit: Count = None,
     scratch_steps: int = 1000,
 ) -> None:
-    """The whole of it on the bundled images, in minutes: eight steps, and a table of what pretraining bought.
+    """Run all eight steps on the bundled images (a few minutes) and print how much pretraining helped.
 
     Args:
-        out: The run's folder; where it exists, the next free of RUN-2, RUN-3, ...
+        out: The run's folder; if it exists, the first free one of RUN-2, RUN-3, ...
         epochs: Passes over the images.
-        limit: Keep that many unlabelled images only.
-        scratch_steps: Steps of 32 images for the baseline that learns from scratch.
+        limit: Use that many unlabelled images only.
+        scratch_steps: Steps of 32 images to train the baseline `scratch`.
     """
     from dataclasses import replace
 
@@ -42,9 +42,9 @@ def demo(
     walk = Walk(open_source("sample:unlabeled", None, 64), config)
     for step in range(1, 6):
         say("\n".join(walk.lines(step)))
-    say(f"step 6  pretraining, on all of sample:unlabeled, into {out}")
+    say(f"step 6  pretraining on all of sample:unlabeled, into {out}")
     run = stepclr.pretrain("sample:unlabeled", out, config=config, limit=limit, monitor="sample:train")
-    say("step 7  evaluation: 10 labels a class of sample:train, 5 draws; scratch sees the same labels and no others")
+    say("step 7  evaluation: 10 labels per class of sample:train, 5 draws; scratch uses the same labels and no others")
     scores = stepclr.evaluate(
         run,
         "sample:train",
@@ -68,11 +68,11 @@ def steps(
     classes: Names = None,
     seed: int = 0,
 ) -> None:
-    """Walk through steps 1 to 8 on 64 images, saying what comes in, what goes out, and where to read about it.
+    """Show steps 1 to 8 on 64 images: the input and output of each, and where to read about it.
 
     Args:
         source: Images: a folder, a zip, or NAME:SPLIT.
-        only: Show this step alone; those before it run silently.
+        only: Show this step only; the steps before it run silently.
         encoder: Network: resnet18 ... resnet200, or any timm name.
         classes: Keep the labelled images of these classes only.
         seed: Seed of initialization and views.
@@ -159,22 +159,22 @@ def doctor(
     out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None,
     json: bool = False,
 ) -> None:
-    """Look at the images before training: what is wrong with them, how long and large a run is, a recipe.
+    """Check a data set before training: problems, estimated time and memory, and a suggested recipe.
 
     Args:
         source: Images: a folder, a zip, or NAME:SPLIT.
-        config: Settings of the run to reckon with, as pretrain takes them.
-        test: Images to score on later: are they among those to train on?
+        config: Settings of the planned run (same options as pretrain).
+        test: Test images; reports any that also occur in the training set.
         recipe: Settings by name, which the other options then change; see stepclr --help.
         classes: Keep the labelled images of these classes only.
         limit: Keep that many images only.
-        out: File for all that was found, as JSON.
-        json: Print that JSON instead of a screen.
+        out: File for the whole report, as JSON.
+        json: Print that JSON instead of a summary.
     """
     from json import dumps
 
+    import stepclr
     from stepclr.io import write_whole
-    from stepclr.tools.doctor.examine import examine
     from stepclr.tools.doctor.screen import screen
 
     if out:
@@ -182,26 +182,26 @@ def doctor(
     if recipe:
         print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
     images = open_source(source, classes, limit)
-    found = examine(images, config, open_source(test, classes, None) if test else None, Counter())
-    text = dumps(found, indent=2)
+    diagnosis = stepclr.doctor(images, config, open_source(test, classes, None) if test else None, Counter())
+    text = dumps(diagnosis.to_dict(), indent=2)
     if out:
         write_whole(out, lambda file: file.write(text.encode()))
     if json:
         print(text)
     else:
-        say(screen(found))
+        say(screen(diagnosis))
 
 
 def report(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     source: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's own)")] = None,
 ) -> None:
-    """Write a run's page again: report.html, its eight steps on its own images.
+    """Write report.html into a run's folder: the eight steps on the run's own images.
 
     Args:
         run: The run's folder.
         source: Where its images are, if they have moved.
     """
-    from stepclr.tools.report.writing import write_page
+    import stepclr
 
-    say(f"{write_page(run, source)}")
+    say(f"{stepclr.report(run, source)}")

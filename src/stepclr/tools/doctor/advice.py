@@ -1,16 +1,26 @@
-"""A recipe for these images, as a command to type, and why."""
+"""A recipe for these images: a command to type, and the reasons for it."""
 
 import shlex
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from stepclr.config import PretrainConfig
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
 
-STEPS = 1500  # of a run at least: what the sample's recipe takes; shorter ones have hardly learned
-MOST = 1000  # epochs; no source goes further
-MOSTLY = 0.5  # of the images with a label, from which supcon is worth a try
+MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs have hardly learned
+MAX_EPOCHS = 1000  # no published recipe takes more
+MIN_BATCH = 32
+MOSTLY_LABELED = 0.5  # share of the images with a label from which supcon is worth trying
+CHANGED = ("size", "batch_size", "micro_batch", "epochs")  # settings of a recipe that the advice may change
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A command to type, the reasons for it, and the same command with SupCon where the labels allow it."""
+
+    command: str
+    why: list[str]
+    with_labels: str | None
 
 
 def advice(
@@ -21,66 +31,57 @@ def advice(
     labelled: int,
     gpu: bool,
     largest: int | None,
-    findings: list[Finding],
-) -> dict[str, Any]:
-    """`command` to type, `why` it is so line by line, and `with_labels`, the same with SupCon, where labels allow."""
-    recipe, side, why = _recipe(size, gpu)
-    config = recipe_config(recipe)
+    findings: Iterable[Finding],
+) -> Advice:
+    """Settings for a set of `images` readable images, with views of `size` px.
+
+    chosen: the classes that were chosen, if any. largest: as many images as fit into memory at once, if known.
+    """
+    recipe, view_size, reason = _recipe(size, gpu)
+    config, why = recipe_config(recipe), [reason]
     batch, epochs = config.batch_size, config.epochs
-    while batch > 32 and images < 4 * batch:
+    while batch > MIN_BATCH and images < 4 * batch:
         batch //= 2
     if batch < config.batch_size:
-        why.append(f"--batch-size {batch}: an epoch of {images:,} images should have a few steps")
+        why.append(f"--batch-size {batch}: an epoch of {images:,} images should have several steps")
     steps = max(1, images // batch)
-    if steps * epochs < STEPS:
-        epochs = min(MOST, -(-STEPS // steps))
-        why.append(f"--epochs {epochs}: {STEPS:,} steps or so, as many as it takes to learn much from so few images")
-    micro = _micro_batch(batch, largest)
-    if micro:
-        why.append(f"--micro-batch {micro}: more images at once than {largest:,} do not fit into the memory free now")
-    options = _options(config, replace(config, batch_size=batch, epochs=epochs, micro_batch=micro, size=side))
-    words = ["stepclr", "pretrain", source, *(["--classes", ",".join(chosen)] if chosen else [])]
-    end = [*options, "--out", "runs/doctor"]
+    if steps * epochs < MIN_STEPS:
+        epochs = min(MAX_EPOCHS, -(-MIN_STEPS // steps))
+        why.append(f"--epochs {epochs}: about {MIN_STEPS:,} steps, which learning takes even with few images")
+    micro_batch = None
+    if largest is not None and largest < batch:
+        micro_batch = 1 << (max(2, largest).bit_length() - 1)  # the largest power of two that fits
+        why.append(f"--micro-batch {micro_batch}: free memory holds about {largest:,} images at once")
+    wanted = replace(config, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
+    options = []
+    for name in CHANGED:
+        if getattr(wanted, name) != getattr(config, name):
+            options += [f"--{name.replace('_', '-')}", str(getattr(wanted, name))]
+
+    classes = ["--classes", ",".join(chosen)] if chosen else []
+    start, end = ["stepclr", "pretrain", source, *classes, "--recipe"], [*options, "--out", "runs/doctor"]
     with_labels = None
-    if labelled >= MOSTLY * images and recipe:
-        with_labels = shlex.join([*words, "--recipe", f"{recipe}-supcon", *end])
-        torn = any(f["name"] == "conflicting-labels" for f in findings)
-        why.append(
-            f"{labelled:,} images have labels: if these are what you want to tell apart, SupCon learns from them too"
-            + (", once the conflicting ones are settled" if torn else "")
+    if labelled >= MOSTLY_LABELED * images:
+        with_labels = shlex.join([*start, f"{recipe}-supcon", *end])
+        reason = (
+            f"{labelled:,} images have labels: if you want to tell these classes apart, SupCon learns from them too"
         )
-    command = shlex.join([*words, *(["--recipe", recipe] if recipe else []), *end])
-    return {"command": command, "why": why, "with_labels": with_labels}
+        if any(finding.name == "conflicting-labels" for finding in findings):
+            reason += ", once the conflicting labels are resolved"
+        why.append(reason)
+    return Advice(shlex.join([*start, recipe, *end]), why, with_labels)
 
 
-def _recipe(size: int, gpu: bool) -> tuple[str | None, int | None, list[str]]:
-    """(recipe, view size if another than the images', why)."""
-    if size <= 28:
-        return "sample", None, [f"recipe sample: measured on images of 28 px; yours take views of {size}"]
-    if size <= 48:
-        return "cifar10", None, [f"recipe cifar10: measured on images of 32 px; yours take views of {size}"]
-    if size <= 128:
-        return "imagenette", None, [f"recipe imagenette: measured on images of 96 px; yours take views of {size}"]
+def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:
+    """(recipe, view size if it differs from the images', why)."""
+    for largest, recipe, measured in ((28, "sample", 28), (48, "cifar10", 32), (128, "imagenette", 96)):
+        if size <= largest:
+            return recipe, None, f"recipe {recipe}: measured on images of {measured} px; your views have {size} px"
     if gpu:
-        return "imagenet", None, ["recipe imagenet: ResNet-50 on views of 224 px (published, not repeated here)"]
-    longer = (size / 96) ** 2
+        return "imagenet", None, "recipe imagenet: ResNet-50 on views of 224 px (published, not reproduced here)"
+    slower = (size / 96) ** 2
     return (
         "imagenette",
         96,
-        [f"recipe imagenette at --size 96: on a CPU, {size} px would take {longer:.0f} times as long"],
+        f"recipe imagenette at --size 96: on a CPU, {size} px take {slower:.0f} times as long",
     )
-
-
-def _micro_batch(batch: int, largest: int | None) -> int | None:
-    """The largest power of two that fits, where the whole batch does not."""
-    if largest is None or largest >= batch:
-        return None
-    return 1 << (max(2, largest).bit_length() - 1)
-
-
-def _options(config: PretrainConfig, wanted: PretrainConfig) -> list[str]:
-    words = []
-    for name in ("size", "batch_size", "micro_batch", "epochs"):
-        if getattr(wanted, name) != getattr(config, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(wanted, name))]
-    return words

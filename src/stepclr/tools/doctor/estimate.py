@@ -1,10 +1,9 @@
-"""What a run on these images would take here: time and memory, from two trials; and the largest micro-batch."""
+"""How long a run on these images would take here, and how much memory, measured by two short trials."""
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,112 +15,147 @@ from stepclr.device import default_device
 from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.resolve import views_of
-from stepclr.tools.doctor.look import Look
+from stepclr.tools.doctor.scan import Scan
 from stepclr.tools.doctor.trial import Trial, trial
+from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 
-FIRST, LARGEST = 32, 256  # images at once, in the first trial and at most in the second
-STEP, TIMED = 8.0, 10.0  # seconds: a step of the second trial at most, all its timed steps about
-STEPS = 30  # at most
-READ = 512  # images, to see how fast they are decoded and how fast views are made of them
-USABLE = 0.9  # of the memory that is free
+FIRST, LARGEST = 32, 256  # images at once: in the first trial, and at most in the second
+STEP_SECONDS, TIMED_SECONDS = 8.0, 10.0  # of the second trial: a step at most, and about all timed steps
+MAX_STEPS = 30
+READ = 512  # images that are decoded, and of which views are made, to time both
+USABLE = 0.9  # share of the free memory
 
 
-@dataclass
-class Decoded:
-    """What the images take once decoded for a run."""
+@dataclass(frozen=True)
+class Prepared:
+    """The images as a run would decode them."""
 
     images: ImageSet
     bytes_each: float
     cached: bool
-    """Whether they are kept decoded; else each epoch decodes them again."""
+    """Whether they stay decoded; otherwise each epoch decodes them again."""
     needed: bool
-    """Whether they have to be decoded at all: an array of small images has not."""
+    """Whether they have to be decoded at all: an array of small images does not."""
 
 
-def decoded(seen: Look, config: ResolvedConfig) -> Decoded:
-    """The readable images as a run would have them."""
-    images = seen.images.take(seen.readable)
+@dataclass(frozen=True)
+class Throughput:
+    """Images decoded per second, and views made per second."""
+
+    decoded_per_second: float
+    views_per_second: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time and memory of a run; `largest_at_once` is how many images fit into memory at once, if that is known."""
+
+    step_seconds: float
+    epoch_seconds: float
+    steps_per_epoch: int
+    decode_seconds: float
+    decoded_each_epoch: bool
+    decoded_before: bool
+    around_seconds: float
+    run_seconds: float
+    peak_bytes: int
+    images_bytes: int
+    available_bytes: int | None
+    at_once: int
+    largest_at_once: int | None
+    trials: list[Trial]
+
+
+def prepared(scan: Scan, config: ResolvedConfig) -> Prepared:
+    """The readable images, and whether a run decodes and caches them."""
+    images = scan.images.take(scan.readable)
     side = source_side(config.size)
-    sizes = np.array([reduced_size(h, w, side) for h, w in seen.sizes.tolist()])
-    each = 3.0 * float(sizes.prod(axis=1).mean())
+    sizes = np.array([reduced_size(h, w, side) for h, w in scan.sizes.tolist()])
+    bytes_each = 3.0 * float(sizes.prod(axis=1).mean())
     array = images.store.as_array()
     if array is not None:
-        each *= array.shape[1] / 3
+        bytes_each *= array.shape[1] / 3  # one channel or three
     needed = images.decoded(side, budget=0) is not images
-    return Decoded(images, each, not needed or each * len(images) <= config.cache_gib * 2**30, needed)
+    cached = not needed or bytes_each * len(images) <= config.cache_gib * 2**30
+    return Prepared(images, bytes_each, cached, needed)
 
 
-def throughput(images: Decoded, config: ResolvedConfig) -> dict[str, float]:
-    """Images decoded, and images that all their views are made of, a second."""
-    n = len(images.images)
-    some = images.images.take(np.unique(np.linspace(0, n - 1, min(n, READ)).astype(np.int64)))
+def throughput(prepared: Prepared, config: ResolvedConfig) -> Throughput:
+    """Decode some images, and make views of them."""
+    some = prepared.images.take(spread(len(prepared.images), READ))
     begun = time.perf_counter()
-    batch, kept = some.decoded(source_side(config.size), budget=0).read_readable(range(len(some)))
-    decoding = len(kept) / (time.perf_counter() - begun)
-    views, keys = views_of(config), view_keys(config.seed, 0, kept)
+    batch, indices = some.decoded(source_side(config.size), budget=0).read_readable(range(len(some)))
+    decoded = len(indices) / (time.perf_counter() - begun)
+    views, keys = views_of(config), view_keys(config.seed, 0, indices)
     views(batch[:2], keys[:2])  # compiles
     begun = time.perf_counter()
-    for start in range(0, len(kept), 64):
+    for start in range(0, len(indices), 64):
         views(batch[start : start + 64], keys[start : start + 64])
-    viewing = len(kept) / (time.perf_counter() - begun)
-    return {"decoded_per_second": decoding, "views_per_second": config.views * viewing}
+    viewed = len(indices) / (time.perf_counter() - begun)
+    return Throughput(decoded, config.views * viewed)
 
 
-def trials(images: Decoded, config: ResolvedConfig) -> Iterator[Trial]:
-    """A small trial, and one as large as a real step or as STEP seconds allow."""
-    wanted = min(config.micro_batch or config.batch_size, len(images.images))
+def trials(prepared: Prepared, config: ResolvedConfig) -> Iterator[Trial]:
+    """A small trial, and one as large as a real step or as STEP_SECONDS allow."""
+    wanted = min(config.micro_batch or config.batch_size, len(prepared.images))
 
-    def at(size: int, steps: int) -> Trial:
-        micro = size if config.micro_batch else None
-        batch = min(2 * size, config.batch_size) if micro else size
-        return trial(images.images, replace(config, micro_batch=micro), batch, steps, images.cached)
+    def run(at_once: int, steps: int) -> Trial:
+        if not config.micro_batch:
+            return trial(prepared.images, config, at_once, steps, prepared.cached)
+        batch = min(2 * at_once, config.batch_size)
+        return trial(prepared.images, replace(config, micro_batch=at_once), batch, steps, prepared.cached)
 
-    first = at(max(2, min(FIRST, wanted // 2)), 2)
+    first = run(max(2, min(FIRST, wanted // 2)), 2)
     yield first
     rate = first.batch / first.step_seconds
-    size = min(wanted, LARGEST, max(2 * first.at_once, int(rate * STEP)))
-    yield at(size, min(STEPS, max(2, round(TIMED * rate / size))))
+    at_once = min(wanted, LARGEST, max(2 * first.at_once, int(rate * STEP_SECONDS)))
+    yield run(at_once, min(MAX_STEPS, max(2, round(TIMED_SECONDS * rate / at_once))))
 
 
-def reckon(images: Decoded, config: ResolvedConfig, measured: list[Trial], decoded_per_second: float) -> dict[str, Any]:
-    """Seconds of an epoch and of the run, its peak memory, and how many images at once would fit."""
+def estimate(prepared: Prepared, config: ResolvedConfig, measured: list[Trial], decoded_per_second: float) -> Estimate:
+    """Extrapolate the two trials to the whole run."""
     small, large = measured
-    n = len(images.images)
+    n = len(prepared.images)
     batch = min(config.batch_size, n)
     at_once = min(config.micro_batch or batch, n)
-    step = large.step_seconds * batch / large.batch
-    epoch = step * steps_per_epoch(n, config.batch_size) + large.checkpoint_seconds
-    decoding = n / decoded_per_second if images.needed and images.cached else 0.0
+    steps = steps_per_epoch(n, config.batch_size)
+    # Time grows with the batch.
+    step_seconds = large.step_seconds * batch / large.batch
+    epoch_seconds = step_seconds * steps + large.checkpoint_seconds
+    decode_seconds = n / decoded_per_second if prepared.needed and prepared.cached else 0.0
+    # Memory grows with the images that are put through the encoder at once; a CPU run also maps the decoded images.
     slope = max(0.0, (large.peak_bytes - small.peak_bytes) / max(1, large.at_once - small.at_once))
-    mapped = images.bytes_each if images.cached and default_device().type == "cpu" else 0.0
+    mapped = prepared.bytes_each if prepared.cached and default_device().type == "cpu" else 0.0
     network = large.peak_bytes - mapped * min(n, large.images)
     free = available()
-    fits = int((USABLE * free - network) / slope + large.at_once) if free and slope else None
-    return {
-        "step_seconds": step,
-        "epoch_seconds": epoch,
-        "steps_per_epoch": steps_per_epoch(n, config.batch_size),
-        "decode_seconds": decoding,
-        "decoded_each_epoch": images.needed and not images.cached,
-        "decoded_before": _decoded_before(images.images),
-        "around_seconds": large.around_seconds,
-        "run_seconds": large.around_seconds + decoding + config.epochs * epoch,
-        "peak_bytes": round(network + slope * (at_once - large.at_once) + mapped * n),
-        "images_bytes": round(mapped * n),
-        "available_bytes": free,
-        "at_once": at_once,
-        "largest_at_once": None if fits is None else max(0, fits),
-        "trials": [asdict(one) for one in measured],
-    }
+    largest = None
+    if free and slope:
+        largest = max(0, int((USABLE * free - network) / slope + large.at_once))
+    return Estimate(
+        step_seconds=step_seconds,
+        epoch_seconds=epoch_seconds,
+        steps_per_epoch=steps,
+        decode_seconds=decode_seconds,
+        decoded_each_epoch=prepared.needed and not prepared.cached,
+        decoded_before=_decoded_before(prepared.images),
+        around_seconds=large.around_seconds,
+        run_seconds=large.around_seconds + decode_seconds + config.epochs * epoch_seconds,
+        peak_bytes=round(network + slope * (at_once - large.at_once) + mapped * n),
+        images_bytes=round(mapped * n),
+        available_bytes=free,
+        at_once=at_once,
+        largest_at_once=largest,
+        trials=measured,
+    )
 
 
 def available() -> int | None:
-    """Bytes of memory that a run could have now: the GPU's, or this machine's or container's; None where unknown."""
+    """Free bytes of memory, of the GPU or else of this machine or container; None where that is not known."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    found = [free for ask in (_free_here, _free_in_cgroup) if (free := ask()) is not None]
-    return min(found) if found else None
+    known = [free for free in (_free_here(), free_in_cgroup()) if free is not None]
+    return min(known, default=None)
 
 
 def _free_here() -> int | None:
@@ -132,8 +166,8 @@ def _free_here() -> int | None:
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-def _free_in_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Of version 2 or 1: the limit without what is used, but for files that can be read again."""
+def free_in_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Free bytes of a container (cgroup version 2 or 1): files in memory that can be read again count as free."""
     for limit, used, stat, spare in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
@@ -149,7 +183,7 @@ def _free_in_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:
 
 
 def _decoded_before(images: ImageSet) -> bool:
-    """Whether the cache knows these files: an earlier run has read them all."""
+    """Whether an earlier run has read all these files: the cache of decoded images knows them."""
     if not any(user_folder("STEPCLR_CACHE", "decoded").glob("*.pixels")):
         return False
     return images.store.known_checksums(images.rows) is not None

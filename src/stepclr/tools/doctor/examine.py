@@ -1,104 +1,150 @@
-"""The whole examination: a data set, and what a run on it would be."""
+"""The whole examination: what is wrong with a set of images, and what a run on it would take."""
 
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from stepclr.config import PretrainConfig
-from stepclr.data.images import ImageSet
+from stepclr.config import PretrainConfig, ResolvedConfig
+from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.pretraining.resolve import resolve, view_size
 from stepclr.threads import Progress, cores
-from stepclr.tools.doctor.advice import advice
-from stepclr.tools.doctor.copies import of_duplicates, of_leakage
-from stepclr.tools.doctor.estimate import available, decoded, reckon, throughput, trials
-from stepclr.tools.doctor.findings import class_counts, find, of_each, of_labels, ordered
-from stepclr.tools.doctor.look import Look, look
+from stepclr.tools.doctor.advice import Advice, advice
+from stepclr.tools.doctor.copies import duplicate_findings, leakage_findings
+from stepclr.tools.doctor.estimate import Estimate, Throughput, available, estimate, prepared, throughput, trials
+from stepclr.tools.doctor.findings import Finding, class_counts, class_findings, finding, image_findings, ordered
+from stepclr.tools.doctor.scan import Scan, scan
 
 
-def examine(
-    images: ImageSet,
-    config: PretrainConfig,
-    test: ImageSet | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """All that the doctor finds about `images`, and about `test` beside them, as one JSON object.
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `doctor` found: about the images, the run, and this machine.
 
-    `config`: the settings of the run to reckon with. Raises StepclrError for settings that cannot be used, and where a
-    trial run fails; `estimate` is null where there are too few images for one.
+    `throughput`, `estimate` and `advice` are None where there are too few images to train on.
     """
-    spent: dict[str, float] = {}
-    with _timed(spent, "looking"):
-        seen = look(images, progress)
-        tested = look(test, progress) if test is not None else None
-    config = resolve(replace(config, size=config.size or view_size(seen.images)), images)
-    with _timed(spent, "duplicates"):
-        findings = [*of_each(seen, config.size), *of_labels(images), *of_duplicates(seen)]
-        if tested:
-            broken = [f for f in of_each(tested, config.size) if f["gravity"] == "error"]
-            findings += [f | {"name": f"test-{f['name']}", "says": f"test images {f['says']}"} for f in broken]
-            findings += of_leakage(seen, tested)
-    n = len(seen.readable)
-    rates, reckoned = None, None
-    if n < 2:
-        do = "give it more: a contrast needs at least 2"
-        findings.append(find("too-few", "error", 1, f"set, in which only {n} images can be read", do))
+
+    source: str
+    test: str | None
+    images: dict[str, Any]
+    classes: dict[str, int]
+    """Images of each class."""
+    unlabelled: int
+    findings: list[Finding]
+    """The most severe first."""
+    throughput: Throughput | None
+    estimate: Estimate | None
+    advice: Advice | None
+    settings: ResolvedConfig
+    machine: dict[str, Any]
+    seconds: dict[str, float]
+    """What each part of the examination took."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `stepclr doctor --json` prints."""
+        return asdict(self)
+
+
+def doctor(
+    images: Source,
+    config: PretrainConfig | None = None,
+    test: Source | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Examine images before training: findings, time and memory of a run with these settings, a suggested recipe.
+
+    Nothing is changed: no file of the source, no run, no cache. Two short trial runs take place in temporary folders.
+
+    Args:
+        images: the images to train on, anything `open_images` takes.
+        config: the settings of the planned run; by default those of `pretrain`.
+        test: images to score on later; those that are also training images are reported.
+        progress: called with (images read, images in all).
+
+    Raises StepclrError for settings that cannot be used, and where a trial run fails.
+    """
+    images = open_images(images)
+    test = open_images(test) if test is not None else None
+    config = config or PretrainConfig()
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "looking"):
+        scanned = scan(images, progress)
+        test_scanned = scan(test, progress) if test is not None else None
+    settings = resolve(replace(config, size=config.size or view_size(scanned.images)), images)
+
+    with _timed(seconds, "duplicates"):
+        findings = [*image_findings(scanned, settings.size), *class_findings(images), *duplicate_findings(scanned)]
+        if test_scanned:
+            broken = [f for f in image_findings(test_scanned, settings.size) if f.severity == "error"]
+            findings += [replace(f, name=f"test-{f.name}", says=f"test images {f.says}") for f in broken]
+            findings += leakage_findings(scanned, test_scanned)
+
+    # With one image or none there is nothing to train on.
+    readable = len(scanned.readable)
+    speed, estimated, advised = None, None, None
+    if readable < 2:
+        says, do = f"set with only {readable} readable images", "add images: contrastive learning needs at least 2"
+        findings.append(finding("too-few", "error", 1, says, do))
     else:
-        pixels = decoded(seen, config)
-        with _timed(spent, "throughput"):
-            rates = throughput(pixels, config)
-        with _timed(spent, "trials"):
-            reckoned = reckon(pixels, config, list(trials(pixels, config)), rates["decoded_per_second"])
-    findings = ordered(findings)
-    labelled = int((images.labels >= 0).sum())
-    largest = reckoned["largest_at_once"] if reckoned else None
-    gpu = default_device().type == "cuda"
-    suggested = advice(images.source, images.chosen or [], config.size, n, labelled, gpu, largest, findings)
-    return {
-        "source": images.source,
-        "test": test.source if test is not None else None,
-        "images": _images(seen),
-        "classes": class_counts(images),
-        "unlabelled": len(images) - labelled,
-        "findings": findings,
-        "throughput": rates,
-        "estimate": reckoned,
-        "advice": suggested if n > 1 else None,
-        "settings": asdict(config),
-        "machine": {
+        ready = prepared(scanned, settings)
+        with _timed(seconds, "throughput"):
+            speed = throughput(ready, settings)
+        with _timed(seconds, "trials"):
+            estimated = estimate(ready, settings, list(trials(ready, settings)), speed.decoded_per_second)
+        advised = advice(
+            images.source,
+            images.chosen or [],
+            settings.size,
+            readable,
+            int((images.labels >= 0).sum()),
+            default_device().type == "cuda",
+            estimated.largest_at_once,
+            ordered(findings),
+        )
+    return Diagnosis(
+        source=images.source,
+        test=test.source if test is not None else None,
+        images=_images(scanned),
+        classes=class_counts(images),
+        unlabelled=int((images.labels < 0).sum()),
+        findings=ordered(findings),
+        throughput=speed,
+        estimate=estimated,
+        advice=advised,
+        settings=settings,
+        machine={
             "device": str(default_device()),
             "cores": cores(),
             "threads": torch.get_num_threads(),
             "available_bytes": available(),
         },
-        "seconds": spent,
-    }
+        seconds=seconds,
+    )
 
 
-def _images(seen: Look) -> dict[str, Any]:
-    good = [seen.each[i] for i in seen.readable]
-    sizes = seen.sizes
-    areas = sizes.prod(axis=1) if len(sizes) else np.zeros(0)
-    order = areas.argsort(kind="stable")
-    of = {"smallest": 0, "median": len(sizes) // 2, "largest": len(sizes) - 1}
+def _images(scanned: Scan) -> dict[str, Any]:
+    readable = [scanned.each[i] for i in scanned.readable]
+    sizes = {}
+    if readable:
+        order = scanned.sizes.prod(axis=1).argsort(kind="stable")
+        for name, place in (("smallest", 0), ("median", len(order) // 2), ("largest", -1)):
+            sizes[name] = scanned.sizes[order[place]].tolist()
     return {
-        "count": len(seen.images),
-        "readable": len(good),
-        "modes": dict(Counter(one.mode for one in good).most_common()),
-        "turned": sum(one.turned for one in good),
-        "sizes": {name: sizes[order[at]].tolist() for name, at in of.items()} if good else {},
-        "bytes": sum(one.length or 0 for one in seen.each),
+        "count": len(scanned.images),
+        "readable": len(readable),
+        "modes": dict(Counter(image.mode for image in readable).most_common()),
+        "turned": sum(image.turned for image in readable),
+        "sizes": sizes,
+        "bytes": sum(image.length or 0 for image in scanned.each),
     }
 
 
 @contextmanager
-def _timed(spent: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
-    spent[name] = time.perf_counter() - begun
+    seconds[name] = time.perf_counter() - begun

@@ -1,88 +1,90 @@
-"""The doctor's JSON on one screen."""
+"""A diagnosis on one screen."""
 
 from collections.abc import Iterator
-from typing import Any
 
-WIDTH = 100  # characters of an example, at most
-CLASSES = 12  # that are named
+from stepclr.errors import one_line
+from stepclr.tools.doctor.examine import Diagnosis
 
-
-def screen(found: dict[str, Any]) -> str:
-    """What `examine` found, in words: images, findings gravest first, speed, memory, a command to type."""
-    return "\n".join(shown(line) for part in (_set, _findings, _run, _advice) for line in part(found))
+MAX_WIDTH = 100  # characters of an example
+MAX_CLASSES = 12  # that are listed
 
 
-def shown(text: str) -> str:
-    """A text on one line, whatever a file's name has in it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+def screen(diagnosis: Diagnosis) -> str:
+    """What `doctor` found, in words: images, findings, time and memory, a command to type."""
+    parts = (_images(diagnosis), _findings(diagnosis), _run(diagnosis), _advice(diagnosis))
+    return "\n".join(one_line(line) for part in parts for line in part)
 
 
-def _set(found: dict[str, Any]) -> Iterator[str]:
-    images, classes = found["images"], found["classes"]
-    beside = f", beside {found['test']}" if found["test"] else ""
-    yield f"{found['source']}: {images['count']:,} images, {images['readable']:,} of them readable{beside}"
+def _images(diagnosis: Diagnosis) -> Iterator[str]:
+    images, classes = diagnosis.images, diagnosis.classes
+    test = f"; test images: {diagnosis.test}" if diagnosis.test else ""
+    yield f"{diagnosis.source}: {images['count']:,} images, {images['readable']:,} of them readable{test}"
     if images["sizes"]:
-        sides = ", ".join(f"{name} {w} x {h}" for name, (h, w) in images["sizes"].items())
+        sizes = ", ".join(f"{name} {w} x {h}" for name, (h, w) in images["sizes"].items())
         modes = ", ".join(f"{n:,} {mode}" for mode, n in images["modes"].items())
         turned = f"; {images['turned']:,} turned upright by their EXIF data" if images["turned"] else ""
-        yield f"  sizes   {sides}; modes {modes}{turned}"
-    if classes:
-        most = sorted(classes.items(), key=lambda item: -item[1])
-        listed = ", ".join(f"{name} {n:,}" for name, n in most[:CLASSES]) + (", ..." if len(most) > CLASSES else "")
-        yield f"  classes {len(classes)}: {listed}; {found['unlabelled']:,} images without a label"
-    else:
+        yield f"  sizes   {sizes}; modes {modes}{turned}"
+    if not classes:
         yield "  classes none: no image has a label, and SimCLR needs none"
+        return
+    largest = sorted(classes.items(), key=lambda item: -item[1])
+    listed = [f"{name} {n:,}" for name, n in largest[:MAX_CLASSES]] + ["..."] * (len(largest) > MAX_CLASSES)
+    yield f"  classes {len(classes)}: {', '.join(listed)}; {diagnosis.unlabelled:,} images without a label"
 
 
-def _findings(found: dict[str, Any]) -> Iterator[str]:
-    if not found["findings"]:
-        yield "nothing wrong with the images"
-    for one in found["findings"]:
-        yield f"{one['gravity']:8}{one['count']:,} {one['says']}: {one['do']}"
-        if one["examples"]:
-            clipped = (
-                text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..." for text in map(str, one["examples"][:1])
-            )
-            yield f"        as {'; '.join(clipped)}"
+def _findings(diagnosis: Diagnosis) -> Iterator[str]:
+    if not diagnosis.findings:
+        yield "no problems found in the images"
+    for finding in diagnosis.findings:
+        yield f"{finding.severity:8}{finding.count:,} {finding.says}: {finding.do}"
+        for example in finding.examples[:1]:
+            short = example if len(example) <= MAX_WIDTH else f"{example[: MAX_WIDTH - 3]}..."
+            yield f"        for example {short}"
 
 
-def _run(found: dict[str, Any]) -> Iterator[str]:
-    settings, rates, run, machine = (found[key] for key in ("settings", "throughput", "estimate", "machine"))
-    if not run:
+def _run(diagnosis: Diagnosis) -> Iterator[str]:
+    settings, machine = diagnosis.settings, diagnosis.machine
+    speed, run = diagnosis.throughput, diagnosis.estimate
+    if not run or not speed:
         return
     yield (
-        f"a run here, on {machine['device']} with {machine['threads']} threads: {settings['encoder']}, "
-        f"{settings['views']} views of {settings['size']} px, batch {settings['batch_size']:,}, "
-        f"{settings['precision']}, {settings['epochs']:,} epochs"
+        f"this run on {machine['device']} with {machine['threads']} threads: {settings.encoder}, "
+        f"{settings.views} views of {settings.size} px, batch size {settings.batch_size:,}, "
+        f"{settings.precision}, {settings.epochs:,} epochs"
     )
-    yield f"  decodes {rates['decoded_per_second']:,.0f} images/s, makes {rates['views_per_second']:,.0f} views/s"
-    once = f"decoding {_time(run['decode_seconds'])} once" if run["decode_seconds"] else "nothing to decode first"
-    once = "every epoch decodes again (--cache-gib)" if run["decoded_each_epoch"] else once
-    once += ", if at all: an earlier run has read these files" if run["decoded_before"] else ""
+    yield f"  speed   {speed.decoded_per_second:,.0f} images/s decoded, {speed.views_per_second:,.0f} views/s made"
+    decoding = "nothing to decode first"
+    if run.decoded_each_epoch:
+        decoding = "every epoch decodes the images again (see --cache-gib)"
+    elif run.decode_seconds:
+        decoding = f"decoding {_time(run.decode_seconds)} once"
+        if run.decoded_before:
+            decoding += ", or not at all: an earlier run has read these files"
     yield (
-        f"  time    {_time(run['epoch_seconds'])} an epoch ({run['steps_per_epoch']:,} steps of "
-        f"{run['step_seconds']:.3g} s), {_time(run['run_seconds'])} in all; {once}"
+        f"  time    {_time(run.epoch_seconds)} per epoch ({run.steps_per_epoch:,} steps of "
+        f"{run.step_seconds:.3g} s), {_time(run.run_seconds)} in total; {decoding}"
     )
-    free = f"; {_gib(run['available_bytes'])} are free" if run["available_bytes"] is not None else ""
+    free = f"; {_gib(run.available_bytes)} are free" if run.available_bytes is not None else ""
     yield (
-        f"  memory  {_gib(run['peak_bytes'])}, {_gib(run['images_bytes'])} of it decoded images that the system "
-        f"can take back{free}"
+        f"  memory  {_gib(run.peak_bytes)}, of which {_gib(run.images_bytes)} are decoded images that the system "
+        f"can reclaim{free}"
     )
-    largest = run["largest_at_once"]
-    if largest is not None:
-        enough = "the batch fits whole" if largest >= run["at_once"] else "less than this run takes: it will not fit"
-        yield f"  fits    up to about {largest:,} images at once (--micro-batch); {enough}"
+    if run.largest_at_once is not None:
+        fits = "the batch fits" if run.largest_at_once >= run.at_once else "not enough memory for this run"
+        yield f"  fits    up to about {run.largest_at_once:,} images at once (--micro-batch): {fits}"
 
 
-def _advice(found: dict[str, Any]) -> Iterator[str]:
-    if advised := found["advice"]:
+def _advice(diagnosis: Diagnosis) -> Iterator[str]:
+    advice = diagnosis.advice
+    if advice:
         yield "suggested"
-        yield f"  {advised['command']}"
-        yield from (f"    {reason}" for reason in advised["why"])
-        if advised["with_labels"]:
-            yield f"  {advised['with_labels']}"
-    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found["seconds"].items())
-    yield f"took {took}; nothing was changed"
+        yield f"  {advice.command}"
+        for reason in advice.why:
+            yield f"    {reason}"
+        if advice.with_labels:
+            yield f"  {advice.with_labels}"
+    took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in diagnosis.seconds.items())
+    yield f"time taken: {took}; nothing was changed"
 
 
 def _time(seconds: float) -> str:

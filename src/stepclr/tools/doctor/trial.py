@@ -1,6 +1,6 @@
-"""A trial: a real, short run on some of the images, in a process of its own, to see what time and memory it takes.
+"""A trial: a short run on some of the images, in a separate process, to measure its time and memory.
 
-python -m stepclr.tools.doctor.trial FOLDER    # in that process: images/, config.json -> one line of JSON
+python -m stepclr.tools.doctor.trial FOLDER    # in that process: images/, settings.json -> one line of JSON
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stepclr.config import PretrainConfig
+from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.decode import suffix_of
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
@@ -26,10 +26,10 @@ from stepclr.pretraining.loop import Diverged
 from stepclr.tools.spread import spread
 
 NO_CACHE = 1e-6  # GiB
-TIMED = 3  # epochs at least, after a first that compiles; the median counts
+MIN_EPOCHS = 3  # that are timed, after a first one that compiles; their median counts
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trial:
     """What a short run took."""
 
@@ -38,7 +38,7 @@ class Trial:
     batch: int
     images: int
     steps: int
-    """Steps timed, those of the first epoch left out."""
+    """Steps timed, without those of the first epoch."""
     step_seconds: float
     checkpoint_seconds: float
     """What else an epoch takes: its checkpoint."""
@@ -48,19 +48,25 @@ class Trial:
     """Of the process, or on a GPU of its allocator."""
 
 
-def trial(images: ImageSet, config: PretrainConfig, batch: int, steps: int, cached: bool) -> Trial:
-    """Train on `batch` of the images a step for about `steps` timed steps, in a temporary folder, and look.
+def trial(images: ImageSet, config: ResolvedConfig, batch: int, steps: int, cached: bool) -> Trial:
+    """Train for about `steps` timed steps of `batch` images in a temporary folder, and measure.
 
-    cached: whether a whole run would find its images decoded. Raises StepclrError where the run refuses or is killed.
+    cached: whether a whole run would find its images decoded. Raises StepclrError where the run fails or is killed.
     """
-    chosen = spread(len(images), batch * max(1, steps // TIMED))
-    batch = min(batch, len(chosen))
-    epochs = 1 + max(TIMED, -(-steps // (len(chosen) // batch)))
-    changes = {"epochs": epochs, "batch_size": batch, "monitor": None, "keep_every": None, "linear_epochs": 0}
-    short = replace(config, **changes, cache_gib=config.cache_gib if cached else NO_CACHE)  # type: ignore[arg-type]
+    indices = spread(len(images), batch * max(1, steps // MIN_EPOCHS))
+    batch = min(batch, len(indices))
+    short = replace(
+        config,
+        epochs=1 + max(MIN_EPOCHS, -(-steps // (len(indices) // batch))),
+        batch_size=batch,
+        monitor=None,
+        keep_every=None,
+        linear_epochs=0,
+        cache_gib=config.cache_gib if cached else NO_CACHE,
+    )
     with tempfile.TemporaryDirectory(prefix="stepclr-doctor-") as name:
         folder = Path(name)
-        for number, i in enumerate(chosen.tolist()):
+        for number, i in enumerate(indices.tolist()):
             _copy(images, i, folder / "images", number)
         (folder / "settings.json").write_text(json.dumps(asdict(short)))
         begun = time.perf_counter()
@@ -71,25 +77,19 @@ def trial(images: ImageSet, config: PretrainConfig, batch: int, steps: int, cach
             env={**os.environ, "STEPCLR_CACHE": str(folder / "cache")},
         )
         seconds = time.perf_counter() - begun
-    said = done.stdout.strip().split("\n")[-1]
+    last_line = done.stdout.strip().split("\n")[-1]
+    if done.returncode == 2:
+        raise StepclrError(last_line)
     if done.returncode:
-        reason = said if done.returncode == 2 else (done.stderr.strip().split("\n")[-1] or f"signal {-done.returncode}")
-        raise StepclrError(reason)
-    found = json.loads(said)
-    return Trial(
-        at_once=min(config.micro_batch or batch, batch),
-        batch=batch,
-        images=len(chosen),
-        steps=found["steps"],
-        step_seconds=found["step_seconds"],
-        checkpoint_seconds=found["checkpoint_seconds"],
-        around_seconds=seconds - found["seconds"],
-        peak_bytes=found["peak_bytes"],
-    )
+        raise StepclrError(done.stderr.strip().split("\n")[-1] or f"the trial run ended by signal {-done.returncode}")
+    measured = json.loads(last_line)
+    around_seconds = seconds - measured.pop("seconds")
+    at_once = min(config.micro_batch or batch, batch)
+    return Trial(at_once=at_once, batch=batch, images=len(indices), around_seconds=around_seconds, **measured)
 
 
 def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
-    """Put image i into the folder as it is, or as a PNG where it has no file."""
+    """Copy image i into the folder, or write it as a PNG where it has no file."""
     label = int(images.labels[i])
     path = folder / (f"{label:06d}" if label >= 0 else "") / f"{number:06d}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,26 +113,26 @@ def _run(folder: Path) -> None:
     except (StepclrError, Diverged) as error:
         print(error)
         sys.exit(2)
-    ends = {line["epoch"]: line for line in run.metrics}
-    clock = [ends[epoch]["seconds"] for epoch in sorted(ends)]
-    each = ends[1]["step"]
-    speeds = [line["images_per_second"] for line in ends.values() if line["epoch"] > 1]
-    step = config.batch_size / float(np.median(speeds))  # another job that comes and goes does not count
-    took = {
-        "steps": ends[config.epochs]["step"] - each,
-        "step_seconds": step,
-        "checkpoint_seconds": max(0.0, float(np.median(np.diff(clock))) - each * step),
+    last_of = {line["epoch"]: line for line in run.metrics}
+    steps_per_epoch = last_of[1]["step"]
+    clock = [last_of[epoch]["seconds"] for epoch in sorted(last_of)]
+    speeds = [line["images_per_second"] for epoch, line in last_of.items() if epoch > 1]
+    step_seconds = config.batch_size / float(np.median(speeds))  # the median leaves out what other jobs slow down
+    measured = {
+        "steps": last_of[config.epochs]["step"] - steps_per_epoch,
+        "step_seconds": step_seconds,
+        "checkpoint_seconds": max(0.0, float(np.median(np.diff(clock))) - steps_per_epoch * step_seconds),
         "seconds": clock[-1],
         "peak_bytes": _peak_bytes(),
     }
-    print(json.dumps(took))
+    print(json.dumps(measured))
 
 
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the parent's too
+    if status.exists():  # getrusage would include the parent
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     import resource

@@ -20,7 +20,7 @@ from stepclr.tools.report.training import training
 from stepclr.tools.report.usage import usage
 
 
-def write_page(run: str | os.PathLike[str], source: str | ImageSet | None = None) -> Path:
+def report(run: str | os.PathLike[str], source: str | ImageSet | None = None) -> Path:
     """Write `report.html` into the run's folder: its eight steps on its own images, in one file that needs no other.
 
     Args: run: the folder of a finished run. source: where its images are, if no longer where config.json says.

@@ -1,0 +1,127 @@
+"""Read each image once: whether it is readable, its kind, its size, checksums of bytes and pixels, a thumbnail."""
+
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import ExifTags
+from torch import Tensor
+
+from stepclr.data.decode import UnreadableError, decode, opened, reasons, reduced, size_of
+from stepclr.data.images import ImageSet
+from stepclr.data.stores import Store, attempts
+from stepclr.io import blake
+from stepclr.threads import Progress
+from stepclr.tools.images import GRAY_PX, gray_thumbnail
+
+DECODED_SIDE = 2 * GRAY_PX  # px, short side to which an image is decoded for its thumbnail
+CHUNK = 256  # images between two reports of progress
+
+
+@dataclass
+class ScannedImage:
+    """What is known of one image; little besides `why` it cannot be read, if it cannot."""
+
+    size: tuple[int, int] = (0, 0)
+    """(height, width), upright, pixels."""
+    content: bytes = b""
+    """A checksum of its file's bytes."""
+    pixels: bytes = b""
+    """A checksum of its pixels, reduced to DECODED_SIDE."""
+    mode: str = "RGB"
+    animated: bool = False
+    turned: bool = False
+    """Whether its EXIF orientation turns it."""
+    blank: bool = False
+    """Whether all its pixels have one color."""
+    length: int | None = None
+    """Its file's length, bytes."""
+    why: str = ""
+    thumbnail: UInt8[Tensor, "side side"] | None = None
+
+    @property
+    def keys(self) -> tuple[bytes, bytes]:
+        """Equal for images with the same bytes, and for images with the same pixels."""
+        return b"bytes" + (self.content or self.pixels), b"pixels" + repr(self.size).encode() + self.pixels
+
+
+@dataclass
+class Scan:
+    """A set of images and what is known of each."""
+
+    images: ImageSet
+    each: list[ScannedImage]
+
+    @cached_property
+    def readable(self) -> NDArray[np.int64]:
+        """Indices of the images that can be read."""
+        return np.array([i for i, image in enumerate(self.each) if not image.why], np.int64)
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """(height, width) of each readable image."""
+        return np.array([self.each[i].size for i in self.readable], np.int64).reshape(-1, 2)
+
+    def thumbnails(self, indices: list[int]) -> UInt8[Tensor, "n side side"]:
+        """The thumbnails of readable images."""
+        thumbnails = [thumbnail for i in indices if (thumbnail := self.each[i].thumbnail) is not None]
+        return torch.stack(thumbnails) if thumbnails else torch.empty(0, GRAY_PX, GRAY_PX, dtype=torch.uint8)
+
+
+def scan(images: ImageSet, progress: Progress | None = None) -> Scan:
+    """Read every image of the set once and keep none; nothing is written anywhere."""
+    each: list[ScannedImage] = []
+    for start in range(0, len(images), CHUNK):
+        rows = images.rows[start : start + CHUNK]
+        results = attempts(lambda row: _scanned(images.store, row), rows, images.store.files)
+        each += [ScannedImage(why=str(one)) if isinstance(one, UnreadableError) else one for one in results]
+        if progress:
+            progress(len(each), len(images))
+    # The set takes these sizes, instead of reading them again and writing them into the cache.
+    sizes = {row: image.size for row, image in zip(images.rows.tolist(), each, strict=True)}
+    return Scan(replace(images, store=images.store.with_sizes(sizes)), each)
+
+
+def _scanned(store: Store, row: int) -> ScannedImage:
+    with reasons():
+        file = store.open(row)
+    if file is None:
+        return _with_pixels(ScannedImage(), store.image(row, None))
+    found = ScannedImage()
+    with reasons(), file:
+        found.content = hashlib.file_digest(file, blake).digest()
+        found.length = file.seek(0, os.SEEK_END)
+        if not found.length:
+            found.why = "the file is empty"
+            return found
+        try:
+            file.seek(0)
+            found.size = size_of(file)
+            file.seek(0)
+            pixels = decode(file, DECODED_SIDE)
+            file.seek(0)
+            with opened(file) as image:
+                found.mode, found.animated = image.mode, getattr(image, "is_animated", False)
+                with suppress(Exception):  # broken EXIF data does not make an image unreadable
+                    found.turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        except UnreadableError as error:
+            found.why = str(error)
+            return found
+    size = found.size  # of the file; that of `pixels` is reduced
+    return replace(_with_pixels(found, pixels), size=size)
+
+
+def _with_pixels(found: ScannedImage, image: UInt8[Tensor, "3 h w"]) -> ScannedImage:
+    checksum = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=16)
+    checksum.update(image.contiguous().numpy().data)
+    found.size = (image.shape[1], image.shape[2])
+    found.pixels = checksum.digest()
+    found.blank = bool((image == image[:, :1, :1]).all())
+    found.thumbnail = gray_thumbnail(reduced(image, DECODED_SIDE))
+    return found
