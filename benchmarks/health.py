@@ -1,21 +1,21 @@
-"""What separates sick runs from a healthy one: the figures that `tools/report/health.py` judges, of planted runs.
+"""What distinguishes broken runs from a healthy one: the figures that `tools/report/health.py` judges, of planted runs.
 
     python benchmarks/health.py [--kinds healthy collapsed ...] [--seeds 0 1 2] [--epochs 4] [--limit 1000]
         [--batch 64] [--temperature 0.2]
 
-All train a test_resnet on the sample, without labels; the sample's 1,000 labelled images watch. `way` is how far the
-loss came from chance (0) to its least (1), `early` the contrastive top-1 by step 100, `contrast` that of the end.
+All train a test_resnet on the sample, without labels; kNN is scored on the sample's 1,000 labelled images. `way` is how
+far the loss came from chance (0) to its least value (1), `early` the contrastive top-1 by step 100, `contrast` that at
+the end.
 """
 
 import argparse
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import stepclr
 from stepclr.pretraining.loop import Diverged
-from stepclr.tools.report.health import SOON, Log, health
+from stepclr.tools.report.health import Log, facts_of, health
 
 PLANTED: dict[str, dict[str, Any]] = {
     "healthy": {},
@@ -25,14 +25,14 @@ PLANTED: dict[str, dict[str, Any]] = {
     "rate 30": {"lr": 30.0},  # it recovers as the rate falls
     "rate 100": {"lr": 100.0},
     "rate 1000": {"lr": 1000.0},
-    "rate 100000": {"lr": 1e5},  # it ends by Diverged
+    "rate 100000": {"lr": 1e5},  # it diverges
     "vit": {"encoder": "test_vit", "stem": "own", "size": 32},
     "vit, rate 10": {"encoder": "test_vit", "stem": "own", "size": 32, "lr": 10.0},
 }
 
 
 def planted(kind: str, seed: int, out: Path, **options: Any) -> stepclr.Run:
-    """A run of that kind, to its end or to `Diverged`."""
+    """A run of that kind, until it ends or diverges."""
     settings: dict[str, Any] = {
         "encoder": "test_resnet",
         "stem": "small-stride2",
@@ -51,7 +51,7 @@ def planted(kind: str, seed: int, out: Path, **options: Any) -> stepclr.Run:
 
 
 def main() -> None:
-    """Print a line a run."""
+    """Print one line per run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=list(PLANTED), choices=list(PLANTED))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -67,22 +67,21 @@ def main() -> None:
         for seed in wanted.seeds:
             with tempfile.TemporaryDirectory() as folder:
                 run = planted(kind, seed, Path(folder) / "run", batch_size=wanted.batch, **options)
-                log = Log(asdict(run.config), run.metrics)
-                verdict = health(asdict(run.config), run.metrics)[0]
-            early, knn, uniformity = log.of("contrastive_top1", SOON)[-3:], log.of("knn"), log.of("uniformity")
+                facts = facts_of(run.config, Log(run.metrics))
+                verdict = health(run.config, run.metrics)[0]
             figures = (
-                log.end("loss"),
-                log.way,
-                log.end("uniformity"),
-                max(uniformity, default=None),
-                log.last("effective_rank"),
-                early.mean() if len(early) else None,
-                log.end("contrastive_top1"),
-                knn[0] if len(knn) else None,
-                log.last("knn"),
+                facts.loss,
+                facts.way,
+                facts.uniformity,
+                facts.highest_uniformity,
+                facts.rank,
+                facts.early_top1,
+                facts.top1,
+                facts.first_knn,
+                facts.last_knn,
             )
-            cells = (f"{figure:12.3f}" if figure is not None else " " * 11 + "-" for figure in figures)
-            print(f"{kind:14}{seed:5}{log.last('step') or 0:6.0f}", *cells, f" {verdict.name}", flush=True)
+            cells = (f"{figure:12.3f}" for figure in figures)
+            print(f"{kind:14}{seed:5}{facts.step:6.0f}", *cells, f" {verdict.name}", flush=True)
 
 
 if __name__ == "__main__":

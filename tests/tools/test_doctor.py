@@ -223,7 +223,7 @@ def test_leakage(sound: Path, images: Path, tmp_path: Path) -> None:
 def test_the_test_set_itself(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert counts(sound, sound) == {"leakage-exact": 48}
     assert command("doctor", sound, "--test", sound, *FAST) == 0
-    assert "error   48 test images are among the training images" in capsys.readouterr().out
+    assert "error   48 test images are exact copies of training images" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_trials")

@@ -17,7 +17,7 @@ import stepclr
 from stepclr.cli import main
 from stepclr.evaluation.results import confusion
 from stepclr.tools.report import contrast as step_5
-from stepclr.tools.report.context import Material, material
+from stepclr.tools.report.context import Context, open_context
 
 EVIL = "<img src=x onerror=window.harmed=1>"
 CLASSES = ("a<b>&c", "shoe", "</script><script>window.harmed=1</script>".replace("/", "\u2215"))
@@ -59,8 +59,8 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
 
 
 @pytest.fixture(scope="module")
-def made(run: stepclr.Run) -> Material:
-    return material(run, None)
+def context(run: stepclr.Run) -> Context:
+    return open_context(run, None)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ def test_what_was_skipped_is_named(page: str) -> None:
     assert "broken &lt;img" in page
 
 
-def test_the_numbers_of_step_5_fit_together(made: Material) -> None:
-    told = step_5.contrast(made)
+def test_the_numbers_of_step_5_fit_together(context: Context) -> None:
+    told = step_5.contrast(context)
     anchor = told["anchor"]
     assert anchor["log_sum"] - anchor["logit"] == pytest.approx(anchor["loss"], abs=1e-4)
     assert anchor["mean"] == pytest.approx(told["losses"]["after"], abs=1e-4)
@@ -117,18 +117,18 @@ def test_the_numbers_of_step_5_fit_together(made: Material) -> None:
 
 
 def test_looking_at_a_run_leaves_its_encoder_as_it_was(run: stepclr.Run) -> None:
-    made = material(run, None)
+    context = open_context(run, None)
     before = {name: value.clone() for name, value in run.encoder().state_dict().items()}
-    step_5.contrast(made)
-    assert all(torch.equal(value, before[name]) for name, value in made.encoder.state_dict().items())
-    assert not made.encoder.training
+    step_5.contrast(context)
+    assert all(torch.equal(value, before[name]) for name, value in context.encoder.state_dict().items())
+    assert not context.encoder.training
 
 
 def test_before_training_is_the_runs_own_beginning(photos: Path, tmp_path: Path) -> None:
     run = stepclr.pretrain(photos, tmp_path / "still", lr=1e-30, weight_decay=0.0, **OPTIONS)
-    made = material(run, None)
-    begun = dict(made.untrained.named_parameters())
-    for name, weight in made.trained.named_parameters():
+    context = open_context(run, None)
+    begun = dict(context.untrained.named_parameters())
+    for name, weight in context.trained.named_parameters():
         assert torch.allclose(weight, begun[name], atol=1e-12), name
 
 

@@ -1,7 +1,7 @@
-"""What the sections of a page are made of: a run and its images, each read once, and its networks."""
+"""What the sections of a page are context of: a run and its images, each read once, and its networks."""
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,35 +29,29 @@ from stepclr.tools.spread import spread
 from stepclr.views.views import Views
 
 Json = dict[str, Any]
-LOOKED_AT = 1000  # images of the source on the map
+MAX_IMAGES = 1000  # of the source, on the map
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
-    """A run, and the images it was trained on where they can still be found: else `images` is None and `why` says so.
-
-    Attributes: config: of config.json, and `settings` its settings. metrics: the lines of metrics.jsonl.
-    scores: evaluation.json, or None.
-    """
+class Context:
+    """A run with its images, if they can still be found; otherwise `images` is None and `why` says why."""
 
     run: Run
     images: ImageSet | None
     why: str = ""
 
     @cached_property
-    def config(self) -> Json:
-        return asdict(self.run.config)
-
-    @cached_property
-    def settings(self) -> RunConfig:
+    def config(self) -> RunConfig:
         return self.run.config
 
     @cached_property
     def metrics(self) -> list[Json]:
+        """The lines of metrics.jsonl."""
         return self.run.metrics
 
     @cached_property
     def scores(self) -> Scores | None:
+        """evaluation.json, if there is one."""
         return stored_scores(self.run)
 
     @cached_property
@@ -71,23 +65,23 @@ class Material:
 
     @cached_property
     def views(self) -> Views:
-        return views_of(self.settings, self.settings.renderer)
+        return views_of(self.config, self.config.renderer)
 
     @cached_property
     def contrastive(self) -> bool:
-        """Whether the run has projections that a loss contrasts."""
-        return OBJECTIVES[self.settings.loss].contrastive
+        """Whether the loss contrasts projections."""
+        return OBJECTIVES[self.config.loss].contrastive
 
     @cached_property
     def by_label(self) -> bool:
         """Whether the loss takes images with the same label as positives."""
-        return self.contrastive and OBJECTIVES[self.settings.loss].needs_labels
+        return self.contrastive and OBJECTIVES[self.config.loss].needs_labels
 
     @cached_property
-    def some(self) -> ImageSet:
-        """Readable images, spread evenly over the source, reduced as for the views."""
+    def sample(self) -> ImageSet:
+        """At most MAX_IMAGES images, evenly spread over the source, decoded as for the views."""
         assert self.images is not None
-        return self.images.take(spread(len(self.images), LOOKED_AT)).decoded(source_side(self.views.size), budget=0)
+        return self.images.take(spread(len(self.images), MAX_IMAGES)).decoded(source_side(self.views.size), budget=0)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -95,12 +89,12 @@ class Material:
 
     @cached_property
     def embedded(self) -> tuple[Float[Tensor, "n f"], NDArray[np.int64]]:
-        """h `[n, F]` of `some`, and which of them could be read."""
-        return represent(self.encoder, self.some)
+        """h `[n, F]` of `sample`, and the indices of its images that could be read."""
+        return represent(self.encoder, self.sample)
 
     @cached_property
     def trained(self) -> SimCLR:
-        """Encoder and head after training. Raises StepclrError where the head is not to be had."""
+        """Encoder and head after training. Raises StepclrError where the run has no head."""
         head = trained_head(self.run, self.encoder)
         return SimCLR(self.encoder, head.to(default_device()))
 
@@ -109,14 +103,14 @@ class Material:
         """Encoder and head as they were before the first step."""
         assert self.images is not None
         with torch.random.fork_rng():
-            torch.manual_seed(self.settings.seed)
-            return build_model(self.settings, self.images).to(default_device())
+            torch.manual_seed(self.config.seed)
+            return build_model(self.config, self.images).to(default_device())
 
 
-def material(run: Run, source: str | ImageSet | None) -> Material:
-    """The run's material; source: where its images are, if no longer where config.json says."""
+def open_context(run: Run, source: str | ImageSet | None) -> Context:
+    """source: where the run's images are, if they are no longer where config.json says."""
     config = run.config
     try:
-        return Material(run, run.images(source))
+        return Context(run, run.images(source))
     except (StepclrError, OSError) as error:
-        return Material(run, None, f"the images of {config.source} cannot be shown: {error}")
+        return Context(run, None, f"the images of {config.source} cannot be shown: {error}")

@@ -1,154 +1,145 @@
-"""Step 5 on a page: the similarity matrix of a real batch, one anchor's loss in numbers, its hardest negatives."""
+"""Step 5 on a page: the similarities in a real batch, the loss of one anchor in numbers, likely false negatives."""
 
 import copy
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive, own_class
 from stepclr.loss.reference import anchor_losses, positives
 from stepclr.pretraining.model import SimCLR
 from stepclr.tools.images import thumbnail_uri
-from stepclr.tools.report.context import Material
+from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import similarities
 from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 
 Json = dict[str, Any]
-BATCH = 32  # images of the batch that is shown
-HARDEST, SUSPECTS = 6, 6
-TWINS = 0.9  # cosine of h from which two images are likely of one kind: a false negative, whatever their labels
+BATCH = 32  # images
+HARDEST, SUSPECTS = 6, 6  # negatives and pairs to show
+THUMBNAIL_PX = 64
+VERY_ALIKE = 0.9  # cosine of h from which two images probably show the same kind of thing
 
 
-def contrast(made: Material) -> Json:
-    """A batch of views before and after training, through encoder and head, BatchNorm as in a step of training."""
-    if made.images is None or not made.contrastive:
-        return {"why": made.why or f"the loss of this run, {made.settings.loss}, contrasts no projections"}
+def contrast(context: Context) -> Json:
+    """One batch of views before and after training, through encoder and head, with BatchNorm as in training."""
+    if context.images is None or not context.contrastive:
+        return {"why": context.why or f"the loss of this run ({context.config.loss}) does not contrast projections"}
     try:
-        before, after = made.untrained, made.trained
+        before, after = context.untrained, context.trained
     except StepclrError as error:
         return {"why": str(error)}
-    some = made.some.take(spread(len(made.some), BATCH))
-    images, kept = some.read_readable(range(len(some)))
-    views = made.views(images, view_keys(made.settings.seed, 0, range(len(images))))[:2]
+    batch = context.sample.take(spread(len(context.sample), BATCH))
+    images, indices = batch.read_readable(range(len(batch)))
+    batch = batch.take(indices)
+    views = context.views(images, view_keys(context.config.seed, 0, range(len(images))))[:2]
     x = views.transpose(0, 1).flatten(0, 1)  # an image's two views are neighbors: [2N, 3, S, S]
-    names = [f"{some.names[i]}, view {v}" for i in kept for v in (1, 2)]
-    labels = torch.from_numpy(some.labels[kept])
-    groups = torch.arange(len(kept)).repeat_interleave(2)
-    if made.by_label:
-        groups = own_class(labels, torch.arange(len(labels))).repeat_interleave(2)
-    small = [thumbnail_uri(view, 64) for view in x]
-    z = {"before": _projections(before, x), "after": _projections(after, x)}
-    tau = made.settings.temperature
-    losses = {when: float(contrastive(rows, groups, tau)) for when, rows in z.items()}
+    names = [f"{name}, view {view}" for name in batch.names for view in (1, 2)]
+    thumbnails = [thumbnail_uri(view, THUMBNAIL_PX) for view in x]
+
+    # Projections of one group are positives of each other: the views of an image, or of a class.
+    labels = torch.from_numpy(batch.labels)
+    groups = torch.arange(len(labels))
+    if context.by_label:
+        groups = own_class(labels, groups)
+    groups = groups.repeat_interleave(2)
+    temperature = context.config.temperature
+    losses, matrices = {}, []
+    for when, model in (("before", before), ("after", after)):
+        z = _projections(model, x)
+        losses[when] = float(contrastive(z, groups, temperature))
+        title = f"{when.capitalize()} training"
+        words = _matrix_words(title, z, groups)
+        matrices.append(similarities(title, words, (z @ z.T).numpy(), thumbnails, names))
     return {
-        "images": len(kept),
+        "images": len(images),
         "negatives": len(x) - 2,
-        "temperature": tau,
+        "temperature": temperature,
         "losses": losses,
         "chance": math.log(len(x) - 1),
-        "matrices": [
-            similarities(
-                f"{when.capitalize()} training",
-                _matrix_words(when, rows, groups),
-                (rows @ rows.T).numpy(),
-                small,
-                names,
-            )
-            for when, rows in z.items()
-        ],
-        "anchor": _worked_out(z["after"], groups, tau, small, names),
-        "suspects": _suspects(made, some.take(kept), list(images), labels),
+        "matrices": matrices,
+        "anchor": _one_anchor(z, groups, temperature, thumbnails, names),
+        "suspects": _suspects(context, batch, list(images)),
     }
 
 
 def _projections(model: SimCLR, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
-    """Unit-norm z, of a copy: the model's running statistics stay as they are."""
+    """Unit-norm z, by a copy of the model: its running statistics stay unchanged."""
     model = copy.deepcopy(model).train()
     with torch.no_grad():
         z = model.head(model.encoder(x.to(next(model.parameters()).device)))
     return F.normalize(z.float()).cpu()
 
 
-def _worked_out(z: Tensor, groups: Tensor, tau: float, images: list[str], names: list[str]) -> Json:
-    """The anchor of median loss: neither the easiest nor the hardest."""
-    losses = anchor_losses(z, groups, tau)
+def _one_anchor(z: Tensor, groups: Tensor, temperature: float, thumbnails: list[str], names: list[str]) -> Json:
+    """The loss of the anchor whose loss is the median, with its hardest negatives."""
+    losses = anchor_losses(z, groups, temperature)
     anchor = int(losses.argsort()[len(z) // 2])
     cosine = z @ z[anchor]
     others = torch.arange(len(z)) != anchor
     positive = (groups == groups[anchor]) & others
-    log_sum = (cosine[others] / tau).logsumexp(0)
+    log_sum = (cosine[others] / temperature).logsumexp(0)
+    share = (cosine / temperature - log_sum).exp()
     negatives = torch.where(~positive & others)[0]
     hardest = negatives[cosine[negatives].argsort(descending=True)][:HARDEST]
-    share = ((cosine / tau) - log_sum).exp()
-    ranked = [*torch.where(positive)[0].tolist()[:1], *hardest.tolist()]
+    ranked = [
+        {
+            "src": thumbnails[k],
+            "name": names[k],
+            "positive": bool(positive[k]),
+            "cosine": float(cosine[k]),
+            "share": float(share[k]),
+        }
+        for k in [*torch.where(positive)[0].tolist()[:1], *hardest.tolist()]
+    ]
     return {
-        "src": images[anchor],
+        "src": thumbnails[anchor],
         "name": names[anchor],
         "positives": int(positive.sum()),
         "cosine": float(cosine[positive].mean()),
-        "logit": float(cosine[positive].mean() / tau),
+        "logit": float(cosine[positive].mean() / temperature),
         "log_sum": float(log_sum),
         "others": int(others.sum()),
         "loss": float(losses[anchor]),
         "mean": float(losses.mean()),
-        "ranked": [
-            {
-                "src": images[k],
-                "name": names[k],
-                "positive": bool(positive[k]),
-                "cosine": float(cosine[k]),
-                "share": float(share[k]),
-            }
-            for k in ranked
-        ],
+        "ranked": ranked,
     }
 
 
-def _suspects(made: Material, images: Any, pixels: list[Tensor], labels: Tensor) -> list[Json]:
-    """Pairs of the batch that the trained encoder finds most alike: the loss pushes them apart, and perhaps wrongly."""
-    x = made.encoder.preprocess(pixels)
+def _suspects(context: Context, batch: ImageSet, images: list[Tensor]) -> list[Json]:
+    """The pairs that the trained encoder finds most alike and that the loss pushes apart, perhaps wrongly."""
     with torch.inference_mode():
-        h = F.normalize(made.encoder.eval()(x).float().cpu())
+        h = F.normalize(context.encoder.eval()(context.encoder.preprocess(images)).float().cpu())
     cosine = (h @ h.T).triu(1)
-    order = cosine.flatten().argsort(descending=True)[:SUSPECTS]
-    small = [thumbnail_uri(image, 64) for image in pixels]
-    found = []
-    for place in order.tolist():
+    suspects = []
+    for place in cosine.flatten().argsort(descending=True)[:SUSPECTS].tolist():
         i, j = divmod(place, len(h))
-        if i >= j:
+        labels = batch.class_name(i), batch.class_name(j)
+        same = None not in labels and labels[0] == labels[1]
+        if i >= j or (context.by_label and same):  # a positive pair is not pushed apart
             continue
-        known = bool(labels[i] >= 0 and labels[j] >= 0)
-        same = bool(labels[i] == labels[j])
-        if made.by_label and known and same:
-            continue  # a positive pair there
-        word = ("the same label" if same else "other labels") if known else "no labels to tell"
-        if not known and cosine[i, j] >= TWINS:
-            word = "very alike"
-        found.append(
-            {
-                "pair": [small[i], small[j]],
-                "names": [images.names[i], images.names[j]],
-                "cosine": float(cosine[i, j]),
-                "word": word,
-            }
-        )
-    return found
+        words = "same label" if same else "different labels"
+        if None in labels:
+            words = "very alike" if cosine[i, j] >= VERY_ALIKE else "label unknown"
+        pair = [thumbnail_uri(images[k], THUMBNAIL_PX) for k in (i, j)]
+        names = [batch.names[i], batch.names[j]]
+        suspects.append({"pair": pair, "names": names, "cosine": float(cosine[i, j]), "word": words})
+    return suspects
 
 
-def _matrix_words(when: str, z: Float[Tensor, "m d"], groups: Tensor) -> str:
+def _matrix_words(title: str, z: Float[Tensor, "m d"], groups: Tensor) -> str:
     cosine = z @ z.T
     positive, itself = positives(groups), torch.eye(len(z), dtype=torch.bool)
-    away = cosine[~positive & ~itself]
-    first = cosine.masked_fill(itself, -2).argmax(1)
-    found = np.mean([bool(positive[i, j]) for i, j in enumerate(first.tolist())])
+    negative = cosine[~positive & ~itself]
+    nearest = cosine.masked_fill(itself, -2).argmax(1)
+    right = positive[torch.arange(len(z)), nearest].float().mean()
     return (
-        f"{when.capitalize()} training, {len(z)} x {len(z)} cosines: positive pairs {cosine[positive].mean():.2f} on "
-        f"average, negatives {away.mean():.2f}; {found:.0%} of the anchors are nearest to a positive."
+        f"{title}, {len(z)} x {len(z)} cosines: positive pairs {cosine[positive].mean():.2f} on "
+        f"average, negatives {negative.mean():.2f}; {right:.0%} of the anchors are nearest to a positive."
     )

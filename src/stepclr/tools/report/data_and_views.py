@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from stepclr.tools.images import thumbnail_uri
-from stepclr.tools.report.context import Material
+from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import bars
 from stepclr.tools.spread import spread
 from stepclr.views.autoaugment import OPS
@@ -30,105 +30,101 @@ from stepclr.views.sample import ViewParams
 from stepclr.views.views import Views
 
 Json = dict[str, Any]
-GRID, ROWS, PAIRS = 24, 6, 2  # images of the sample; images with their views, and pairs of these
+GRID, ROWS, PAIRS = 24, 6, 2  # images of the sample; images with their views, and pairs of views of each
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-SHOWN = 4  # images at each strength
+STRENGTH_IMAGES = 4  # at each strength
 OPTIONAL = {ColorJitter: "color jitter", Grayscale: "gray", Warp: "sparse image warp", Blur: "Gaussian blur"}
-NAMES = ("brightness", "contrast", "saturation", "hue")
-KEYS = 64  # looked through for one whose crop is telling
+JITTERS = ("brightness", "contrast", "saturation", "hue")
+KEYS = 64  # to choose a clear crop from
 
 
-def data(made: Material) -> Json:
-    """Step 1: counts, classes, sizes, a sample, what was skipped."""
-    images, config = made.images, made.config
-    found: Json = {
-        "source": config["source"],
-        "count": config["images"],
-        "labelled": config.get("labelled"),
-        "skipped": made.skipped[:10],
-        "skipped_count": max(len(made.skipped), config.get("skipped", 0)),
-        "why": made.why,
+def data(context: Context) -> Json:
+    """Step 1: counts, classes, sizes, a sample, the images that were skipped."""
+    images, config = context.images, context.config
+    section: Json = {
+        "source": config.source,
+        "count": config.images,
+        "labelled": config.labelled,
+        "skipped": context.skipped[:10],
+        "skipped_count": max(len(context.skipped), config.skipped),
+        "why": context.why,
     }
     if images is None:
-        return found
-    some = images.take(spread(len(images), GRID))
-    pixels, kept = some.read_readable(range(len(some)))
-    sides = images.sizes()
-    sides = sides[sides.min(1) > 0]
+        return section
     if images.classes and (images.labels >= 0).any():
         counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
-        found["balance"] = bars("Class balance", images.classes, counts.tolist(), "images")
-    height, width = np.median(sides, axis=0)
-    return found | {
-        "sizes": f"from {_size(sides[sides.prod(1).argmin()])} to {_size(sides[sides.prod(1).argmax()])}, "
-        f"in the middle {width:.0f} x {height:.0f}",
-        "grid": [
-            {"src": thumbnail_uri(image), "name": some.names[i], "label": _label(some, int(i))}
-            for image, i in zip(pixels, kept, strict=True)
-        ],
-    }
-
-
-def views(made: Material) -> Json:
-    """Step 2: images with their views, one taken through each op, a slider of the strength."""
-    if made.images is None:
-        return {"why": made.why}
-    how = made.views
-    images = _readable(made, ROWS)
-    rows = []
-    drawn = [how(images, view_keys(made.settings.seed, epoch, range(len(images)))) for epoch in range(PAIRS)]
-    parameters = [
-        how.sample_params(images, view_keys(made.settings.seed, epoch, range(len(images)))) for epoch in range(PAIRS)
+        section["balance"] = bars("Class balance", images.classes, counts.tolist(), "images")
+    sizes = images.sizes()
+    sizes = sizes[sizes.min(1) > 0]  # 0 stands for an image that cannot be read
+    areas = sizes.prod(1)
+    height, width = np.median(sizes, axis=0)
+    smallest, largest = _size(sizes[areas.argmin()]), _size(sizes[areas.argmax()])
+    section["sizes"] = f"from {smallest} to {largest}, median {width:.0f} x {height:.0f}"
+    sample = images.take(spread(len(images), GRID))
+    section["grid"] = [
+        {"src": thumbnail_uri(image), "name": sample.names[i], "label": sample.class_name(i) or ""}
+        for image, i in zip(*sample.read_readable(range(len(sample))), strict=True)
     ]
-    for k, image in enumerate(images):
-        cells = [
-            {"src": thumbnail_uri(drawn[epoch][v, k]), "words": _words(parameters[epoch][v], k)}
-            for epoch in range(PAIRS)
-            for v in range(how.views)
-        ]
-        rows.append({"src": thumbnail_uri(image), "cells": cells})
+    return section
+
+
+def views(context: Context) -> Json:
+    """Step 2: images with their views, one image taken through each op, and a range of strengths."""
+    if context.images is None:
+        return {"why": context.why}
+    run_views = context.views
+    sample = context.sample.take(spread(len(context.sample), ROWS))
+    images = list(sample.read_readable(range(len(sample)))[0])
+    rows: list[Json] = [{"src": thumbnail_uri(image), "cells": []} for image in images]
+    for epoch in range(PAIRS):
+        keys = view_keys(context.config.seed, epoch, range(len(images)))
+        for view, params in zip(run_views(images, keys), run_views.sample_params(images, keys), strict=True):
+            for k, row in enumerate(rows):
+                row["cells"].append({"src": thumbnail_uri(view[k]), "words": _view_words(params, k)})
     return {
-        "describe": how.describe(),
+        "describe": run_views.describe(),
         "rows": rows,
-        "ops": _one_at_a_time(made, images[0]),
-        "strengths": _strengths(made, images[:SHOWN]),
-        "strength": how.strength if isinstance(how.strength, float | int) else None,
+        "ops": _one_at_a_time(context, images[0]),
+        "strengths": _strengths(context, images[:STRENGTH_IMAGES]),
+        "strength": run_views.strength if isinstance(run_views.strength, float | int) else None,
     }
 
 
-def _readable(made: Material, count: int) -> list[Tensor]:
-    some = made.some.take(spread(len(made.some), count))
-    return list(some.read_readable(range(len(some)))[0])
-
-
-def _one_at_a_time(made: Material, image: Tensor) -> list[Json]:
-    """The image cropped and flipped as drawn, then each op by itself on that; those the policy lacks say so."""
-    how = made.views
-    own: dict[type, Any] = {type(op): op for op in how.ops[0]}
+def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
+    """The image cropped and flipped, then that with each op alone; ops that the policy lacks are marked."""
+    run_views = context.views
+    own: dict[type, Any] = {type(op): op for op in run_views.ops[0]}
     ops = [(name, replace(own.get(kind, kind()), p=1.0), kind) for kind, name in OPTIONAL.items()]
     ops += [(kind.__name__, op, kind) for kind, op in own.items() if kind not in OPTIONAL]
-    shown = Views([op for _, op, _ in ops], how.size, min_area=how.min_area, views=1, renderer="torch")
-    keys = view_keys(made.settings.seed, 0, range(KEYS))
-    boxes = shown.sample_params([image] * KEYS, keys)[0]
-    # Of a few keys the one that flips, with a crop of about half the image: so that both are seen.
-    area = boxes.box[:, 2] * boxes.box[:, 3] / (image.shape[1] * image.shape[2])
-    key = int(np.argmin(np.abs(area - 0.5) + ~boxes.flip))
-    draws = shown.sample_params([image], keys[key : key + 1])[0]
-    crop = crop_resize_flip([image], draws.box, np.zeros(1, bool), how.size, how.interpolation)
-    view = crop_resize_flip([image], draws.box, draws.flip, how.size, how.interpolation)
-    top, left, height, width = draws.box[0].tolist()
-    where = f"{width} x {height} px from ({left}, {top}), {area[key]:.0%} of the area, to {how.size} px"
+    size, min_area = run_views.size, run_views.min_area
+    single = Views([op for _, op, _ in ops], size, min_area=min_area, views=1, renderer="torch")
+
+    # Of several keys the one that flips and crops about half the image, so that both can be seen.
+    keys = view_keys(context.config.seed, 0, range(KEYS))
+    candidates = single.sample_params([image] * KEYS, keys)[0]
+    area = candidates.box[:, 2] * candidates.box[:, 3] / (image.shape[1] * image.shape[2])
+    key = int(np.argmin(np.abs(area - 0.5) + ~candidates.flip))
+    params = single.sample_params([image], keys[key : key + 1])[0]
+    crop = crop_resize_flip([image], params.box, np.zeros(1, bool), size, run_views.interpolation)
+    view = crop_resize_flip([image], params.box, params.flip, size, run_views.interpolation)
+    top, left, height, width = params.box[0].tolist()
     cards = [
         _card("image", image, _size(image.shape[1:])),
-        _card("crop, resized", crop[0], where),
-        _card("flip", view[0], "mirrored" if draws.flip[0] else "not mirrored", "with probability 0.5"),
+        _card(
+            "crop, resized",
+            crop[0],
+            f"{width} x {height} px from ({left}, {top}), {area[key]:.0%} of the area, to {size} px",
+        ),
+        _card("flip", view[0], "mirrored" if params.flip[0] else "not mirrored", "with probability 0.5"),
     ]
-    for (name, _, kind), drawn in zip(ops, draws.ops, strict=True):
+    for (name, _, kind), op_params in zip(ops, params.ops, strict=True):
         x = view.clone()
-        apply_op(x, drawn)
+        apply_op(x, op_params)
         p = getattr(own[kind], "p", None) if kind in own else 0
-        note = "" if p is None else f"with probability {p:g}" if p else "not in this run's policy"
-        cards.append(_card(name, x[0], _drawn(drawn, 0) or "nothing drawn", note))
+        note = "" if p is None else f"with probability {p:g}"
+        if p == 0:
+            note = "not in this run's policy"
+        cards.append(_card(name, x[0], _op_words(op_params, 0) or "no change drawn", note))
     return cards
 
 
@@ -136,53 +132,48 @@ def _card(name: str, image: Tensor, words: str, note: str = "") -> Json:
     return {"name": name, "src": thumbnail_uri(image), "words": words, "note": note}
 
 
-def _strengths(made: Material, images: list[Tensor]) -> list[Json]:
-    """The same draws at several strengths of the color jitter; none where the policy has no jitter."""
-    how, settings = made.views, made.settings
-    if how.strength is None:
+def _strengths(context: Context, images: list[Tensor]) -> list[Json]:
+    """The same random draws at several strengths of the color jitter; none where the policy has no jitter."""
+    run_views = context.views
+    if run_views.strength is None:
         return []
-    found = []
-    keys = view_keys(settings.seed, 0, range(len(images)))
+    keys = view_keys(context.config.seed, 0, range(len(images)))
+    strengths = []
     for strength in STRENGTHS:
-        one = Views(
-            [replace(op, strength=strength, p=1.0) if isinstance(op, ColorJitter) else op for op in how.ops[0]],
-            how.size,
-            min_area=how.min_area,
-            views=2,
-            renderer="torch",
-        )
-        found.append({"strength": strength, "cells": [thumbnail_uri(view) for view in one(images, keys).flatten(0, 1)]})
-    return found
+        ops = [replace(op, strength=strength, p=1.0) if isinstance(op, ColorJitter) else op for op in run_views.ops[0]]
+        strong = Views(ops, run_views.size, min_area=run_views.min_area, views=2, renderer="torch")
+        cells = [thumbnail_uri(view) for view in strong(images, keys).flatten(0, 1)]
+        strengths.append({"strength": strength, "cells": cells})
+    return strengths
 
 
-def _words(draws: ViewParams, k: int) -> str:
-    """What was drawn for image k, in words."""
-    top, left, height, width = draws.box[k].tolist()
-    words = [f"crop {width} x {height} at ({left}, {top})"] + (["flip"] if draws.flip[k] else [])
-    return "; ".join([*words, *filter(None, (_drawn(one, k) for one in draws.ops))])
+def _view_words(params: ViewParams, k: int) -> str:
+    """The random parameters of the view of image k, in words."""
+    top, left, height, width = params.box[k].tolist()
+    words = [f"crop {width} x {height} at ({left}, {top})", "flip" if params.flip[k] else ""]
+    words += [_op_words(op_params, k) for op_params in params.ops]
+    return "; ".join(filter(None, words))
 
 
-def _drawn(one: OpParams, k: int) -> str:
-    match one:
-        case JitterParams() if one.jitter[k]:
-            told = [f"{NAMES[op]} {one.factors[k, op]:{'+.2f' if op == 3 else '.2f'}}" for op in one.order[k]]
-            return ", ".join(told)
-        case GrayscaleParams() if one.gray[k]:
+def _op_words(params: OpParams, k: int) -> str:
+    match params:
+        case JitterParams() if params.jitter[k]:
+            factors = zip(JITTERS, ("", "", "", "+"), params.factors[k], strict=True)
+            words = [f"{name} {factor:{sign}.2f}" for name, sign, factor in factors]
+            return ", ".join(words[op] for op in params.order[k])
+        case GrayscaleParams() if params.gray[k]:
             return "gray"
-        case BlurParams() if one.sigma[k] > 0:
-            return f"blur, sigma {one.sigma[k]:.2f} px"
-        case WarpParams() if one.warp[k]:
-            moves = np.linalg.norm(one.knots[k] - CONTROL_POINTS, axis=1)
+        case BlurParams() if params.sigma[k] > 0:
+            return f"blur, sigma {params.sigma[k]:.2f} px"
+        case WarpParams() if params.warp[k]:
+            moves = np.linalg.norm(params.knots[k] - CONTROL_POINTS, axis=1)
             return f"warp, control points moved by up to {moves.max():.0%} of the side"
         case TableParams():
-            return ", ".join(f"{OPS[op]} {m:.3g}" for op, m in zip(one.op[k], one.magnitude[k], strict=True) if op)
+            applied = zip(params.op[k], params.magnitude[k], strict=True)
+            return ", ".join(f"{OPS[op]} {magnitude:.3g}" for op, magnitude in applied if op)
     return ""
 
 
-def _label(images: Any, i: int) -> str:
-    return images.class_name(i) or ""
-
-
 def _size(side: Any) -> str:
-    height, width = (int(s) for s in side)
+    height, width = (int(length) for length in side)
     return f"{width} x {height}"

@@ -8,21 +8,21 @@ from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.tools.images import thumbnail_uri
-from stepclr.tools.report.context import Material
+from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import confusion, label_budget
 from stepclr.tools.scores import METHODS, labels_words, paired_lines, score_grid
 
 Json = dict[str, Any]
 
 
-def evaluation(made: Material) -> Json:
+def evaluation(context: Context) -> Json:
     """Chart, table, confusion and protocol of evaluation.json, or {"missing": True} where there is none."""
-    if made.scores is None:
+    if context.scores is None:
         return {"missing": True}
     try:
-        return _section(made.scores)
+        return _section(context.scores)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StepclrError(f"{made.run.folder / 'evaluation.json'} is corrupt: {error}") from None
+        raise StepclrError(f"{context.run.folder / 'evaluation.json'} is corrupt: {error}") from None
 
 
 def _section(scores: Scores) -> Json:
@@ -64,7 +64,7 @@ def _with_images(pairs: list[Json], source: str) -> list[Json]:
 
 
 def _protocol(protocol: Json) -> list[str]:
-    """How the scores were made, in sentences."""
+    """How the scores were context, in sentences."""
     train, test = protocol["train"], protocol["test"]
     reasons = {
         "without a label": "left_out_without_label",

@@ -1,36 +1,32 @@
-"""A run's health in plain words, from its log alone: each verdict with the figure behind it. No torch.
+"""A run's health in plain words, judged from its settings and its log: each verdict with the figure behind it.
 
-The thresholds stand between what planted runs logged (benchmarks/health.py: test_resnet and a small ViT, SGD and AdamW,
-batches of 32 to 256, temperatures 0.1 to 5, 90 to 160 steps). Two measures make runs of other sizes comparable:
+The thresholds separate planted runs (benchmarks/health.py: test_resnet and a small ViT, SGD and AdamW, batches of 32 to
+256, temperatures 0.1 to 5, 90 to 160 steps). Two measures make runs of other sizes comparable:
 
-- the loss as a share of its way from chance, log(M - 1), all M projections being the same, to the least it can be, the
-  views of an image being the same and all others at right angles;
-- the uniformity of the projections, which the batch and the temperature change little: about -3 when a run begins.
+- the loss as a share of its way from chance, log(M - 1), where all M projections are the same, to its least value,
+  where the views of an image coincide and are at right angles to all others;
+- the uniformity of the projections, which depends little on batch and temperature: about -3 when a run begins.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Fields = dict[str, Any]
+from stepclr.config import RunConfig
+from stepclr.evaluation.results import Scores
+from stepclr.loss.objectives import OBJECTIVES
+from stepclr.pretraining.optim import DEFAULTS, scaled_lr
+from stepclr.tools.scores import labels_words
+
+Json = dict[str, Any]
 Level = Literal["good", "watch", "bad"]
-Judged = tuple[Level, str, str] | None  # words and figure; None: not enough log
+Facts = SimpleNamespace
 
-
-class Verdict(NamedTuple):
-    """What is judged (of the overall one: what the run is), how it is, in words, and the figure behind them."""
-
-    name: str
-    level: Level
-    words: str
-    figure: str
-
-
-FEW_STEPS, FEW_LINES = 50, 4  # healthy runs were still at chance after 15 to 30 steps: less is not enough to judge
+MIN_STEPS, MIN_LINES = 50, 4  # healthy runs were still at chance after 15 to 30 steps: fewer are not judged
 STUCK = 0.1  # of the way from chance: collapsed runs ended at -0.2 to 0, rates of 1000 0.05 to 0.13, healthy from 0.15
 POOR = 0.25  # rates of 100 ended at 0.16 to 0.21; healthy SGD at 0.22 (140 steps of batch 32) to 0.62
 ONE_POINT, ONE_DIRECTION = -0.1, 1.5  # uniformity, effective rank (collapsed: 1.0; all others: from 2)
@@ -38,17 +34,21 @@ CONTRACTED = -1.3  # uniformity at the end: rates of 100 and more, -1.20 to -0.4
 SHAKEN = -1.1  # uniformity on the way: rates of 10 and 30, -1.0 to -0.45, and then they recovered; healthy, under -1.6
 HIGH_RATE = 30  # times the optimizer's default: nothing was lost at 25, projections contracted at 83, runs ended at 800
 FORGETS = 0.1  # of a weight in the optimizer's memory: 0.075 cost a third of the way, 0.22 nearly all; usual: 0.0006
-EASY, SOON, ENOUGH = 0.4, 100, 60  # contrastive top-1, by which step, of how many: crop 0.57 up, SimCLR to 0.28
+EASY, EARLY, ENOUGH = 0.4, 100, 60  # contrastive top-1, by which step, of how many: crop from 0.57, SimCLR to 0.28
 FEW_NEGATIVES = 62  # a batch of 32; SimCLR figure 9 begins at 256 and finds small batches worst in short runs
 BARELY = 8  # times chance that contrastive top-1 is at the end: broken runs 1.2 to 7, healthy ones from 9.9
 SLUMP = 0.05  # of kNN below its best: broken runs lost up to 0.57, healthy ones at most 0.03
 UNFINISHED = 0.05  # of all that the loss fell, in the last quarter
 WAITS = 0.2  # of the time: a quarter faster without
 
-DEFAULTS = {"sgd": (0.12, 5e-4), "lars": (0.3, 1e-6), "adamw": (1e-3, 0.05)}  # pretrain.optimizer's, without torch
 MEMORY = {"sgd": 10, "adamw": 1}  # steps' worth of decay that momentum 0.9 adds up; LARS makes a step relative: none
+RECOLORING = ("ColorJitter", "Gray", "Grey", "AutoAugment", "RandAugment")  # in the names of ops that change colors
 
-DIAGNOSES = {  # what a bad verdict makes of the run; gravest first, for one cause has several symptoms
+SAME = "all images get the same {}: look for a rate or decay that is too high, or for images that all look alike"
+LOWER = "try a lower --lr, or a longer --warmup"
+COLORS = "the views keep their colors, which may suffice to tell images apart: use --policy simclr"
+
+DIAGNOSES = {  # what a bad verdict makes of the run; the most severe first, because one cause has several symptoms
     "spread": "collapsed",
     "decay": "weight decay too high",
     "negatives": "no negatives",
@@ -59,300 +59,285 @@ DIAGNOSES = {  # what a bad verdict makes of the run; gravest first, for one cau
 }
 
 
-def health(config: Fields, metrics: list[Fields], scores: Fields | None = None) -> list[Verdict]:
-    """The overall verdict, then one for each thing that this log has enough to judge.
+class Verdict(NamedTuple):
+    """What is judged (for the overall verdict: what the run is), how it is, in words, and the figure behind them."""
 
-    Args: config: config.json. metrics: the lines of metrics.jsonl; none needs all fields. scores: evaluation.json.
+    name: str
+    level: Level
+    words: str
+    figure: str
+
+
+def health(config: RunConfig, metrics: list[Json], scores: Scores | None = None) -> list[Verdict]:
+    """The overall verdict, then one for everything that this log is long enough to judge.
+
+    Args: metrics: the lines of metrics.jsonl; none needs all fields.
     The first verdict's name is "healthy", "not enough log" or one of DIAGNOSES.
     """
-    log = Log(config, [line for line in metrics if isinstance(line.get("step"), int)])
-    found = {name: judge(log) for name, judge in JUDGES.items()} | {"baselines": _baselines(scores or {})}
-    verdicts = [Verdict(name, *judged) for name, judged in found.items() if judged]
-    return [_overall(verdicts), *verdicts]
+    facts = facts_of(config, Log([line for line in metrics if isinstance(line.get("step"), int)]), scores)
+    verdicts = []
+    for name, figure, *outcomes in RULES:
+        for level, condition, words in outcomes:
+            if condition(facts):
+                verdicts.append(Verdict(name, level, words, figure.format(**vars(facts))))
+                break
+    return [_overall({verdict.name: verdict for verdict in verdicts}), *verdicts]
 
 
-def _overall(found: list[Verdict]) -> Verdict:
-    by_name = {verdict.name: verdict for verdict in found}
+def _overall(verdicts: dict[str, Verdict]) -> Verdict:
     for name, diagnosis in DIAGNOSES.items():
-        if name in by_name and by_name[name].level == "bad":
-            return by_name[name]._replace(name=diagnosis)
-    if "loss" not in by_name:
-        return Verdict("not enough log", "watch", "not enough log to judge: a few dozen steps would do", "")
-    minded = ", ".join(verdict.name for verdict in found if verdict.level == "watch")
-    words = "it learns as it should" + (f"; but mind {minded}" if minded else "")
-    return Verdict("healthy", "good", words, by_name["loss"].figure)
+        if name in verdicts and verdicts[name].level == "bad":
+            return verdicts[name]._replace(name=diagnosis)
+    if "loss" not in verdicts:
+        return Verdict("not enough log", "watch", "too few steps to judge: a few dozen are enough", "")
+    watched = ", ".join(verdict.name for verdict in verdicts.values() if verdict.level == "watch")
+    words = f"learning normally; check: {watched}" if watched else "learning normally"
+    return Verdict("healthy", "good", words, verdicts["loss"].figure)
 
 
 @dataclass(frozen=True)
 class Log:
-    """The settings and the log's columns; what a line lacks, or has as no finite number, is left out."""
+    """The columns of metrics.jsonl: of each field the finite numbers."""
 
-    config: Fields
-    lines: list[Fields]
+    lines: list[Json]
 
-    def of(self, name: str, until: int | None = None) -> NDArray[np.float64]:
+    def of(self, name: str, until: int | float = math.inf) -> NDArray[np.float64]:
         """A column, up to a step."""
-        values = (line.get(name) for line in self.lines if until is None or line["step"] <= until)
+        values = [line.get(name) for line in self.lines if line["step"] <= until]
         return np.array([v for v in values if isinstance(v, int | float) and math.isfinite(v)], np.float64)
 
-    def end(self, name: str) -> float | None:
-        """Mean of a column's last quarter, of two lines at least where there are: one batch alone is noisy."""
+    def first(self, name: str) -> float:
+        return mean(self.of(name)[:1])
+
+    def last(self, name: str) -> float:
+        return mean(self.of(name)[-1:])
+
+    def end(self, name: str) -> float:
+        """Mean of a column's last quarter, or of its last two lines if that is more: one batch alone is noisy."""
         values = self.of(name)
-        return float(values[-max(2, len(values) // 4) :].mean()) if len(values) else None
-
-    def last(self, name: str) -> float | None:
-        values = self.of(name)
-        return float(values[-1]) if len(values) else None
-
-    def number(self, name: str) -> float | None:
-        """A setting, if it is there and a number."""
-        value = self.config.get(name)
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-    @property
-    def loss(self) -> str:
-        return str(self.config.get("loss", "nt-xent"))
-
-    @property
-    def long_enough(self) -> bool:
-        return len(self.of("loss")) >= FEW_LINES and bool(self.lines[-1]["step"] >= FEW_STEPS)
-
-    @property
-    def steps(self) -> float | None:
-        return (self.number("epochs") or 0) * (self.number("steps_per_epoch") or 0) or None
-
-    @property
-    def stopped(self) -> bool:
-        return self.steps is not None and (self.last("step") or 0) < self.steps
-
-    def times(self, name: str) -> float | None:
-        """`lr` or `weight_decay`, as a multiple of the optimizer's default."""
-        set_to, usual = self.number(name), DEFAULTS.get(str(self.config.get("optimizer")))
-        return set_to / usual[name == "weight_decay"] if set_to and usual else None
-
-    @property
-    def others(self) -> float | None:
-        """M - 1: the projections that an anchor is compared with; those of one class are no negatives in SupCon."""
-        views, negatives, batch = self.number("views") or 2.0, self.last("negatives"), self.number("batch_size")
-        if self.loss == "nt-xent" and negatives is not None:
-            return negatives + views - 1
-        return views * min(batch, self.number("images") or batch) - 1 if batch else None
-
-    @property
-    def chance(self) -> float | None:
-        """The loss of an encoder to which all images are the same."""
-        if self.loss in ("nt-xent", "supcon"):
-            return math.log(self.others) if self.others and self.others > 1 else None
-        classes = self.config.get("classes")
-        return math.log(len(classes)) if self.loss == "cross-entropy" and classes and len(classes) > 1 else None
-
-    @property
-    def way(self) -> float | None:
-        """How far the loss has come from chance (0) to its least (1); below 0 it is worse than chance."""
-        loss, tau, chance, others = self.end("loss"), self.number("temperature"), self.chance, self.others
-        if loss is None or chance is None:
-            return None
-        if self.loss == "cross-entropy":
-            return 1 - loss / chance
-        negatives = self.last("negatives") if len(self.of("negatives")) else (others or 1.0) - 1  # an old log has none
-        if not tau or not others or not negatives:
-            return None
-        return (chance - loss) / (chance - math.log(others - negatives + negatives * math.exp(-1 / tau)))
-
-    @property
-    def stuck(self) -> bool:
-        return self.way is not None and self.way < STUCK
+        return mean(values[-max(2, len(values) // 4) :])
 
 
-def _watch(minded: bool, watch: str, good: str, figure: str) -> Judged:
-    return ("watch", watch, figure) if minded else ("good", good, figure)
+def mean(values: NDArray[np.float64]) -> float:
+    """Their mean, or NaN where there are none."""
+    return float(values.mean()) if len(values) else math.nan
 
 
-def _spread(log: Log) -> Judged:
-    uniformity, rank = log.end("uniformity"), log.last("effective_rank")
-    figures = [] if uniformity is None else [f"uniformity {uniformity:.2f} (0: one point, -4: spread out)"]
-    figures += [] if rank is None else [f"effective rank {rank:.1f}"]
-    words = "the encoder gives all images the same {}: look for a rate or decay too high, or images all alike"
-    # A few watched images span few directions, and SupCon of two classes few clusters: only if the loss agrees.
-    if log.stuck and rank is not None and rank < ONE_DIRECTION:
-        return "bad", words.format("representation"), ", ".join(figures)
-    if log.stuck and uniformity is not None and uniformity > ONE_POINT:
-        return "bad", words.format("projection"), ", ".join(figures)
-    close = log.loss == "nt-xent" and uniformity is not None and uniformity > CONTRACTED
-    if not figures or not (close or log.long_enough):
-        return None
-    return _watch(close, "the projections lie close together", "the images are spread out", ", ".join(figures))
+def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts:
+    """All that the rules ask of a run. A number that is not known is NaN: no comparison with it holds."""
+    f = Facts(config=config, early=EARLY)
+    objective = OBJECTIVES[config.loss]
+    f.self_supervised = objective.contrastive and not objective.needs_labels  # all other images are negatives
+
+    # How far the run has come.
+    f.step, f.steps = log.last("step"), config.epochs * config.steps_per_epoch
+    f.stopped = not f.step >= f.steps
+    f.long_enough = len(log.of("loss")) >= MIN_LINES and f.step >= MIN_STEPS
+    peak = max(log.of("lr"), default=0.0)
+    f.lr_left = log.last("lr") / peak if peak else math.nan
+
+    _loss_facts(f, log)
+    _trend_facts(f, log.of("loss"))
+    _rate_facts(f, log)
+    _views_facts(f, log)
+
+    knn, waiting = log.of("knn"), log.of("waiting")[1:]  # the first line includes the start of the loader
+    f.first_knn, f.best_knn, f.last_knn = (knn[0], knn.max(), knn[-1]) if len(knn) > 1 else (math.nan,) * 3
+    f.slump = f.last_knn < f.best_knn - SLUMP
+    f.knn_words = f", kNN {f.first_knn:.0%} to {f.last_knn:.0%}" if len(knn) > 1 else ""
+    f.waiting = float(np.median(waiting)) if len(waiting) else math.nan
+    f.all_images = config.images + config.skipped
+
+    # How far linear evaluation of the run is above that of the baselines, which have learnt nothing from images.
+    rows = scores.rows if scores else []
+    ours = {row.labels_per_class: row.mean for row in rows if row.method == "simclr"}
+    baselines = [row for row in rows if row.method in ("pixels", "random") and row.labels_per_class in ours]
+    gains = [100 * (ours[row.labels_per_class] - row.mean) for row in baselines]
+    f.least_gain, f.highest_gain = min(gains, default=math.nan), max(gains, default=math.nan)
+    if gains:
+        worst = baselines[gains.index(f.least_gain)]
+        f.worst_baseline = f"{worst.method} with {labels_words(worst.labels_per_class)}"
+    return f
 
 
-def _forgotten(log: Log) -> float | None:
-    """How much of a weight its decay takes away within the optimizer's memory, at the peak rate."""
-    rate, decay, share = log.number("lr"), log.number("weight_decay"), (log.number("batch_size") or 0.0) / 256
-    memory = MEMORY.get(str(log.config.get("optimizer")))
-    if rate is None or decay is None or memory is None:
-        return None
-    return memory * decay * rate * (math.sqrt(share) if log.config.get("lr_scaling") == "sqrt" else share)
+def _loss_facts(f: Facts, log: Log) -> None:
+    config, objective = f.config, OBJECTIVES[f.config.loss]
+    f.loss, f.first_loss, f.last_loss = log.end("loss"), log.first("loss"), log.last("loss")
+    f.negatives, f.mean_negatives = log.last("negatives"), log.end("negatives")
+
+    # M - 1, the projections that an anchor is compared with; in SupCon those of its class are not negatives.
+    others = config.views * min(config.batch_size, config.images) - 1
+    if f.self_supervised and f.negatives >= 0:
+        others = f.negatives + config.views - 1
+    f.chance, f.way = math.nan, math.nan
+    if objective.contrastive and others > 1:
+        f.chance = math.log(others)
+        negatives = f.negatives if f.negatives >= 0 else others - 1
+        least = math.log(others - negatives + negatives * math.exp(-1 / config.temperature))
+        f.way = (f.chance - f.loss) / (f.chance - least) if negatives else math.nan
+    elif objective.needs_labels and len(config.classes) > 1:
+        f.chance = math.log(len(config.classes))
+        f.way = 1 - f.loss / f.chance
+    f.stuck = f.way < STUCK
+
+    f.loss_words = "no loss logged"
+    if not math.isnan(f.loss):
+        f.loss_words = f"loss {f.loss:.2f}" + ("" if math.isnan(f.chance) else f" (chance: {f.chance:.2f})")
+    f.way_words = f"{f.loss_words}, {f.first_loss:.2f} at first"
+    if not math.isnan(f.way):
+        f.way_words = f"{f.loss_words}, {max(0, f.way):.0%} of the way to its least value"
 
 
-def _decay(log: Log) -> Judged:
-    share = _forgotten(log)
-    if share is None or share <= FORGETS:
-        return None
-    figure = f"{share:.2g} of a weight forgotten within {MEMORY[log.config['optimizer']]} steps"
-    if _decay_to_blame(log):
-        return "bad", "the weight decay wipes out what is learnt: try a lower --weight-decay", figure
-    return "watch", "the weight decay is high for this rate", figure
-
-
-def _decay_to_blame(log: Log) -> bool:
-    """Whether the run suffers, and the decay more than the rate is what makes the two together so high."""
-    share, rate, decay = _forgotten(log) or 0.0, log.times("lr") or 0.0, log.times("weight_decay") or 0.0
-    return share > FORGETS and decay > rate and (log.stuck or (log.stopped and share > 1))
-
-
-def _negatives(log: Log) -> Judged:
-    if (negatives := log.end("negatives")) is None:
-        return None
-    figure = f"{negatives:.0f} negatives an anchor"
-    if not negatives:
-        return "bad", "nothing to tell apart: every batch is of one class, or of one image", figure
-    return _watch(negatives < FEW_NEGATIVES, "few: try a larger --batch-size, or more epochs", "enough", figure)
-
-
-def _rate(log: Log) -> Judged:
-    times, loss, path, end = log.times("lr"), log.last("loss"), log.of("uniformity"), log.end("uniformity")
-    if _decay_to_blame(log):
-        return None
-    lower = "try a lower --lr, or a longer --warmup"
-    high = times is not None and times > HIGH_RATE
-    said = f"--lr {log.number('lr'):.3g}, {times:.2g} times the default" if times else "the rate is not known"
-    lost = not log.long_enough and (loss is None or loss > (log.chance or math.inf))
-    if high and log.stopped and lost:  # `Diverged` leaves no line behind
-        return "bad", f"the run stopped early, at a very high rate: {lower}", f"{said}, {_told(log)}"
-    if log.loss != "nt-xent" or len(path) < 3 or end is None:
-        return ("watch", f"a very high rate: {lower} if the run stops early", said) if high else None
-    if end > CONTRACTED and log.way is not None and log.way < POOR:
-        words = f"large steps have drawn the projections together, and little is learnt: {lower}"
-        return "bad", words, f"{said}, uniformity {end:.2f}, {_told(log)}"
-    highest = float(np.convolve(path, np.ones(3) / 3, "valid").max())
-    words, figure = f"high, though the run has got over it: {lower}", f"{said}, uniformity up to {highest:.2f}"
-    return _watch(high or highest > SHAKEN, words, "the rate does no harm", figure)
-
-
-def _told(log: Log) -> str:
-    loss, chance = log.end("loss"), "" if log.chance is None else f" (chance: {log.chance:.2f})"
-    return "no loss logged" if loss is None else f"loss {loss:.2f}{chance}"
-
-
-def _loss(log: Log) -> Judged:
-    way, first, end = log.way, log.of("loss")[:1], log.end("loss")
-    if not log.long_enough or end is None:
-        return None
-    if way is None:
-        figure = f"{_told(log)}, {first[0]:.2f} at first"
-        return ("good", "the loss falls", figure) if end < first[0] else ("bad", "the loss has not fallen", figure)
-    figure = f"{_told(log)}, {max(0, way):.0%} of the way to its least"
-    if way <= 0:
-        return "bad", "no better than chance: try another --lr, or milder views", figure
-    return _watch(
-        way < STUCK, "hardly better than chance: train longer, or try another --lr", "well below chance", figure
-    )
-
-
-def _views(log: Log) -> Judged:
-    early, negatives, watched = log.of("contrastive_top1", until=SOON)[-3:], log.last("negatives"), log.of("knn")
-    if log.loss != "nt-xent" or not len(early) or not negatives:
-        return None
-    easy = bool(early.mean() > EASY) and not log.config.get("weights")  # such a start finds any view easy
-    figure = f"contrastive top-1 {early.mean():.2f} by step {SOON} (chance: {1 / (negatives + 1):.2g})"
-    figure += f", kNN {watched[0]:.2f} to {watched[-1]:.2f}" if len(watched) > 1 else ""
-    if _keeps_colors(log.config):
-        words = "the views keep their colors, and these alone may tell images apart: use --policy simclr"
-        return "bad" if easy else "watch", words, figure
-    if not easy and not log.long_enough:
-        return None
-    soon = easy and negatives >= ENOUGH
-    return _watch(soon, "soon told apart: try a higher --strength or lower --min-area", "hard enough", figure)
-
-
-def _keeps_colors(config: Fields) -> bool:
-    """Whether neither the policy, nor any op of one put together, changes colors."""
-    policy = str(config.get("policy", "simclr"))
-    changes = any(op in policy for op in ("ColorJitter(", "Grayscale(", "Grey(", "AutoAugment(", "RandAugment("))
-    return policy == "crop" or ("(" in policy and not changes)
-
-
-def _contrast(log: Log) -> Judged:
-    top1, negatives = log.end("contrastive_top1"), log.last("negatives")
-    if top1 is None or not negatives or not log.long_enough or log.loss != "nt-xent":
-        return None
-    times = top1 * (negatives + 1)
-    figure = f"contrastive top-1 {top1:.3f}, {times:.1f} times chance"
-    return _watch(times < BARELY, "an anchor hardly finds its positive", "an anchor finds its positive", figure)
-
-
-def _knn(log: Log) -> Judged:
-    watched, losses = log.of("knn"), log.of("loss")
-    if len(watched) < 2:
-        return None
-    first, best, last = float(watched[0]), float(watched.max()), float(watched[-1])
-    figure = f"kNN {first:.3f} at first, {best:.3f} at best, {last:.3f} at the end"
-    if last < best - SLUMP:
-        falls = ", while the loss falls" if len(losses) and losses[-1] < losses[0] else ""
-        return "watch", f"the representation gets worse{falls}", figure
-    return _watch(last <= first, "the representation gets no better", "it gets better", figure)
-
-
-def _trend(log: Log) -> Judged:
-    losses = log.of("loss")
+def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:
+    """Mean loss of the last quarter and of the one before it, and whether they differ by more than noise."""
+    f.before, f.after, f.noise = math.nan, math.nan, math.nan
     quarter = len(losses) // 4
-    if quarter < 2 or log.stopped or log.stuck:
-        return None
+    if quarter < 2 or f.stopped or f.stuck:
+        return
     before, after = losses[-2 * quarter : -quarter], losses[-quarter:]
+    f.before, f.after = mean(before), mean(after)
     noise = 2 * math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / quarter)
-    falls = bool(before.mean() - after.mean() > max(noise, UNFINISHED * (losses[0] - after.mean())))
-    figure = f"loss {before.mean():.3f}, and {after.mean():.3f} in the last quarter"
-    return _watch(falls, "still improving: --resume with more --epochs", "the loss has levelled off", figure)
+    f.noise = max(noise, UNFINISHED * (losses[0] - f.after))
 
 
-def _schedule(log: Log) -> Judged:
-    step, rate, peak = log.last("step"), log.last("lr"), max(log.of("lr"), default=0.0)
-    if step is None or rate is None or not peak or log.steps is None:
-        return None
-    figure = f"step {step:.0f} of {log.steps:.0f}, rate at {rate / peak:.0%} of its peak"
-    return _watch(log.stopped, "the run has not ended: --resume goes on", "the run has ended as planned", figure)
+def _rate_facts(f: Facts, log: Log) -> None:
+    """The rate and the decay, and the projections and representations that suffer where these are too high."""
+    config = f.config
+    f.uniformity, f.rank = log.end("uniformity"), log.last("effective_rank")
+    uniformity = "" if math.isnan(f.uniformity) else f"uniformity {f.uniformity:.2f} (0: one point, -4: spread out)"
+    rank = "" if math.isnan(f.rank) else f"effective rank {f.rank:.1f}"
+    f.spread_words = ", ".join(filter(None, (uniformity, rank)))
+    f.contracted = f.self_supervised and f.uniformity > CONTRACTED  # SupCon may draw a class together
+
+    default_lr, default_decay = DEFAULTS[config.optimizer]
+    lr_times, decay_times = config.lr / default_lr, config.weight_decay / default_decay
+    # How much of a weight its decay takes away within the optimizer's memory, at the peak rate.
+    f.memory = MEMORY.get(config.optimizer, 0)
+    f.forgotten = f.memory * config.weight_decay * scaled_lr(config.lr, config.batch_size, config.lr_scaling)
+    suffers = f.stuck or (f.stopped and f.forgotten > 1)
+    f.decay_to_blame = suffers and f.forgotten > FORGETS and decay_times > lr_times
+
+    # The rate is judged where the decay is not to blame: by itself, and by the uniformity of three lines in a row.
+    path = log.of("uniformity")
+    f.high_rate = lr_times > HIGH_RATE and not f.decay_to_blame
+    f.path_known = f.self_supervised and len(path) >= 3 and not f.decay_to_blame
+    f.highest_uniformity = np.convolve(path, np.ones(3) / 3, "valid").max() if f.path_known else math.nan
+    f.pulled_together = f.path_known and f.contracted and f.way < POOR
+    f.rate_words = f"--lr {config.lr:.3g}, {lr_times:.2g} times the default, {f.loss_words}"
+    if f.path_known:
+        f.rate_words += f", uniformity up to {f.highest_uniformity:.2f}"
+    # A run that diverged logs no line of it.
+    f.lost = f.stopped and not f.long_enough and (math.isnan(f.last_loss) or f.last_loss > f.chance)
 
 
-def _data(log: Log) -> Judged:
-    waiting = log.of("waiting")[1:]  # the first line has the start of the feed in it
-    if not len(waiting):
-        return None
-    share = float(np.median(waiting))
-    figure = f"{share:.0%} of the time waiting for data"
-    return _watch(share > WAITS, "slow: a larger --cache-gib, or smaller files", "the images come fast enough", figure)
+def _views_facts(f: Facts, log: Log) -> None:
+    """How soon and how well an anchor finds its positive, and whether the views keep the colors of the images."""
+    policy = f.config.policy
+    f.top1, f.top1_times, f.early_top1 = log.end("contrastive_top1"), math.nan, math.nan
+    if f.self_supervised and f.negatives > 0:
+        f.early_top1 = mean(log.of("contrastive_top1", until=EARLY)[-3:])
+        f.top1_chance = 1 / (f.negatives + 1)
+        if f.long_enough:
+            f.top1_times = f.top1 * (f.negatives + 1)
+    f.easy = f.early_top1 > EASY and not f.config.weights  # pretrained weights find any view easy
+    keeps_colors = policy == "crop" or ("(" in policy and not any(op in policy for op in RECOLORING))
+    f.keeps_colors = keeps_colors and f.early_top1 >= 0
 
 
-def _skipped(log: Log) -> Judged:
-    skipped, images = log.number("skipped"), log.number("images")
-    if skipped is None or not images:
-        return None
-    figure = f"{skipped:.0f} of {skipped + images:.0f} images"
-    return _watch(skipped > 0, "some cannot be read: skipped.csv lists them", "every image can be read", figure)
-
-
-def _baselines(scores: Fields) -> Judged:
-    rows = [row for row in scores.get("rows", []) if row.get("mean") is not None]
-    means = {(row.get("method"), row.get("labels_per_class")): row["mean"] for row in rows}
-    ours = {budget: mean for (method, budget), mean in means.items() if method == "simclr"}
-    others = [key for key in means if key[0] in ("pixels", "random") and key[1] in ours]
-    gains = [ours[budget] - means[other, budget] for other, budget in others]
-    if not gains:
-        return None
-    other, budget = others[gains.index(min(gains))]
-    figure = f"{min(gains):+.3f} against {other} at {budget} labels" + (" a class" if budget != "all" else "")
-    if max(gains) <= 0:
-        return "bad", "no better than a baseline at any number of labels", figure
-    return _watch(bool(min(gains) <= 0), "not better than every baseline", "better than its baselines", figure)
-
-
-LEARNING = (_spread, _decay, _negatives, _rate, _loss, _views, _contrast, _knn, _trend)
-JUDGES: dict[str, Callable[[Log], Judged]] = {j.__name__[1:]: j for j in (*LEARNING, _schedule, _data, _skipped)}
+# Name, figure (a format string of the facts) and possible verdicts: level, condition, words. The first condition that
+# holds makes the verdict; where none holds there is none.
+RULES: tuple[tuple[Any, ...], ...] = (
+    # A few images span few directions, and SupCon of two classes few clusters: bad only if the loss agrees.
+    (
+        "spread",
+        "{spread_words}",
+        ("bad", lambda f: f.stuck and f.rank < ONE_DIRECTION, SAME.format("representation")),
+        ("bad", lambda f: f.stuck and f.uniformity > ONE_POINT, SAME.format("projection")),
+        ("watch", lambda f: f.contracted, "the projections lie close together"),
+        ("good", lambda f: f.spread_words and f.long_enough, "the images are spread out"),
+    ),
+    (
+        "decay",
+        "{forgotten:.2g} of a weight forgotten within {memory} steps",
+        ("bad", lambda f: f.decay_to_blame, "weight decay wipes out what is learnt: try a lower --weight-decay"),
+        ("watch", lambda f: f.forgotten > FORGETS, "the weight decay is high for this rate"),
+    ),
+    (
+        "negatives",
+        "{mean_negatives:.0f} negatives per anchor",
+        ("bad", lambda f: f.mean_negatives == 0, "nothing to contrast: each batch is of one class or one image"),
+        ("watch", lambda f: f.mean_negatives < FEW_NEGATIVES, "few: try a larger --batch-size, or more epochs"),
+        ("good", lambda f: f.mean_negatives > 0, "enough"),
+    ),
+    (
+        "rate",
+        "{rate_words}",
+        ("bad", lambda f: f.high_rate and f.lost, f"the run stopped early at a very high rate: {LOWER}"),
+        ("watch", lambda f: f.high_rate and not f.path_known, f"a very high rate: if the run stops early, {LOWER}"),
+        ("bad", lambda f: f.pulled_together, f"large steps pulled the projections together: {LOWER}"),
+        ("watch", lambda f: f.high_rate or f.highest_uniformity > SHAKEN, f"high, but the run recovered: {LOWER}"),
+        ("good", lambda f: f.path_known, "the rate does no harm"),
+    ),
+    (
+        "loss",
+        "{way_words}",
+        ("bad", lambda f: f.long_enough and f.way <= 0, "no better than chance: try another --lr, or milder views"),
+        ("watch", lambda f: f.long_enough and f.stuck, "near chance: train longer, or try another --lr"),
+        ("good", lambda f: f.long_enough and f.way > 0, "well below chance"),
+        ("good", lambda f: f.long_enough and f.loss < f.first_loss, "the loss falls"),
+        ("bad", lambda f: f.long_enough, "the loss has not fallen"),
+    ),
+    (
+        "views",
+        "contrastive top-1 {early_top1:.0%} by step {early} (chance: {top1_chance:.2g}){knn_words}",
+        ("bad", lambda f: f.easy and f.keeps_colors, f"too easy: {COLORS}"),
+        ("watch", lambda f: f.early_top1 >= 0 and f.keeps_colors, COLORS),
+        ("watch", lambda f: f.easy and f.negatives >= ENOUGH, "too easy: try a higher --strength"),
+        ("good", lambda f: f.easy or (f.early_top1 >= 0 and f.long_enough), "hard enough"),
+    ),
+    (
+        "contrast",
+        "contrastive top-1 {top1:.1%}, {top1_times:.1f} times chance",
+        ("watch", lambda f: f.top1_times < BARELY, "an anchor hardly finds its positive"),
+        ("good", lambda f: f.top1_times >= BARELY, "an anchor finds its positive"),
+    ),
+    (
+        "knn",
+        "kNN {first_knn:.1%} at first, {best_knn:.1%} at best, {last_knn:.1%} at the end",
+        ("watch", lambda f: f.slump and f.last_loss < f.first_loss, "worse while the loss falls"),
+        ("watch", lambda f: f.slump, "the representation gets worse"),
+        ("watch", lambda f: f.last_knn <= f.first_knn, "the representation gets no better"),
+        ("good", lambda f: f.last_knn > f.first_knn, "the representation gets better"),
+    ),
+    (
+        "trend",
+        "loss {before:.3f}, then {after:.3f} in the last quarter",
+        ("watch", lambda f: f.before - f.after > f.noise, "still improving: --resume with more --epochs"),
+        ("good", lambda f: f.before - f.after <= f.noise, "the loss has leveled off"),
+    ),
+    (
+        "schedule",
+        "step {step:.0f} of {steps}, rate at {lr_left:.0%} of its peak",
+        ("watch", lambda f: f.stopped and f.lr_left >= 0, "the run has not ended: continue it with --resume"),
+        ("good", lambda f: f.lr_left >= 0, "the run has ended as planned"),
+    ),
+    (
+        "data",
+        "{waiting:.0%} of the time waiting for data",
+        ("watch", lambda f: f.waiting > WAITS, "slow: try a larger --cache-gib, or smaller files"),
+        ("good", lambda f: f.waiting >= 0, "the images come fast enough"),
+    ),
+    (
+        "skipped",
+        "{config.skipped} of {all_images} images",
+        ("watch", lambda f: f.config.skipped > 0, "some images cannot be read: skipped.csv lists them"),
+        ("good", lambda f: f.config.images > 0, "every image can be read"),
+    ),
+    (
+        "baselines",
+        "{least_gain:+.1f} points against {worst_baseline}",
+        ("bad", lambda f: f.highest_gain <= 0, "no better than a baseline at any number of labels"),
+        ("watch", lambda f: f.least_gain <= 0, "not better than every baseline"),
+        ("good", lambda f: f.least_gain > 0, "better than its baselines"),
+    ),
+)

@@ -6,48 +6,48 @@ import torch
 from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
-from stepclr.tools.report.context import Material
+from stepclr.tools.report.context import Context
 
 Json = dict[str, Any]
 
 
-def network(made: Material) -> Json:
-    """A row a part: its name, what comes out, its weights, and whether it stays."""
-    encoder, size = made.encoder, made.encoder.size
-    found: Json = {
+def network(context: Context) -> Json:
+    """The parts of encoder and head, one row each: name, shape of the output, number of weights."""
+    encoder = context.encoder
+    x = torch.zeros(2, 3, encoder.size, encoder.size, device=encoder.mean.device)
+    rows = [{"name": "view", "shape": _shape(x), "weights": 0}, *_parts(encoder.body, x)]
+    if encoder.normalize_h:
+        rows.append({"name": "h, of unit norm", "shape": f"[N, {encoder.num_features}]", "weights": 0})
+    section: Json = {
         "name": encoder.name,
         "stem": encoder.stem,
         "features": encoder.num_features,
-        "size": size,
+        "size": encoder.size,
+        "weights": _weights(encoder),
+        "encoder": rows,
         "head": [],
     }
-    x = torch.zeros(2, 3, size, size, device=encoder.mean.device)
-    found["encoder"] = [{"name": "view", "shape": _shape(x), "weights": 0}, *_parts(encoder.body, x)]
-    if encoder.normalize_h:
-        found["encoder"].append({"name": "h, of unit norm", "shape": f"[N, {encoder.num_features}]", "weights": 0})
-    found["weights"] = _weights(encoder)
-    try:
-        if made.contrastive:
+    if context.contrastive:
+        try:
             with torch.inference_mode():
-                h = encoder(x)
-            found["head"] = _parts(made.trained.head, h)
-    except StepclrError as error:
-        found["why"] = str(error)
-    return found
+                section["head"] = _parts(context.trained.head, encoder(x))
+        except StepclrError as error:
+            section["why"] = str(error)
+    return section
 
 
 def _parts(module: nn.Module, x: Tensor) -> list[Json]:
-    """The parts of a network that work on x one after the other, and the shape that comes out of each."""
+    """The parts of a network that are applied to x in turn, with the shape of the output of each."""
     rows: list[Json] = []
 
-    def seen(name: str) -> Any:
+    def record(name: str) -> Any:
         def hook(part: nn.Module, _: object, out: Any) -> None:
             if isinstance(out, Tensor) and not isinstance(part, nn.Identity):
                 rows.append({"name": f"{name}: {_kind(part)}", "shape": _shape(out), "weights": _weights(part)})
 
         return hook
 
-    hooks = [part.register_forward_hook(seen(name)) for name, part in module.named_children()]
+    hooks = [part.register_forward_hook(record(name)) for name, part in module.named_children()]
     try:
         with torch.inference_mode():
             module(x)
@@ -58,13 +58,13 @@ def _parts(module: nn.Module, x: Tensor) -> list[Json]:
 
 
 def _kind(part: nn.Module) -> str:
-    children = list(part.children())
-    blocks = f"{len(children)} x {type(children[0]).__name__}" if isinstance(part, nn.Sequential) and children else ""
-    return blocks or type(part).__name__
+    if isinstance(part, nn.Sequential) and len(part):
+        return f"{len(part)} x {type(part[0]).__name__}"
+    return type(part).__name__
 
 
 def _shape(x: Tensor) -> str:
-    return f"[{', '.join(map(str, ['N', *x.shape[1:]]))}]"
+    return "[" + ", ".join(["N", *map(str, x.shape[1:])]) + "]"
 
 
 def _weights(part: nn.Module) -> int:

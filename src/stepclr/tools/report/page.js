@@ -1,5 +1,5 @@
 "use strict";
-// Charts are drawn when they come near the window, in the colors of the page; the rest is a slider and what lies beside a place.
+// Charts are drawn when they come near the window, in the colors of the page. The rest is a slider, and the images of a place in a chart.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 function layoutOf(layout) {

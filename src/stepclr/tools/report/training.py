@@ -1,13 +1,13 @@
-"""Step 6 on a page: the signals of metrics.jsonl as lines, and what they say of the run's health."""
+"""Step 6 on a page: the metrics of metrics.jsonl as charts, and what they say about the run's health."""
 
 from typing import Any
 
-from stepclr.tools.report.context import Material
+from stepclr.tools.report.context import Context
 from stepclr.tools.report.health import health
-from stepclr.tools.report.plots import Plot, line
+from stepclr.tools.report.plots import line
 
 Json = dict[str, Any]
-SIGNALS = {  # of a line of metrics.jsonl: title, unit
+METRICS = {  # fields of metrics.jsonl: title and unit of the chart
     "loss": ("Loss", "nats"),
     "contrastive_top1": ("Contrastive top-1", "share of anchors"),
     "knn": ("Weighted kNN", "top-1"),
@@ -16,28 +16,25 @@ SIGNALS = {  # of a line of metrics.jsonl: title, unit
     "uniformity": ("Uniformity", "log of a mean"),
     "effective_rank": ("Effective rank of h", "directions"),
     "lr": ("Learning rate", "rate"),
-    "images_per_second": ("Images a second", "images / s"),
+    "images_per_second": ("Images per second", "images / s"),
     "waiting": ("Waiting for data", "share of time"),
 }
 
 
-def training(made: Material) -> Json:
-    """The lines, and the health in plain words."""
+def training(context: Context) -> Json:
+    """A chart for each metric, and the health of the run in plain words."""
+    steps_per_epoch = max(1, context.config.steps_per_epoch)
+    plots = []
+    for name, (title, unit) in METRICS.items():
+        lines = [entry for entry in context.metrics if name in entry]
+        if lines:
+            epochs = [entry["step"] / steps_per_epoch for entry in lines]
+            plots.append(line(title, epochs, [entry[name] for entry in lines], unit))
+    last = context.metrics[-1] if context.metrics else {"step": 0, "epoch": 0}
     return {
-        "plots": [plot for name in SIGNALS if (plot := _signal(made, name))],
-        "health": health(made.config, made.metrics, made.scores.to_dict() if made.scores else None),
-        "steps": made.metrics[-1]["step"] if made.metrics else 0,
-        "epochs": made.metrics[-1]["epoch"] if made.metrics else 0,
-        "wanted": made.config["epochs"],
+        "plots": plots,
+        "health": health(context.config, context.metrics, context.scores),
+        "steps": last["step"],
+        "epochs": last["epoch"],
+        "wanted": context.config.epochs,
     }
-
-
-def _signal(made: Material, name: str) -> Plot | None:
-    lines = [entry for entry in made.metrics if name in entry]
-    per_epoch = max(1, made.config.get("steps_per_epoch", 1))
-    title, unit = SIGNALS[name]
-    return (
-        line(title, [entry["step"] / per_epoch for entry in lines], [entry[name] for entry in lines], unit)
-        if lines
-        else None
-    )

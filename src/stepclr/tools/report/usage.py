@@ -1,4 +1,4 @@
-"""Step 8 on a page: a map of the embeddings, neighbors, odd ones out, near-duplicates, the lines that load it."""
+"""Step 8 on a page: a map of the embeddings, neighbors, outliers, near-duplicates, the lines that load the encoder."""
 
 from contextlib import suppress
 from typing import Any
@@ -9,75 +9,74 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepclr.data.images import ImageSet
+from stepclr.metrics import nearest
 from stepclr.tools.curate.duplicates import duplicate_pairs
 from stepclr.tools.curate.outliers import outlier_scores
 from stepclr.tools.images import gray_thumbnail, thumbnail_uri
-from stepclr.tools.report.context import Material
-from stepclr.tools.report.plots import points
+from stepclr.tools.report.context import Context
+from stepclr.tools.report.plots import Plot, points
 from stepclr.tools.scores import loading_snippet
 from stepclr.tools.spread import spread
 
 Json = dict[str, Any]
 QUERIES, NEIGHBORS = 6, 6
-ODD, TWICE = 8, 8
+OUTLIERS, DUPLICATES = 8, 8
+THUMBNAIL_PX = 64
 
 
-def usage(made: Material) -> Json:
+def usage(context: Context) -> Json:
     """What the encoder makes of images of the source."""
-    found: Json = {"snippet": loading_snippet(made.run), "run": str(made.run.folder), "why": made.why}
-    if made.images is None or len(made.some) < 3:
-        return found
-    h, kept = made.embedded
-    some = made.some.take(kept)
-    images = list(some.read(range(len(some))))
-    small, names = [thumbnail_uri(image, 64) for image in images], [some.names[i] for i in range(len(some))]
-    unit = F.normalize(h)
+    section: Json = {"snippet": loading_snippet(context.run), "run": str(context.run.folder), "why": context.why}
+    if context.images is None or len(context.sample) < 3:
+        return section
+    h, indices = context.embedded
+    sample = context.sample.take(indices)
+    images = list(sample.read(range(len(sample))))
+    thumbnails = [thumbnail_uri(image, THUMBNAIL_PX) for image in images]
 
     def card(i: int, value: float | None = None) -> Json:
-        return {"src": small[i], "name": names[i], "value": value}
+        return {"src": thumbnails[i], "name": sample.names[i], "value": value}
 
-    twice = duplicate_pairs(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
-    odd = outlier_scores(h.numpy())
-    return found | {
-        "shown": len(some),
-        "count": len(made.images),
-        "maps": _maps(made, unit, some.labels, small, names),
-        "neighbors": [
-            {"query": card(i), "hits": [card(j, cosine) for cosine, j in _nearest(unit, i)]}
-            for i in spread(len(h), QUERIES).tolist()
-        ],
-        "odd": [card(i, float(odd[i])) for i in np.argsort(-odd, kind="stable")[:ODD].tolist()],
-        "twice": [
-            {"pair": [card(int(i)), card(int(j))], "alike": float(score)}
-            for (i, j), score in zip(twice.indices[:TWICE], twice.scores[:TWICE], strict=True)
-        ],
-        "twice_count": len(twice.indices),
+    unit, queries = F.normalize(h), spread(len(h), QUERIES)
+    nearby = nearest(unit[queries], unit, 1 + min(NEIGHBORS, len(h) - 1))
+    neighbors = []
+    for query, cosines, others in zip(queries.tolist(), *(part.tolist() for part in nearby), strict=True):
+        hits = [card(j, cosine) for cosine, j in zip(cosines, others, strict=True) if j != query]
+        neighbors.append({"query": card(query), "hits": hits[:NEIGHBORS]})
+    duplicates = duplicate_pairs(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
+    pairs = zip(duplicates.indices[:DUPLICATES].tolist(), duplicates.scores[:DUPLICATES].tolist(), strict=True)
+    outliers = outlier_scores(h.numpy())
+    return section | {
+        "shown": len(sample),
+        "count": len(context.images),
+        "maps": _maps(unit, sample, thumbnails),
+        "neighbors": neighbors,
+        "odd": [card(i, float(outliers[i])) for i in np.argsort(-outliers, kind="stable")[:OUTLIERS].tolist()],
+        "twice": [{"pair": [card(i), card(j)], "alike": score} for (i, j), score in pairs],
+        "twice_count": len(duplicates.indices),
     }
 
 
-def _nearest(unit: Float[Tensor, "n f"], query: int) -> list[tuple[float, int]]:
-    """Cosines to, and rows of, the NEIGHBORS nearest others of a row."""
-    cosine = unit @ unit[query]
-    cosine[query] = -torch.inf
-    values, rows = cosine.topk(min(NEIGHBORS, len(unit) - 1))
-    return list(zip(values.tolist(), rows.tolist(), strict=True))
+def _maps(h: Float[Tensor, "n f"], sample: ImageSet, thumbnails: list[str]) -> list[Plot]:
+    """The images in two dimensions, by principal components and, where it is installed, by UMAP."""
+    captions = []
+    for i, name in enumerate(sample.names):
+        label = sample.class_name(i)
+        captions.append(name if label is None else f"{name} ({label})")
 
+    def plot(title: str, words: str, places: Float[np.ndarray, "n 2"]) -> Plot:
+        return points(title, words, places, sample.labels, sample.classes, thumbnails, captions)
 
-def _maps(
-    made: Material, unit: Float[Tensor, "n f"], labels: np.ndarray, small: list[str], names: list[str]
-) -> list[Any]:
-    classes = made.images.classes if made.images is not None else []
-    captions = [f"{name} ({classes[label]})" if label >= 0 else name for name, label in zip(names, labels, strict=True)]
-    centerd = (unit - unit.mean(0)).double()
-    u, singular, _ = torch.linalg.svd(centerd, full_matrices=False)
+    centered = (h - h.mean(0)).double()
+    u, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     share = (singular[:2].square().sum() / singular.square().sum()).item()
-    at = (u[:, :2] * singular[:2]).numpy()
-    words = f"{len(unit)} images on the two directions in which h differs most; they hold {share:.0%} of its variance."
-    found = [points("PCA of h", words, at, labels, classes, small, captions)]
+    words = f"{len(h)} images on the two directions in which h varies most; they hold {share:.0%} of its variance."
+    maps = [plot("PCA of h", words, (u[:, :2] * singular[:2]).numpy())]
     with suppress(ImportError):
         from umap import UMAP
 
-        placed = UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(unit.numpy())
-        words = "UMAP: near neighbors of h lie near each other; far distances mean little."
-        found.append(points("UMAP of h", words, placed, labels, classes, small, captions))
-    return found
+        places = UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(h.numpy())
+        words = "UMAP: near neighbors of h lie near each other; large distances mean little."
+        maps.append(plot("UMAP of h", words, places))
+    return maps
