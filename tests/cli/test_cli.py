@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import stepclr
@@ -253,7 +254,9 @@ def test_steps_walks_through_all_eight(capsys: pytest.CaptureFixture[str]) -> No
     root = Path(__file__).parents[2]
     assert len(files) == 8
     assert all((root / file.rstrip(",")).exists() for file in files)
+    generator = torch.random.get_rng_state()
     assert call("steps", "sample:unlabeled", "--only", "5", "--encoder", "test_resnet") == 0
+    assert torch.equal(torch.random.get_rng_state(), generator)
     alone = capsys.readouterr().out
     assert "NT-Xent" in alone
     assert "step 4" not in alone

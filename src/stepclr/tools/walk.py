@@ -1,4 +1,4 @@
-"""The eight steps on a few images: what comes in, what goes out, where the paper says so, which file does it."""
+"""The eight steps on a few images: what comes in, what goes out, the section of the paper, the file of the code."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,10 +17,9 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.loss.contrastive import nt_xent
 from stepclr.metrics import contrastive_top1, effective_rank
-from stepclr.model.build import build_encoder
 from stepclr.model.encoder import Encoder
-from stepclr.model.head import ProjectionHead
 from stepclr.pretraining.api import pretrain
+from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.pretraining.monitor import Monitor
 from stepclr.pretraining.resolve import resolve, view_size, views_of
 from stepclr.tools.embed import embed
@@ -31,88 +30,94 @@ STEPS = {
     2: ("views", "SimCLR section 3, App. A", "views/"),
     3: ("encoder", "SimCLR section 2, f(.)", "model/encoder.py"),
     4: ("projection head", "SimCLR sections 2 and 4.2, g(.)", "model/head.py"),
-    5: ("contrastive loss", "SimCLR eq. 1", "loss/contrastive.py"),
-    6: ("pretraining", "SimCLR Algorithm 1, App. B", "pretraining/loop.py"),
-    7: ("evaluation", "SimCLR section 4, Wu et al. 2018 for kNN", "evaluate/, signals.py"),
-    8: ("use", "SimCLR section 2: the head is thrown away", "tools/embed.py"),
+    5: ("contrastive loss", "SimCLR eq. 1", "loss/reference.py"),
+    6: ("pretraining", "SimCLR Algorithm 1, App. B", "pretraining/step.py"),
+    7: ("evaluation", "SimCLR section 4, Wu et al. 2018 for kNN", "evaluation/api.py"),
+    8: ("use", "SimCLR section 2: the head is discarded", "tools/embed.py"),
 }
 
 
 class Walk:
-    """Each step's product is made when first asked for, from those before it: `--only 5` runs no more than it needs."""
+    """The products of the steps. Each is made when it is first needed, so that one step alone runs no later step."""
 
     def __init__(self, images: ImageSet, config: PretrainConfig) -> None:
-        torch.manual_seed(config.seed)
         size = config.size or view_size(images)
         short = replace(config, size=size, epochs=2, batch_size=max(2, len(images) // 2))
         self.config = resolve(short, images)
-        self.raw = images
+        self.source = images
         self.views = views_of(self.config)
 
     def lines(self, step: int) -> Iterator[str]:
-        """What step `step` (1 to 8) took and made, and where to read about it."""
+        """The input and the output of step `step` (1 to 8), and where to read about it."""
         name, section, file = STEPS[step]
-        came, went = getattr(self, f"_{name.split()[-1]}")()
+        given, made = getattr(self, f"_{name.split()[-1]}")()
         yield f"step {step}  {name}"
-        yield f"  in    {came}"
-        yield f"  out   {went}"
+        yield f"  in    {given}"
+        yield f"  out   {made}"
         yield f"  read  {section}; src/stepclr/{file}"
 
     @cached_property
     def images(self) -> ImageSet:
-        return self.raw.decoded(source_side(self.views.size))
+        return self.source.decoded(source_side(self.views.size))
 
     @cached_property
-    def pair(self) -> Tensor:
+    def x(self) -> Float32[Tensor, "m 3 s s"]:
+        """The first views of all images, then the second ones."""
         indices = range(len(self.images))
-        return self.views(self.images.read(indices), view_keys(self.config.seed, 0, indices))
+        views: Tensor = self.views(self.images.read(indices), view_keys(self.config.seed, 0, indices))
+        return views.flatten(0, 1)
 
     @cached_property
-    def encoder(self) -> Encoder:
-        return build_encoder(self.config.encoder, self.config.stem, self.config.weights, self.views.size)
+    def model(self) -> SimCLR:
+        """Encoder and head as a run with this seed begins with them."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return build_model(self.config, self.source).train()
 
     @cached_property
-    def h(self) -> Tensor:
+    def h(self) -> Float32[Tensor, "m f"]:
         with torch.no_grad():
-            h: Tensor = self.encoder.train()(self.pair.flatten(0, 1))
+            h: Tensor = self.model.encoder(self.x)
         return h
 
     @cached_property
-    def z(self) -> Tensor:
+    def z(self) -> Float32[Tensor, "m d"]:
         with torch.no_grad():
-            z: Tensor = ProjectionHead(self.encoder.num_features, self.encoder.num_features).train()(self.h)
+            z: Tensor = self.model.head(self.h)
         return z
 
     @cached_property
-    def trained(self) -> tuple[dict[str, Any], Encoder, Float32[np.ndarray, "n features"]]:
+    def trained(self) -> tuple[dict[str, Any], Encoder, Float32[np.ndarray, "n f"]]:
         """The last line of a short run's log, its encoder as loaded from the run, and the images' embeddings."""
         with tempfile.TemporaryDirectory(prefix="stepclr-steps-") as folder:
             run = pretrain(self.images, Path(folder) / "run", config=self.config, progress=False)
             return run.metrics[-1], run.encoder(), embed(run, self.images)
 
     def _data(self) -> tuple[str, str]:
-        images = self.images.read(range(len(self.images)))
-        shape = list(images.shape) if isinstance(images, Tensor) else f"{len(images)} of several sizes"
+        batch = self.images.read(range(len(self.images)))
+        shape = list(batch.shape) if isinstance(batch, Tensor) else f"{len(batch)} of several sizes"
         labelled = int((self.images.labels >= 0).sum())
         return (
-            f"{self.raw.source}: {len(self.raw)} images, {labelled} of them with a label, "
+            f"{self.source.source}: {len(self.source)} images, {labelled} of them with a label, "
             f"{len(self.images.skipped)} unreadable",
             f"uint8 batch {shape}, labels [{len(self.images)}]",
         )
 
     def _views(self) -> tuple[str, str]:
-        drawn = self.views.sample_params(self.images.read([0]), view_keys(self.config.seed, 0, [0]))
-        boxes = " and ".join(str(draws.box[0].tolist()) for draws in drawn)
+        params = self.views.sample_params(self.images.read([0]), view_keys(self.config.seed, 0, [0]))
+        boxes = " and ".join(str(view.box[0].tolist()) for view in params)
+        shape = [2, len(self.images), *self.x.shape[1:]]
         return (
-            f"the batch, a key for each image; the first one's crops (top, left, height, width) are {boxes}",
-            f"two views float32 {list(self.pair.shape)} in [{self.pair.min():.2f}, {self.pair.max():.2f}]",
+            f"the batch, and a key for each image; the first one's crops (top, left, height, width) are {boxes}",
+            f"two views float32 {shape} in [{self.x.min():.2f}, {self.x.max():.2f}]",
         )
 
     def _encoder(self) -> tuple[str, str]:
-        count = sum(parameter.numel() for parameter in self.encoder.parameters())
+        encoder = self.model.encoder
+        weights = sum(parameter.numel() for parameter in encoder.parameters())
         return (
-            f"both views in one batch {list(self.pair.flatten(0, 1).shape)}",
-            f"representation h {list(self.h.shape)}: {self.encoder.name}, stem {self.encoder.stem}, {count:,} weights",
+            f"both views in one batch {list(self.x.shape)}",
+            f"representation h {list(self.h.shape)}: {encoder.name}, stem {encoder.stem}, {weights:,} weights",
         )
 
     def _head(self) -> tuple[str, str]:
@@ -123,17 +128,17 @@ class Walk:
         loss = nt_xent(z_i, z_j, self.config.temperature)
         chance = 1 / (len(self.z) - 1)
         return (
-            f"z_i, z_j {list(z_i.shape)} each, temperature {self.config.temperature:g}: "
+            f"z_i, z_j {list(z_i.shape)} each; temperature {self.config.temperature:g}: "
             f"{len(self.z)} anchors, {len(self.z) - 2} negatives each",
-            f"NT-Xent {loss:.3f}; {contrastive_top1(z_i, z_j):.2f} of the anchors find their positive first "
-            f"(chance {chance:.3f})",
+            f"NT-Xent {loss:.3f}; {contrastive_top1(z_i, z_j):.0%} of the anchors find their positive first "
+            f"(chance: {chance:.1%})",
         )
 
     def _pretraining(self) -> tuple[str, str]:
         last, _, _ = self.trained
         return (
             f"steps 1 to 5 in a loop: {last['step']} steps of {self.config.batch_size} images",
-            f"a run folder; loss {last['loss']:.3f}, contrastive top-1 {last['contrastive_top1']:.2f}",
+            f"a run folder; loss {last['loss']:.3f}, contrastive top-1 {last['contrastive_top1']:.0%}",
         )
 
     def _evaluation(self) -> tuple[str, str]:
@@ -143,10 +148,13 @@ class Walk:
             return "the frozen encoder; no labels here", f"h uses {rank:.1f} of {encoder.num_features} directions"
         monitor = Monitor(self.images)
         return (
-            f"the frozen encoder, {len(monitor.bank)} images with labels, {len(monitor.queries)} to be named",
-            f"weighted kNN top-1 {monitor(encoder, 'fp32')['knn']:.2f} (few steps, few images: no score to quote)",
+            f"the frozen encoder, {len(monitor.bank)} labelled images, {len(monitor.queries)} images to classify",
+            f"weighted kNN top-1 {monitor(encoder, 'fp32')['knn']:.0%} (tiny run; not a meaningful score)",
         )
 
     def _use(self) -> tuple[str, str]:
         _, _, h = self.trained
-        return f"encoder.safetensors and {len(self.images)} images", f"embeddings {h.dtype} {list(h.shape)}; no head"
+        return (
+            f"encoder.safetensors and {len(self.images)} images",
+            f"embeddings {h.dtype} {list(h.shape)}, without the head",
+        )

@@ -61,9 +61,11 @@ def data(context: Context) -> Json:
     smallest, largest = _size(sizes[areas.argmin()]), _size(sizes[areas.argmax()])
     section["sizes"] = f"from {smallest} to {largest}, median {width:.0f} x {height:.0f}"
     sample = images.take(spread(len(images), GRID))
+    pixels, indices = sample.read_readable(range(len(sample)))
+    sample = sample.take(indices)
     section["grid"] = [
         {"src": thumbnail_uri(image), "name": sample.names[i], "label": sample.class_name(i) or ""}
-        for image, i in zip(*sample.read_readable(range(len(sample))), strict=True)
+        for i, image in enumerate(pixels)
     ]
     return section
 
