@@ -239,9 +239,9 @@ def test_a_corrupt_evaluation_is_named(
     assert (copy / "report.html").read_bytes() == before
 
 
-def test_no_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_a_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("report", tmp_path) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
