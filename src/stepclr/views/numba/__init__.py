@@ -16,7 +16,3 @@ The layout of the kernels' arguments, the same in all these files:
 Vectors of `LANES` pixels may be written past the end of a row: the next row, which is written later, or a gap lies
 there. Numba infers the types of all arguments, so that the functions have none in their signatures.
 """
-
-from stepclr.views.numba.batch import render_numba, why_not_numba
-
-__all__ = ["render_numba", "why_not_numba"]

@@ -13,7 +13,7 @@ from stepclr.views.numba.simd import LANES, aligned, kernel, up, weighted_lanes,
 
 ZERO, ONE, TWO, FOUR, WHITE = (np.float32(x) for x in (0, 1, 2, 4, 255))
 NEAR, NEAR_2, FAR, FAR_2 = (np.float32(x) for x in (1.5, 2.5, -0.5, 2.5))
-NO_BOUND = np.float32(1e30)  # a bound that no pixel reaches
+HUGE = np.float32(1e30)  # a bound that no pixel reaches
 
 
 @kernel
@@ -178,6 +178,7 @@ def crop_resize_flip(image, box, mirror, size, cubic, memory, x, p, plane):
     capacity = rows_kept(height, size)
     begin, end = 0, 0  # rows of the box in memory
     for r in range(size):
+        # Read the rows of the box that output row r needs; if memory is full, move those still needed to its start.
         while end < start[r] + taps:
             if end - begin == capacity:
                 needed = (end - start[r]) * row
@@ -186,28 +187,16 @@ def crop_resize_flip(image, box, mirror, size, cubic, memory, x, p, plane):
             free = (end - begin) * row
             if columns_first:
                 load_row(image, top + end, left, width, mirror, line, margin, line_plane)
-                resize_row(line, margin, line_plane, columns, rows, free, row_plane, -NO_BOUND, NO_BOUND)
+                resize_row(line, margin, line_plane, columns, rows, free, row_plane, -HUGE, HUGE)
             else:
                 load_row(image, top + end, left, width, mirror, rows, free, row_plane)
             end += 1
+        # Sum them into output row r. What is left to do is the other direction, if it did not come first.
         first, o = (start[r] - begin) * row, p + r * size
         if columns_first:
             sum_rows(rows, first, row_plane, row, size, row_weights, r, size, taps, x, o, plane, ZERO, ONE)
         else:
             sum_rows(
-                rows,
-                first,
-                row_plane,
-                row,
-                width,
-                row_weights,
-                r,
-                size,
-                taps,
-                line,
-                margin,
-                line_plane,
-                -NO_BOUND,
-                NO_BOUND,
+                rows, first, row_plane, row, width, row_weights, r, size, taps, line, margin, line_plane, -HUGE, HUGE
             )
             resize_row(line, margin, line_plane, columns, x, o, plane, ZERO, ONE)

@@ -9,7 +9,7 @@ from typing import no_type_check
 import numpy as np
 
 from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from stepclr.views.numba.crop import NO_BOUND, sum_rows
+from stepclr.views.numba.crop import HUGE, sum_rows
 from stepclr.views.numba.simd import aligned, kernel, up
 
 TILE = 1024  # pixels whose three channels stay in the level-1 cache while several adjustments work on them
@@ -175,7 +175,7 @@ def blur(x, p, plane, size, sigma, largest, line, y, q, y_plane):
             row = abs(r + t - radius)
             folded[min(row, 2 * (size - 1) - row) - first] += taps[t]
         o, count = p + first * size, last - first + 1
-        sum_rows(x, o, plane, size, size, folded, 0, 1, count, line, margin, line_plane, -NO_BOUND, NO_BOUND)
+        sum_rows(x, o, plane, size, size, folded, 0, 1, count, line, margin, line_plane, -HUGE, HUGE)
         for c in range(3):
             left = c * line_plane + margin
             right = left + size - 1
