@@ -1,4 +1,4 @@
-"""The site is built without a warning, from the project's own code, and needs nothing but its own files to be read."""
+"""The site builds without warnings, shows the project's own code, and loads nothing from elsewhere."""
 
 import dataclasses
 import html
@@ -36,8 +36,8 @@ ELSEWHERE = (
     "benchmarks/RESULTS.md",
     *(f"benchmarks/results/{path.name}" for path in TOPICS),
 )
-COMPILING = "compiling the renderer of views"  # said once for a machine, and each session of tests is a new one
-LOADED = {"src", "srcset", "poster", "data"}  # attributes by which a page loads what they name
+COMPILING = "compiling the renderer of views"  # printed once per machine, and in each new session of tests
+LOADED = {"src", "srcset", "poster", "data"}  # attributes with the URL of something that a page loads
 INCLUDED = [
     pytest.param(page.name, name, path, id=f"{page.stem}-{name}")
     for page in sorted(DOCS.glob("*.md"))
@@ -46,7 +46,7 @@ INCLUDED = [
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """`make docs`, elsewhere."""
+    """`make docs` of another copy, into another folder."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300)
@@ -64,7 +64,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """What a page has: ids to link to, links, what it loads, and its text."""
+    """The ids, links, loaded files and text of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -121,35 +121,35 @@ def test_every_internal_link_leads_somewhere(site: Path, pages: dict[Path, Page]
 def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
     for path, page in pages.items():
         assert page.loads
-        for what in page.loads:
-            assert urlsplit(what).scheme in ("", "data"), f"{path.name} loads {what}"
-            assert not what.startswith("//"), f"{path.name} loads {what}"
-        assert 'class="mermaid"' not in path.read_text()  # for these the theme would fetch a script
+        for url in page.loads:
+            assert urlsplit(url).scheme in ("", "data"), f"{path.name} loads {url}"
+            assert not url.startswith("//"), f"{path.name} loads {url}"
+        assert 'class="mermaid"' not in path.read_text()  # the theme would fetch a script for these
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text()), sheet
 
 
-def test_the_search_has_its_index_and_its_worker_beside_it(site: Path, pages: dict[Path, Page]) -> None:
+def test_the_search_has_an_index_and_a_local_worker(site: Path, pages: dict[Path, Page]) -> None:
     index = (site / "search" / "search_index.js").read_text()
-    found = {entry["location"].split("#")[0] for entry in json.loads(index.removeprefix("var __index = "))["docs"]}
-    assert {"walk.html", "commands.html"} <= found
+    indexed = {entry["location"].split("#")[0] for entry in json.loads(index.removeprefix("var __index = "))["docs"]}
+    assert {"walk.html", "commands.html"} <= indexed
     assert "assets/iframe-worker.js" in pages[site / "index.html"].loads
 
 
-# Code that is included.
+# Included code.
 
 
 def of_name(path: str, name: str) -> Any:
-    """The object of that name, by importing its file."""
-    found: Any = importlib.import_module(path.replace("/", "."))
+    """The object of that name in that file."""
+    named: Any = importlib.import_module(path.replace("/", "."))
     for part in name.split("."):
-        found = inspect.unwrap(getattr(found, part))
-    return found
+        named = inspect.unwrap(getattr(named, part))
+    return named
 
 
 @pytest.mark.parametrize(("page", "name", "path"), INCLUDED)
 def test_included_code_exists(page: str, name: str, path: str) -> None:
-    """Without a build, so that it fails at once when a function gets another name."""
+    """Without a build, so that it fails quickly when a function is renamed."""
     assert of_name(path, name), page
 
 
@@ -170,7 +170,7 @@ def test_the_walk_shows_algorithm_1_and_the_loss() -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """What a build reads, to be changed."""
+    """A copy of all that a build reads; a test may change it."""
     copy = tmp_path / "repository"
     shutil.copytree(DOCS, copy / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
@@ -180,7 +180,7 @@ def repository(tmp_path: Path) -> Path:
     return copy
 
 
-def test_a_function_that_is_gone_ends_the_build(repository: Path) -> None:
+def test_a_missing_function_ends_the_build(repository: Path) -> None:
     loss = repository / "src" / "stepclr" / "loss" / "contrastive.py"
     loss.write_text(loss.read_text().replace("def nt_xent(", "def nt_xentropy("))
     done = build(repository, repository / "site")
@@ -195,7 +195,7 @@ def hooks() -> Iterator[ModuleType]:
         yield importlib.import_module("hooks")
 
 
-def test_a_name_stands_for_its_lines(hooks: ModuleType) -> None:
+def test_a_name_is_replaced_by_its_lines(hooks: ModuleType) -> None:
     source = """A: int = 1
 
 
@@ -252,10 +252,10 @@ def test_the_three_commands_are_the_second_page(site: Path) -> None:
     assert list(dict.fromkeys(pages))[:3] == ["index.html", "three-commands.html", "walk.html"]
 
 
-# What was made by running it.
+# What is made by running the code.
 
 
-def test_the_walk_says_what_the_steps_do(site: Path, pages: dict[Path, Page]) -> None:
+def test_the_walk_shows_what_the_steps_print(site: Path, pages: dict[Path, Page]) -> None:
     text = pages[site / "walk.html"].text
     for step, name in enumerate(("data", "views", "encoder", "projection head", "contrastive loss"), 1):
         assert f"step {step}  {name}\n  in " in text
@@ -263,31 +263,31 @@ def test_the_walk_says_what_the_steps_do(site: Path, pages: dict[Path, Page]) ->
     assert "z_i, z_j [64, 128] each, temperature 0.2: 128 anchors, 126 negatives each" in text
 
 
-def test_the_sheet_of_views_is_what_the_recipe_draws() -> None:
+def test_the_sheet_of_views_shows_the_recipe() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(DOCS))
         images = importlib.import_module("images")
     stored = np.asarray(Image.open(DOCS / "images" / "views.png"), np.int16)
     drawn = np.asarray(images.views(), np.int16)
     assert stored.shape == drawn.shape
-    assert np.abs(stored - drawn).max() <= 2  # levels, of 255: another renderer may round otherwise
+    assert np.abs(stored - drawn).max() <= 2  # of 255: another renderer may round differently
 
 
 # The commands.
 
 
 def options(command: Any) -> set[str]:
-    """A command's options, from its signature."""
+    """The options of a command, from its signature."""
     positional = typing.get_args(Positional[int])[1]
-    found = set()
+    flags = set()
     for name, kind in typing.get_type_hints(command, include_extras=True).items():
-        said = getattr(kind, "__metadata__", ())
+        annotations = getattr(kind, "__metadata__", ())
         if kind is PretrainConfig:
-            found |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PretrainConfig)}
-        elif name != "return" and positional not in said:
-            other = next((one.name for one in said if getattr(one, "name", None)), None)
-            found.add(f"--{other or name.replace('_', '-')}")
-    return found
+            flags |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PretrainConfig)}
+        elif name != "return" and positional not in annotations:
+            other = next((one.name for one in annotations if getattr(one, "name", None)), None)
+            flags.add(f"--{other or name.replace('_', '-')}")
+    return flags
 
 
 def test_every_command_is_there_with_every_option(site: Path) -> None:
@@ -321,20 +321,20 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=250)
     assert not done.returncode, done.stderr
     outputs = [o for cell in json.loads((tmp_path / "ran.ipynb").read_text())["cells"] for o in cell.get("outputs", [])]
-    said = "".join("".join(o["text"]) for o in outputs if o.get("name") == "stdout")
+    printed = "".join("".join(o["text"]) for o in outputs if o.get("name") == "stdout")
     assert not [o for o in outputs if o.get("name") == "stderr" and not "".join(o["text"]).startswith(COMPILING)]
     assert len([o for o in outputs if "image/png" in o.get("data", {})]) == 4
-    losses = re.search(r"plain ([\d.]+), nt_xent ([\d.]+)", said)
+    losses = re.search(r"plain ([\d.]+), nt_xent ([\d.]+)", printed)
     assert losses
     assert abs(float(losses[1]) - float(losses[2])) < 1e-4
     for method in ("pixels", "random", "simclr", "knn"):
-        assert re.search(rf"^{method} .* top-1 \d+\.\d( ± \d+\.\d)? %$", said, re.MULTILINE)
+        assert re.search(rf"^{method} .* top-1 \d+\.\d( ± \d+\.\d)? %$", printed, re.MULTILINE)
 
 
-def test_the_notebook_walks_through_the_same_steps_as_the_page() -> None:
+def test_the_notebook_has_the_same_steps_as_the_page() -> None:
     cells = json.loads((DOCS / "walk.ipynb").read_text())["cells"]
-    told = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
-    heads = [re.findall(r"^## (Step \d: .*)$", text, re.MULTILINE) for text in (told, (DOCS / "walk.md").read_text())]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    heads = [re.findall(r"^## (Step \d: .*)$", text, re.MULTILINE) for text in (prose, (DOCS / "walk.md").read_text())]
     assert heads[0] == heads[1]
     assert len(heads[0]) == 8
 
@@ -342,7 +342,7 @@ def test_the_notebook_walks_through_the_same_steps_as_the_page() -> None:
 # Contributing.
 
 
-def test_what_contributing_names_exists() -> None:
+def test_everything_that_contributing_names_exists() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     quoted = re.findall(r"`([^`\n]+)`", text)
     paths = {word for word in quoted if re.fullmatch(r"(src|tests|docs|benchmarks)/[\w./-]*|[\w-]+\.(py|yml)", word)}
@@ -357,6 +357,6 @@ def test_what_contributing_names_exists() -> None:
 
 
 @pytest.mark.parametrize("target", ["check", "test", "docs"])
-def test_contributing_names_what_make_makes(target: str) -> None:
+def test_contributing_names_the_make_targets(target: str) -> None:
     assert f"make {target}" in (ROOT / "CONTRIBUTING.md").read_text()
     assert re.search(rf"^{target}: .venv/ready", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -31,7 +31,7 @@ RANKS = [
     line.split("  #")[0].strip()
     for text in (README, *DOCS)
     for line in text.splitlines()
-    if line.startswith("    torchrun --nproc-per-node ")  # on one machine; test_torchrun.py has two
+    if line.startswith("    torchrun --nproc-per-node ")  # on one machine; test_torchrun.py has two machines
 ]
 SHORT = {
     "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
@@ -45,11 +45,11 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos/, labelled/{train,test}/, and STL-10 in its official layout (images of the sample)."""
+    """A folder with photos/, labelled/{train,test}/, and STL-10 in its official layout, made of the sample's images."""
     home = tmp_path_factory.mktemp("home")
     sample = stepclr.open_images("sample:test", limit=200)
     images = np.stack([np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96))) for p in _each(sample)])
-    place = [int((sample.labels[:i] == label).sum()) for i, label in enumerate(sample.labels)]  # in its class, 0 to 19
+    place = [int((sample.labels[:i] == label).sum()) for i, label in enumerate(sample.labels)]  # in its class: 0 to 19
     for i, image in enumerate(images):
         for folder in ("photos", f"labelled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
             (home / folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Named settings: each says where it is from and what it reaches, and can be begun with."""
+"""Recipes: each states its source and its result, and can start a run."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ RESULTS = "\n".join(
 )
 
 
-def test_the_recipes_that_there_must_be() -> None:
+def test_there_is_every_recipe() -> None:
     plain = {"sample", "cifar10", "cifar100", "stl10", "stl10-walk", "imagenette", "imagenet", "paper", "v2"}
     supcon = {f"{name}-supcon" for name in ("sample", "cifar10", "cifar100", "stl10", "imagenette", "imagenet")}
     assert set(RECIPES) == plain | supcon
@@ -59,7 +59,7 @@ def settings_of(command: str) -> PretrainConfig | None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_can_be_begun_with(name: str) -> None:
+def test_a_recipe_can_start_a_run(name: str) -> None:
     images = stepclr.open_images("sample:train", limit=8)
     config = resolve(recipe_config(name), images)
     model = build_model(config, images)
@@ -68,16 +68,16 @@ def test_a_recipe_can_be_begun_with(name: str) -> None:
     assert config.normalize_h == (config.loss == "supcon") == (config.linear_epochs > 0) == name.endswith("-supcon")
 
 
-def test_the_twins_differ_by_their_labels_alone() -> None:
+def test_supcon_recipes_differ_from_simclr_ones_in_their_labels_only() -> None:
     for name in RECIPES:
         if name.endswith("-supcon") and name != "imagenet-supcon":
-            plain, twin = (vars(recipe_config(each)) for each in (name.removesuffix("-supcon"), name))
-            differ = {key for key in plain if plain[key] != twin[key]}
+            plain, labeled = (vars(recipe_config(each)) for each in (name.removesuffix("-supcon"), name))
+            differ = {key for key in plain if plain[key] != labeled[key]}
             assert differ <= {"loss", "temperature", "normalize_h", "linear_epochs"}
 
 
 def test_the_papers_settings() -> None:
-    """SimCLR App. B.6, SimCLRv2 section 3 and 4.1, SupCon section 4 and 14: what the papers say themselves."""
+    """SimCLR App. B.6, SimCLRv2 sections 3 and 4.1, SupCon sections 4 and 14."""
     paper, v2, supcon = (recipe_config(name) for name in ("paper", "v2", "imagenet-supcon"))
     assert (paper.batch_size, paper.lr, paper.weight_decay, paper.temperature) == (4096, 0.3, 1e-6, 0.1)
     assert (v2.head, v2.lr, v2.lr_scaling) == ("2048-2048-128", 0.1 * 256**0.5, "sqrt")
