@@ -3,6 +3,7 @@
 A line of a page that is only a link with one of these titles is replaced; outside of the site it is a working link:
 
     [nt_xent](../src/stepclr/loss/contrastive.py "code")     the function, class or constant of that name
+    [own_loop.py](../examples/own_loop.py "code")            the whole file
     [what it prints](../src/stepclr/tools/walk.py "step 5")   what `stepclr steps` prints about step 5
 
 A name that the file does not have ends the build. README, CONTRIBUTING and the results are pages of the site too. Links
@@ -32,7 +33,7 @@ ELSEWHERE |= {  # the results by topic: training.md is the page results-training
     for path in sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.md"))
 }
 WIDTH = 88  # of the commands' help, characters
-CODE = re.compile(r'^\[([\w.]+)\]\(\.\./(src/stepclr/[\w/]+\.py) "code"\)$', re.MULTILINE)
+CODE = re.compile(r'^\[([\w.]+)\]\(\.\./((?:src/stepclr|examples)/[\w/]+\.py) "code"\)$', re.MULTILINE)
 STEP = re.compile(r'^\[[^]]+\]\(\.\./src/stepclr/tools/walk\.py "step (\d)"\)$', re.MULTILINE)
 LINK = re.compile(r"\[([^]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
@@ -65,8 +66,12 @@ def root(config: MkDocsConfig) -> Path:
 
 
 def fenced(here: Path, path: str, name: str) -> str:
-    """The code of that name as a Markdown block, with the file's name and line numbers."""
-    first, code = lines_of((here / path).read_text(), name, path)
+    """The code of that name, or the file of that name, as a Markdown block with the file's name and line numbers."""
+    source = (here / path).read_text()
+    if name == Path(path).name:
+        first, code = 1, source.rstrip()
+    else:
+        first, code = lines_of(source, name, path)
     return f'```python title="{path}" linenums="{first}"\n{code}\n```'
 
 
