@@ -72,7 +72,7 @@ def find(
     """Find near-duplicates, outliers, or the best images to label next, and write a CSV and a contact sheet.
 
     Args:
-        what: duplicates; outliers; or next: unlabelled images that best represent the ones not yet covered by a label.
+        what: duplicates; outliers; or next: unlabeled images that best represent the ones not yet covered by a label.
         index: What stepclr embed wrote: a folder, a .parquet or an .npz.
         n: Number of groups or images to report.
         labels: Extra labels for `next`: the CSV that `find next` wrote, with its `label` column filled in. Repeatable.

@@ -26,7 +26,7 @@ def demo(
     Args:
         out: The run's folder; if it exists, the first free one of RUN-2, RUN-3, ...
         epochs: Passes over the images.
-        limit: Use that many unlabelled images only.
+        limit: Use at most this many unlabeled images.
         scratch_steps: Steps of 32 images to train the baseline `scratch`.
     """
     from dataclasses import replace
@@ -71,11 +71,11 @@ def steps(
     """Show steps 1 to 8 on 64 images: the input and output of each, and where to read about it.
 
     Args:
-        source: Images: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         only: Show this step only; the steps before it run silently.
-        encoder: Network: resnet18 ... resnet200, or any timm name.
-        classes: Keep the labelled images of these classes only.
-        seed: Seed of initialization and views.
+        encoder: Network: resnet18 to resnet200, or any timm name.
+        classes: Keep only the labeled images of these classes.
+        seed: Seed of the initialization and the views.
     """
     from stepclr.tools.walk import STEPS, Walk
 
@@ -101,10 +101,12 @@ def views(
     seed: int = 0,
     classes: Names = None,
 ) -> None:
-    """Save a sheet of augmented views: one row per image (the original, then pairs of views), or one column per policy.
+    """Save a sheet of augmented views.
+
+    It has one row per image: the original, then pairs of views. With --policy all, it has one column per policy.
 
     Args:
-        source: Images: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Image file to write.
         policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
             crop, or ops joined by + such as "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view under each.
@@ -117,7 +119,7 @@ def views(
         rows: Number of images to show, spread evenly over the source.
         pairs: Number of pairs of views per image.
         seed: Seed of the views.
-        classes: Keep the labelled images of these classes only.
+        classes: Keep only the labeled images of these classes.
     """
     from stepclr.data.decode import source_side
     from stepclr.io import write_whole
@@ -162,12 +164,12 @@ def doctor(
     """Check a data set before training: problems, estimated time and memory, and a suggested recipe.
 
     Args:
-        source: Images: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         config: Settings of the planned run (same options as pretrain).
         test: Test images; reports any that also occur in the training set.
-        recipe: Settings by name, which the other options then change; see stepclr --help.
-        classes: Keep the labelled images of these classes only.
-        limit: Keep that many images only.
+        recipe: Named settings, which the other options override; stepclr --help lists them.
+        classes: Keep only the labeled images of these classes.
+        limit: Keep at most this many images.
         out: File for the whole report, as JSON.
         json: Print that JSON instead of a summary.
     """

@@ -17,16 +17,18 @@ def pack(
     classes: Names = None,
     limit: Count = None,
 ) -> None:
-    """Write the images of a source as tar shards with an index and checksums. Run the same command again to resume.
+    """Write the images of a source as tar shards with an index and checksums.
+
+    If it is interrupted, run the same command again to resume.
 
     Args:
-        source: Images: a folder, a zip, shards, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Folder for 0000.tar, 0001.tar, ... and their index.
         per_shard: Images per shard.
         short_side: Reduce larger images to this short side, as JPEG; twice the view size is enough.
         quality: JPEG quality of reduced images, and of images without a file (which are PNG by default).
-        classes: Keep only the labelled images of these classes.
-        limit: Keep only this many images.
+        classes: Keep only the labeled images of these classes.
+        limit: Keep at most this many images.
     """
     from stepclr.data.shards.packing import pack as write_shards
 

@@ -27,8 +27,8 @@ def evaluate(
 
     Args:
         run: The run's folder.
-        train: Labelled images to learn from.
-        test: Labelled images to score on; their labels are read once, at the end.
+        train: Labeled images to train on.
+        test: Labeled images to score on; their labels are read once, at the end.
         labels_per_class: Labels per class to learn from, several separated by commas; all for all of them.
         draws: How many random choices of those labels to score.
         seed: Seed of those choices and of the baselines' initializations.
@@ -88,9 +88,9 @@ def predict(
 
     Args:
         classifier: The classifier that stepclr finetune wrote: a file, or a run's folder.
-        source: Images: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: File to write; its suffix picks the format.
-        limit: Keep that many images only.
+        limit: Keep at most this many images.
     """
     from stepclr.evaluation.predict import write_predictions
 
@@ -113,12 +113,12 @@ def embed(
 
     Args:
         run: The run's folder, or an encoder.safetensors.
-        source: Images: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Folder of the index, or file to write: .parquet, .npz.
-        classes: Keep the labelled images of these classes only.
-        limit: Keep that many images only.
-        precision: Arithmetic of the encoder: fp32, bf16.
-        damaged_shards: What to do about a shard that is missing, cut short or altered.
+        classes: Keep only the labeled images of these classes.
+        limit: Keep at most this many images.
+        precision: Precision of the encoder: fp32, bf16.
+        damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
     from stepclr.tools.search.table import build_index, write_embeddings
 

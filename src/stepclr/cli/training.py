@@ -88,8 +88,8 @@ def finetune(
 
     Args:
         run: The run's folder.
-        train: Labelled images to learn from.
-        test: Labelled images to score on; their labels are read once, at the end.
+        train: Labeled images to train on.
+        test: Labeled images to score on; their labels are read once, at the end.
         labels_per_class: Labels per class to learn from, several separated by commas; all for all of them.
         draws: How many random choices of those labels to score.
         seed: Seed of those choices and of the training.
@@ -99,7 +99,7 @@ def finetune(
         batch_size: Images in a batch.
         optimizer: sgd, as in SimCLR, or lars, as in SimCLRv2.
         lr: Peak learning rate at batch 256; scaled by the square root of the batch size.
-        min_area: Smallest crop, share of the image's area.
+        min_area: Smallest crop, as a share of the image's area.
     """
     import stepclr
     from stepclr.tools.scores import labels_words, score_table
@@ -142,22 +142,22 @@ def distill(
     limit: Count = None,
     resume: bool = False,
 ) -> None:
-    """Train a student on a classifier's predictions for unlabelled images (SimCLRv2's third stage).
+    """Train a student on a classifier's predictions for unlabeled images (SimCLRv2's third stage).
 
     Args:
         classifier: The teacher that stepclr finetune wrote: a file, or a run's folder.
-        source: Images: a folder, a zip, or NAME:SPLIT.
+        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: The run's folder; its classifier.safetensors is for stepclr predict.
-        student: The student's encoder: resnet18 ... resnet200, or any timm name.
+        student: The student's encoder: resnet18 to resnet200, or any timm name.
         weights: Start the student from a run or a checkpoint file.
         epochs: Passes over the images.
         batch_size: Images in a batch.
         lr: Peak learning rate at batch 256.
         temperature: Temperature T of both softmaxes.
-        seed: Seed of initialization, batch order and views.
-        monitor: Labelled images for the kNN score while training.
-        limit: Keep that many images only.
-        resume: Resume the run in --out from its newest checkpoint.
+        seed: Seed of the initialization, the batch order and the views.
+        monitor: Labeled images for the kNN score during training.
+        limit: Keep at most this many images.
+        resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
     """
     import stepclr
 
