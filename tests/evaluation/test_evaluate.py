@@ -20,7 +20,7 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation import api, prepare
 from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.linear import Fit
-from stepclr.evaluation.results import Score, Scores
+from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import label_splits
 from stepclr.metrics import weighted_knn
 from stepclr.model.build import build_encoder
@@ -75,13 +75,14 @@ def run(tmp_path: Path) -> Path:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, list[Fit]]]:
     """Every set of predictions that is scored."""
     seen: list[dict[Any, list[Fit]]] = []
-    score = api._score
+    predict = api._predict
 
-    def spy(predictions: dict[Any, list[Fit]], truth: np.ndarray) -> list[Score]:
+    def spy(*arguments: Any) -> tuple[dict[Any, list[Fit]], Any]:
+        predictions, methods = predict(*arguments)
         seen.append(predictions)
-        return score(predictions, truth)
+        return predictions, methods
 
-    monkeypatch.setattr(api, "_score", spy)
+    monkeypatch.setattr(api, "_predict", spy)
     return seen
 
 

@@ -359,7 +359,7 @@ def damage(run: Path, what: str) -> None:
         ("", "finetune RUN --train sample:unlabeled", "no labels"),
         ("", "finetune RUN --train sample:train --from haed.1", "Did you mean 'head.1'"),
         ("", "finetune RUN --train sample:train --epochs 0", "epochs must be at least 1"),
-        ("", "finetune RUN --train sample:train --batch-size 1", "batch_size must be at least 2"),
+        ("", "finetune RUN --train sample:train --batch-size 1", "--batch-size must be at least 2"),
         ("", "finetune RUN --train sample:train --lr 0", "lr must be above 0"),
         ("", "finetune RUN --train sample:train --out c.pt", "must end in .safetensors"),
         ("", "finetune nowhere --train sample:train", "no encoder at nowhere"),

@@ -37,22 +37,13 @@ def evaluate(
         scratch_steps: Training steps of scratch, of 32 images each.
         finetune: Also score fine-tuning with the same labels (slow).
     """
+    options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.tools.scores import paired_lines, score_table, write_label_chart
 
-    scores = stepclr.evaluate(
-        run,
-        train,
-        test,
-        labels_per_class=labels_per_class,
-        draws=draws,
-        seed=seed,
-        probe=names(probe) or [],
-        baselines=[] if baselines in ("", "none") else names(baselines) or [],
-        scratch_steps=scratch_steps,
-        finetune=finetune,
-        progress=Counter(),
-    )
+    options["probe"] = names(probe) or []
+    options["baselines"] = [] if baselines == "none" else names(baselines) or []
+    scores = stepclr.evaluate(**options, progress=Counter())
     say(score_table(scores))
     for line in paired_lines(scores):
         say(line)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -101,25 +101,11 @@ def finetune(
         lr: Peak learning rate at batch 256; scaled by the square root of the batch size.
         min_area: Smallest crop, as a share of the image's area.
     """
+    options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.tools.scores import labels_words, score_table
 
-    scores = stepclr.finetune(
-        run,
-        train,
-        test,
-        labels_per_class,
-        draws,
-        seed,
-        start=start,
-        out=out,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        min_area=min_area,
-        progress=Counter(),
-    )
+    scores = stepclr.finetune(**options, progress=Counter())
     if scores.rows:
         say(score_table(scores))
     made = scores.protocol["classifier"]
@@ -159,17 +145,8 @@ def distill(
         limit: Keep at most this many images.
         resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
     """
+    options = {name: value for name, value in locals().items() if value is not None}  # the others have defaults
     import stepclr
 
-    given: dict[str, Any] = {
-        "weights": weights,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "temperature": temperature,
-        "seed": seed,
-        "monitor": monitor,
-    }
-    options = {name: value for name, value in given.items() if value is not None}
-    stepclr.distill(classifier, source, out, student=student, limit=limit, resume=resume, **options)
+    stepclr.distill(images=options.pop("source"), **options)
     say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv classifies new images")

@@ -22,7 +22,7 @@ from stepclr.evaluation import linear
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task
 from stepclr.evaluation.prepare import check_at_least, prepare, training_defaults
-from stepclr.evaluation.results import MAX_CLASSES, Score, Scores, confusion, score
+from stepclr.evaluation.results import MAX_CLASSES, Scores, confusion, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
@@ -96,7 +96,7 @@ def evaluate(
 
     truth = images.test.labels  # the one place that reads them
     scores = Scores(
-        _score(predictions, truth),
+        [score(*key, [fit.predicted for fit in fits], truth) for key, fits in predictions.items()],
         {
             "run": os.fspath(run),
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
@@ -163,13 +163,6 @@ def _fits(method: Method, splits: list[Split], world: World, one_more: Callable[
             one_more()
     gathered = {int(number): fit for fits in world.objects(computed) for number, fit in fits.items()}
     return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(gathered.items())]
-
-
-def _score(predictions: Predictions, truth: NDArray[np.int64]) -> list[Score]:
-    return [
-        score(method, per_class, [fit.predicted for fit in fits], truth)
-        for (method, per_class), fits in predictions.items()
-    ]
 
 
 def _confusion(predictions: Predictions, truth: NDArray[np.int64], classes: list[str], test: ImageSet) -> Json | None:

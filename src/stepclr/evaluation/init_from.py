@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -71,32 +70,20 @@ def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
         raise StepclrError(f"{run.folder} was trained with loss {config.loss}, which has no projection head")
     if not paths:
         raise StepclrError(f"{run.folder} has no checkpoint, which would contain the head")
-    tensors = _model_tensors(paths[-1])
-    current, stored = encoder.state_dict(), tensors["encoder"]
-    same = current.keys() == stored.keys() and all(
-        torch.equal(value.cpu(), stored[name]) for name, value in current.items()
-    )
-    if not same:
-        raise StepclrError(f"{paths[-1]} has another encoder than the run; resume the run to finish it")
+    try:
+        tensors = load_file(paths[-1])
+    except (SafetensorError, OSError) as error:
+        raise StepclrError(f"{paths[-1]} cannot be read: {error}") from None
+    for name, value in encoder.state_dict().items():
+        stored = tensors.get(f"model.encoder.{name}")
+        if stored is None or not torch.equal(value.cpu(), stored):
+            raise StepclrError(f"{paths[-1]} has another encoder than the run; resume the run to finish it")
     with torch.device("meta"):  # nothing to initialize: the weights are in the checkpoint
         head = ProjectionHead.of_widths(encoder.num_features, parse_widths(str(config.head)))
+    prefix = "model.head."
+    of_head = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:
-        head.load_state_dict(tensors["head"], assign=True)
+        head.load_state_dict(of_head, assign=True)
     except RuntimeError:
         raise StepclrError(f"the head in {paths[-1]} is not {config.head}, as config.json says") from None
     return head
-
-
-def _model_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint's encoder and head, each under its own name."""
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StepclrError(f"{path} cannot be read: {error}") from None
-    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
-    for name, tensor in tensors.items():
-        for part, of_part in parts.items():
-            prefix = f"model.{part}."
-            if name.startswith(prefix):
-                of_part[name.removeprefix(prefix)] = tensor
-    return parts

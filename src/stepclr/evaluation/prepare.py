@@ -132,18 +132,15 @@ def check_at_least(name: str, value: int | None, least: int) -> None:
 
 def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:
     """h of every image, float32. Raises StepclrError if one can no longer be read."""
-    h, kept = represent(encoder, images)
-    _check_all_read(images, kept)
-    return h.numpy()
+    return _of_all(images, *represent(encoder, images)).numpy()
 
 
 def all_logits(classifier: Classifier, images: ImageSet) -> Float[Tensor, "n c"]:
     """Logits of every image, float32. Raises StepclrError if one can no longer be read."""
-    predicted, kept = logits(classifier, images)
-    _check_all_read(images, kept)
-    return predicted
+    return _of_all(images, *logits(classifier, images))
 
 
-def _check_all_read(images: ImageSet, kept: Int[np.ndarray, " n"]) -> None:
+def _of_all(images: ImageSet, rows: Tensor, kept: Int[np.ndarray, " n"]) -> Tensor:
     if len(kept) < len(images):
         raise StepclrError(f"{images.source}: {len(images) - len(kept)} images can no longer be read; start again")
+    return rows
