@@ -86,9 +86,9 @@ def plant(run: str, images: list[Tensor], h: Vectors) -> None:
         thumbnails = torch.stack([*small, *(gray_thumbnail(upright_rgb(jpeg_thumbnail(image))) for image in versions)])
         cells = []
         for pairs in (
-            duplicate_pairs(every).indices,
+            duplicate_pairs(every)[0],
             near_pairs(thumbnails)[0],
-            duplicate_pairs(every, thumbnails).indices,
+            duplicate_pairs(every, thumbnails)[0],
         ):
             found = {(i, j) for i, j in pairs.tolist()}
             hits = sum((i, n + i) in found for i in range(len(versions)))
@@ -123,9 +123,9 @@ def choose(h: Vectors, labels: Rows, h_test: Vectors, truth: Rows) -> None:
         pool = np.random.default_rng(draw).permutation(len(h))[: min(IMAGES, 3 * len(h) // 4)]
         x, y = h[pool], labels[pool]
         none, told = np.full(len(x), -1), np.full(len(x), -1)
-        once = choose_images(x, none, max(BUDGETS), draw).indices
+        once = choose_images(x, none, max(BUDGETS), draw)[0]
         for budget in BUDGETS:
-            more = choose_images(x, told, budget - int((told >= 0).sum()), draw).indices
+            more = choose_images(x, told, budget - int((told >= 0).sum()), draw)[0]
             told[more] = y[more]
             chosen = {
                 "random": np.arange(budget),

@@ -109,6 +109,20 @@ def test_planted_duplicates_are_found_first(index: Path, tmp_path: Path, capsys:
     assert "listing the 1 most certain" in capsys.readouterr().out
 
 
+def test_the_functions_find_what_the_command_writes(index: Path, tmp_path: Path) -> None:
+    opened = stepclr.open_index(index)
+    for what in ("duplicates", "outliers", "next"):
+        assert call("find", what, index, "-n", "7", "--out", tmp_path / f"{what}.csv") == 0
+    duplicates = stepclr.find_duplicates(index)
+    rows = read(tmp_path / "duplicates.csv")
+    found = [(opened.paths[i], opened.paths[j]) for i, j in duplicates.pairs.tolist()]
+    assert found[: len(rows)] == [(row["path"], row["other"]) for row in rows]
+    assert {tuple(pair) for pair in duplicates.pairs.tolist()} == {tuple(group) for group in duplicates.groups}
+    outliers, suggestions = stepclr.find_outliers(opened, 7), stepclr.suggest_labels(opened, 7)
+    assert [opened.paths[i] for i in outliers.indices] == [row["path"] for row in read(tmp_path / "outliers.csv")]
+    assert [opened.paths[i] for i in suggestions.indices] == [row["path"] for row in read(tmp_path / "next.csv")]
+
+
 def test_planted_outliers_are_on_top(index: Path, tmp_path: Path) -> None:
     assert call("find", "outliers", index, "-n", "4", "--out", tmp_path / "odd.csv") == 0
     rows = read(tmp_path / "odd.csv")
@@ -169,12 +183,12 @@ def test_the_uncertain_are_preferred_to_as_many_certain() -> None:
     centers = np.repeat([a, b, far, between], [10, 10, 20, 20], 0)
     h = (centers + 0.05 * generator.normal(size=centers.shape)).astype(np.float32)
     labels = np.full(60, -1)
-    assert suggest.choose_images(h, labels, 1).uncertainty.tolist() == [1.0]
+    assert suggest.choose_images(h, labels, 1)[1].tolist() == [1.0]
     labels[:10], labels[10:20] = 0, 1
-    chosen = suggest.choose_images(h, labels, 40)
-    assert chosen.indices[0] >= 40  # of those between
-    assert chosen.uncertainty[0] > 0.8 > chosen.uncertainty[chosen.indices < 40].max()
-    assert sorted(chosen.indices) == list(range(20, 60))
+    indices, uncertainty = suggest.choose_images(h, labels, 40)
+    assert indices[0] >= 40  # of those between
+    assert uncertainty[0] > 0.8 > uncertainty[indices < 40].max()
+    assert sorted(indices) == list(range(20, 60))
 
 
 def test_fewer_are_the_beginning_of_more_and_a_large_index_is_looked_at_in_part(
@@ -182,9 +196,9 @@ def test_fewer_are_the_beginning_of_more_and_a_large_index_is_looked_at_in_part(
 ) -> None:
     h, none = clusters(4, 40, spread=0.5), np.full(160, -1)
     monkeypatch.setattr(suggest, "BLOCK", 7)
-    assert suggest.choose_images(h, none, 5).indices.tolist() == suggest.choose_images(h, none, 50).indices[:5].tolist()
+    assert suggest.choose_images(h, none, 5)[0].tolist() == suggest.choose_images(h, none, 50)[0][:5].tolist()
     monkeypatch.setattr(suggest, "MAX_CANDIDATES", 20)
-    some = [suggest.choose_images(h, none, 200, seed).indices.tolist() for seed in (0, 0, 1)]
+    some = [suggest.choose_images(h, none, 200, seed)[0].tolist() for seed in (0, 0, 1)]
     assert some[0] == some[1] != some[2]
     assert sorted(some[0]) == list(range(160))  # the rest comes too, by chance
 
@@ -208,7 +222,7 @@ def test_the_greedy_choice_is_that_of_loops() -> None:
         }
         expected.append(max(worth, key=lambda i: worth[i]))
         speak.append(expected[-1])
-    assert suggest.choose_images(h, labels, 10).indices.tolist() == expected
+    assert suggest.choose_images(h, labels, 10)[0].tolist() == expected
 
 
 def test_a_distance_is_that_to_the_kth_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,9 +241,9 @@ def test_many_copies_of_one_image_are_one_group(monkeypatch: pytest.MonkeyPatch)
     generator = np.random.default_rng(0)
     h = generator.normal(size=(100, 16)).astype(np.float32)
     h[:40] = h[0] + 0.01 * generator.normal(size=(40, 16))
-    pairs = duplicate_pairs(h)
-    assert groups([(i, j) for i, j in pairs.indices.tolist()]) == [list(range(40))]
-    assert (pairs.scores > 0.99).all()
+    pairs, scores = duplicate_pairs(h)
+    assert groups([(i, j) for i, j in pairs.tolist()]) == [list(range(40))]
+    assert (scores > 0.99).all()
 
 
 def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
@@ -238,10 +252,10 @@ def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
     h = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     h[1] = h[0]
     images[3] = images[2]
-    assert duplicate_pairs(h, images).indices.tolist() == []
-    assert duplicate_pairs(h).indices.tolist() == [[0, 1]]
+    assert duplicate_pairs(h, images)[0].tolist() == []
+    assert duplicate_pairs(h)[0].tolist() == [[0, 1]]
     h[3] = h[2]
-    assert duplicate_pairs(h, images).indices.tolist() == [[2, 3]]
+    assert duplicate_pairs(h, images)[0].tolist() == [[2, 3]]
 
 
 @pytest.mark.parametrize("what", ["duplicates", "outliers", "next"])

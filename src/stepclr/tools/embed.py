@@ -27,14 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Representations of the readable images of a set.
-
-    Attributes:
-        encoder: the encoder that computed them.
-        images: the images as the encoder saw them.
-        h: float32 `[m, F]`.
-        kept: int64 `[m]`, the index of each row's image.
-    """
+    """Representations h `[m, F]` of the readable images of a set, and the indices `[m]` of these images."""
 
     encoder: Encoder
     images: ImageSet

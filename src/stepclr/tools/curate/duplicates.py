@@ -15,7 +15,7 @@ from stepclr.metrics import nearest
 from stepclr.tools.curate.details import BLOCK, COARSE_PX, detail, groups, likeness, threshold
 from stepclr.tools.curate.table import COLUMNS, Table
 from stepclr.tools.images import GRAY_PX, gray_thumbnail
-from stepclr.tools.search.index import EmbeddingIndex, opened
+from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 NEIGHBORS = 20  # candidates per image; the distance to the last of them is the scale of an image's surroundings
 MIN_SCALE = 0.05  # of the median scale: an image with many copies has no other surroundings
@@ -25,27 +25,17 @@ RELAXED = 0.1  # close h lower the threshold of the details by this
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs of near duplicates, the most certain first.
-
-    Attributes:
-        indices: int64 `[P, 2]`, (i, j) with i < j.
-        scores: `[P]`, how certain each is; 1 for the same image.
-    """
-
-    indices: Int64[np.ndarray, "pairs 2"]
-    scores: Float[np.ndarray, " pairs"]
-
-
-@dataclass(frozen=True)
-class Duplicates(Pairs):
+class Duplicates:
     """The near duplicates of an index.
 
     Attributes:
-        groups: the images that pairs connect, as indices; the group with the most certain pair first.
-        index: the index.
+        pairs: int64 `[P, 2]`, indices (i, j) with i < j, the most certain pair first.
+        scores: `[P]`, how certain each pair is; 1 for the same image.
+        groups: the images that pairs connect; the group with the most certain pair first.
     """
 
+    pairs: Int64[np.ndarray, "pairs 2"]
+    scores: Float[np.ndarray, " pairs"]
     groups: list[list[int]]
     index: EmbeddingIndex
 
@@ -55,7 +45,7 @@ class Duplicates(Pairs):
             raise StepclrError(f"n must be at least 1, not {n}")
         group_of = {i: number for number, group in enumerate(self.groups[:n], 1) for i in group}
         rows = []
-        for (i, j), score in zip(self.indices.tolist(), self.scores.tolist(), strict=True):
+        for (i, j), score in zip(self.pairs.tolist(), self.scores.tolist(), strict=True):
             if i in group_of:
                 rows.append((group_of[i], self.index.paths[i], self.index.paths[j], round(score, 4)))
         rows.sort(key=lambda row: row[0])  # within a group the most certain pair stays first
@@ -78,21 +68,21 @@ def find_duplicates(index: str | os.PathLike[str] | EmbeddingIndex) -> Duplicate
     `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. `duplicate_pairs` describes the method; thumbnails
     are compared where the index has them. Raises StepclrError if the index cannot be read.
     """
-    index = opened(index)
+    index = open_index(index)
     thumbnails = None
     if index.thumbnails:
         thumbnails = torch.stack([_decoded(content) for content in index.thumbnails])
-    pairs = duplicate_pairs(index.vectors, thumbnails)
-    every = groups([(i, j) for i, j in pairs.indices.tolist()])
+    pairs, scores = duplicate_pairs(index.vectors, thumbnails)
+    every = groups([(i, j) for i, j in pairs.tolist()])
     group_of = {i: number for number, group in enumerate(every) for i in group}
-    by_certainty = dict.fromkeys(group_of[i] for i in pairs.indices[:, 0].tolist())
-    return Duplicates(pairs.indices, pairs.scores, [every[number] for number in by_certainty], index)
+    by_certainty = dict.fromkeys(group_of[i] for i in pairs[:, 0].tolist())
+    return Duplicates(pairs, scores, [every[number] for number in by_certainty], index)
 
 
 def duplicate_pairs(
     h: Float[np.ndarray, "n features"], thumbnails: UInt8[Tensor, "n side side"] | None = None
-) -> Pairs:
-    """Pairs of near duplicates among representations h.
+) -> tuple[Int64[np.ndarray, "pairs 2"], Float[np.ndarray, " pairs"]]:
+    """Pairs (i, j) of near duplicates among representations h, i < j, and their scores; the most certain first.
 
     Candidates are the NEIGHBORS nearest rows by cosine. With r the cosine distance of a pair over the distance of
     either image to its NEIGHBORS-th nearest (the smaller one), the score by h alone is 1 - r, and MIN_SCORE is needed.
@@ -101,7 +91,7 @@ def duplicate_pairs(
     """
     x = F.normalize(torch.from_numpy(h).float(), dim=1)
     if len(x) < 2:
-        return Pairs(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+        return np.empty((0, 2), np.int64), np.empty(0, np.float32)
     cosines, rows = nearest(x, x, NEIGHBORS, exclude_self=True)
     distances = 1 - cosines
     scale = distances[:, -1].clamp(min=max(ROUNDING, MIN_SCALE * distances[:, -1].median().item()))
@@ -117,7 +107,7 @@ def duplicate_pairs(
         scores, least = (1 - r / 2) * _details_alike(thumbnails, pairs), threshold(coarse) - RELAXED
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= least]
-    return Pairs(pairs[order].numpy(), scores[order].numpy())
+    return pairs[order].numpy(), scores[order].numpy()
 
 
 def _decoded(content: bytes) -> UInt8[Tensor, "side side"]:

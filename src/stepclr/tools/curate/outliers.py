@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 
 from stepclr.errors import StepclrError
 from stepclr.tools.curate.table import Table
-from stepclr.tools.search.index import EmbeddingIndex, opened
+from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 BLOCK = 1000  # rows compared with all others at a time
 NEIGHBOR = 50  # an image with this many close neighbors is not an outlier
@@ -22,7 +22,6 @@ class Outliers:
     Attributes:
         indices: int64 `[m]`.
         scores: float64 `[m]`, as `outlier_scores` defines them: 1 is typical.
-        index: the index.
     """
 
     indices: Int64[np.ndarray, " m"]
@@ -46,7 +45,7 @@ def find_outliers(index: str | os.PathLike[str] | EmbeddingIndex, n: int = 50) -
     """
     if n < 1:
         raise StepclrError(f"n must be at least 1, not {n}")
-    index = opened(index)
+    index = open_index(index)
     scores = outlier_scores(index.vectors)
     indices = np.argsort(-scores, kind="stable")[:n]
     return Outliers(indices, scores[indices], index)

@@ -19,7 +19,7 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
-from stepclr.tools.search.index import EmbeddingIndex, opened
+from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 BLOCK = 1000  # rows compared with all others at a time
 TEMPERATURE = 0.1  # how fast similarity falls with distance: exp((cosine - 1) / T)
@@ -28,26 +28,17 @@ L2 = 0.1  # of the linear layer that estimates uncertainty: with one label per c
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Images to label, the most informative first.
+class Suggestions:
+    """Images of an index to label, the most informative first.
 
     Attributes:
         indices: int64 `[m]`.
         uncertainty: `[m]`, of the class of each image, 0 to 1; 1 while fewer than two classes have labels.
+        index: the index, with all labels that were given.
     """
 
     indices: Int64[np.ndarray, " m"]
     uncertainty: Float[np.ndarray, " m"]
-
-
-@dataclass(frozen=True)
-class Suggestions(Choice):
-    """Images of an index to label.
-
-    Attributes:
-        index: the index, with all labels that were given.
-    """
-
     index: EmbeddingIndex
 
     def table(self) -> Table:
@@ -82,15 +73,16 @@ def suggest_labels(
     """
     if n < 1:
         raise StepclrError(f"n must be at least 1, not {n}")
-    index = opened(index)
+    index = open_index(index)
     for file in labels:
         index = with_labels(index, Path(file))
-    choice = choose_images(index.vectors, index.labels, n, seed)
-    return Suggestions(choice.indices, choice.uncertainty, index)
+    return Suggestions(*choose_images(index.vectors, index.labels, n, seed), index)
 
 
-def choose_images(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarray, " n"], n: int, seed: int = 0) -> Choice:
-    """The `n` images without a label (-1) to label next, the most informative first.
+def choose_images(
+    h: Float[np.ndarray, "n features"], labels: Int64[np.ndarray, " n"], n: int, seed: int = 0
+) -> tuple[Int64[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """The `n` images without a label (-1) to label next, the most informative first, and their uncertainty.
 
     Greedy facility location: each choice adds most to sum_j w_j max_i exp((cos(h_i, h_j) - 1) / T) over the images i
     that are labelled or chosen: typical images first, and never two for the same others. w_j is 1; once two classes
@@ -113,7 +105,7 @@ def choose_images(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarray, 
     weights = torch.from_numpy(uncertainty[candidates]).float().sqrt()
     chosen = candidates[_facilities(_similarity(x[candidates], x[candidates]), covered, weights, n)]
     chosen = np.concatenate([chosen, drawn[MAX_CANDIDATES:n]])
-    return Choice(chosen, uncertainty[chosen])
+    return chosen, uncertainty[chosen]
 
 
 def class_uncertainty(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

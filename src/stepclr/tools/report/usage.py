@@ -44,8 +44,8 @@ def usage(context: Context) -> Json:
     for query, cosines, others in zip(queries.tolist(), *(part.tolist() for part in nearby), strict=True):
         hits = [card(j, cosine) for cosine, j in zip(cosines, others, strict=True) if j != query]
         neighbors.append({"query": card(query), "hits": hits[:NEIGHBORS]})
-    duplicates = duplicate_pairs(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
-    pairs = zip(duplicates.indices[:DUPLICATES].tolist(), duplicates.scores[:DUPLICATES].tolist(), strict=True)
+    pairs, scores = duplicate_pairs(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
+    shown = zip(pairs[:DUPLICATES].tolist(), scores[:DUPLICATES].tolist(), strict=True)
     outliers = outlier_scores(h.numpy())
     return section | {
         "shown": len(sample),
@@ -53,8 +53,8 @@ def usage(context: Context) -> Json:
         "maps": _maps(unit, sample, thumbnails),
         "neighbors": neighbors,
         "odd": [card(i, float(outliers[i])) for i in np.argsort(-outliers, kind="stable")[:OUTLIERS].tolist()],
-        "twice": [{"pair": [card(i), card(j)], "alike": score} for (i, j), score in pairs],
-        "twice_count": len(duplicates.indices),
+        "twice": [{"pair": [card(i), card(j)], "alike": score} for (i, j), score in shown],
+        "twice_count": len(pairs),
     }
 
 

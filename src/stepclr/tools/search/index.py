@@ -102,29 +102,26 @@ class EmbeddingIndex:
         return self.classes[label] if label >= 0 else None
 
 
-def opened(index: str | os.PathLike[str] | EmbeddingIndex) -> EmbeddingIndex:
-    """`index` itself if it is open, else `open_index` of it."""
-    return index if isinstance(index, EmbeddingIndex) else open_index(index)
+def open_index(index: str | os.PathLike[str] | EmbeddingIndex) -> EmbeddingIndex:
+    """All that `stepclr embed` wrote to a folder, a .parquet or an .npz, sorted by path, folder by folder.
 
-
-def open_index(path: str | os.PathLike[str]) -> EmbeddingIndex:
-    """All that `stepclr embed` wrote to `path`: a folder, a .parquet or an .npz; sorted by path, folder by folder.
-
-    Raises StepclrError if there is no index, or it is corrupt or empty.
+    An index that is open already is returned as it is. Raises StepclrError if there is none, or it is corrupt or empty.
     """
-    where = Path(path)
+    if isinstance(index, EmbeddingIndex):
+        return index
+    where = Path(index)
     metadata = read_metadata(where)
-    index = _read_npz(where) if metadata is None else _read_table(where, metadata)
-    if not len(index):
+    stored = _read_npz(where) if metadata is None else _read_table(where, metadata)
+    if not len(stored):
         raise StepclrError(f"{where} contains no image yet: let stepclr embed finish")
-    order = sorted(range(len(index)), key=lambda i: index.paths[i].split("/"))
+    order = sorted(range(len(stored)), key=lambda i: stored.paths[i].split("/"))
     return EmbeddingIndex(
-        index.vectors[order],
-        [index.paths[i] for i in order],
-        index.labels[order],
-        index.classes,
-        [index.thumbnails[i] for i in order] if index.thumbnails else [],
-        index.source,
+        stored.vectors[order],
+        [stored.paths[i] for i in order],
+        stored.labels[order],
+        stored.classes,
+        [stored.thumbnails[i] for i in order] if stored.thumbnails else [],
+        stored.source,
     )
 
 

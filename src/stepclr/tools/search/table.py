@@ -279,19 +279,17 @@ class _TableWriter:
             )
         if old.precision != self.metadata.precision:
             raise StepclrError(f"{self.folder} was made with precision={old.precision}: use it again")
-        if not self._has_encoder():
+        try:
+            complete = encoder_checksum(load_encoder(self.folder)) == old.checksum
+        except StepclrError:
+            complete = False
+        if not complete:
             save_encoder(self.encoder, self.folder / FILE)
         if not any((self.folder / f"{TABLE}.lance" / "_versions").glob("*.manifest")):  # nothing was ever committed
             with reading(self.folder):
                 needed("lancedb").connect(self.folder).create_table(TABLE, schema=schema_of(self.metadata.features))
         _, self.table = open_table(self.folder)
         return old
-
-    def _has_encoder(self) -> bool:
-        try:
-            return encoder_checksum(load_encoder(self.folder)) == self.metadata.checksum
-        except StepclrError:
-            return False
 
     def _write_metadata(self) -> None:
         text = self.metadata.to_json()
