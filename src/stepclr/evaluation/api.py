@@ -1,4 +1,4 @@
-"""`evaluate`: an encoder, labelled images to learn from and others to score on -> evaluation.json.
+"""`evaluate`: an encoder, labeled images to learn from and others to score on -> evaluation.json.
 
 All predictions are made first; then the labels of the test images are read, once, so nothing can be chosen on them.
 """
@@ -53,7 +53,7 @@ def evaluate(
 
     Args:
         run: a run's folder, where the result is written as `evaluation.json`, or an encoder file.
-        train, test: labelled images to learn from and to score on, anything `open_images` takes. Images without a
+        train, test: labeled images to learn from and to score on, anything `open_images` takes. Images without a
             label are left out and counted; so are those outside the classes that were chosen for pretraining, if any.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one.

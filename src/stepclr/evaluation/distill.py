@@ -1,4 +1,4 @@
-"""SimCLRv2's third stage: a student learns what a fine-tuned teacher predicts for unlabelled images."""
+"""SimCLRv2's third stage: a student learns what a fine-tuned teacher predicts for unlabeled images."""
 
 import os
 from dataclasses import replace

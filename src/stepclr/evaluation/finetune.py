@@ -108,9 +108,9 @@ def finetune(
     Args:
         run: a run's folder, or an encoder file; it is not changed. The result is written into a folder as
             `finetune.json`.
-        train: labelled images, anything `open_images` takes; those without a label, or of classes other than those
+        train: labeled images, anything `open_images` takes; those without a label, or of classes other than those
             chosen for pretraining (if any), are left out and counted.
-        test: labelled images to score on, or None. Their labels are read once, after the last prediction.
+        test: labeled images to score on, or None. Their labels are read once, after the last prediction.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one. They are
             the same splits as those of `evaluate`.

@@ -23,7 +23,7 @@ from stepclr.pretraining.run import Run
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """Readable labelled images to learn from and to score on (none where there is no test), with the encoder's h.
+    """Readable labeled images to learn from and to score on (none where there is no test), with the encoder's h.
 
     Labels are positions in `classes`. `protocol` is the part that `evaluation.json` and `finetune.json` share.
     """
@@ -102,16 +102,16 @@ def _readable(
     encoder: Encoder, images: ImageSet, classes: list[str], world: World
 ) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
     """The readable images of these classes (labels in their order), their h, and how many were left out."""
-    labelled = images.keep(images.classes)
-    of_classes = labelled.keep(classes)
+    labeled = images.keep(images.classes)
+    of_classes = labeled.keep(classes)
     with world.in_turn():
         decoded = of_classes.decoded(source_side(encoder.size))
     h, kept = represent(encoder, decoded, world=world)
     facts = {
         "source": images.source,
         "images": len(kept),
-        "left_out_without_label": len(images) - len(labelled),
-        "left_out_of_other_classes": len(labelled) - len(of_classes),
+        "left_out_without_label": len(images) - len(labeled),
+        "left_out_of_other_classes": len(labeled) - len(of_classes),
         "left_out_unreadable": len(of_classes) - len(kept),
     }
     return decoded.take(kept), h.numpy(), facts
