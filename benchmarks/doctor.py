@@ -1,11 +1,11 @@
-"""Does what `stepclr doctor` foretells come true? Seconds of an epoch and peak memory, beside the run that follows.
+"""Are the estimates of `stepclr doctor` accurate? Seconds of an epoch and peak memory, compared with a run.
 
     python benchmarks/doctor.py [--cifar DIR] [--imagenette DIR] [--epochs 2]
 
-DIR: class folders of images. Each set: the doctor in a process of its own, then pretrain in another, then the doctor
-once more, as other jobs come and go; all with the same settings and an empty cache. A run's seconds are those of
-`metrics.jsonl` (training, its first steps included), over its epochs; its memory is the largest resident size of the
-process. 25% either way is the bar.
+DIR: class folders of images. For each set: the doctor in a separate process, then pretrain in another, then the doctor
+again, because other jobs come and go; all with the same settings and an empty cache. A run's seconds are those of
+`metrics.jsonl` (training, its first steps included), divided by its epochs; its memory is the largest resident size of
+the process. An estimate should be within 25%.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from stepclr.recipes import recipe_config
 
 
 def run(source: str, out: str, recipe: str, options: dict[str, Any], limit: int) -> tuple[float, float]:
-    """Training seconds an epoch, and peak memory in MiB."""
+    """Training seconds per epoch, and peak memory in MiB."""
     made = stepclr.pretrain(source, out, recipe=recipe, limit=limit, progress=False, **options)
     return made.metrics[-1]["seconds"] / options["epochs"], peak_mebibytes()
 
@@ -48,21 +48,21 @@ def compare(source: str, recipe: str, options: dict[str, Any], limit: int) -> No
         seconds, peak = in_own_process(run, source, f"{name}/run", recipe, options, limit)
         wall = time.perf_counter() - begun
         after = ask()
-    told = [answer["estimate"] for answer in (before, after)]
-    memory = told[0]["peak_bytes"] / 2**20
+    estimates = [answer["estimate"] for answer in (before, after)]
+    memory = estimates[0]["peak_bytes"] / 2**20
     cells = [
         f"{recipe}, {limit:,}",
         " and ".join(f"{sum(answer['seconds'].values()):.0f} s" for answer in (before, after)),
-        f"{_beside([one['epoch_seconds'] for one in told], seconds)} s",
+        f"{_ratio([one['epoch_seconds'] for one in estimates], seconds)} s",
         f"{memory:,.0f} / {peak:,.0f} = {memory / peak:.2f} MiB",
-        f"{_beside([one['run_seconds'] for one in told], wall)} s",
+        f"{_ratio([one['run_seconds'] for one in estimates], wall)} s",
         f"{os.getloadavg()[0]:.1f}",
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def _beside(told: list[float], true: float) -> str:
-    first, second = told
+def _ratio(estimates: list[float], true: float) -> str:
+    first, second = estimates
     return f"{first:.1f}, {second:.1f} / {true:.1f} = {first / true:.2f}, {second / true:.2f}"
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     given = parser.parse_args()
     options = {"epochs": given.epochs}
-    print("| recipe, images | doctor took | an epoch, told (before, after) / true | memory | the whole run | load |")
+    print("| recipe, images | doctor took | epoch: estimates (before, after) / true | memory | whole run | load |")
     print("|---|---|---|---|---|---|", flush=True)
     compare("sample:unlabeled", "sample", options | {"epochs": recipe_config("sample").epochs}, 10_000)
     if given.cifar:

@@ -1,9 +1,9 @@
-"""The page of a run: how large it is, how long it takes to write, and to open in a browser.
+"""The page of a run: its size, how long it takes to write, and how long to open in a browser.
 
     python benchmarks/page.py RUN [--times 5] [--shots FOLDER]
 
-Writes RUN's report.html again, and opens it in Chromium that many times, each in a new window of 1280 x 900 (and of
-390 x 844, a phone's), until the browser says that it has loaded. --shots keeps an image of each whole page.
+Writes RUN's report.html again and opens it in Chromium that many times, each time in a new window of 1280 x 900 (and of
+390 x 844, the size of a phone), until the browser reports that it has loaded. --shots saves an image of each page.
 Needs the extra `browser` and Chromium.
 """
 
@@ -23,7 +23,7 @@ NEAR = """plot => { plot.scrollIntoView(); return plot.classList.contains('js-pl
 
 
 def opened(browser: Browser, page: Path, window: str, shot: Path | None) -> float:
-    """Seconds until it has loaded; with `shot`, an image of it once every chart is drawn."""
+    """Seconds until the page has loaded; `shot`: where to save an image of it once every chart is drawn."""
     width, height, scheme = WINDOWS[window]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"

@@ -201,7 +201,7 @@ def test_other_losses_are_judged_by_what_they_log(loss: str) -> None:
     good = judged(config, **bare, loss=lambda at: 1.1 - at)
     assert good["overall"].name == "healthy"
     assert not {"rate", "views", "contrast", "negatives"} & good.keys()
-    assert judged(config, **bare, loss=lambda at: 1.2 + at)["overall"].name == "nothing learnt"
+    assert judged(config, **bare, loss=lambda at: 1.2 + at)["overall"].name == "nothing learned"
 
 
 def test_supcon_may_draw_its_classes_together() -> None:

@@ -53,7 +53,7 @@ DIAGNOSES = {  # what a bad verdict makes of the run; the most severe first, bec
     "decay": "weight decay too high",
     "negatives": "no negatives",
     "rate": "rate too high",
-    "loss": "nothing learnt",
+    "loss": "nothing learned",
     "views": "views too easy",
     "baselines": "no better than its baselines",
 }
@@ -148,7 +148,7 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     f.waiting = float(np.median(waiting)) if len(waiting) else math.nan
     f.all_images = config.images + config.skipped
 
-    # How far linear evaluation of the run is above that of the baselines, which have learnt nothing from images.
+    # How far linear evaluation of the run is above that of the baselines, which have learned nothing from images.
     rows = scores.rows if scores else []
     ours = {row.labels_per_class: row.mean for row in rows if row.method == "simclr"}
     baselines = [row for row in rows if row.method in ("pixels", "random") and row.labels_per_class in ours]
@@ -185,7 +185,7 @@ def _loss_facts(f: Facts, log: Log) -> None:
         f.loss_words = f"loss {f.loss:.2f}" + ("" if math.isnan(f.chance) else f" (chance: {f.chance:.2f})")
     f.way_words = f"{f.loss_words}, {f.first_loss:.2f} at first"
     if not math.isnan(f.way):
-        f.way_words = f"{f.loss_words}, {max(0, f.way):.0%} of the way to its least value"
+        f.way_words = f"{f.loss_words}, {min(1, max(0, f.way)):.0%} of the way to its least value"
 
 
 def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:
@@ -259,7 +259,7 @@ RULES: tuple[tuple[Any, ...], ...] = (
     (
         "decay",
         "{forgotten:.2g} of a weight forgotten within {memory} steps",
-        ("bad", lambda f: f.decay_to_blame, "weight decay wipes out what is learnt: try a lower --weight-decay"),
+        ("bad", lambda f: f.decay_to_blame, "weight decay wipes out what is learned: try a lower --weight-decay"),
         ("watch", lambda f: f.forgotten > FORGETS, "the weight decay is high for this rate"),
     ),
     (
