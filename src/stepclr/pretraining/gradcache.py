@@ -35,7 +35,11 @@ def simclr_step_in_parts(
 
     def encode(images: ImageBatch, keys: Int64[Tensor, " n"]) -> Float[Tensor, "v n f"]:
         x = views(images, keys)
-        h: Tensor = encoder(x.flatten(0, 1))
+        # Autocast would keep one bfloat16 copy of a weight for all parts, and add up their gradients in bfloat16.
+        device = x.device.type
+        precision = torch.get_autocast_dtype(device)
+        with torch.autocast(device, precision, torch.is_autocast_enabled(device), cache_enabled=False):
+            h: Tensor = encoder(x.flatten(0, 1))
         each_view: Tensor = h.unflatten(0, (len(x), -1))
         return each_view
 
