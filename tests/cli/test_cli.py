@@ -115,7 +115,7 @@ def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str])
         ("pretrian x --out y", "Did you mean 'pretrain'"),
         ("pretrain sample:unlabeled --out y --epoch 3", "--epochs"),
         ("pretrain sample:unlabeled --out y --temprature 0.1", "--temperature"),
-        ("pretrain sample:unlabeled --out y --loss nt_xemt", "nt_xent"),
+        ("pretrain sample:unlabeled --out y --loss nt_xemt", "nt-xent"),
         ("pretrain sample:unlabeled --out y --optimizer lasr", "lars"),
         ("pretrain sample:unlabeled --out y --epochs many", "--epochs"),
         ("pretrain sample:unlabelled --out y", "Did you mean 'unlabeled'"),

@@ -43,7 +43,7 @@ def test_a_table_of_runs(runs: list[Path], capsys: pytest.CaptureFixture[str]) -
     lines = [[cell.strip() for cell in line.strip("│┃").split("│")] for line in shown.splitlines()]
     cells = {line[0]: line[1:] for line in lines if len(line) == 4}
     assert cells["policy"] == ["simclr", "crop", "simclr"]
-    assert cells["loss"] == ["nt_xent", "supcon", "nt_xent"]
+    assert cells["loss"] == ["nt-xent", "supcon", "nt-xent"]
     assert cells["encoder"] == ["test_resnet"] * 3
     assert cells["epochs"] == ["2", "1", "1"]
     for row in json.loads((runs[1] / "evaluation.json").read_text())["rows"]:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except StepclrError as error:
         _fail(as_options(str(error)), 2)
     except KeyboardInterrupt as stop:
-        _fail(str(stop) or "interrupted", 128 + getattr(stop, "signal", 2))
+        _fail(as_options(str(stop)) or "interrupted", 128 + getattr(stop, "signal", 2))
     except (RuntimeError, OSError) as error:
         from stepclr.distributed import lost_the_others
         from stepclr.pretraining.loop import Diverged

@@ -112,7 +112,7 @@ def class_findings(images: ImageSet) -> Iterator[Finding]:
         "warning",
         int(imbalanced),
         f"the largest class has more than {IMBALANCED} times the images of the smallest",
-        "with --loss supcon or cross-entropy, add --balanced",
+        "with a --loss that uses labels, add --balanced",
         [f"{name}: {n}" for n, name in present[:1] + present[-1:]],
     )
 
