@@ -1,10 +1,10 @@
-"""How many planted versions of images are found as near duplicates, and how many natural pairs are taken for some?
+"""How many planted versions of images are found as near duplicates, and how many pairs are found among the originals.
 
     python benchmarks/duplicates.py DIR [DIR ...]    # folders of images, or NAME:SPLIT
 
-Versions of the first 1,000 images, each kind against the whole set: found means that the original is among the
-version's near duplicates. Natural: pairs within the set, and the seconds that it takes to find them by their
-thumbnails; which of them are false a person must say, for whom --sheet FILE.png draws some.
+Versions of the first 1,000 images, each kind against the whole set: a version is found if the original is among its
+near duplicates. Natural pairs are those within the set; the seconds are the time to find them by their thumbnails.
+Which of them are false a person must decide: --sheet FILE.png draws some.
 """
 
 import argparse
@@ -37,13 +37,13 @@ def compressed(image: AnyImage, quality: int) -> AnyImage:
 
 
 def resized(image: AnyImage, share: float) -> AnyImage:
-    """To that share of its sides, through a JPEG of quality 85."""
+    """Resized to that share of its sides, through a JPEG of quality 85."""
     sides = max(1, round(share * image.width)), max(1, round(share * image.height))
     return compressed(image.resize(sides, Image.Resampling.BICUBIC), 85)
 
 
 def cropped(image: AnyImage, share: float) -> AnyImage:
-    """Without that share of its sides, cut off where chance wills, through a JPEG of quality 85."""
+    """Without that share of its sides, cropped at a random place, through a JPEG of quality 85."""
     width, height = share * image.width, share * image.height
     left, top = random.uniform(0, width), random.uniform(0, height)
     box = (round(left), round(top), round(image.width - width + left), round(image.height - height + top))
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _draw(images: list[Tensor], pairs: NDArray[np.int64], path: Path) -> None:
-    """SHOWN of the pairs, from the most alike to the least."""
+    """Draw SHOWN of the pairs, from the most to the least similar."""
     sheet = Image.new("RGB", (12 * 140, -(-SHOWN // 12) * 70), "white")
     for place, k in enumerate(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int).tolist()):
         for side, i in enumerate(pairs[k].tolist()):

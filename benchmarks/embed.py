@@ -1,12 +1,12 @@
-"""`embed` in bfloat16 against a plain float32 loop, both from JPEG files to features, in one run.
+"""The speed of `embed` in bfloat16 and of a plain float32 loop, both from JPEG files to features.
 
     python benchmarks/embed.py FOLDER [--encoder resnet18] [--size 96] [--count 4000]
 
-FOLDER holds class folders of images. Both compute h of the same images with the same untrained encoder, its
-BatchNorms moved off their start. The plain loop: torchvision's ImageFolder, Resize, CenterCrop and ToTensor, a
-DataLoader with two workers, the encoder's body in eval mode without gradient, batches of 256. Ours: `stepclr.embed`
-with precision="bf16", opening the folder included. The two take turns, three times. Last, how alike h in bfloat16 and
-in float32 are.
+FOLDER contains class folders of images. Both compute h of the same images with the same untrained encoder, whose
+BatchNorms are moved away from their initial values. The plain loop: torchvision's ImageFolder, Resize, CenterCrop and
+ToTensor, a DataLoader with two workers, the encoder's body in eval mode without gradient, batches of 256. Ours:
+`stepclr.embed` with precision="bf16", opening the folder included. The two take turns, three times. At the end, the
+cosine similarity of h in bfloat16 and in float32.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from stepclr.model.files import save_encoder
 
 
 def untrained(name: str, size: int) -> stepclr.Encoder:
-    """An encoder whose features use every weight: new ones start their blocks as the identity."""
+    """An encoder whose features depend on every weight: the blocks of a new one start as the identity."""
     torch.manual_seed(0)
     encoder = stepclr.build_encoder(name, size=size)
     for module in encoder.modules():
@@ -80,7 +80,7 @@ def main() -> None:
     alike = nn.functional.cosine_similarity(torch.from_numpy(half), full)
     loop = nn.functional.cosine_similarity(theirs, full)
     print(
-        f"cosine similarity to embed in float32: bf16 mean {alike.mean():.6f}, least {alike.min():.6f}; "
+        f"cosine similarity to embed in float32: bf16 mean {alike.mean():.6f}, minimum {alike.min():.6f}; "
         f"the plain loop (other resize) mean {loop.mean():.6f}"
     )
 

@@ -1,13 +1,13 @@
-"""How many planted duplicates and foreign images `stepclr find` finds; what labels that `find next` chose are worth.
+"""How many planted duplicates and outliers `stepclr find` finds, and what the labels chosen by `find next` are worth.
 
     python benchmarks/find.py RUN TRAIN TEST [FOREIGN ...]    # class folders or NAME:SPLIT; foreign ones need no label
 
-Duplicates: versions of 200 of IMAGES images of TRAIN are put beside them, a kind at a time; found means paired with
-the original, false is what is paired besides. Three judges: h alone, the thumbnails' details alone
-(`duplicates.near_pairs`), both. Outliers: 5 or 40 foreign images (and noise) among IMAGES, found among the 40
-oddest; mean of 5 draws. Next: top-1 on TEST of a linear layer on h (lambda 0.1, fixed) from 10, 50, 100 labels of
-IMAGES images: drawn at random; chosen once, with no labels; chosen in three rounds, each told the labels before.
-5 draws of the images (of 3/4 of TRAIN, if that is fewer), the same for all three.
+Duplicates: versions of 200 of IMAGES images of TRAIN are added to them, one kind at a time. A version is found if it is
+paired with its original; any other pair is false. Three methods: h alone, the details of the thumbnails alone
+(`details.near_pairs`), both. Outliers: how many of 5 or 40 foreign images (or noise) among IMAGES are among the 40 most
+unusual; mean of 5 draws. Next: top-1 on TEST of a linear layer on h (lambda 0.1, fixed) from 10, 50 or 100 labels of
+IMAGES images: drawn at random; chosen once, without labels; chosen in three rounds, each of which knows the labels of
+the rounds before. 5 draws of the images (of 3/4 of TRAIN, if that is fewer), the same for all three.
 """
 
 import argparse

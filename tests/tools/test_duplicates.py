@@ -62,7 +62,7 @@ def test_a_version_of_an_image_is_found(version: str) -> None:
 
 
 def test_other_images_are_not() -> None:
-    """Garments on black resemble each other more than photographs do: the bar rises."""
+    """Garments on black resemble each other more than photographs do: the threshold rises."""
     garments = stepclr.open_images("sample:train")
     images = garments.read(range(len(garments)))
     found, _ = near_pairs(torch.stack([gray_thumbnail(image) for image in images]))

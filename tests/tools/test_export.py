@@ -1,4 +1,4 @@
-"""An exported file computes what the original does, by the other party's own code, and its card is true."""
+"""An exported file computes what the original computes, by the code on its card, and the card is true."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def blocks(card: Path) -> tuple[str, str]:
 
 
 def by_card(done: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """What someone gets who types off the card, in the folder of the file."""
+    """What the code on the card computes, run in the folder of the file."""
     monkeypatch.chdir(done.path.parent)
     scope: dict[str, Any] = {"images": images}
     exec(blocks(done.card)[0], scope)
@@ -106,7 +106,7 @@ def test_at_28_px_it_is_embed(format: str, run: stepclr.Run, tmp_path: Path, mon
 def test_where_a_crop_is_taken_it_is_embed(
     format: str, large: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """82 px is what embed does not resize, and crops the central 72 of."""
+    """An image of 82 px is not resized by embed, which crops the central 72."""
     sample = stepclr.open_images("sample:train", limit=5).read(range(5))
     whole = np.stack([np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((82, 82))) for p in sample])
     images = torch.from_numpy(whole[:, 5:77, 5:77]).permute(0, 3, 1, 2)
@@ -256,7 +256,7 @@ def test_the_card_tells_of_the_run(run: stepclr.Run, tmp_path: Path) -> None:
         std = "" if row["std"] is None else f" ± {100 * row['std']:.1f}"
         assert f"| {row['method']} | {row['labels_per_class']} | {100 * row['mean']:.1f}{std} % | " in text
     assert "- test: sample:test, 60 images" in text
-    assert "- Pretrained on: sample:unlabeled\n- Images: 48, labelled 0" in text
+    assert "- Pretrained on: sample:unlabeled\n- Images: 48, labeled 0" in text
     assert "| temperature | 0.5 |" in text
     assert "on 64 images of sample:train" in text
     assert f"onnxruntime {onnxruntime.__version__}" in text

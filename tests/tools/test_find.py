@@ -1,4 +1,4 @@
-"""What find tells of an index: planted duplicates, planted odd ones, one image to label of each planted cluster."""
+"""What find reports of an index: planted duplicates, planted outliers, one image to label per planted cluster."""
 
 import csv
 import os
@@ -51,7 +51,7 @@ def clusters(count: int, each: int, spread: float = 0.1, seed: int = 0) -> Array
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained encoder that tells images apart: new BatchNorms would leave its blocks the identity."""
+    """An untrained encoder that distinguishes images: with new BatchNorms its blocks would be the identity."""
     torch.manual_seed(0)
     made = stepclr.build_encoder("test_resnet", stem="small-stride2", size=28)
     for module in made.modules():
@@ -65,7 +65,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 garments, a twin of each of the first three, one of them mirrored, and two images that are none."""
+    """60 garments, copies of the first four (the last one mirrored), and two images that are not garments."""
     folder = tmp_path_factory.mktemp("images")
     garments = [
         Image.fromarray(image.permute(1, 2, 0).numpy()) for image in stepclr.open_images("sample:train").read(range(60))
@@ -159,7 +159,7 @@ def test_one_image_of_each_cluster_comes_first(
 
 
 def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture) -> None:
-    """The table that next wrote goes back to it with its labels; two of five clusters remain unlabelled."""
+    """The CSV that next wrote is passed back with labels; two of five clusters remain unlabeled."""
     source, first, second = write_npz(tmp_path / "x.npz", clusters(5, 30)), tmp_path / "1.csv", tmp_path / "2.csv"
     assert call("find", "next", source, "-n", "5", "--out", first) == 0
     rows = read(first)
@@ -176,7 +176,7 @@ def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture)
 
 
 def test_the_uncertain_are_preferred_to_as_many_certain() -> None:
-    """Two labelled clusters, and two groups of the same size: one beside a labelled one, one between both."""
+    """Two labeled clusters, and two groups of the same size: one near a labeled cluster, one between both."""
     generator = np.random.default_rng(0)
     a, b, far, between = (np.zeros(16) for _ in range(4))
     a[0], b[1], far[[0, 2]], between[[0, 1, 3]] = 3, 3, 2.2, 1.7
@@ -204,7 +204,7 @@ def test_fewer_are_the_beginning_of_more_and_a_large_index_is_looked_at_in_part(
 
 
 def test_the_greedy_choice_is_that_of_loops() -> None:
-    """Against the formula in loops, in float64, with labels and weights."""
+    """Against the formula written as loops in float64, with labels and weights."""
     h = clusters(3, 8, spread=0.4)
     labels = np.full(24, -1)
     labels[[0, 9]] = 0, 1
@@ -236,7 +236,7 @@ def test_a_distance_is_that_to_the_kth_nearest(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_many_copies_of_one_image_are_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than an image has neighbors: nothing but copies surrounds it."""
+    """More copies than neighbors are compared: nothing but copies surrounds an image."""
     monkeypatch.setattr("stepclr.metrics.ROWS", 7)
     generator = np.random.default_rng(0)
     h = generator.normal(size=(100, 16)).astype(np.float32)
@@ -247,7 +247,7 @@ def test_many_copies_of_one_image_are_one_group(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_neither_h_nor_details_alone_make_a_duplicate() -> None:
-    """The same h of two images that look otherwise, and the same image with an h far away."""
+    """Two images that look different but have the same h, and two equal images with different h."""
     images = torch.stack([gray_thumbnail(p) for p in stepclr.open_images("sample:train").read(range(40))])
     h = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
     h[1] = h[0]
@@ -263,8 +263,8 @@ def test_an_index_of_one_image(what: str, tmp_path: Path) -> None:
     source = write_npz(tmp_path / "x.npz", np.ones((1, 4), np.float32))
     assert call("find", what, source, "--out", tmp_path / "found") == 0
     assert len(read(tmp_path / "found" / f"{what}.csv")) == (what != "duplicates")
-    labelled = write_npz(tmp_path / "y.npz", np.ones((1, 4), np.float32), [0], ("a",))
-    assert call("find", what, labelled, "--out", tmp_path / "found") == 0
+    labeled = write_npz(tmp_path / "y.npz", np.ones((1, 4), np.float32), [0], ("a",))
+    assert call("find", what, labeled, "--out", tmp_path / "found") == 0
     assert len(read(tmp_path / "found" / f"{what}.csv")) == (what == "outliers")
 
 

@@ -1,4 +1,4 @@
-"""An index of images, kept in step with them, and asked, as a user does."""
+"""An index follows its images, and answers queries as a user makes them."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def call(*words: str | Path) -> int:
 
 
 def make_encoder(path: Path, seed: int) -> Path:
-    """An untrained encoder that tells images apart: new BatchNorms would leave its blocks the identity."""
+    """An untrained encoder that distinguishes images: with new BatchNorms its blocks would be the identity."""
     torch.manual_seed(seed)
     encoder = stepclr.build_encoder("test_resnet", stem="small-stride2", size=28)
     for module in encoder.modules():
@@ -253,7 +253,7 @@ def test_a_name_as_text_is_undone(name: str) -> None:
 
 @pytest.fixture
 def approximate(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An index of 600 images, above a bar that is lowered to 500."""
+    """An index of 600 images; approximate search begins at 500 here."""
     monkeypatch.setattr(nearest, "EXACT_ROWS", 500)
     out = tmp_path / "index"
     assert call("embed", encoder, "sample:train", "--limit", "600", "--out", out) == 0
@@ -292,7 +292,7 @@ def test_approximate_search_says_how_often_it_is_right(
 
 
 def test_recall_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search that finds itself and the five nearest has half of ten."""
+    """A search that returns the query and the five nearest rows finds half of ten."""
     h = np.random.default_rng(0).standard_normal((1000, 24), np.float32)
     names = [f"{i:08x}" for i in range(len(h))]
     columns = {"id": names, "vector": list(h), "path": names, "label": [None] * 1000, "thumbnail": [b""] * 1000}

@@ -1,4 +1,4 @@
-"""`SimCLRTransformer` is a transformer by scikit-learn's own checks, and its h is that of `pretrain` and `embed`."""
+"""`SimCLRTransformer` passes scikit-learn's own checks, and its h is that of `pretrain` and `embed`."""
 
 import os
 import pickle
@@ -44,7 +44,7 @@ def test_few_checks_are_skipped() -> None:
 
 @pytest.fixture(scope="module")
 def train() -> tuple[np.ndarray, np.ndarray]:
-    """64 images [n, 28, 28] in grey, and the names of their classes."""
+    """64 images [n, 28, 28] in gray, and the names of their classes."""
     return arrays("sample:train", 64)
 
 
@@ -256,7 +256,7 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
     h = stepclr.SimCLRTransformer("sample", **SMALL, out=tmp_path / "run").fit_transform(train[0])
     np.testing.assert_array_equal(h, stepclr.embed(tmp_path / "run", train[0]))
     assert stepclr.Run(tmp_path / "run").config.epochs == 1
-    with pytest.raises(stepclr.StepclrError, match="holds a run already"):
+    with pytest.raises(stepclr.StepclrError, match="already contains a run"):
         stepclr.SimCLRTransformer("sample", **SMALL, out=tmp_path / "run").fit(train[0])
 
 

@@ -203,7 +203,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         config = recipe_config(self.run_or_recipe)
         loss = replace(config, loss=settings.get("loss", config.loss)).loss
         if y is not None and OBJECTIVES[choose("loss", loss, OBJECTIVES)].needs_labels:
-            images = _labelled(images, y)
+            images = _labeled(images, y)
         if settings.get("size", config.size) is None and view_size(images) < MIN_VIEW_PX:
             settings["size"] = MIN_VIEW_PX
         if isinstance(self.random_state, int | np.integer):
@@ -264,7 +264,7 @@ def _open_files(paths: Sequence[Path]) -> ImageSet:
     return ImageSet(FolderStore(base, names), np.arange(len(names)), labels, [], names, f"{len(names)} files")
 
 
-def _labelled(images: ImageSet, y: Any) -> ImageSet:
+def _labeled(images: ImageSet, y: Any) -> ImageSet:
     """`images` with the labels `y`; -1 is none, as in scikit-learn's semi-supervised learners."""
     given = np.asarray(y)
     if given.shape != (len(images),):

@@ -85,7 +85,7 @@ def choose_images(
     """The `n` images without a label (-1) to label next, the most informative first, and their uncertainty.
 
     Greedy facility location: each choice adds most to sum_j w_j max_i exp((cos(h_i, h_j) - 1) / T) over the images i
-    that are labelled or chosen: typical images first, and never two for the same others. w_j is 1; once two classes
+    that are labeled or chosen: typical images first, and never two for the same others. w_j is 1; once two classes
     have labels it is the square root of the uncertainty of image j: 1 - (p_first - p_second) by a linear layer on h.
     Choosing fewer gives the beginning of choosing more. More than MAX_CANDIDATES images without a label are sampled by
     `seed`; what `n` asks for beyond the sample follows in random order.
@@ -96,7 +96,7 @@ def choose_images(
     uncertainty = np.ones(len(h))
     if len(np.unique(labels[known])) > 1:
         uncertainty = class_uncertainty(h, labels)
-    # How well the labelled images cover the candidates already.
+    # How well the labeled images cover the candidates already.
     x = _directions(h)
     covered = torch.zeros(len(candidates))
     for start in range(0, len(known), BLOCK):
@@ -109,7 +109,7 @@ def choose_images(
 
 
 def class_uncertainty(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """1 minus the margin between the two likeliest classes, by logistic regression on the labelled rows."""
+    """1 minus the margin between the two likeliest classes, by logistic regression on the labeled rows."""
     known = labels >= 0
     _, classes = np.unique(labels[known], return_inverse=True)
     with threadpool_limits(1, "blas"):

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 from jaxtyping import Float32, Int64
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from stepclr.errors import StepclrError, installed
 from stepclr.model.encoder import Encoder
@@ -59,17 +60,12 @@ class IndexMetadata:
     def from_json(cls, text: bytes, path: Path) -> "IndexMetadata":
         """Raises StepclrError if it is not what `to_json` writes."""
         try:
-            fields = json.loads(text)
-            if fields.pop("format") == 1 and isinstance(fields["classes"], list):
-                texts = [fields[name] for name in ("checksum", "name", "precision", "source", "run")]
-                numbers = [fields[name] for name in ("size", "features", "partitioned_rows")]
-                if (
-                    all(isinstance(value, str) for value in [*texts, *fields["classes"]])
-                    and all(type(value) is int and value >= 0 for value in numbers)
-                    and isinstance(fields["recall"], float | None)
-                ):
-                    return cls(**fields)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            stored = json.loads(text)
+            if stored.pop("format") == 1:
+                for name, kind in get_type_hints(cls).items():
+                    check_type(stored[name], kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+                return cls(**stored)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, TypeCheckError):
             pass
         raise StepclrError(f"{path} does not describe an index: it is corrupt or was written by another version")
 
