@@ -220,7 +220,7 @@ def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | Unr
         try:
             return ask(row)
         except UnreadableError as reason:
-            return reason
+            return UnreadableError(str(reason))  # without the traceback, whose frames would keep files open
 
     each = pool().map if threads and len(rows) > 1 else map
     return list(each(attempt, rows.tolist()))
