@@ -140,7 +140,8 @@ def views(
             used = {setting: value for setting, value in settings.items() if setting in read_policy(name).defaults()}
         shown.append(Views(name, side, min_area=min_area, views=views, **used))
     kind = image_format(out)
-    pixels, _ = some.decoded(source_side(side)).read_readable(range(len(some)))
+    some = some.decoded(source_side(side))  # images that cannot be read are left out
+    pixels, _ = some.read_readable(range(len(some)))
     if policy == "all":
         image, what = policy_sheet(pixels, shown, seed), "one view"
     else:
