@@ -7,14 +7,13 @@ same with everything decided. `RunConfig` adds the facts of a run, and is what c
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict
 
-from typeguard import TypeCheckError, check_type
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from stepclr.errors import StepclrError
-from stepclr.io import write_whole
+from stepclr.io import from_json, write_whole
 
 FILE = "config.json"
 
@@ -226,20 +225,9 @@ class RunConfig(ResolvedConfig):
             return None
         except (ValueError, RecursionError) as error:
             raise StepclrError(f"{path} is corrupt: {error}") from None
-        if not isinstance(stored, dict):
-            raise StepclrError(f"{path} is corrupt: it is not a JSON object")
-        if isinstance(stored.get("strength"), list):
+        if isinstance(stored, dict) and isinstance(stored.get("strength"), list):
             stored["strength"] = tuple(stored["strength"])  # JSON has lists only
-        known = get_type_hints(cls)
-        for name, value in stored.items():
-            try:
-                check_type(value, known.get(name, Any))
-            except TypeCheckError:
-                raise StepclrError(f"{path} is corrupt: {name} is {value!r}") from None
-        missing = sorted(known.keys() - stored.keys())
-        if missing:
-            raise StepclrError(f"{path} is corrupt: it has no {missing[0]!r}")
-        return cls(**{name: stored[name] for name in known})
+        return from_json(cls, stored, path)
 
 
 SETTINGS = tuple(setting.name for setting in fields(PretrainConfig))

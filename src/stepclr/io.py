@@ -1,4 +1,4 @@
-"""Files: where caches lie, how a file appears whole or not at all, locks on folders, and checksums."""
+"""Files: where caches lie, how a file appears whole or not at all, locks, checksums, and JSON that must fit a type."""
 
 import csv
 import hashlib
@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
+from typing import TypeVar, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from stepclr.errors import StepclrError
 
+Record = TypeVar("Record")
 ABANDONED = 86_400  # s; a temporary file this old was left by a process that was killed
 
 
@@ -50,6 +54,24 @@ def write_whole(path: Path, write: Callable[[BufferedWriter], object]) -> None:
     """Write a file, by `write(file)`, that every process sees whole or not at all."""
     with new_file(path) as file:
         write(file)
+
+
+def from_json(kind: type[Record], values: object, where: str | Path) -> Record:
+    """The dataclass `kind` out of a JSON object read at `where`; further fields of the object are ignored.
+
+    Raises StepclrError that names the first field that is missing or of another type.
+    """
+    if not isinstance(values, dict):
+        raise StepclrError(f"{where} is corrupt: it is not a JSON object")
+    known = get_type_hints(kind)
+    for name, expected in known.items():
+        if name not in values:
+            raise StepclrError(f"{where} is corrupt: it has no {name!r}")
+        try:
+            check_type(values[name], expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError:
+            raise StepclrError(f"{where} is corrupt: {name} is {values[name]!r}") from None
+    return kind(**{name: values[name] for name in known})
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -52,7 +52,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
         newest.write_bytes(content)
         assert same(whole, resumed(out))
         said = capsys.readouterr().err
-        assert f"{newest} is damaged" in said
+        assert f"{newest} is corrupt" in said
         assert "going on after step 6" in said  # of 9
 
 

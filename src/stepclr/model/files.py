@@ -6,14 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
-from stepclr.io import write_whole
+from stepclr.io import from_json, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -153,17 +153,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:
-    values = {}
-    for name, type_ in get_type_hints(kind).items():
-        if name not in metadata:
-            raise StepclrError(f"{path} was not written by stepclr: its metadata has no {name!r}")
-        if not _is_a(metadata[name], type_):
-            raise StepclrError(f"{path} is corrupt: its metadata's {name!r} is {metadata[name]!r}")
-        values[name] = metadata[name]
-    return kind(**values)
-
-
-def _is_a(value: object, kind: Any) -> bool:
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_a(part, get_args(kind)[0]) for part in value)
-    return type(value) is kind
+    if "name" not in metadata:
+        raise StepclrError(f"{path} was not written by stepclr: its metadata has no 'name'")
+    return from_json(kind, metadata, f"the metadata of {path}")

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from stepclr.errors import StepclrError, installed
+from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import state_checksum
 
@@ -61,11 +61,9 @@ class IndexMetadata:
         """Raises StepclrError if it is not what `to_json` writes."""
         try:
             stored = json.loads(text)
-            if stored.pop("format") == 1:
-                for name, kind in get_type_hints(cls).items():
-                    check_type(stored[name], kind, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-                return cls(**stored)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, TypeCheckError):
+            if stored["format"] == 1:
+                return from_json(cls, stored, path)
+        except (ValueError, TypeError, KeyError, RecursionError):  # StepclrError is a ValueError too
             pass
         raise StepclrError(f"{path} does not describe an index: it is corrupt or was written by another version")
 
