@@ -188,6 +188,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         return receive
 
     monkeypatch.setattr(batching, "upload", stand_in)
+    monkeypatch.setattr(batching, "to_device", lambda array, _: torch.from_numpy(array))  # of the labels
     return happened
 
 
@@ -221,7 +222,7 @@ def test_the_next_batch_is_on_its_way_while_one_is_worked_on(copies: list[tuple[
     while len(copies) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     assert [what for what, _ in copies].count("sent") == 3
-    assert {what: thread.split("_")[0] for what, thread in copies} == {"sent": "feed", "received": "MainThread"}
+    assert {what: thread.split("_")[0] for what, thread in copies} == {"sent": "stepclr-ahead", "received": "MainThread"}
 
 
 def test_to_a_cpu_nothing_is_copied(copies: list[tuple[str, str]]) -> None:

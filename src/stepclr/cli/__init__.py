@@ -47,9 +47,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exit with 0, 1 (the run failed), 2 (bad input) or 128 + the signal that stopped it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault(
-        "THP_MEM_ALLOC_ENABLE", "1"
-    )  # torch, imported later, uses large pages: saves a tenth of a step
+    # torch, imported later, then uses large pages: this saves a tenth of a step.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(usage())
@@ -73,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             _fail("another rank exited; see the error message of that rank", 1)
         if not isinstance(error, Diverged | ExportMismatchError | OSError):
             raise
-        _fail(_of_the_system(error) if isinstance(error, OSError) else str(error), 1)
+        _fail(_of_the_system(error) if isinstance(error, OSError) else as_options(str(error)), 1)
     sys.exit(0)
 
 

@@ -80,6 +80,8 @@ def pretrain(
     stored = run.config if resume and run.exists() else None
     for name in options:
         choose("option", name, SETTINGS)
+    if recipe and config:
+        raise StepclrError("recipe and config are two ways to give all settings: give one of them")
     if config is None:
         config = stored.settings() if stored else recipe_config(recipe)
     module = options.get("encoder")
