@@ -222,7 +222,8 @@ def test_the_next_batch_is_on_its_way_while_one_is_worked_on(copies: list[tuple[
     while len(copies) < 5 and time.monotonic() < until:
         time.sleep(0.01)
     assert [what for what, _ in copies].count("sent") == 3
-    assert {what: thread.split("_")[0] for what, thread in copies} == {"sent": "stepclr-ahead", "received": "MainThread"}
+    threads = {what: thread.split("_")[0] for what, thread in copies}
+    assert threads == {"sent": "stepclr-ahead", "received": "MainThread"}
 
 
 def test_to_a_cpu_nothing_is_copied(copies: list[tuple[str, str]]) -> None:
