@@ -4,13 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Num
+from torch import Tensor, nn
 
 
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_device(array: Num[np.ndarray, "*shape"], device: torch.device) -> Num[Tensor, "*shape"]:
+    """The array on `device`; to CUDA from page-locked memory, so that the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stepclr.loss.reference import log_p, positives
+
 Loss = Callable[[Tensor, Tensor, float], Tensor]  # of projections [M, D], group ids [M] and the temperature
 
 # Labels of N images, of which two views each make M = 2N projections; and temperatures.
@@ -38,16 +40,25 @@ def supcon_eq_2_and_3(z: Tensor, groups: Tensor, tau: float, inside: bool = Fals
     terms = []
     for i in range(len(rows)):
         others = [a for a in range(len(rows)) if a != i]
-        positives = [p for p in others if ids[p] == ids[i]]
-        if not positives:
+        same = [p for p in others if ids[p] == ids[i]]
+        if not same:
             continue
         total = torch.stack([torch.exp((rows[i] * rows[a]).sum() / tau) for a in others]).sum()
-        shares = [torch.exp((rows[i] * rows[p]).sum() / tau) / total for p in positives]
+        shares = [torch.exp((rows[i] * rows[p]).sum() / tau) / total for p in same]
         if not inside:
-            terms.append(-torch.stack([share.log() for share in shares]).sum() / len(positives))
+            terms.append(-torch.stack([share.log() for share in shares]).sum() / len(same))
         else:
-            terms.append(-(torch.stack(shares).sum() / len(positives)).log())
+            terms.append(-(torch.stack(shares).sum() / len(same)).log())
     return torch.stack(terms).mean()
+
+
+def contrastive_in_plain(z: Tensor, groups: Tensor, tau: float) -> Tensor:
+    """L_in, from the plain p_ia: as L_out, but the mean over the positives stands inside the logarithm."""
+    positive = positives(groups)
+    anchors = positive.any(1)
+    p = torch.where(positive, log_p(z, tau).exp(), 0)
+    mean_p = p.sum(1)[anchors] / positive.sum(1)[anchors]
+    return -mean_p.log().sum() / anchors.sum().clamp(min=1)
 
 
 def projections(m: int, width: int = 5, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

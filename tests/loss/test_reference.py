@@ -4,9 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from oracle import CASES, Loss, check, projections, supcon_eq_2_and_3, value_and_gradient
+from oracle import CASES, Loss, check, contrastive_in_plain, projections, supcon_eq_2_and_3, value_and_gradient
 
-from stepclr.loss.reference import anchor_losses, contrastive_in_plain, contrastive_plain
+from stepclr.loss.reference import anchor_losses, contrastive_plain
 
 
 def test_the_plain_loss_is_supcons_equation_2() -> None:

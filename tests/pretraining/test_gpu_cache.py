@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 import stepclr
-from stepclr.data.images import ImageSet
+from stepclr.data.images import ImageBatch, ImageSet
 from stepclr.model.features import represent
 from stepclr.pretraining import batches as batching
 from stepclr.pretraining import gpu_cache
 from stepclr.pretraining.batches import Batch, batches
-from stepclr.pretraining.gpu_cache import ImageBatch, Resident, joined, on_device, parted, room, upload
+from stepclr.pretraining.gpu_cache import Resident, joined, on_device, parted, room, upload
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DEVICES = [

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 from stepclr import Views, view_keys
+from stepclr.device import to_device
 from stepclr.views import cuda
-from stepclr.views.cuda import pack_params, render_cuda, render_packed, to_device
+from stepclr.views.cuda import pack_params, render_cuda, render_packed
 from stepclr.views.ops import GrayscaleParams, JitterParams, OpParams
 from stepclr.views.reference import Interpolation, render_reference
 from stepclr.views.sample import ViewParams
@@ -188,7 +189,8 @@ def test_a_shape_is_compiled_when_it_comes_again_and_again(monkeypatch: pytest.M
 COMPILED = """
 import sys, torch
 from stepclr import Views, view_keys
-from stepclr.views.cuda import pack_params, render_packed, to_device
+from stepclr.device import to_device
+from stepclr.views.cuda import pack_params, render_packed
 images = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 images = images.to(sys.argv[1])
 views = Views("simaugment", 24, strength=1.0, blur=0.5)

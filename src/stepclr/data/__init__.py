@@ -14,10 +14,3 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     shards/      tar shards, on this machine or at a URL; `pack`: any source -> shards
     sources.py   `open_images`: any of these
 """
-
-from stepclr.data.decode import upright_rgb
-from stepclr.data.images import ImageSet
-from stepclr.data.shards.packing import pack
-from stepclr.data.sources import Source, open_images
-
-__all__ = ["ImageSet", "Source", "open_images", "pack", "upright_rgb"]

@@ -4,9 +4,3 @@
 its sum over all pairs, fast and in little memory, `modules.py` the same losses as `nn.Module`s. `logits.py` has the
 losses of logits, and `objectives.py` the table of all that a run can minimize.
 """
-
-from stepclr.loss.contrastive import contrastive, nt_xent, supcon
-from stepclr.loss.logits import cross_entropy, distillation
-from stepclr.loss.modules import NTXentLoss, SupConLoss
-
-__all__ = ["NTXentLoss", "SupConLoss", "contrastive", "cross_entropy", "distillation", "nt_xent", "supcon"]

@@ -7,7 +7,6 @@ With s_ia = z_i.z_a / tau, the z of length 1, the softmax picks projection a for
 P(i) are the other projections of i's group: its positives. A is the number of anchors that have a positive.
 
     L_out = 1/A sum_i  -1/|P(i)| sum_{p in P(i)} log p_ip          SupCon eq. 2; with images as groups, SimCLR eq. 1
-    L_in  = 1/A sum_i  -log( 1/|P(i)| sum_{p in P(i)} p_ip )       SupCon eq. 3, for study only
 
 `contrastive.py` computes L_out fast. This file is for reading and for tests: its memory grows with M^2.
 """
@@ -22,15 +21,6 @@ def contrastive_plain(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temper
     """L_out of projections `[M, D]` of any length and group ids `[M]`; 0 where no anchor has a positive."""
     anchors = positives(groups).any(1)
     return anchor_losses(z, groups, temperature).sum() / anchors.sum().clamp(min=1)
-
-
-def contrastive_in_plain(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float) -> Float[Tensor, ""]:
-    """L_in: as L_out, but the mean over the positives stands inside the logarithm."""
-    positive = positives(groups)
-    anchors = positive.any(1)
-    p = torch.where(positive, log_p(z, temperature).exp(), 0)
-    mean_p = p.sum(1)[anchors] / positive.sum(1)[anchors]
-    return -mean_p.log().sum() / anchors.sum().clamp(min=1)
 
 
 def anchor_losses(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float) -> Float[Tensor, " m"]:

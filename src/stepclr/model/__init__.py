@@ -5,22 +5,3 @@ loads checkpoints into it. `head.py` is g(.), which is discarded after pretraini
 in its place. `files.py` writes and reads encoders and classifiers; `features.py` runs a frozen encoder over an
 `ImageSet`; `small_conv.py` is a faster convolution for small feature maps in bfloat16 on a CPU.
 """
-
-from stepclr.model.build import build_encoder
-from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder
-from stepclr.model.features import represent
-from stepclr.model.files import load_classifier, load_encoder, save_classifier, save_encoder
-from stepclr.model.head import ProjectionHead
-
-__all__ = [
-    "Classifier",
-    "Encoder",
-    "ProjectionHead",
-    "build_encoder",
-    "load_classifier",
-    "load_encoder",
-    "represent",
-    "save_classifier",
-    "save_encoder",
-]

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from stepclr.data.images import ImageBatch, ImageSet
 from stepclr.data.order import balanced_order, epoch_order
+from stepclr.device import to_device
 from stepclr.distributed import ALONE, World
 from stepclr.pretraining.gpu_cache import Resident, upload
 from stepclr.threads import read_ahead
-from stepclr.views.cuda import to_device
 
 CPU = torch.device("cpu")
 

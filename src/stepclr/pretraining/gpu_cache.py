@@ -10,14 +10,12 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepclr.data.images import ImageSet
+from stepclr.data.images import ImageBatch, ImageSet
 from stepclr.data.stores import Pixels
-from stepclr.views.cuda import to_device
+from stepclr.device import to_device
 
 SHARE = 0.3  # of the GPU's free memory may hold images; the rest is for the network
 CHUNK = 64 * 2**20  # bytes that are uploaded at a time
-
-ImageBatch = Tensor | list[Tensor]
 
 
 @dataclass(eq=False)

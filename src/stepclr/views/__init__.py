@@ -12,24 +12,6 @@ Render: `reference.py` turns parameters into pixels, on any device, with `color.
 pixels to 1/255 many times as fast on a CPU, and `cuda.py` on a GPU.
 """
 
-from stepclr.views.keys import view_keys
 from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grayscale, Op, RandAugment, Warp
-from stepclr.views.policies import POLICIES, Policy, read_policy
-from stepclr.views.transform import SimCLRTransform
-from stepclr.views.views import Views
 
-__all__ = [
-    "POLICIES",
-    "AutoAugment",
-    "Blur",
-    "ColorJitter",
-    "Grayscale",
-    "Op",
-    "Policy",
-    "RandAugment",
-    "SimCLRTransform",
-    "Views",
-    "Warp",
-    "read_policy",
-    "view_keys",
-]
+__all__ = ["AutoAugment", "Blur", "ColorJitter", "Grayscale", "Op", "RandAugment", "Warp"]

@@ -15,9 +15,10 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from stepclr.device import to_device
 from stepclr.views.color import CONTRAST, HUE, SATURATION, adjust_hue, luma
 from stepclr.views.ops import BlurParams, GrayscaleParams, JitterParams, OpParams, TableParams, WarpParams
 from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_weights, render_reference
@@ -66,14 +67,6 @@ def _rows(view: ViewParams) -> Float[np.ndarray, "n k"]:
     n = len(view.box)
     parts = [view.box, view.flip, *(getattr(op, field.name) for op in view.ops for field in fields(op))]
     return np.concatenate([part.reshape(n, -1) for part in parts], axis=1, dtype=np.float64)
-
-
-def to_device(array: Num[np.ndarray, "*shape"], device: torch.device) -> Num[Tensor, "*shape"]:
-    """The array on `device`; to CUDA from page-locked memory, so that the host does not wait for the copy."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def render_packed(
