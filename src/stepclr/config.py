@@ -16,6 +16,11 @@ from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 
 FILE = "config.json"
+OPTIMIZERS = {  # learning rate at batch 256, weight decay
+    "sgd": (0.12, 5e-4),
+    "lars": (0.3, 1e-6),
+    "adamw": (1e-3, 0.05),
+}
 
 
 def _default(when_open: str, metavar: str) -> object:
@@ -24,6 +29,12 @@ def _default(when_open: str, metavar: str) -> object:
         metavar=metavar,
         help_behavior_hint=lambda value: f"(default: {when_open if value == 'None' else value})",
     )
+
+
+def _of_optimizers(column: int) -> str:
+    """A column of OPTIMIZERS as the command line shows it."""
+    numbers = {name: f"{defaults[column]:f}".rstrip("0") for name, defaults in OPTIMIZERS.items()}
+    return ", ".join(f"{number} for {name}" for name, number in numbers.items())
 
 
 def _floats(words: list[str]) -> float | tuple[float, ...]:
@@ -101,11 +112,11 @@ class PretrainConfig:
     """Epochs of SupCon's second stage: after pretraining, train a linear layer on the frozen encoder."""
     optimizer: OptimizerName = "sgd"
     """sgd has Nesterov momentum 0.9; lars has momentum 0.9, as in the paper."""
-    lr: Annotated[float | None, _default("0.12 for sgd, 0.3 for lars, 0.001 for adamw", "RATE")] = None
+    lr: Annotated[float | None, _default(_of_optimizers(0), "RATE")] = None
     """Peak learning rate at batch 256."""
     lr_scaling: Scaling = "linear"
     """How the learning rate grows with the batch size B: by B/256, or by sqrt(B/256)."""
-    weight_decay: Annotated[float | None, _default("0.0005 for sgd, 0.000001 for lars, 0.05 for adamw", "DECAY")] = None
+    weight_decay: Annotated[float | None, _default(_of_optimizers(1), "DECAY")] = None
     """Weight decay; it does not apply to BatchNorm and biases."""
     warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
     """Epochs of linear warm-up, before the cosine decay to 0."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stepclr.loss.tiles import log_sums
 
+NEIGHBORS, KNN_TEMPERATURE = 20, 0.1  # of weighted kNN, by default
 ROWS = 1024  # rows compared with all others at a time, so that memory stays bounded
 
 
@@ -38,8 +39,8 @@ def weighted_knn(
     bank: Float[Tensor, "m features"],
     bank_labels: Int[Tensor, " m"],
     h: Float[Tensor, "n features"],
-    k: int = 20,
-    temperature: float = 0.1,
+    k: int = NEIGHBORS,
+    temperature: float = KNN_TEMPERATURE,
 ) -> Int[Tensor, " n"]:
     """Predicted class of each row of h: its k nearest rows of `bank` vote with weight exp(cosine / temperature).
 

@@ -17,14 +17,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
 def pool() -> ThreadPoolExecutor:
     """The threads that read and decode: one for each core, divided among the ranks of this machine."""
-    return ThreadPoolExecutor(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), "stepclr-read")
+    return threads_for("read", max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+@cache
+def threads_for(task: str, count: int) -> ThreadPoolExecutor:
+    """The threads of this process for a task, which is part of their name: the same ones at every call."""
+    return ThreadPoolExecutor(count, f"stepclr-{task}")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=pool.cache_clear)  # a forked process does not inherit threads
+    os.register_at_fork(after_in_child=threads_for.cache_clear)  # a forked process does not inherit threads
 
 
 def read_ahead(batches: Iterable[Batch], read: Callable[[Batch], Content]) -> Iterator[tuple[Batch, Content]]:

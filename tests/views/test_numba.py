@@ -20,9 +20,10 @@ from test_views import cut, images, made_up, plain_draws, real_images, unchecked
 from torch import Tensor
 
 from stepclr import StepclrError, Views, view_keys
+from stepclr.threads import threads_for
 from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from stepclr.views.numba import compiled as compiling
-from stepclr.views.numba.batch import pool, render_numba, share_out
+from stepclr.views.numba.batch import render_numba, share_out
 from stepclr.views.ops import (
     AutoAugment,
     Blur,
@@ -291,7 +292,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     try:
         torch.set_num_threads(2)
         x = views(batch, keys)
-        assert pool.cache_info().currsize
+        assert threads_for.cache_info().currsize
         same = lambda: sys.exit(not np.array_equal(views(batch, keys).numpy(), x.numpy()))  # noqa: E731
         child = multiprocessing.get_context("fork").Process(target=same)
         child.start()

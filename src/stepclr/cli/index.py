@@ -6,6 +6,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import Counter, image_format, say
+from stepclr.config import FILE
 from stepclr.errors import StepclrError, check_suffix, choose, one_line
 
 
@@ -37,7 +38,7 @@ def search(
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
     out = out or Path(f"hits-{query[0].stem[:50]}.png")
     format = image_format(out)
-    if (index / "config.json").is_file():
+    if (index / FILE).is_file():
         updated, index = update_run_index(index, Counter()), index / "index"
         say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
     opened = Search(index, run)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, names, open_source, page_of, say
+from stepclr.config import FILE
 from stepclr.errors import StepclrError
 
 
@@ -39,6 +40,7 @@ def evaluate(
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
+    from stepclr.evaluation.results import EVALUATION
     from stepclr.tools.scores import paired_lines, score_table, write_label_chart
 
     options["probe"] = names(probe) or []
@@ -48,11 +50,11 @@ def evaluate(
     for line in paired_lines(scores):
         say(line)
     if run.is_dir():
-        say(f"protocol and every value: {run / 'evaluation.json'}")
+        say(f"protocol and every value: {run / EVALUATION}")
     if run.is_dir() and len(scores.protocol["labels_per_class"]) > 1:
         write_label_chart(scores, run / "evaluation.png")
         say(f"chart: {run / 'evaluation.png'}")
-    if (run / "config.json").is_file():
+    if (run / FILE).is_file():
         page_of(run)
 
 

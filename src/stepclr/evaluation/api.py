@@ -22,7 +22,7 @@ from stepclr.evaluation import linear
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task
 from stepclr.evaluation.prepare import check_at_least, prepare, training_defaults
-from stepclr.evaluation.results import MAX_CLASSES, Scores, confusion, score
+from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Scores, confusion, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
@@ -109,7 +109,7 @@ def evaluate(
         },
     )
     if folder.folder.is_dir() and world.first:
-        folder.write("evaluation.json", json.dumps(scores.to_dict(), indent=2) + "\n")
+        folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
     return scores
 
 

@@ -19,7 +19,8 @@ from stepclr.evaluation.splits import Indices, LabelsPerClass, Split, folds
 from stepclr.model.build import build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
-from stepclr.pretraining.classifier import MOMENTUM, Supervised, train_classifier
+from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.pretraining.optim import MOMENTUM
 
 MAX_SIDE = 32  # pixels; linear evaluation of more would only take longer
 STATISTICS_BATCH = 256

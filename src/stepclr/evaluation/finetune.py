@@ -17,16 +17,16 @@ from stepclr.data.sources import Source
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_suffix, choose
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
-from stepclr.evaluation.prepare import all_logits, check_at_least, prepare, training_defaults
-from stepclr.evaluation.results import Scores, score
+from stepclr.evaluation.prepare import MIN_AREA, all_logits, check_at_least, prepare, training_defaults
+from stepclr.evaluation.results import FINETUNING, Scores, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, save_classifier
 from stepclr.pretraining.batches import steps_per_epoch
-from stepclr.pretraining.classifier import MOMENTUM, Supervised, train_classifier
+from stepclr.pretraining.classifier import Supervised, train_classifier
 from stepclr.pretraining.loop import Diverged
-from stepclr.pretraining.optim import scaled_lr
+from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
 
@@ -48,7 +48,7 @@ class FinetuneSettings:
     batch_size: int | None = None
     optimizer: str = "sgd"
     lr: float | None = None
-    min_area: float = 0.2
+    min_area: float = MIN_AREA
     bf16: bool = False
 
     def __post_init__(self) -> None:
@@ -173,7 +173,7 @@ def finetune(
         },
     )
     if folder.folder.is_dir():
-        folder.write("finetune.json", json.dumps(scores.to_dict(), indent=2) + "\n")
+        folder.write(FINETUNING, json.dumps(scores.to_dict(), indent=2) + "\n")
     return scores
 
 

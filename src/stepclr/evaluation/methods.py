@@ -15,10 +15,9 @@ from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import Fit, linear_evaluation
 from stepclr.evaluation.prepare import Material, all_logits, features
 from stepclr.evaluation.splits import Split, mix_seed
-from stepclr.metrics import weighted_knn
+from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS, weighted_knn
 from stepclr.model.encoder import Encoder
 
-NEIGHBORS, TEMPERATURE = 20, 0.1  # of weighted kNN
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
 
@@ -92,10 +91,12 @@ def _knn(task: Task) -> Method:
     def predict(split: Split) -> Fit:
         bank = torch.from_numpy(images.h[split.indices])
         labels = torch.from_numpy(images.train.labels[split.indices])
-        predicted = weighted_knn(bank, labels, queries, NEIGHBORS, TEMPERATURE)
+        predicted = weighted_knn(bank, labels, queries)
         return Fit(predicted.numpy(), min(NEIGHBORS, len(bank)))
 
-    return Method(predict, "k", {"weighted kNN of": "the run's encoder, frozen", "bank": "the draw", "T": TEMPERATURE})
+    return Method(
+        predict, "k", {"weighted kNN of": "the run's encoder, frozen", "bank": "the draw", "T": KNN_TEMPERATURE}
+    )
 
 
 def _linear(task: Task, features_of: Callable[[int], Features], description: str) -> Method:

@@ -20,6 +20,8 @@ from stepclr.model.features import represent
 from stepclr.pretraining.classifier import logits
 from stepclr.pretraining.run import Run
 
+MIN_AREA = 0.2  # smallest crop of training where no run has another
+
 
 @dataclass(frozen=True, eq=False)
 class Material:
@@ -118,9 +120,9 @@ def _readable(
 
 
 def training_defaults(run: Run) -> tuple[float, bool]:
-    """The smallest crop and whether to train in bfloat16: as in pretraining; 0.2 and False for an encoder file."""
+    """The smallest crop and whether to train in bfloat16: as in pretraining; MIN_AREA and False for an encoder file."""
     if not run.exists():
-        return 0.2, False
+        return MIN_AREA, False
     return run.config.min_area, run.config.precision == "bf16"
 
 

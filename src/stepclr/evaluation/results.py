@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from stepclr.evaluation.splits import LabelsPerClass
 
+EVALUATION, FINETUNING = "evaluation.json", "finetune.json"  # in the folder of a run
 PAIRS, EXAMPLES = 5, 4  # most frequent confusions to list, and images to name for each
 MAX_CLASSES = 200  # of a confusion matrix that a person can still read
 

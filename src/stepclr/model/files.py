@@ -17,9 +17,9 @@ from stepclr.io import from_json, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
-from stepclr.model.weights import load_weights
+from stepclr.model.weights import FILE, load_weights
 
-FILE, CLASSIFIER = "encoder.safetensors", "classifier.safetensors"
+CLASSIFIER = "classifier.safetensors"
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from stepclr.errors import StepclrError
 from stepclr.model.encoder import Encoder
 
+FILE = "encoder.safetensors"  # of a run
 WRAPPERS = ("module.", "encoder.", "backbone.")  # prefixes that DistributedDataParallel and others put before names
 CLASSIFIERS = ("fc", "classifier", "head")  # layers of other networks that an encoder does not have
 
@@ -23,7 +24,7 @@ def load_weights(encoder: Encoder, path: Path) -> None:
     A classifier of another program's network is left out. Raises StepclrError unless all other names and shapes fit.
     """
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = path / FILE
     if not path.is_file():
         raise StepclrError(f"no weights at {path}")
     stored, stem = _read(path)

@@ -22,7 +22,8 @@ from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import module_name
 from stepclr.model.classifier import Classifier
-from stepclr.model.files import load_classifier, save_classifier, save_encoder
+from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, save_encoder
+from stepclr.model.weights import FILE
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.loop import list_skipped, train
@@ -186,7 +187,7 @@ def _save(
 ) -> None:
     """Write the encoder and, where there is a linear layer, the classifier."""
     encoder, head, classifier = model.encoder, model.head, None
-    save_encoder(encoder, run.folder / "encoder.safetensors")
+    save_encoder(encoder, run.folder / FILE)
     if isinstance(head, nn.Linear):
         classifier = Classifier(encoder, teacher.classes if teacher else images.classes)
         classifier.linear = head
@@ -194,4 +195,4 @@ def _save(
         report.say(f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs")
         classifier = linear_layer(encoder, images, config.linear_epochs, config)
     if classifier:
-        save_classifier(classifier, run.folder / "classifier.safetensors")
+        save_classifier(classifier, run.folder / CLASSIFIER)

@@ -24,12 +24,11 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.small_conv import small_convolutions
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
-from stepclr.pretraining.optim import LARS, lr_multiplier, parameter_groups, scaled_lr, set_lr
+from stepclr.pretraining.optim import LARS, MOMENTUM, lr_multiplier, parameter_groups, scaled_lr, set_lr
 from stepclr.threads import Progress
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
-MOMENTUM = 0.9
 # Of the linear layer. Of 0.3 ... 100, rates of 3 to 30 were best on 200 held-out train images of the sample.
 LINEAR_RATE = 10.0
 LENGTHS = 1024  # images on which |h| is measured
@@ -37,7 +36,7 @@ LENGTHS = 1024  # images on which |h| is measured
 
 @dataclass(frozen=True)
 class Supervised:
-    """Settings of SGD (Nesterov momentum 0.9) or LARS, with a cosine per step from `rate` to 0.
+    """Settings of SGD (Nesterov) or LARS, with a cosine per step from `rate` to 0.
 
     steps: of `batch_size` images. rate: at the top, as it is. weight_decay: of every weight that learns (by LARS, of
     those it adapts). min_area: smallest crop, share of the image. bf16: train under autocast. freeze: only the linear

@@ -9,11 +9,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from stepclr.config import ResolvedConfig
 
-DEFAULTS = {  # learning rate at batch 256, weight decay
-    "sgd": (0.12, 5e-4),
-    "lars": (0.3, 1e-6),
-    "adamw": (1e-3, 0.05),
-}
+MOMENTUM = 0.9  # of SGD and LARS
 
 
 class LARS(Optimizer):
@@ -24,7 +20,9 @@ class LARS(Optimizer):
     The ratio is 1 where |w| or |g| is 0, and in groups with `adapt=False` (BatchNorm and biases).
     """
 
-    def __init__(self, groups: list[dict[str, object]], lr: float, momentum: float = 0.9, trust: float = 0.001) -> None:
+    def __init__(
+        self, groups: list[dict[str, object]], lr: float, momentum: float = MOMENTUM, trust: float = 0.001
+    ) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True})
 
     @torch.no_grad()
@@ -73,7 +71,7 @@ def build_optimizer(modules: nn.Module, config: ResolvedConfig) -> Optimizer:
     elif config.optimizer == "adamw":
         optimizer = AdamW(groups, lr, fused=True)
     else:
-        optimizer = SGD(groups, lr, momentum=0.9, nesterov=True, fused=True)
+        optimizer = SGD(groups, lr, momentum=MOMENTUM, nesterov=True, fused=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = lr
     return optimizer

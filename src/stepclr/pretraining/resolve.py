@@ -1,14 +1,14 @@
 """Decide what the settings leave open, once, before step 1: config.json records it, and a resumed run reuses it."""
 
 from dataclasses import asdict
+from typing import get_args
 
-from stepclr.config import PretrainConfig, ResolvedConfig
+from stepclr.config import OPTIMIZERS, Precision, PretrainConfig, ResolvedConfig, Scaling
 from stepclr.data.images import ImageSet
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
-from stepclr.pretraining.optim import DEFAULTS
 from stepclr.views.policies import read_policy
 from stepclr.views.views import Renderer, Views
 
@@ -23,7 +23,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     _check_choices(config)
     _check_objective(config, images)
     size = _size(config, images, teacher)
-    lr, weight_decay = DEFAULTS[config.optimizer]
+    lr, weight_decay = OPTIMIZERS[config.optimizer]
     defaults = {
         **read_policy(config.policy, size).defaults(),
         "lr": lr,
@@ -42,10 +42,10 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
 
 
 def _check_choices(config: PretrainConfig) -> None:
-    choose("optimizer", config.optimizer, DEFAULTS)
+    choose("optimizer", config.optimizer, OPTIMIZERS)
     choose("loss", config.loss, OBJECTIVES)
-    choose("lr_scaling", config.lr_scaling, ("linear", "sqrt"))
-    choose("precision", config.precision, ("auto", "bf16", "fp32"))
+    choose("lr_scaling", config.lr_scaling, get_args(Scaling))
+    choose("precision", config.precision, get_args(Precision))
     for name in ("epochs", "batch_size", "micro_batch", "size", "lr", "temperature", "cache_gib"):
         value = getattr(config, name)
         if value is not None and not value > 0:

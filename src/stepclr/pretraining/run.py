@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from stepclr.config import RunConfig
+from stepclr.config import FILE, RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError
@@ -56,7 +56,7 @@ class Run:
 
     def exists(self) -> bool:
         """Whether the folder contains a run, finished or not."""
-        return (self.folder / "config.json").exists()
+        return (self.folder / FILE).exists()
 
     def check_free(self, resume: bool) -> None:
         """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""

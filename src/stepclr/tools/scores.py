@@ -12,7 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from stepclr.errors import StepclrError
-from stepclr.evaluation.results import Score, Scores
+from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.io import write_whole
 from stepclr.model.files import load_encoder
 from stepclr.pretraining.run import Run
@@ -48,7 +48,7 @@ METHODS = {
 
 def stored_scores(run: Run) -> Scores | None:
     """evaluation.json of the run, or None where there is none. Raises StepclrError if it is corrupt."""
-    path = run.folder / "evaluation.json"
+    path = run.folder / EVALUATION
     try:
         scores = Scores.from_dict(json.loads(path.read_bytes()))
         # Whatever the tables and the chart read is read once here, so that a corrupt file is named before any output.

@@ -10,10 +10,9 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from stepclr.data.recall import checksums
 from stepclr.data.shards.index import INDEX, Shard, read_at
 from stepclr.errors import StepclrError
 from stepclr.io import blake, published, user_folder
+from stepclr.threads import threads_for
 
 CHUNK = 2**22  # bytes
 AT_ONCE = 8  # shards that are fetched at the same time
@@ -118,7 +118,7 @@ class ShardCache:
         with state.lock:
             known = state.started.get(shard)
             if known is None or (known.done() and not known.exception() and not self.path(shard).exists()):
-                known = state.started[shard] = fetchers().submit(self._fetch, shard)
+                known = state.started[shard] = threads_for("fetch", AT_ONCE).submit(self._fetch, shard)
             return known
 
     def _fetch(self, shard: int) -> None:
@@ -204,13 +204,3 @@ def limit() -> int:
         return int(float(text) * 2**30)
     except (ValueError, OverflowError):
         raise StepclrError(f"STEPCLR_SHARDS_GIB must be a number of GiB, not {text!r}") from None
-
-
-@cache
-def fetchers() -> ThreadPoolExecutor:
-    """The threads that fetch."""
-    return ThreadPoolExecutor(AT_ONCE, "stepclr-fetch")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=fetchers.cache_clear)

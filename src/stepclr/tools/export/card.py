@@ -10,7 +10,7 @@ from typing import Any
 
 from stepclr.config import SETTINGS, RunConfig
 from stepclr.errors import StepclrError, one_line
-from stepclr.evaluation.results import Scores
+from stepclr.evaluation.results import EVALUATION, FINETUNING, Scores
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP
 from stepclr.model.files import state_checksum
@@ -134,7 +134,7 @@ def _recipe(config: RunConfig | None) -> Iterable[str]:
 
 
 def _scores(source: Path, network: Network) -> Iterator[str]:
-    path = source.parent / ("finetune.json" if isinstance(network, Classifier) else "evaluation.json")
+    path = source.parent / (FINETUNING if isinstance(network, Classifier) else EVALUATION)
     if not path.is_file():
         yield "None: these weights were not evaluated."
         return

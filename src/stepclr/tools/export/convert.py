@@ -21,7 +21,8 @@ from stepclr.io import write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.files import FILE, load_classifier, load_encoder
+from stepclr.model.files import load_classifier, load_encoder
+from stepclr.model.weights import FILE
 from stepclr.pretraining.classifier import logits
 from stepclr.tools.export.card import Parity, card
 from stepclr.tools.export.formats import FORMATS, Format, Network, encoder_of, out_of

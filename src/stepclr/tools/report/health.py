@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stepclr.config import RunConfig
+from stepclr.config import OPTIMIZERS, RunConfig
 from stepclr.evaluation.results import Scores
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.pretraining.optim import DEFAULTS, scaled_lr
+from stepclr.pretraining.optim import scaled_lr
 from stepclr.tools.scores import labels_words
 
 Json = dict[str, Any]
@@ -209,7 +209,7 @@ def _rate_facts(f: Facts, log: Log) -> None:
     f.spread_words = ", ".join(filter(None, (uniformity, rank)))
     f.contracted = f.self_supervised and f.uniformity > CONTRACTED  # SupCon may draw a class together
 
-    default_lr, default_decay = DEFAULTS[config.optimizer]
+    default_lr, default_decay = OPTIMIZERS[config.optimizer]
     lr_times, decay_times = config.lr / default_lr, config.weight_decay / default_decay
     # How much of a weight its decay takes away within the optimizer's memory, at the peak rate.
     f.memory = MEMORY.get(config.optimizer, 0)

@@ -17,7 +17,8 @@ from stepclr.device import default_device
 from stepclr.errors import StepclrError, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.files import FILE, load_encoder
+from stepclr.model.files import load_encoder
+from stepclr.model.weights import FILE
 from stepclr.tools.embed import dtype_of
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
 from stepclr.tools.search import nearest

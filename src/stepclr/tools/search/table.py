@@ -29,7 +29,8 @@ from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import blake, locked, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent
-from stepclr.model.files import FILE, load_encoder, save_encoder
+from stepclr.model.files import load_encoder, save_encoder
+from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
 from stepclr.tools.embed import dtype_of, represented, write_npz

@@ -1,15 +1,13 @@
 """All views of a batch, shared out among threads. A view does not depend on its thread or on the other views."""
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
+from stepclr.threads import threads_for
 from stepclr.views.numba.compiled import compiled, numba_is_missing
 from stepclr.views.ops import (
     Blur,
@@ -74,19 +72,10 @@ def share_out(render_piece: Callable[[int, int], None], n: int, min_piece: int, 
     if threads == 1 or step >= n:
         render_piece(0, n)
         return
-    pieces = [pool(threads).submit(render_piece, first, min(first + step, n)) for first in range(0, n, step)]
+    pool = threads_for("render", threads)
+    pieces = [pool.submit(render_piece, first, min(first + step, n)) for first in range(0, n, step)]
     for piece in pieces:
         piece.result()
-
-
-@cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    """The threads that render views."""
-    return ThreadPoolExecutor(threads, "stepclr-render")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=pool.cache_clear)  # a forked process does not inherit threads
 
 
 def _addresses(images: Tensor | Sequence[Tensor]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:
