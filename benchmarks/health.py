@@ -3,7 +3,7 @@
     python benchmarks/health.py [--kinds healthy collapsed ...] [--seeds 0 1 2] [--epochs 4] [--limit 1000]
         [--batch 64] [--temperature 0.2]
 
-All train a test_resnet on the sample, without labels; kNN is scored on the sample's 1,000 labelled images. `way` is how
+All train a test_resnet on the sample, without labels; kNN is scored on the sample's 1,000 labeled images. `way` is how
 far the loss came from chance (0) to its least value (1), `early` the contrastive top-1 by step 100, `contrast` that at
 the end.
 """

@@ -45,13 +45,13 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos/, labelled/{train,test}/, and STL-10 in its official layout, made of the sample's images."""
+    """A folder with photos/, labeled/{train,test}/, and STL-10 in its official layout, made of the sample's images."""
     home = tmp_path_factory.mktemp("home")
     sample = stepclr.open_images("sample:test", limit=200)
     images = np.stack([np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96))) for p in _each(sample)])
     place = [int((sample.labels[:i] == label).sum()) for i, label in enumerate(sample.labels)]  # in its class: 0 to 19
     for i, image in enumerate(images):
-        for folder in ("photos", f"labelled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
+        for folder in ("photos", f"labeled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
             (home / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(home / folder / f"{i:03}.png")
     stl = home / "data" / "stl10_binary"

@@ -203,7 +203,7 @@ class RunConfig(ResolvedConfig):
     source: str
     classes: list[str]
     """The classes that were chosen among the images'; empty where none were."""
-    labelled: int
+    labeled: int
     limit: int | None
     images: int
     skipped: int

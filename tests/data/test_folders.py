@@ -84,7 +84,7 @@ def test_the_real_stl10_images_in_a_zip(shared_data: Path) -> None:
     np.testing.assert_array_equal(image[0].permute(1, 2, 0).numpy(), expected)
 
 
-def test_loose_files_alone_are_an_unlabelled_set(tmp_path: Path) -> None:
+def test_loose_files_alone_are_an_unlabeled_set(tmp_path: Path) -> None:
     for shade in (1, 2):
         save(tmp_path / f"{shade}.png", shade)
     images = open_images(tmp_path)

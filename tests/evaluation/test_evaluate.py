@@ -290,7 +290,7 @@ def test_batchnorm_answers_with_the_stored_statistics(run: Path, train: ImageSet
 # Which images count
 
 
-def test_unlabelled_images_are_left_out_and_counted(run: Path, train: ImageSet, test: ImageSet) -> None:
+def test_unlabeled_images_are_left_out_and_counted(run: Path, train: ImageSet, test: ImageSet) -> None:
     plain = stepclr.evaluate(run, train, test, baselines=())
     more = replace(named(40, 1), labels=np.concatenate([train.labels, np.full(10, -1)]))
     images = np.concatenate([striped(30, 1)[0], striped(10, 5)[0]])
@@ -323,13 +323,13 @@ def test_a_run_of_chosen_classes_is_scored_on_these(tmp_path: Path, train: Image
 def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
     images, labels = striped(13, 1)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = tmp_path / "labelled" / CLASSES[label] / f"{i:02d}.png"
+        path = tmp_path / "labeled" / CLASSES[label] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
-    (tmp_path / "labelled" / "bee" / "00.png").write_bytes(b"no image")
-    Image.fromarray(images[0]).save(tmp_path / "labelled" / "loose.png")
-    where = str(tmp_path / "labelled")
-    told = stepclr.evaluate(run, where, tmp_path / "labelled", 2, draws=1, scratch_steps=2).protocol
+    (tmp_path / "labeled" / "bee" / "00.png").write_bytes(b"no image")
+    Image.fromarray(images[0]).save(tmp_path / "labeled" / "loose.png")
+    where = str(tmp_path / "labeled")
+    told = stepclr.evaluate(run, where, tmp_path / "labeled", 2, draws=1, scratch_steps=2).protocol
     assert told["train"] == told["test"] == {
         "source": where, "images": 13, "left_out_without_label": 1, "left_out_of_other_classes": 0,
         "left_out_unreadable": 1,

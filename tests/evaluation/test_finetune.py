@@ -87,9 +87,9 @@ def test() -> ImageSet:
 
 
 @pytest.fixture(scope="module")
-def labelled(train: ImageSet, test: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def labeled(train: ImageSet, test: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same two sets as a user has them: train/Bag/00.png ..."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     for name, images in (("train", train), ("test", test)):
         for i, label in enumerate(images.labels):
             path = folder / name / images.classes[label].replace("/", "-") / f"{i:03d}.png"
@@ -189,9 +189,9 @@ def test_logits_are_of_the_center_crop_in_eval_mode(test: ImageSet) -> None:
 # finetune
 
 
-def test_finetune_then_predict(run: Path, labelled: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_finetune_then_predict(run: Path, labeled: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder = (run / "encoder.safetensors").read_bytes()
-    sources = ["--train", labelled / "train", "--test", labelled / "test"]
+    sources = ["--train", labeled / "train", "--test", labeled / "test"]
     assert call("finetune", run, *sources, "--labels-per-class", "2,4", "--draws", "2", "--epochs", "3") == 0
     shown = capsys.readouterr().out
     scores = json.loads((run / "finetune.json").read_text())
@@ -400,9 +400,9 @@ def test_a_classifier_is_no_encoder(run: Path, train: ImageSet, capsys: pytest.C
 
 
 def test_evaluate_draws_a_curve_with_finetuning_in_it(
-    run: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, labeled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = ["--train", labelled / "train", "--test", labelled / "test"]
+    sources = ["--train", labeled / "train", "--test", labeled / "test"]
     words = ["--labels-per-class", "1,2", "--draws", "2", "--baselines", "scratch", "--scratch-steps", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FinetuneSettings, "training", lambda self, n: Supervised(3, n, self.peak, 0.4, False))
@@ -435,9 +435,9 @@ def test_finetuning_scores_the_same_in_evaluate_and_on_its_own(run: Path, train:
     assert beside.rows == alone.rows
 
 
-def test_one_budget_makes_no_curve(run: Path, labelled: Path) -> None:
+def test_one_budget_makes_no_curve(run: Path, labeled: Path) -> None:
     words = ["--labels-per-class", "2", "--draws", "1", "--baselines", "none", "--probe", "knn"]
-    assert call("evaluate", run, "--train", labelled / "train", "--test", labelled / "test", *words) == 0
+    assert call("evaluate", run, "--train", labeled / "train", "--test", labeled / "test", *words) == 0
     assert not (run / "evaluation.png").exists()
 
 

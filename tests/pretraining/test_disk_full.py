@@ -12,7 +12,7 @@ from touches import End, Forks
 from stepclr.cli import main
 
 pytest.importorskip("fcntl")
-LABELLED = ["--train", "sample:train", "--test", "sample:test"]
+LABELED = ["--train", "sample:train", "--test", "sample:test"]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_full_from_the_nth_touch_of_the_disk_on(every: int, forked: Forks, here:
 @pytest.mark.parametrize(
     "command",
     [
-        ["evaluate", "RUN", *LABELLED, "--labels-per-class", "10", "--draws", "1", "--probe", "knn", "--baselines", ""],
+        ["evaluate", "RUN", *LABELED, "--labels-per-class", "10", "--draws", "1", "--probe", "knn", "--baselines", ""],
         ["embed", "RUN", "sample:train", "--limit", "32", "--out", "RUN/h.npz"],
         ["views", "sample:train", "--rows", "2", "--out", "RUN/views.png"],
         ["finetune", "RUN", "--train", "sample:train", "--labels-per-class", "1", "--epochs", "1"],

@@ -39,7 +39,7 @@ def images_of(channels: int) -> NDArray[np.uint8]:
     return torch.stack(shifted, 1).numpy()
 
 
-def labelled(channels: int = 3) -> ImageSet:
+def labeled(channels: int = 3) -> ImageSet:
     return stepclr.open_images((images_of(channels), np.arange(N) % 7 - 1))
 
 
@@ -68,7 +68,7 @@ def equal(a: ImageBatch, b: ImageBatch) -> bool:
 def test_a_resident_set_hands_out_the_same_batches(
     device: torch.device, channels: int, balanced: bool, start: int
 ) -> None:
-    images = labelled(channels)
+    images = labeled(channels)
     there = on_device(images, device, ROOM)
     assert isinstance(there.store, Resident)
     ours = list(batches(there, 3, 1, 8, start, balanced, device))
@@ -78,7 +78,7 @@ def test_a_resident_set_hands_out_the_same_batches(
 
 
 def test_part_of_a_set_in_another_order_is_resident_too() -> None:
-    part = labelled().take([40, 3, 3, 17, 9])
+    part = labeled().take([40, 3, 3, 17, 9])
     there = on_device(part, CPU, ROOM)
     assert isinstance(there.store, Resident)
     assert len(there.store.pixels) == 5  # and no more is copied
@@ -90,18 +90,18 @@ def test_part_of_a_set_in_another_order_is_resident_too() -> None:
 
 def test_it_is_uploaded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_cache, "CHUNK", 3 * 28 * 28 * 7 + 5)
-    images = labelled()
+    images = labeled()
     assert equal(on_device(images, CPU, ROOM).read(range(N)), images.read(range(N)))
 
 
 def test_there_must_be_room_to_the_byte() -> None:
-    images = labelled()
+    images = labeled()
     assert isinstance(on_device(images, CPU, N * 3 * 28 * 28).store, Resident)
     assert on_device(images, CPU, N * 3 * 28 * 28 - 1) is images
 
 
 def test_on_a_cpu_images_stay_where_they_are() -> None:
-    images = labelled()
+    images = labeled()
     assert on_device(images, CPU) is images
 
 
@@ -122,7 +122,7 @@ def write(folder: Path, sizes: list[tuple[int, int]]) -> ImageSet:
 def test_what_is_decoded_each_time_or_unequal_or_reduced_when_read_is_not_resident(tmp_path: Path) -> None:
     files = write(tmp_path / "equal", [(20, 20)] * 6)
     unequal = write(tmp_path / "unequal", [(20, 20), (20, 30), (20, 20)])
-    reduced = labelled().decoded(14, budget=1)
+    reduced = labeled().decoded(14, budget=1)
     assert reduced.short_side == 14
     for images in (files, unequal, unequal.decoded(8), reduced):
         assert on_device(images, CPU, ROOM) is images
@@ -130,13 +130,13 @@ def test_what_is_decoded_each_time_or_unequal_or_reduced_when_read_is_not_reside
 
 
 def test_a_resident_set_stays_so_when_it_is_decoded_or_put_there_again() -> None:
-    there = on_device(labelled(), CPU, ROOM)
+    there = on_device(labeled(), CPU, ROOM)
     assert there.decoded(56) is there
     assert on_device(there, CPU, ROOM) is there
 
 
 def test_features_and_a_whole_run_of_a_resident_set_are_bit_for_bit_the_same(tmp_path: Path) -> None:
-    images = labelled()
+    images = labeled()
     settings: dict[str, Any] = {
         "encoder": "test_resnet",
         "stem": "small-stride2",
@@ -202,7 +202,7 @@ def broken(folder: Path) -> ImageSet:
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("start", [0, 1])
 def test_batches_copied_ahead_are_the_same(copies: list[tuple[str, str]], balanced: bool, start: int) -> None:
-    images = labelled()
+    images = labeled()
     assert same(batches(images, 3, 1, 8, start, balanced, CUDA), batches(images, 3, 1, 8, start, balanced))
     assert len(copies) == 2 * (6 - start)
 
@@ -215,7 +215,7 @@ def test_unequal_and_unreadable_images_go_the_same_way(copies: list[tuple[str, s
 
 
 def test_the_next_batch_is_on_its_way_while_one_is_worked_on(copies: list[tuple[str, str]]) -> None:
-    going = batches(labelled(), 0, 0, 8, 0, device=CUDA)
+    going = batches(labeled(), 0, 0, 8, 0, device=CUDA)
     next(going)
     next(going)  # this one was sent before; the third is sent now, and nobody asks for it
     until = time.monotonic() + 20
@@ -227,7 +227,7 @@ def test_the_next_batch_is_on_its_way_while_one_is_worked_on(copies: list[tuple[
 
 
 def test_to_a_cpu_nothing_is_copied(copies: list[tuple[str, str]]) -> None:
-    images = labelled()
+    images = labeled()
     assert same(batches(images, 0, 0, 8, 0, device=CPU), batches(images, 0, 0, 8, 0))
     assert not copies
 
@@ -250,7 +250,7 @@ def test_neither_a_resident_batch_nor_its_views_make_the_host_wait() -> None:
     with pytest.raises(RuntimeError):
         torch.ones(3, device="cuda").nonzero()  # the guard is on
     torch.cuda.set_sync_debug_mode("default")
-    there = on_device(labelled(), CUDA)
+    there = on_device(labeled(), CUDA)
     torch.cuda.set_sync_debug_mode("error")
     views = stepclr.Views("simclr", 28, strength=1.0, blur=0.5)
     for batch in batches(there, 0, 0, 8, 0, device=CUDA):

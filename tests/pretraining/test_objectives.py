@@ -101,7 +101,7 @@ def test_a_list_of_ops_is_a_policy(tmp_path: Path) -> None:
 
 
 def test_supcon_without_labels_is_simclr(tmp_path: Path) -> None:
-    """Mixed sets go through one loss: a set with one labelled image has no other positives than SimCLR's."""
+    """Mixed sets go through one loss: a set with one labeled image has no other positives than SimCLR's."""
     images = stepclr.open_images("sample:train", limit=70)
     images.labels = np.where(np.arange(70) == 3, images.labels, -1)
     mixed = small_run(tmp_path / "mixed", images, loss="supcon", limit=None)

@@ -337,16 +337,16 @@ def test_they_are_listed_before_the_first_step(tmp_path: Path, monkeypatch: pyte
 
 
 def test_labels_watch_and_never_touch(tmp_path: Path) -> None:
-    labelled = small_run(tmp_path / "labelled", "sample:train", epochs=2)
+    labeled = small_run(tmp_path / "labeled", "sample:train", epochs=2)
     images = stepclr.open_images("sample:train", limit=IMAGES)
     bare = stepclr.open_images(np.asarray(images.read(range(IMAGES))))
-    unlabelled = small_run(tmp_path / "unlabelled", bare, epochs=2, limit=None)
-    assert same(labelled, unlabelled)
-    assert 0 <= labelled.metrics[-1]["knn"] <= 1
-    assert "knn" not in unlabelled.metrics[-1]
+    unlabeled = small_run(tmp_path / "unlabeled", bare, epochs=2, limit=None)
+    assert same(labeled, unlabeled)
+    assert 0 <= labeled.metrics[-1]["knn"] <= 1
+    assert "knn" not in unlabeled.metrics[-1]
     watched = small_run(tmp_path / "watched", bare, epochs=2, limit=None, monitor="sample:train")
     assert watched.metrics[-1]["knn"] > 0.2  # ten classes; 70 images and 8 steps know a boot from a shirt
-    assert same(watched, unlabelled)
+    assert same(watched, unlabeled)
 
 
 def test_the_run_remembers_chosen_classes(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from stepclr.tools.doctor.trial import Trial
 
 FAST = ["--encoder", "test_resnet", "--stem", "small-stride2", "--batch-size", "16", "--epochs", "3", "--size", "32"]
 CONFIG = PretrainConfig("test_resnet", stem="small-stride2", batch_size=16, epochs=3, size=32)
-KEYS = {"source", "test", "images", "classes", "unlabelled", "findings", "throughput", "estimate", "advice"}
+KEYS = {"source", "test", "images", "classes", "unlabeled", "findings", "throughput", "estimate", "advice"}
 KEYS |= {"settings", "machine", "seconds"}
 
 
@@ -238,12 +238,12 @@ def test_classes(sound: Path, images: Path) -> None:
     some = stepclr.open_images(sound)
     array = np.stack([image.numpy() for image in some.read(range(48))])
     assert counts((array, some.labels)) == {}
-    unlabelled = stepclr.doctor(array, CONFIG)
-    assert unlabelled.classes == {}
-    assert unlabelled.unlabelled == 48
-    assert "no image has a label" in screen(unlabelled)
-    assert unlabelled.advice is not None
-    assert unlabelled.advice.with_labels is None
+    unlabeled = stepclr.doctor(array, CONFIG)
+    assert unlabeled.classes == {}
+    assert unlabeled.unlabeled == 48
+    assert "no image has a label" in screen(unlabeled)
+    assert unlabeled.advice is not None
+    assert unlabeled.advice.with_labels is None
 
 
 @pytest.mark.usefixtures("without_trials")
@@ -348,9 +348,9 @@ def test_the_free_memory_of_a_container(tmp_path: Path) -> None:
     assert estimate.free_in_cgroup(tmp_path / "version 1") == 6001
 
 
-def advised(size: int = 32, images: int = 10_000, labelled: int = 0, **more: Any) -> Advice:
+def advised(size: int = 32, images: int = 10_000, labeled: int = 0, **more: Any) -> Advice:
     given: dict[str, Any] = {"gpu": False, "largest": 1000, "findings": [], "chosen": []}
-    return advice("a b/", size=size, images=images, labelled=labelled, **{**given, **more})
+    return advice("a b/", size=size, images=images, labeled=labeled, **{**given, **more})
 
 
 def test_advice() -> None:
@@ -362,13 +362,13 @@ def test_advice() -> None:
     assert "--batch-size 32 --epochs 250" in few.command
     assert len(few.why) == 3
     assert "--micro-batch 64" in advised(largest=100).command
-    labelled = advised(labelled=9000, chosen=["cat", "dog"])
-    assert "--classes cat,dog --recipe cifar10-supcon" in str(labelled.with_labels)
-    conflicts = advised(labelled=9000, findings=[finding("conflicting-labels", "error", 1, "", "")])
+    labeled = advised(labeled=9000, chosen=["cat", "dog"])
+    assert "--classes cat,dog --recipe cifar10-supcon" in str(labeled.with_labels)
+    conflicts = advised(labeled=9000, findings=[finding("conflicting-labels", "error", 1, "", "")])
     assert "once the conflicting labels are resolved" in conflicts.why[-1]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"images": 100}, {"largest": 40}, {"labelled": 10_000}])
+@pytest.mark.parametrize("arguments", [{}, {"images": 100}, {"largest": 40}, {"labeled": 10_000}])
 def test_the_advised_command_runs(arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `pretrain` reads it: the words are options that it has."""
     import shlex

@@ -81,7 +81,7 @@ class ZipStore(LocalFiles):
 def open_folder(root: Path) -> ImageSet:
     """The images under a folder; the first folder on an image's path is its class."""
     paths, skipped = _find(root)
-    return _labelled_by_folder(FolderStore(root.absolute(), paths), paths, paths, str(root), skipped)
+    return _labeled_by_folder(FolderStore(root.absolute(), paths), paths, paths, str(root), skipped)
 
 
 def open_zip(path: Path) -> ImageSet:
@@ -101,10 +101,10 @@ def open_zip(path: Path) -> ImageSet:
 
     store = ZipStore(path.absolute(), [members[name] for name in names], names, archive, os.getpid())
     skipped = [(name, "its name leads out of the zip") for name in outside]
-    return _labelled_by_folder(store, names, paths, str(path), skipped)
+    return _labeled_by_folder(store, names, paths, str(path), skipped)
 
 
-def _labelled_by_folder(
+def _labeled_by_folder(
     store: Files, names: list[str], paths: list[str], source: str, skipped: list[tuple[str, str]]
 ) -> ImageSet:
     if not names:

@@ -160,7 +160,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return self.names.checksum()
 
     def keep(self, classes: str | Iterable[str]) -> ImageSet:
-        """The labelled images of these classes: names, or one string with commas. Their order gives labels 0..C-1.
+        """The labeled images of these classes: names, or one string with commas. Their order gives labels 0..C-1.
 
         Raises `StepclrError` for an unknown class, and on a set that has no labels.
         """

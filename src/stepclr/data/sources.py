@@ -41,7 +41,7 @@ def open_images(
               (images, labels `[n]`) with -1 for no label;
             - a map-style torch `Dataset` of images (PIL or uint8) or of (image, label); its `classes` are used;
             - an `ImageSet`.
-        classes: keep only the labelled images of these classes (names, or one string with commas); their order
+        classes: keep only the labeled images of these classes (names, or one string with commas); their order
             gives the labels 0..C-1.
         limit: keep at most this many images, spread evenly over the classes; of each class the first ones.
         damaged: what to do with a missing, truncated or corrupt shard: "refuse" it, or "skip" its images and list it in

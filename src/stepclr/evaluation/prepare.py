@@ -1,4 +1,4 @@
-"""Labelled images made ready for every method: the classes, the readable images and their h, the label splits."""
+"""Labeled images made ready for every method: the classes, the readable images and their h, the label splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

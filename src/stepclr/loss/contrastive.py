@@ -55,7 +55,7 @@ def supcon(
 ) -> Float[Tensor, ""]:
     """SupCon's L_out (eq. 2), the mean over the anchors: all views with an anchor's label are its positives.
 
-    An image without a label (-1) is its own class, so the same call serves labelled, unlabelled and mixed batches;
+    An image without a label (-1) is its own class, so the same call serves labeled, unlabeled and mixed batches;
     without any label it equals `nt_xent`. Arguments, result and errors are otherwise those of `nt_xent`.
     """
     z, views = _stack(z_i, z_j)

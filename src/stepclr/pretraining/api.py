@@ -151,7 +151,7 @@ def _facts(
         features=encoder.num_features,
         source=images.source,
         classes=encoder.classes,
-        labelled=int((images.labels >= 0).sum()),
+        labeled=int((images.labels >= 0).sum()),
         limit=limit,
         images=len(images),
         skipped=len(images.skipped),

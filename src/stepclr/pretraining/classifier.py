@@ -107,17 +107,17 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Resolv
     The rate is LINEAR_RATE / mean |h|^2 at batch 256: the loss is as steep as h is long, and h of unit norm, as SupCon
     has it, wants a rate a hundred times that of a plain ResNet's. A function of the arguments.
     """
-    labelled = images.keep(images.classes)
+    labeled = images.keep(images.classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        classifier = Classifier(copy.deepcopy(encoder), labelled.classes)
-    h, _ = represent(encoder, labelled.take(epoch_order(config.seed, 0, len(labelled))[:LENGTHS]))
-    batch = min(config.batch_size, len(labelled))
+        classifier = Classifier(copy.deepcopy(encoder), labeled.classes)
+    h, _ = represent(encoder, labeled.take(epoch_order(config.seed, 0, len(labeled))[:LENGTHS]))
+    batch = min(config.batch_size, len(labeled))
     rate = scaled_lr(LINEAR_RATE / float(h.square().sum(1).mean()), batch, "linear")
-    steps = epochs * steps_per_epoch(len(labelled), batch)
+    steps = epochs * steps_per_epoch(len(labeled), batch)
     bf16 = config.precision == "bf16"
     settings = Supervised(steps, batch, rate, config.min_area, bf16, label_smoothing=0.05, freeze=True)
-    return train_classifier(classifier, labelled, settings, config.seed)
+    return train_classifier(classifier, labeled, settings, config.seed)
 
 
 def _optimizer(classifier: Classifier, settings: Supervised) -> Optimizer:

@@ -19,7 +19,7 @@ BANK, QUERIES = 4000, 1000  # enough to see a trend, and cheap compared with an 
 def batch_metrics(
     objective: Objective, z: list[Float[Tensor, "n d"]], labels: Int64[Tensor, " n"], world: World
 ) -> dict[str, float]:
-    """Metrics of the first two views of a batch; for logits, the top-1 of the labelled images."""
+    """Metrics of the first two views of a batch; for logits, the top-1 of the labeled images."""
     sizes = world.sizes(len(labels))
     labels = world.gather(labels, sizes)
     z = [world.gather(projections, sizes) for projections in z]
@@ -48,17 +48,17 @@ def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
 
 
 class Monitor:
-    """A fixed split of labelled images into a bank (4 of 5) and held-out queries, scored by weighted kNN."""
+    """A fixed split of labeled images into a bank (4 of 5) and held-out queries, scored by weighted kNN."""
 
     def __init__(self, images: ImageSet) -> None:
-        labelled = np.flatnonzero(images.labels >= 0)
-        labelled = labelled[epoch_order(0, 0, len(labelled))]
-        cut = max(1, min(len(labelled) // 5, QUERIES))
-        self.queries, self.bank = images.take(labelled[:cut]), images.take(labelled[cut : cut + BANK])
+        labeled = np.flatnonzero(images.labels >= 0)
+        labeled = labeled[epoch_order(0, 0, len(labeled))]
+        cut = max(1, min(len(labeled) // 5, QUERIES))
+        self.queries, self.bank = images.take(labeled[:cut]), images.take(labeled[cut : cut + BANK])
 
     @staticmethod
     def can_watch(images: ImageSet) -> bool:
-        """Whether there are labelled images of at least two classes, enough for a bank and a query."""
+        """Whether there are labeled images of at least two classes, enough for a bank and a query."""
         labels = images.labels[images.labels >= 0]
         return len(labels) >= 10 and len(np.unique(labels)) > 1
 

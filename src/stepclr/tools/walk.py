@@ -96,9 +96,9 @@ class Walk:
     def _data(self) -> tuple[str, str]:
         batch = self.images.read(range(len(self.images)))
         shape = list(batch.shape) if isinstance(batch, Tensor) else f"{len(batch)} of several sizes"
-        labelled = int((self.images.labels >= 0).sum())
+        labeled = int((self.images.labels >= 0).sum())
         return (
-            f"{self.source.source}: {len(self.source)} images, {labelled} of them with a label, "
+            f"{self.source.source}: {len(self.source)} images, {labeled} of them with a label, "
             f"{len(self.images.skipped)} unreadable",
             f"uint8 batch {shape}, labels [{len(self.images)}]",
         )
@@ -148,7 +148,7 @@ class Walk:
             return "the frozen encoder; no labels here", f"h uses {rank:.1f} of {encoder.num_features} directions"
         monitor = Monitor(self.images)
         return (
-            f"the frozen encoder, {len(monitor.bank)} labelled images, {len(monitor.queries)} images to classify",
+            f"the frozen encoder, {len(monitor.bank)} labeled images, {len(monitor.queries)} images to classify",
             f"weighted kNN top-1 {monitor(encoder, 'fp32')['knn']:.0%} (tiny run; not a meaningful score)",
         )
 

@@ -1,6 +1,6 @@
 """`stepclr pack`: images of any source -> tar shards in WebDataset's layout, with an index; it can be resumed.
 
-Shard k contains the source's images k N to (k + 1) N, except unreadable ones: `{index:09d}.jpg` and, of a labelled
+Shard k contains the source's images k N to (k + 1) N, except unreadable ones: `{index:09d}.jpg` and, of a labeled
 image, `{index:09d}.cls`. A shard depends only on its own images, so it does not matter when it was written.
 """
 

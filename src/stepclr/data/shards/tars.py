@@ -158,7 +158,7 @@ class Members:
 
 
 def scan(path: Path, where: str, prefix: str) -> Part:
-    """The images of a tar, named after `prefix`, labelled by `.cls` members of the same key, or else by folders.
+    """The images of a tar, named after `prefix`, labeled by `.cls` members of the same key, or else by folders.
 
     Nothing is unpacked, so a name cannot lead a file anywhere. Links and devices are not images. Raises `DamagedError`,
     which calls the tar `where`, if it is truncated, corrupt, compressed or not a tar.

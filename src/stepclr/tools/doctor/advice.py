@@ -28,7 +28,7 @@ def advice(
     chosen: list[str],
     size: int,
     images: int,
-    labelled: int,
+    labeled: int,
     gpu: bool,
     largest: int | None,
     findings: Iterable[Finding],
@@ -61,11 +61,9 @@ def advice(
     classes = ["--classes", ",".join(chosen)] if chosen else []
     start, end = ["stepclr", "pretrain", source, *classes, "--recipe"], [*options, "--out", "runs/doctor"]
     with_labels = None
-    if labelled >= MOSTLY_LABELED * images:
+    if labeled >= MOSTLY_LABELED * images:
         with_labels = shlex.join([*start, f"{recipe}-supcon", *end])
-        reason = (
-            f"{labelled:,} images have labels: if you want to tell these classes apart, SupCon learns from them too"
-        )
+        reason = f"{labeled:,} images have labels: if you want to tell these classes apart, SupCon learns from them too"
         if any(finding.name == "conflicting-labels" for finding in findings):
             reason += ", once the conflicting labels are resolved"
         why.append(reason)

@@ -32,8 +32,8 @@ def duplicate_findings(scan: Scan) -> Iterator[Finding]:
         examples = (" = ".join(images.names[i] for i in group[:3]) for group in found)
         do = f"{do} ({len(found):,} groups): a copy counts as a negative"
         yield finding(name, "warning", extra, says, do, examples)
-    labelled = [_one_per_label(images, group) for group in groups(exact + near)]
-    conflicts = [" = ".join(shown) for shown in labelled if len(shown) > 1]
+    labeled = [_one_per_label(images, group) for group in groups(exact + near)]
+    conflicts = [" = ".join(shown) for shown in labeled if len(shown) > 1]
     says, do = (
         "groups of duplicates have more than one label",
         "choose one label: training and scores use both",

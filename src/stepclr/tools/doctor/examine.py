@@ -33,7 +33,7 @@ class Diagnosis:
     images: dict[str, Any]
     classes: dict[str, int]
     """Images of each class."""
-    unlabelled: int
+    unlabeled: int
     findings: list[Finding]
     """The most severe first."""
     throughput: Throughput | None
@@ -110,7 +110,7 @@ def doctor(
         test=test.source if test is not None else None,
         images=_images(scanned),
         classes=class_counts(images),
-        unlabelled=int((images.labels < 0).sum()),
+        unlabeled=int((images.labels < 0).sum()),
         findings=ordered(findings),
         throughput=speed,
         estimate=estimated,

@@ -29,7 +29,7 @@ def _images(diagnosis: Diagnosis) -> Iterator[str]:
         return
     largest = sorted(classes.items(), key=lambda item: -item[1])
     listed = [f"{name} {n:,}" for name, n in largest[:MAX_CLASSES]] + ["..."] * (len(largest) > MAX_CLASSES)
-    yield f"  classes {len(classes)}: {', '.join(listed)}; {diagnosis.unlabelled:,} images without a label"
+    yield f"  classes {len(classes)}: {', '.join(listed)}; {diagnosis.unlabeled:,} images without a label"
 
 
 def _findings(diagnosis: Diagnosis) -> Iterator[str]:

@@ -121,7 +121,7 @@ def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
         return
     classes = encoder_of(network).classes
     yield f"- Pretrained on: {plain(config.source)}"
-    yield f"- Images: {config.images:,}, labeled {config.labelled:,}"
+    yield f"- Images: {config.images:,}, labeled {config.labeled:,}"
     yield f"- Images that could not be read: {config.skipped:,}"
     yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
 

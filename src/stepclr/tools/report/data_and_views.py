@@ -44,7 +44,7 @@ def data(context: Context) -> Json:
     section: Json = {
         "source": config.source,
         "count": config.images,
-        "labelled": config.labelled,
+        "labeled": config.labeled,
         "skipped": context.skipped[:10],
         "skipped_count": max(len(context.skipped), config.skipped),
         "why": context.why,
