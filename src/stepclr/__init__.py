@@ -9,16 +9,16 @@ only from rooms before it.
     step 4   model/head.py     h -> projection z [N, D]
     step 5   loss/             z_i, z_j (, labels) -> scalar
     step 6   pretraining/      all of the above -> a run folder (Algorithm 1)
-    step 7   evaluation/       encoder, few labels -> probes, a fine-tuned classifier, scores beside baselines
+    step 7   evaluation/       encoder, few labels -> probes, a fine-tuned classifier, scores compared with baselines
 
-Upstairs are the tools: what one does with an encoder, and how one asks for it.
+Upstairs are the tools: how to use an encoder, in Python and from the command line.
 
     step 8   tools/            embeddings, search, curation, exports, the report of a run, the doctor for a data set
              cli/              the command line: one function for each command
 
-Foundations: `config.py` (what a user may set), `recipes.py` (named settings), `metrics.py` (what stored h, z and labels
-say of a run), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `splitmix.py` (the
-counter-based random generator), `device.py`, `threads.py`, `errors.py`.
+Foundations: `config.py` (what a user may set), `recipes.py` (named settings), `metrics.py` (metrics computed from
+stored h, z and labels), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `splitmix.py`
+(the counter-based random generator), `device.py`, `threads.py`, `errors.py`.
 
 The names below are the public ones; they load on first use, so that `import stepclr` does not import torch.
 """

@@ -69,7 +69,8 @@ class PretrainConfig:
     encoder: str = "resnet18"
     """Network: resnet18 to resnet200, or any timm name."""
     stem: Stem = "auto"
-    """First layers of a ResNet. auto is small for views of up to 64 pixels, and the network's own for larger ones."""
+    """First layers of a ResNet. imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-stride2: 3x3 stride 2;
+    own: unchanged; auto: small up to 64 px, else unchanged."""
     weights: Annotated[str | None, _default("a new initialization", "NAME|PATH")] = None
     """Initial weights: "timm" for the pretrained ones, a checkpoint file, or a run."""
     normalize_h: bool = False

@@ -1,7 +1,7 @@
 """The process group: the ranks that torchrun starts for one job, and everything that they exchange.
 
-By default a process is alone, and what it would gather is its own. Numbers that lie on the host travel by gloo, also
-where the tensors of GPUs travel by NCCL, so that nobody waits for a GPU. Nothing is pickled.
+By default a process is alone, and gathering returns its own tensors. Host numbers are exchanged by gloo, even where the
+tensors of GPUs are exchanged by NCCL, so that no process waits for a GPU. Nothing is pickled.
 """
 
 import atexit
@@ -113,7 +113,7 @@ class World:
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """One process of each machine goes first; its others follow, and find what it has left in the cache."""
+        """One process of each machine goes first; the others follow, and use its cache."""
         first = os.environ.get("LOCAL_RANK", "0") == "0"
         if not first:
             self.wait()

@@ -252,7 +252,7 @@ def test_a_damaged_index_is_made_again(photos: Path, shards: Path, tmp_path: Pat
         out = tmp_path / name
         shutil.copytree(shards, out)
         spoil(out / name, "flipped")
-        with pytest.raises(stepclr.StepclrError, match=f"{name} is missing or damaged"):
+        with pytest.raises(stepclr.StepclrError, match=f"{name} is missing or corrupt"):
             stepclr.open_images(out)
         pack(stepclr.open_images(photos), out, per_shard=7)
         assert contents(out) == contents(shards)
@@ -268,7 +268,7 @@ def test_what_it_refuses(photos: Path, shards: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "file").touch()
     for out, options, said in (
         (full, [], f"{full} is not an unfinished pack; choose another folder"),
-        (foreign, [], f"{foreign / 'index.json'} is not of stepclr pack; choose another folder"),
+        (foreign, [], f"{foreign / 'index.json'} was not written by stepclr pack; choose another folder"),
         (tmp_path / "file", [], f"{tmp_path / 'file'} is a file; give a folder"),
         (shards, ["--per-shard", "8"], "--per-shard was 7, not 8"),
         (shards, ["--per-shard", "7", "--short-side", "60"], "--short-side was None, not 60"),

@@ -295,7 +295,7 @@ def test_a_tar_that_is_none_or_not_whole_is_refused_or_skipped(what: str, said: 
     with pytest.raises(stepclr.StepclrError, match=r"1\.tar") as error:
         stepclr.open_images(tmp_path / "{0..1}.tar")
     assert said in str(error.value)
-    assert "--damaged-shards skip" in str(error.value)
+    assert "damaged='skip'" in str(error.value)
     assert "\n" not in str(error.value)
     images = stepclr.open_images(tmp_path / "{0..1}.tar", damaged="skip")
     assert shades(images) == [1]
@@ -363,9 +363,9 @@ def test_verified_shards_are_not_read_again_while_they_do_not_change(
     ("change", "said"),
     [
         (lambda told: told | {"format": "stepclr shards 9"}, "has the format 'stepclr shards 9'"),
-        (lambda told: told | {"shards": 7}, "is damaged"),
+        (lambda told: told | {"shards": 7}, "is corrupt"),
         (lambda told: told | {"classes": []}, "has labels outside its 0 classes"),
-        (lambda told: told | {"files": {}}, "is damaged"),
+        (lambda told: told | {"files": {}}, "is corrupt"),
         (lambda told: told | {"shards": [s | {"name": f"../{s['name']}"} for s in told["shards"]]}, "leads out"),
         (lambda told: told | {"shards": [s | {"checksum": "../x"} for s in told["shards"]]}, "is not a checksum"),
         (lambda told: told | {"files": told["files"] | {"names.bin": "../" * 9 + "x"}}, "is not a checksum"),
@@ -475,7 +475,7 @@ def test_one_that_comes_damaged_is_refused_or_skipped_and_never_kept(
         system.rm(path)
     else:
         system.pipe_file(path, bytes(content) if what == "flipped" else bytes(content[:-1024]))
-    with pytest.raises(stepclr.StepclrError, match=r"shards/0004.tar (is damaged|cannot be fetched: it is missing)"):
+    with pytest.raises(stepclr.StepclrError, match=r"shards/0004.tar (is corrupt|cannot be fetched: it is missing)"):
         stepclr.open_images(afar).read_readable(range(100))
     images = stepclr.open_images(afar, damaged="skip")
     fetched.clear()
@@ -510,7 +510,7 @@ def test_foreign_shards_from_afar_are_fetched_once_to_be_looked_through(tmp_path
         assert images.labels.tolist() == [0, 1, 0, 1]
     assert len(list(cache.glob("shard-*.tar"))) == 2
     system.pipe_file("/foreign/1.tar", system.cat_file("/foreign/1.tar")[:1500])
-    with pytest.raises(stepclr.StepclrError, match=r"foreign/1\.tar is damaged"):
+    with pytest.raises(stepclr.StepclrError, match=r"foreign/1\.tar is corrupt"):
         stepclr.open_images("memory://foreign/{0..2}.tar")
     images = stepclr.open_images("memory://foreign/{0..2}.tar", damaged="skip")
     assert shades(images) == [0, 1]
@@ -660,7 +660,7 @@ def test_the_command_line_refuses_or_skips_a_damaged_shard(
     with pytest.raises(SystemExit) as stop:
         main(pretrain)
     assert stop.value.code == 2
-    assert f"{out}/0004.tar is damaged" in capsys.readouterr().err
+    assert f"{out}/0004.tar is corrupt" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         main([*pretrain, "--damaged-shards", "skip"])
     assert not stop.value.code

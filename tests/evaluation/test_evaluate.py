@@ -351,7 +351,7 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
         ({"seed": -1}, r"seed must be at least 0, not -1"),
         ({"scratch_steps": 0}, r"scratch_steps must be at least 1"),
         ({"probe": (), "baselines": ()}, r"no probe and no baseline"),
-        ({"run": "nowhere"}, r"no encoder at nowhere"),
+        ({"run": "nowhere"}, r"nowhere has no encoder\.safetensors"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_before_any_work(

@@ -59,7 +59,7 @@ def test_a_module_is_asked_for_where_it_is_needed_and_nowhere_else(tmp_path: Pat
     with pytest.raises(StepclrError, match="does not fit module:Conv2d"):
         stepclr.load_encoder(tmp_path, module=nn.Conv2d(3, 5, 3))
     save_encoder(stepclr.build_encoder("test_resnet", size=32), tmp_path / "encoder.safetensors")
-    with pytest.raises(StepclrError, match="leave module out"):
+    with pytest.raises(StepclrError, match="do not pass module"):
         stepclr.load_encoder(tmp_path, module=Net())
 
 

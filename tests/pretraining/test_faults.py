@@ -1,4 +1,4 @@
-"""What happens to long runs: checkpoints that rot, and a second run in the same folder."""
+"""What happens to long runs: checkpoints that become corrupt, and a second run in the same folder."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_used(
         assert same(whole, resumed(out))
         said = capsys.readouterr().err
         assert f"{newest} is corrupt" in said
-        assert "going on after step 6" in said  # of 9
+        assert "resuming after step 6" in said  # of 9
 
 
 def test_where_every_checkpoint_is_damaged_it_says_so(whole: stepclr.Run, tmp_path: Path) -> None:
@@ -62,12 +62,12 @@ def test_where_every_checkpoint_is_damaged_it_says_so(whole: stepclr.Run, tmp_pa
     for path in checkpoints(out / "checkpoint"):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(
-        stepclr.StepclrError, match=r"^no checkpoint in .* can be read; begin again with another --out$"
+        stepclr.StepclrError, match=r"^no checkpoint in .* can be read; start a new run in another out$"
     ):
         resumed(out)
 
 
-def test_a_second_run_in_the_folder_refuses_and_the_first_goes_on(whole: stepclr.Run, tmp_path: Path) -> None:
+def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(whole: stepclr.Run, tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     out = tmp_path / "run"
     shutil.copytree(whole.folder, out)
@@ -78,7 +78,7 @@ def test_a_second_run_in_the_folder_refuses_and_the_first_goes_on(whole: stepclr
         second = subprocess.run([sys.executable, "-m", "stepclr", *words], capture_output=True, text=True, check=False)
         assert second.returncode == 2
         assert second.stderr.splitlines()[-1] == (
-            f"stepclr: another process is training in {out}: let it end, or name another --out"
+            f"stepclr: another process is training in {out}: wait for it to finish, or choose another out"
         )
         assert sorted(path.name for path in (out / "checkpoint").iterdir()) == before
     assert same(whole, resumed(out))  # it is free again
@@ -89,7 +89,7 @@ def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path)
     out = tmp_path / "run"
     shutil.copytree(whole.folder, out)
     code = (
-        "import sys, time; from pathlib import Path; from stepclr.pretrain import Run\n"
+        "import sys, time; from pathlib import Path; from stepclr.pretraining.run import Run\n"
         "with Run(Path(sys.argv[1])).held():\n    print('held', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code, os.fspath(out)], stdout=subprocess.PIPE, text=True)
@@ -140,12 +140,12 @@ def test_images_lost_during_a_run_are_counted_and_too_many_end_it(
         return
     assert stop.value.code == 2
     assert "of 48 images of" in said
-    assert "--resume goes on" in said
+    assert "restore the files and resume the run" in said
     assert checkpoints(tmp_path / "run" / "checkpoint")[-1].name == "step-00000003.safetensors"
     assert (tmp_path / "run" / "skipped.csv").exists()
 
 
-def test_a_copy_beside_the_checkpoints_is_left_alone(whole: stepclr.Run, tmp_path: Path) -> None:
+def test_a_copy_next_to_the_checkpoints_is_left_alone(whole: stepclr.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole.folder, out)
     newest = checkpoints(out / "checkpoint")[-1]

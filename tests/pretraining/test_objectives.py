@@ -215,7 +215,7 @@ def test_linear_epochs_are_supcons_second_stage(tmp_path: Path) -> None:
         ("sample:unlabeled", {"linear_epochs": 2}, "--linear-epochs 2 needs labels"),
         ("sample:train", {"views": 1}, "takes 2 or more, not 1"),
         ("sample:train", {"loss": "cross-entropy", "linear_epochs": 2}, "leave --linear-epochs out"),
-        ("sample:train", {"loss": "distill"}, "belong together"),
+        ("sample:train", {"loss": "distill"}, "needs a teacher"),
         ("sample:train", {"strength": (1.0, 0.5, 0.2)}, "strength"),
         ("sample:train", {"policy": "crop", "strength": 1.0}, "strength"),
         ("sample:train", {"warp": 0.5}, "warp"),
@@ -285,6 +285,6 @@ def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     run, other = small_run(tmp_path / "run"), small_run(tmp_path / "other", stem="small", head="64-16")
     path = checkpoints(run.folder / "checkpoint")[-1]
     path.write_bytes(checkpoints(other.folder / "checkpoint")[-1].read_bytes())
-    with pytest.raises(stepclr.StepclrError, match=f"{path} is of another encoder or head") as caught:
+    with pytest.raises(stepclr.StepclrError, match=f"{path} was saved with a different encoder or head") as caught:
         stepclr.pretrain("sample:train", run.folder, resume=True, progress=False)
     assert "\n" not in str(caught.value)

@@ -229,7 +229,7 @@ def test_resume_with_more_epochs_follows_the_longer_schedule(tmp_path: Path) -> 
 
 
 def test_resume_keeps_the_runs_settings(unbroken: stepclr.Run) -> None:
-    with pytest.raises(stepclr.StepclrError, match="began with batch_size 16, not 32"):
+    with pytest.raises(stepclr.StepclrError, match="was started with batch_size 16, not 32"):
         small_run(unbroken.folder, resume=True, batch_size=32)
     with pytest.raises(stepclr.StepclrError, match="other names"):
         small_run(unbroken.folder, "sample:test", resume=True)

@@ -83,7 +83,7 @@ def test_a_run_stops_at_four_ranks_and_goes_on_at_two(one: Path, tmp_path: Path)
     (out / "encoder.safetensors").unlink()
     done = world(2, *PRETRAIN, "--epochs", "4", "--out", str(out), "--resume")
     assert not done.returncode, done.stderr
-    assert "going on after step 9" in done.stderr
+    assert "resuming after step 9" in done.stderr
     assert last(out)["loss"] == pytest.approx(last(one)["loss"], rel=0.1)
     assert last(out)["lr"] == last(one)["lr"]
 
@@ -115,7 +115,7 @@ def test_a_killed_rank_and_a_restart_end_as_if_nothing_had_happened(two: Path, t
     out = tmp_path / "run"
     done = world(2, script, *PRETRAIN[2:], "--epochs", "4", "--out", str(out), restarts=1)
     assert not done.returncode, done.stderr
-    assert "going on after step 6" in done.stderr  # it died in step 8, in the third of four epochs
+    assert "resuming after step 6" in done.stderr  # it died in step 8, in the third of four epochs
     assert last(out)["loss"] == last(two)["loss"]
     trained, expected = load_file(out / "encoder.safetensors"), load_file(two / "encoder.safetensors")
     assert all(tensor.equal(expected[name]) for name, tensor in trained.items())

@@ -374,7 +374,7 @@ def test_the_command_line(
     own = run.folder / "encoder.safetensors"
     code, said = command(str(run.folder), "--format", "timm", "--out", str(own))
     assert code == 2
-    assert "is the file to be exported" in said
+    assert "is the same file as the encoder" in said
     assert command(str(tmp_path / "no"), "--format", "onnx", "--out", out)[0] == 2
 
     monkeypatch.setattr("stepclr.tools.export.convert.MAX_DIFFERENCE", -1.0)

@@ -267,7 +267,7 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
             {"run_or_recipe": "smaple"},
             r"unknown run or recipe 'smaple'\. Did you mean 'sample'\? There are: sample, .*",
         ),
-        ({"run_or_recipe": "runs/none"}, r"no encoder at runs/none; .*"),
+        ({"run_or_recipe": "runs/none"}, r"runs/none has no encoder\.safetensors; .*"),
         ({"run_or_recipe": 3}, r"run_or_recipe must be a path or the name of a recipe, not 3"),
         ({"image_shape": (28, 27)}, r"image_shape must be .* with 784 numbers, .*, not \(28, 27\)"),
         ({"image_shape": 28}, r"image_shape must be \(H, W\), \(H, W, 3\) or \(3, H, W\) with .*, not 28"),

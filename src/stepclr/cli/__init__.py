@@ -32,7 +32,7 @@ SOURCES = """A SOURCE is a folder or zip file of images (class folders give labe
 Command = Callable[..., None]
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "Look before you train": {"doctor": doctor, "views": views, "steps": steps},
+    "Inspect data and views": {"doctor": doctor, "views": views, "steps": steps},
     "Train": {"pretrain": pretrain, "finetune": finetune, "distill": distill},
     "Evaluate and predict": {"evaluate": evaluate, "compare": compare, "predict": predict},
     "Use the encoder": {"embed": embed, "search": search, "find": find, "export": export},

@@ -12,7 +12,7 @@ from stepclr.errors import StepclrError, check_suffix, choose, one_line
 
 def search(
     index: Positional[Annotated[Path, arg(metavar="INDEX|RUN")]],
-    query: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE")]],
+    query: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE", help_behavior_hint="(one or more)")]],
     k: Annotated[int, arg(aliases=["-k"], metavar="N")] = 12,
     out: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: hits-IMAGE.png)")] = None,
     run: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: the one stored with it)")] = None,
@@ -20,9 +20,8 @@ def search(
     """Find the images of an index most similar to a query (cosine similarity of h), and write a contact sheet.
 
     Args:
-        index: What stepclr embed wrote: a folder, a .parquet or an .npz. A run stands for RUN/index, an index of its
-            own images, which is made or brought up to date first.
-        query: Image files, one or more.
+        index: What stepclr embed wrote. For a run, its own index RUN/index is built or updated first.
+        query: Image files.
         k: Images to find for each.
         out: Sheet to write: each query, followed by the images found.
         run: The run that made the index, or its encoder.safetensors.

@@ -109,13 +109,14 @@ def views(
         source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Image file to write.
         policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
-            crop, or ops joined by + such as "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view under each.
+            crop, or ops joined by + such as "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view for each
+            policy.
         size: Side of a view, in pixels.
         strength: Strength s of the color jitter; one value, or one for each view separated by commas.
         blur: Probability of the Gaussian blur.
         warp: Probability of the sparse image warp.
         min_area: Smallest crop, as a share of the image's area.
-        views: Number of views in a pair: 2 or more.
+        views: Views per group (2 for pairs).
         rows: Number of images to show, spread evenly over the source.
         pairs: Number of pairs of views per image.
         seed: Seed of the views.
@@ -154,7 +155,7 @@ def views(
 
 def doctor(
     source: Positional[Source],
-    config: PretrainConfig,
+    config: Annotated[PretrainConfig, arg(name="training")],
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: none)")] = None,
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
     classes: Names = None,

@@ -25,7 +25,7 @@ def pack(
         source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Folder for 0000.tar, 0001.tar, ... and their index.
         per_shard: Images per shard.
-        short_side: Reduce larger images to this short side, as JPEG; twice the view size is enough.
+        short_side: Reduce images with a longer short side to this many pixels, as JPEG. Twice the view size is enough.
         quality: JPEG quality of reduced images, and of images without a file (which are PNG by default).
         classes: Keep only the labeled images of these classes.
         limit: Keep at most this many images.

@@ -27,12 +27,12 @@ def evaluate(
     Writes evaluation.json into the run and, for two or more numbers of labels, a chart of them, evaluation.png.
 
     Args:
-        run: The run's folder.
+        run: A run's folder, or an encoder.safetensors.
         train: Labeled images to train on.
         test: Labeled images to score on; their labels are read once, at the end.
-        labels_per_class: Labels per class to learn from, several separated by commas; all for all of them.
-        draws: How many random choices of those labels to score.
-        seed: Seed of those choices and of the baselines' initializations.
+        labels_per_class: Labels per class to learn from: a list such as 1,10,all.
+        draws: Number of random draws of the labels to score.
+        seed: Seed of the draws and of the baselines' initializations.
         probe: Probes to fit on the features: linear, knn.
         baselines: Baselines to compare with: pixels, random (untrained), scratch (supervised, slow); or none.
         scratch_steps: Training steps of scratch, of 32 images each.
@@ -58,7 +58,9 @@ def evaluate(
         page_of(run)
 
 
-def compare(runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]]) -> None:
+def compare(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN", help_behavior_hint="(one or more)")]],
+) -> None:
     """Compare runs: policy, loss, encoder, epochs, minutes, and scores with their spread.
 
     Args:
@@ -82,7 +84,7 @@ def predict(
     Args:
         classifier: The classifier that stepclr finetune wrote: a file, or a run's folder.
         source: Images: a folder, a zip file, shards, or NAME:SPLIT.
-        out: File to write; its suffix picks the format.
+        out: File to write; its suffix must be .csv.
         limit: Keep at most this many images.
     """
     from stepclr.evaluation.predict import write_predictions
@@ -140,7 +142,7 @@ def export(
         run: The run's folder, an encoder.safetensors, or a classifier file.
         out: File to write, or a folder to put it in; the card is FILE.md next to it.
         format: Format of the file. onnx and torch-export include the preprocessing and take uint8 images.
-        check: Images to compare the two on, at most 64.
+        check: Images on which to compare the exported file with the original (at most 64).
     """
     import stepclr
 

@@ -26,7 +26,7 @@ from stepclr.recipes import RECIPES
 def pretrain(
     source: Positional[Source],
     out: Annotated[Path, arg(metavar="RUN")],
-    config: PretrainConfig,
+    config: Annotated[PretrainConfig, arg(name="training")],
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
     classes: Names = None,
     limit: Count = None,
@@ -79,7 +79,9 @@ def finetune(
     start: Annotated[str, arg(name="from", metavar="encoder|head.1|head.2")] = "encoder",
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: RUN/classifier.safetensors)")] = None,
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 60, and at least 500 steps)")] = None,
-    batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 32 to 256, by n)")] = None,
+    batch_size: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: a 16th of the images, 32 to 256)")
+    ] = None,
     optimizer: Annotated[str, arg(metavar="{sgd,lars}")] = "sgd",
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.05 sgd, 0.08 lars)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
@@ -87,14 +89,14 @@ def finetune(
     """Fine-tune a run's encoder into a classifier with few labels.
 
     Args:
-        run: The run's folder.
+        run: A run's folder, or an encoder.safetensors.
         train: Labeled images to train on.
         test: Labeled images to score on; their labels are read once, at the end.
-        labels_per_class: Labels per class to learn from, several separated by commas; all for all of them.
-        draws: How many random choices of those labels to score.
-        seed: Seed of those choices and of the training.
+        labels_per_class: Labels per class to learn from: a list such as 1,10,all.
+        draws: Number of random draws of the labels to score.
+        seed: Seed of the draws and of the training.
         start: encoder; or head.1 or head.2 to keep that many layers of the projection head.
-        out: File for the classifier (with the most labels, of their first random choice).
+        out: File for the classifier: the one trained with the most labels, on the first draw.
         epochs: Passes over the chosen images.
         batch_size: Images in a batch.
         optimizer: sgd, as in SimCLR, or lars, as in SimCLRv2.

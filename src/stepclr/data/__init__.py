@@ -10,7 +10,7 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     folders.py   folders and zips
     memory.py    arrays and torch Datasets
     named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST
-    order.py     the orders in which an epoch meets the images
+    order.py     the orders in which an epoch visits the images
     shards/      tar shards, on this machine or at a URL; `pack`: any source -> shards
     sources.py   `open_images`: any of these
 """

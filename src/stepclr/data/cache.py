@@ -65,7 +65,7 @@ def from_cache(
     with published(path) as file:
         _write(file, store, rows, short_side, progress)
         if store.checksums(rows, folder) != checksums:
-            raise StepclrError("images changed while they were being decoded; start again")
+            raise StepclrError("images changed while they were being decoded; run the command again")
     return _load(path, len(rows), budget)
 
 

@@ -77,7 +77,7 @@ def decode(file: File, short_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
 
 
 def size_of(file: File) -> tuple[int, int]:
-    """(height, width) in pixels, upright, from the header of an open file; its pixels may yet prove broken."""
+    """(height, width) in pixels, upright, from the header of an open file; the pixels may still be unreadable."""
     with reasons(), opened(file) as image:
         # Pillow would decode all of a PNG to find EXIF data after the pixels; a TIFF's size is already upright.
         as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)

@@ -1,4 +1,4 @@
-"""`ImageSet`: n images, wherever they lie, with their labels and names."""
+"""`ImageSet`: n images, wherever they are stored, with their labels and names."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return order.batches(start)
 
     def names_checksum(self) -> str:
-        """SHA-256 of the names, as hexadecimal digits; of shards, that of their checksums, which stand for more."""
+        """SHA-256 of the names, in hexadecimal; of shards, that of their checksums, which also cover the contents."""
         if isinstance(self.names, list):
             return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
         return self.names.checksum()

@@ -34,7 +34,7 @@ def read_sample(split: str) -> NamedSet:
             sample = np.load(file, allow_pickle=False)
             images = sample[split]
             labels = np.full(len(images), -1) if split == "unlabeled" else sample[f"{split}_labels"]
-    except Exception as error:  # NumPy and zipfile raise errors of many types for a damaged file
+    except Exception as error:  # NumPy and zipfile raise errors of many types for a corrupt file
         raise StepclrError(f"the bundled sample cannot be read ({error}); install stepclr again") from error
     return images, labels.astype(np.int64), FASHION
 

@@ -1,4 +1,4 @@
-"""The orders in which an epoch meets the images: each is a function of (seed, epoch) and nothing that happened before.
+"""The orders in which an epoch visits the images: each is a function of (seed, epoch) and nothing that happened before.
 
 epoch_order     any permutation of a set whose images can be read in any order
 balanced_order  every class as often as the others, so that any batch is balanced too
@@ -19,13 +19,13 @@ WINDOW = 8192  # images of a lane that are shuffled together
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
-    """The order in which epoch `epoch` meets the n samples: a permutation that depends on (seed, epoch, n) alone."""
+    """The order of the n samples in an epoch: a permutation that depends on (seed, epoch, n) alone."""
     # The complement of the seed keeps this stream apart from that of the views.
     return np.argsort(hashed(~seed, epoch, np.arange(n)), kind="stable").astype(np.int64)
 
 
 def balanced_order(labels: Int64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:
-    """The n places of an epoch in which all classes have equally many, spread evenly over the epoch.
+    """An order of n samples in which every class is equally frequent, spread evenly over the epoch.
 
     A place is the index of an image; on its r-th repetition it is that index + r n. Images of small classes are
     repeated; some images of large classes are left out, others in each epoch. Images without a label (-1) come once

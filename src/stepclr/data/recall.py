@@ -31,7 +31,7 @@ class Memory:
 
     @staticmethod
     def load(question: str, root: Path, folder: Path | None) -> "Memory":
-        """The memory in `folder`, by default `$STEPCLR_CACHE`, for the files under `root`; empty if it is damaged.
+        """The memory in `folder`, by default `$STEPCLR_CACHE`, for the files under `root`; empty if it is corrupt.
 
         question: names all that an answer depends on besides the file's bytes.
         """

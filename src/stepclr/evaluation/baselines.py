@@ -115,7 +115,7 @@ class Scratch:
         }
 
     def __call__(self, split: Split) -> Fit:
-        # Splits come in order, so this is the first one with so many labels.
+        # Splits come in order, so this is the first one with that number of labels.
         if split.labels_per_class not in self.rates:
             self.rates[split.labels_per_class] = self.choose_rate(split)
         rate = self.rates[split.labels_per_class]

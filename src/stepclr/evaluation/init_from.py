@@ -77,7 +77,7 @@ def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
     for name, value in encoder.state_dict().items():
         stored = tensors.get(f"model.encoder.{name}")
         if stored is None or not torch.equal(value.cpu(), stored):
-            raise StepclrError(f"{paths[-1]} has another encoder than the run; resume the run to finish it")
+            raise StepclrError(f"{paths[-1]} contains a different encoder from the run; resume the run to finish it")
     with torch.device("meta"):  # nothing to initialize: the weights are in the checkpoint
         head = ProjectionHead.of_widths(encoder.num_features, parse_widths(str(config.head)))
     prefix = "model.head."

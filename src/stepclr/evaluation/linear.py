@@ -18,7 +18,7 @@ from stepclr.evaluation.splits import folds
 STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak
 FOLDS = 5
 PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search
-STRENGTH_AT_1_LABEL = 10.0  # with one label per class nothing is left to choose it on; the score hardly depends on it
+STRENGTH_AT_1_LABEL = 10.0  # with one label per class there are no folds to choose it with; the score hardly changes
 SETTINGS: dict[str, str | int | float] = {
     "objective": "mean cross-entropy + l2/2 |W|^2, multinomial, bias not penalized",
     "rows": "unit norm, minus the draw's mean, divided by the draw's root mean square (one scalar)",

@@ -37,7 +37,7 @@ class Task:
 class Method:
     """`predict` fits on a label split and predicts; `chooses` names what it decides from that split alone.
 
-    `decides_once`: the first split with so many labels decides for the others.
+    `decides_once`: the first split with that number of labels decides for the others.
     """
 
     predict: Callable[[Split], Fit]

@@ -1,4 +1,4 @@
-"""Labeled images made ready for every method: the classes, the readable images and their h, the label splits."""
+"""Prepares labeled images for every method: the classes, the readable images and their h, the label splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,5 +144,7 @@ def all_logits(classifier: Classifier, images: ImageSet) -> Float[Tensor, "n c"]
 
 def _of_all(images: ImageSet, rows: Tensor, kept: Int[np.ndarray, " n"]) -> Tensor:
     if len(kept) < len(images):
-        raise StepclrError(f"{images.source}: {len(images) - len(kept)} images can no longer be read; start again")
+        raise StepclrError(
+            f"{images.source}: {len(images) - len(kept)} images can no longer be read; run the command again"
+        )
     return rows

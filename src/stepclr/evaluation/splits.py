@@ -1,4 +1,4 @@
-"""Which labels a score may use: random splits with so many labels per class, and stratified folds of a split."""
+"""Which labels a score may use: random splits with a given number of labels per class, and stratified folds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,8 +9,8 @@ is NT-Xent (SimCLR eq. 1), with labels SupCon's L_out (SupCon eq. 2). It is the 
 the authors' SimCLR code returns twice this (the sum of two means), SupContrast's multiplies by tau/0.07.
 
 The first term is over all M x M pairs, but does not depend on the groups: `tiles.py` computes it tile by tile. The
-second needs only the sum of each group's projections, and so M steps. Several ranks contrast the projections of all of
-them: `World.gather_with_gradient` says how the gradient stays exact.
+second needs only the sum of each group's projections, so it takes M steps. Several ranks contrast the projections
+of all of them: `World.gather_with_gradient` says how the gradient stays exact.
 """
 
 from collections.abc import Sequence

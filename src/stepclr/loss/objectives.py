@@ -20,7 +20,7 @@ BoundLoss = Callable[[Projections, Tensor], Float[Tensor, ""]]
 class Objective:
     """What a run minimizes: `loss(z, labels, temperature, world)` of the V views' projections z, `[N, D]` each.
 
-    contrastive: z are projections; else logits, and a linear layer stands in the head's place. needs_labels: the images
+    contrastive: z are projections; else logits, and a linear layer replaces the head. needs_labels: the images
     must have some. needs_teacher: `labels` are a teacher's logits `[V N, C]` of the same views.
     """
 

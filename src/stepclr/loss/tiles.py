@@ -6,8 +6,8 @@ weights w, and its gradient, which is
     1/tau W Z,    W_ij = e_ij (w_i/S_i + w_j/S_j)
 
 e and W are symmetric, so that a tile above the diagonal serves the rows of both its sides: half the work. The rows of
-Z have length 1, so that e is at most exp(1/tau); where that leaves float32 no room (tau < SAFE_TEMPERATURE), tiles
-hold log e and sums are kept as logarithms. Several ranks share out the rows, and each meets all columns.
+Z have length 1, so that e is at most exp(1/tau); where exp(1/tau) could overflow float32 (tau < SAFE_TEMPERATURE),
+tiles hold log e and sums are kept as logarithms. Each rank computes its own rows, against all columns.
 
 Where groups are given, all pairs of one group are left out: e_ij = 0 for them, as for j = i. This happens inside the
 tile: subtracted from the finished sum, pairs that dominate it would leave nothing but its rounding error.
@@ -39,7 +39,7 @@ class MeanLogSum(torch.autograd.Function):
     """sum_i w_i log S_i, a float64, of unit rows z `[M, D]` (M > 1, float32 or float64) and float64 weights w `[M]`.
 
     Every rank has all of z and w. It computes S of the rows that it brought itself, and receives the other sums: enough
-    for the whole gradient of its own rows. That of the others' rows, which nobody asks it for, is left at 0.
+    for the whole gradient of its own rows. That of the others' rows is left at 0.
     """
 
     @staticmethod
@@ -69,7 +69,7 @@ class MeanLogSum(torch.autograd.Function):
         tiles: Tiles = ctx.tiles
         w = (g / tiles.temperature * weights).to(z.dtype)
 
-        # What W takes from each row beside w: w/S, or log S where w/S may not fit into float32.
+        # What W takes from each row besides w: w/S, or log S where w/S may not fit into float32.
         scale = log_s if tiles.logarithms else w * (-log_s).exp()
 
         gradient = torch.zeros_like(z)

@@ -46,7 +46,7 @@ class EncoderMetadata:
             encoder = build_encoder(module, "own", None, self.size, self.normalize_h, self.num_features)
         else:
             if module is not None:
-                raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; leave module out")
+                raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; do not pass module")
             encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h)
         encoder.classes = self.classes
         return encoder
@@ -78,7 +78,7 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
     path = Path(run)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise StepclrError(f"no encoder at {path}; a finished run has one, so name its folder or resume the run")
+        raise StepclrError(f"{Path(run)} has no {FILE}; give the folder of a finished run, or resume the run")
     metadata = _read(path)
     if "labels" in metadata:
         raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {FILE}")

@@ -2,8 +2,8 @@
 
 Where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN's bfloat16 convolution leaves
 most of the processor idle. Written out as patches, one row of (tap, channel) for each position that goes out, the same
-sums are one product of matrices, and take a part of the time (`benchmarks/small_conv.py` prints both). Only bfloat16 on
-the CPU goes this way; scores are computed by the plain convolution in float32.
+sums are one product of matrices, and take a fraction of the time (`benchmarks/small_conv.py` prints both). Only
+bfloat16 on the CPU uses this; scores are computed by the plain convolution in float32.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SMALL = 36  # and up to which they are for the weights' gradient
 class SmallConv2d(nn.Conv2d):
     """`nn.Conv2d`, square, without groups; by patches in bfloat16 on the CPU where the map that goes out is small.
 
-    `plain`: the convolution that it stands for, with which it shares parameters, hooks and all else.
+    `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
@@ -67,7 +67,7 @@ class _ByPatches(torch.autograd.Function):
 
 
 def _pushed_back(g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> BFloat16[Tensor, "n c h w"]:
-    """The gradient of x: with stride 1 the convolution of g with the weight turned by half a turn."""
+    """The gradient of x: with stride 1 the convolution of g with the weight rotated by 180°."""
     out, channels, side, _ = weight.shape
     if stride > 1 or x.shape[2] * x.shape[3] > FEW:
         strides, pads = [stride, stride], [pad, pad]

@@ -2,9 +2,9 @@
 
 `step.py` is Algorithm 1, and `loop.py` repeats it. `api.py` makes a whole run: `resolve.py` decides what the settings
 leave open, `model.py` builds encoder and head, `resume.py` says what a resumed run keeps, `run.py` is its folder.
-`batches.py` brings the images, `gpu_cache.py` to a GPU; `optim.py` has LARS and the learning rate; `gradcache.py` puts
-large batches through the encoder in parts; `ddp.py` lets many ranks train one model; `malloc.py` spares a CPU some
-work; `checkpoint.py` keeps what a kill must not lose. `classifier.py` is the supervised loop of SupCon's second stage,
-which evaluation uses too. `monitor.py` measures, and `interrupt.py`, `meter.py`, `profile.py`, `progress.py` and
-`tensorboard.py` are what a person notices.
+`batches.py` reads the images; `gpu_cache.py` copies them to a GPU; `optim.py` has LARS and the learning rate;
+`gradcache.py` puts large batches through the encoder in parts; `ddp.py` trains one model on many ranks; `malloc.py`
+avoids repeated memory allocation; `checkpoint.py` keeps the state that a resumed run needs. `classifier.py` is the
+supervised loop of SupCon's second stage, which evaluation uses too. `monitor.py` measures, and `interrupt.py`,
+`meter.py`, `profile.py`, `progress.py` and `tensorboard.py` report progress.
 """

@@ -110,7 +110,7 @@ def pretrain(
             images = _decoded(images, decided, report)
             watched = _decoded(watched, decided, report) if watched else images
 
-        # The run's record, before its first step. No rank goes on to write before all have looked for a run.
+        # The run's record, before its first step. No rank writes before all have looked for a run.
         facts = _facts(decided, images, limit, model, views, world)
         world.check_same(asdict(facts) | {"threads": None})
         _check_enough(images, decided, world)
@@ -120,7 +120,7 @@ def pretrain(
             facts.write(run.folder)
         list_skipped(images, run, world)
 
-        # Training, with as many threads as the run began with; then what it was for.
+        # Training, with as many threads as the run began with; then save the encoder.
         threads = stored.threads if stored else facts.threads
         with run.held() if world.first else nullcontext(), torch_threads(threads):
             train(run, decided, images, watched, views, model, teacher, report, profile, world)
@@ -171,7 +171,7 @@ def _facts(
 
 def _check_enough(images: ImageSet, config: ResolvedConfig, world: World) -> None:
     if len(images) < 2:
-        raise StepclrError(f"{images.source} has {len(images)} image: a contrast needs at least 2")
+        raise StepclrError(f"{images.source} has {len(images)} image; contrastive learning needs at least 2")
     batch = min(config.batch_size, len(images))
     if batch < world.size:
         raise StepclrError(f"{world.size} ranks cannot share a batch of {batch}: use fewer, or a larger batch_size")

@@ -67,7 +67,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronize_norms(model: SimCLR, world: World) -> None:
-    """Make every BatchNorm of the model one over all ranks, in place; weights and statistics stay where they are."""
+    """Replace every BatchNorm by one over all ranks, in place; weights and statistics stay where they are."""
     for name, part in list(model.named_children()):
         on_gpu = next(part.parameters()).is_cuda
         converted = convert_sync_batchnorm(part) if on_gpu else _converted(part, world)  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ class Resident(Pixels):
 def on_device(images: ImageSet, device: torch.device, budget: int | None = None) -> ImageSet:
     """The same set with its images in the device's memory, or `images` itself where they do not fit.
 
-    They have if they lie decoded in one array and take at most `budget` bytes, by default those of `room`.
+    They fit if they are decoded in one array of at most `budget` bytes (default: `room`).
     """
     store = images.store
     array = store.as_array()
@@ -61,7 +61,7 @@ def room(device: torch.device) -> int:
 
 
 def upload(images: ImageBatch, device: torch.device) -> Callable[[], ImageBatch]:
-    """Start to copy a batch to a GPU, from any thread; the result hands it to the current stream of its caller.
+    """Start to copy a batch to a GPU, from any thread; the result hands it to the current stream.
 
     The copy has a stream of its own and comes from page-locked memory: neither host nor GPU waits for it.
     """

@@ -2,8 +2,8 @@
 
 Cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): every
 part goes through the encoder and only its h is kept; head and loss give the gradient on all h; then each part goes
-through once more, its gradient in hand. Memory is that of one part, and time about a third more. The gradient is that
-of the whole batch, except that BatchNorm in the encoder normalizes each part by itself, as it would on so many devices.
+through once more, with its gradient. Memory is that of one part, and time about a third more. The gradient is that
+of the whole batch, except that BatchNorm in the encoder normalizes each part by itself, as on that many devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def teacher_logits(
 def parts_of(n: int, micro_batch: int | None, world: World) -> list[slice]:
     """Equal parts of n images, of at most `micro_batch` each.
 
-    All ranks take as many parts, each of its own images: BatchNorm over the ranks meets the same part of all.
+    All ranks use the same number of parts, so that synchronized BatchNorm always normalizes matching parts.
     """
     if micro_batch is None:
         return [slice(0, n)]

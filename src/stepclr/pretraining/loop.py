@@ -41,11 +41,11 @@ from stepclr.views.views import Views
 LOG_EVERY = 10  # steps
 MAX_LOST = 0.05  # of the images; if more can no longer be read, the run ends: it would be another run
 CHECKPOINT_AFTER = 600  # seconds without one; each epoch ends with one anyway,
-SOON = 30  # but on a GPU, where an epoch may take 2 seconds, only if the last is so many seconds old
+SOON = 30  # but on a GPU, where an epoch may take 2 seconds, only if the last checkpoint is at least this old (seconds)
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a finite number; the checkpoints are from before that."""
+    """The loss is no longer a finite number; earlier checkpoints are kept."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def train(
         run.cut_metrics(step)
 
     # ------------------------------------------------------------------------------------------------------------------
-    # What to minimize, on which images, and who watches.
+    # What to minimize, on which images, and what is monitored.
     objective = OBJECTIVES[config.loss]
     loss_of = objective.bind(config.temperature, world)
     schedule = Schedule.of(config, len(images))
@@ -122,7 +122,7 @@ def train(
     meter = Meter(facts.get("seconds", 0.0))
     clock = Profile(device) if profile else NoProfile()
     unreadable_before = len(loaded.skipped)
-    losses: list[Tensor] = []  # since the last look at them: each look makes a GPU wait
+    losses: list[Tensor] = []  # since the last check; each check waits for the GPU
 
     with ExitStack() as stack:
         # --------------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: W
         name, reason = images.skipped[-1]
         raise StepclrError(
             f"{lost:.0f} of {len(images)} images of {images.source} can no longer be read, for example {name}: "
-            f"{reason}; stopped at step {step}: bring them back and resume the run"
+            f"{reason}; stopped at step {step}: restore the files and resume the run"
         )
 
 

@@ -1,4 +1,4 @@
-"""Memory that a step frees and the next one wants again stays with the process: about an eighth of a step's time."""
+"""Memory that a step frees and the next one wants again is kept by the process: about an eighth of a step's time."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 TRIM, MMAP = -1, -3  # mallopt's numbers for these two thresholds, bytes
 KEEP = {MMAP: 2**30, TRIM: 2**31 - 1}
-# glibc cannot be asked for its thresholds. These are the highest it takes by itself, its default, and the variables of
+# glibc cannot be asked for its thresholds. These are the largest it sets itself, its default, and the variables of
 # the environment that set others when the process began.
 DEFAULTS = {MMAP: 2**25, TRIM: 2**17}
 VARIABLES = {MMAP: "MALLOC_MMAP_THRESHOLD_", TRIM: "MALLOC_TRIM_THRESHOLD_"}
@@ -16,9 +16,9 @@ VARIABLES = {MMAP: "MALLOC_MMAP_THRESHOLD_", TRIM: "MALLOC_TRIM_THRESHOLD_"}
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """In here glibc keeps freed blocks of up to 1 GiB; what is free at the end is given back. A no-op but on Linux.
+    """In here glibc keeps freed blocks of up to 1 GiB; what is free at the end is given back. A no-op except on Linux.
 
-    Otherwise every large block is a mapping of its own: unmapped when it is freed, and new, page after page, each step.
+    Otherwise every large block is a mapping of its own: unmapped when it is freed, and mapped again in each step.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):

@@ -1,4 +1,4 @@
-"""The model that pretraining trains: an encoder, and the head that is thrown away afterwards."""
+"""The model that pretraining trains: an encoder, and the head that is discarded after pretraining."""
 
 from collections.abc import Callable
 from typing import Any

@@ -42,7 +42,7 @@ def batch_metrics(
 
 
 def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
-    """How many images of the batch share an image's class, itself included, on average; -1 is a class of its own."""
+    """How many images of the batch share an image's class, itself included, on average; -1 is its own class."""
     _, counts = labels[labels >= 0].unique(return_counts=True)
     return 1 + float((counts * (counts - 1)).sum()) / len(labels)
 

@@ -59,9 +59,10 @@ class Progress:
             f"  {config.views} views of an image, {views.describe()}"
             + (", at half and three quarters of the size first" if config.progressive else "")
             + f"\n  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at "
-            f"batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} epochs\n"
+            f"batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} "
+            f"epoch{'' if config.warmup == 1 else 's'}\n"
             f"  precision {config.precision}, channels_last; seed {config.seed}"
-            + ("" if watched else "; no labels to score kNN with while training (monitor names some)")
+            + ("" if watched else "; no labels for the kNN score; set monitor to a labeled source")
             + (f"\n  resuming after step {step:,}" if step else ""),
             markup=False,
         )

@@ -64,9 +64,9 @@ def _check_objective(config: PretrainConfig, images: ImageSet) -> None:
     if not objective.contrastive and config.linear_epochs:
         raise StepclrError(f"the loss {config.loss} trains a linear layer already: leave out linear_epochs")
     if objective.needs_teacher != (config.teacher is not None):
-        raise StepclrError("the loss distill and a teacher belong together: give both or neither")
+        raise StepclrError("loss='distill' needs a teacher, and a teacher needs loss='distill'")
     if objective.needs_teacher and config.progressive:
-        raise StepclrError("progressive and a teacher exclude each other: the teacher takes views of one size")
+        raise StepclrError("progressive and a teacher cannot be combined: the teacher takes views of one size")
     uses = {
         f"the loss {config.loss}": objective.needs_labels,
         "balanced": config.balanced,

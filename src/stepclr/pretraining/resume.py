@@ -19,7 +19,7 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
         asked = getattr(config, name)
         if asked not in (began, None, "auto"):
             raise StepclrError(
-                f"{run.folder} began with {name} {began}, not {asked}; a resumed run keeps its settings (except "
+                f"{run.folder} was started with {name} {began}, not {asked}; a resumed run keeps its settings (except "
                 f"{', '.join(sorted(CHANGEABLE))}): leave {name} out, or choose another output folder"
             )
     return replace(config, **kept)
@@ -29,6 +29,6 @@ def check_same_images(facts: RunConfig, stored: RunConfig, run: Run) -> None:
     """Raise StepclrError if a run about to be resumed began on other images."""
     if facts.names_checksum != stored.names_checksum:
         raise StepclrError(
-            f"{run.folder} began on {stored.images} images of {stored.source}; the {facts.images} images of "
+            f"{run.folder} was started on {stored.images} images of {stored.source}; the {facts.images} images of "
             f"{facts.source} have other names"
         )

@@ -76,7 +76,8 @@ class Run:
 
         Raises StepclrError if another process holds the lock. On systems without file locks there is none.
         """
-        with locked(self.folder, f"another process is training in {self.folder}: let it end, or choose another out"):
+        busy = f"another process is training in {self.folder}: wait for it to finish, or choose another out"
+        with locked(self.folder, busy):
             yield
 
     def write(self, name: str, text: str) -> None:

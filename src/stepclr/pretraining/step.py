@@ -30,9 +30,9 @@ def simclr_step(
         views: (images, keys) -> V random views of each image; a key says which.
         objective: (projections, labels) -> the loss: NT-Xent, or another row of `loss/objectives.py`.
         images: uint8 `[N, 3, H, W]`, or a list of `[3, H, W]`.
-        labels: int64 `[N]` (-1: none); where a teacher is learned from, its logits `[V N, C]` of the same views.
+        labels: int64 `[N]` (-1: none); with a teacher, the teacher's logits `[V N, C]` of the same views.
 
-    Among many processes each brings its own N images, and the loss is that of all of them.
+    With several processes, each passes its own N images; the loss is over the images of all of them.
     """
     # fmt: off
     view_i, *view_j = views(images, keys)               # t, t' ~ T           [N, 3, S, S] each

@@ -115,7 +115,7 @@ def inverse_affine(
 
 
 def move(x: UInt8[Tensor, "n 3 s s"], matrix: Float[Tensor, "n 2 3"]) -> UInt8[Tensor, "n 3 s s"]:
-    """Each output pixel is the one nearest to where it comes from; black outside the image."""
+    """Each output pixel takes the nearest input pixel; black outside the image."""
     size = x.shape[-1]
     middle = (size - 1) / 2
     offsets = torch.arange(size, dtype=torch.float64, device=x.device) - middle

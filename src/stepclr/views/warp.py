@@ -16,9 +16,10 @@ RCOND = 1e-9  # singular values below this share of the largest come from knots 
 def thin_plate_weights(
     knots: Float[np.ndarray, "n k 2"], values: Float[np.ndarray, "n k 2"]
 ) -> Float[np.ndarray, "n k+3 2"]:
-    """Weights w_1 .. w_k, a_0, A of the thin-plate spline with affine part that has these values at these knots.
+    """Weights w_1 .. w_k, a_0, A of the thin-plate spline, with an affine part, that has these values at these knots.
 
-    Finite for any knots. If some coincide or all lie on one line, the least-squares solution of smallest norm.
+    They are finite for any knots. If some knots coincide or all lie on one line, they are the least-squares solution
+    of smallest norm.
     """
     n, k, _ = knots.shape
     square = np.square(knots[:, :, None] - knots[:, None])

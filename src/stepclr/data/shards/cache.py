@@ -159,7 +159,7 @@ def _copy(system: Any, url: str, path: Path, checksum: str | None) -> str:
             why = "it is missing" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
             raise DamagedError(f"{url} cannot be fetched: {why}") from error
         if checksum is not None and content.hexdigest() != checksum:
-            raise DamagedError(f"{url} is damaged: its checksum does not match the index")
+            raise DamagedError(f"{url} is corrupt: its checksum does not match the index")
     return content.hexdigest()
 
 
@@ -172,7 +172,7 @@ def index_file(place: Place, name: str, checksum: str) -> Path:
         return path
     path = Path(place.path(name))
     if checksums(path.parent, [name]) != [checksum]:
-        raise StepclrError(f"{path} is missing or damaged: its checksum does not match {INDEX}; pack again")
+        raise StepclrError(f"{path} is missing or corrupt: its checksum does not match {INDEX}; pack again")
     return path
 
 

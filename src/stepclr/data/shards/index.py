@@ -177,7 +177,7 @@ class ShardNames(Names):
 def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> Index | None:
     """The index that an index.json describes; None if the file is another program's.
 
-    `locate` gives the path of a file of the index by its name and checksum. Raises StepclrError if it is damaged.
+    `locate` gives the path of a file of the index by its name and checksum. Raises StepclrError if it is corrupt.
     """
     ours = text.lstrip()[:1] == b"{" and FORMAT.encode() in text
     try:
@@ -196,7 +196,7 @@ def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> I
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         if not ours:
             return None
-        raise StepclrError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+        raise StepclrError(f"{where} is corrupt: {type(error).__name__}: {error}") from error
 
 
 def _shards(stored: dict[str, Any]) -> list[Shard]:

@@ -81,7 +81,7 @@ def pack(
         progress: called with (images done, images in all).
 
     After an interruption the same call resumes, and ends in the same bytes. In a complete folder it verifies the
-    shards, and writes damaged ones again. Images that cannot be read are left out and listed in `skipped.csv`. Raises
+    shards, and writes corrupt ones again. Images that cannot be read are left out and listed in `skipped.csv`. Raises
     `StepclrError` if the folder contains anything else.
     """
     folder = Path(out)
@@ -143,7 +143,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         earlier = json.loads(stored.read_bytes())
         differing = [name for name, value in plan.items() if earlier[name] != value]
     except (ValueError, KeyError, TypeError):
-        raise StepclrError(f"{stored} is not of stepclr pack; choose another folder") from None
+        raise StepclrError(f"{stored} was not written by stepclr pack; choose another folder") from None
     if differing:
         name = differing[0]
         difference = f"{name} was {earlier[name]!r}, not {plan[name]!r}" if name != "names" else "their names differ"
@@ -172,7 +172,7 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
     def load(k: int) -> Part:
         part = Part.read(_part_path(folder, k))
         if part is None:
-            raise StepclrError(f"{_part_path(folder, k)} was damaged meanwhile; run the same command again")
+            raise StepclrError(f"{_part_path(folder, k)} was corrupted in the meantime; run the same command again")
         return part
 
     skipped = [pair for k in range(count) for pair in load(k).skipped]

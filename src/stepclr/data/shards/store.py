@@ -28,7 +28,7 @@ from stepclr.errors import StepclrError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 10_000_000
-HINT = "; damaged='skip' (--damaged-shards skip) leaves such shards out"
+HINT = "; damaged='skip' leaves such shards out"
 
 
 @dataclass(eq=False)
@@ -152,13 +152,13 @@ def _wrong(place: Place, index: Index, names: list[str] | None) -> dict[str, str
         if not stamp:
             wrong[shard.name] = f"{root / shard.name} is missing"
         elif stamp[0] != shard.bytes:
-            wrong[shard.name] = f"{root / shard.name} is damaged: it has {stamp[0]:,} bytes instead of {shard.bytes:,}"
+            wrong[shard.name] = f"{root / shard.name} is corrupt: it has {stamp[0]:,} bytes instead of {shard.bytes:,}"
 
     # Only shards of the right size are worth reading for their checksums.
     whole = [shard for shard in shards if shard.name not in wrong]
     for shard, checksum in zip(whole, checksums(root, [shard.name for shard in whole]), strict=True):
         if checksum != shard.checksum:
-            wrong[shard.name] = f"{root / shard.name} is damaged: its checksum does not match {INDEX}"
+            wrong[shard.name] = f"{root / shard.name} is corrupt: its checksum does not match {INDEX}"
     return wrong
 
 
@@ -179,7 +179,7 @@ def _set_of(
     table = index.table()
     labels = np.ascontiguousarray(table["label"] if len(rows) == len(table) else table["label"][rows])
     if labels.min() < -1 or labels.max() >= len(index.classes):
-        raise StepclrError(f"{place.path(INDEX)} is damaged: it has labels outside its {len(index.classes)} classes")
+        raise StepclrError(f"{place.path(INDEX)} is corrupt: it has labels outside its {len(index.classes)} classes")
     paths = [place.path(shard.name) for shard in index.shards]
     cache = ShardCache(place.system, paths, index.shards) if place.system is not None else None
     store = ShardStore(index, paths, cache, skip)

@@ -176,7 +176,7 @@ def scan(path: Path, where: str, prefix: str) -> Part:
                 if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise DamagedError(f"byte {tar.offset:,} begins neither a member nor the end of a tar")
     except DamagedError as error:
-        raise DamagedError(f"{where} is damaged: {error}") from error
+        raise DamagedError(f"{where} is corrupt: {error}") from error
     except Exception as error:  # tarfile raises what its parsers raise on hostile headers
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(f"{where} cannot be read as an uncompressed tar: {why}") from error

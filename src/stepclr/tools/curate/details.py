@@ -19,7 +19,7 @@ from torch import Tensor
 COARSE_PX = 16  # side of the coarse thumbnails that find candidates
 WINDOW = 7  # pixels, the surroundings of a pixel
 NOISE = 10.0  # gray levels: smaller differences are noise rather than detail
-MIN_COSINE = 0.8  # details of one image are at least this alike (see benchmarks/duplicates.py)
+MIN_COSINE = 0.8  # details of one image are at least this similar (see benchmarks/duplicates.py)
 COARSE_SLACK = 0.25  # coarse details, not yet aligned, may be less alike by this
 # Where any two images resemble each other, as garments on black do, a pair must be more alike than MIN_COSINE: the
 # cosine's TYPICAL_QUANTILE over all pairs, where it exceeds TYPICAL_COSINE, raises the threshold by RISE times that.

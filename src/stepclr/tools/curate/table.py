@@ -9,7 +9,7 @@ from stepclr.io import write_csv, write_whole
 from stepclr.tools.images import contact_sheet, stacked
 from stepclr.tools.search.index import EmbeddingIndex
 
-COLUMNS = 6  # images per row of a contact sheet; of a group of duplicates it shows as many
+COLUMNS = 6  # images per row of a contact sheet, which shows at most this many of a group of duplicates
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
 
-MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs have hardly learned
+MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs learn little
 MAX_EPOCHS = 1000  # no published recipe takes more
 MIN_BATCH = 32
 MOSTLY_LABELED = 0.5  # share of the images with a label from which supcon is worth trying
@@ -35,7 +35,7 @@ def advice(
 ) -> Advice:
     """Settings for a set of `images` readable images, with views of `size` px.
 
-    chosen: the classes that were chosen, if any. largest: as many images as fit into memory at once, if known.
+    chosen: the classes that were chosen, if any. largest: how many images fit into memory at once, if known.
     """
     recipe, view_size, reason = _recipe(size, gpu)
     config, why = recipe_config(recipe), [reason]

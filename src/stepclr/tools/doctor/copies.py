@@ -50,7 +50,7 @@ def leakage_findings(scan: Scan, test_scan: Scan) -> Iterator[Finding]:
         ("leakage-near", near, "test images are versions of training images"),
     ):
         examples = (f"{test.names[i]} = {train.names[j]}" for i, j in pairs)
-        do = "remove them from one of the two sets: scores on them prove nothing"
+        do = "remove them from one of the two sets: scores on them are not meaningful"
         yield finding(name, "error", len(pairs), says, do, examples)
     conflicts = []
     for i, j in exact + near:

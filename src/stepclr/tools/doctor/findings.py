@@ -53,7 +53,7 @@ IMAGE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "tiny": ("warning", "have a side below {tiny} px", "delete them, or train on smaller views: --size {smallest}"),
     "small": ("note", "are smaller than a view ({size} px) and will be enlarged", "or choose a smaller --size"),
     "huge": ("warning", f"have more than {HUGE // 10**6} million pixels", "shrink them: they are slow to decode"),
-    "long": ("warning", f"are more than {LONG} times as long as wide", "cut them: a crop shows little of them"),
+    "long": ("warning", f"are more than {LONG} times as long as wide", "crop them: one view shows only a small part"),
     "animated": ("note", "are animated", "nothing, if their first frame is enough"),
     "deep": ("note", "have 16 or more bits per pixel", "nothing, if 8 bits are enough"),
     "cmyk": ("note", "are CMYK images", "convert them to RGB if their colors matter"),

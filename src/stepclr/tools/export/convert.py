@@ -104,7 +104,7 @@ def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
         out = out / f"{name}{writer.suffix}"
     check_suffix(out, [writer.suffix])
     if out.exists() and out.samefile(source):
-        raise StepclrError(f"out {out} is the file to be exported; choose another one")
+        raise StepclrError(f"out {out} is the same file as the encoder; choose another")
     return out
 
 

@@ -1,4 +1,4 @@
-"""What the sections of a page are context of: a run and its images, each read once, and its networks."""
+"""What the sections of a page share: a run and its images, each read once, and its networks."""
 
 import csv
 from dataclasses import dataclass

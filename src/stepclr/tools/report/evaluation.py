@@ -64,7 +64,7 @@ def _with_images(pairs: list[Json], source: str) -> list[Json]:
 
 
 def _protocol(protocol: Json) -> list[str]:
-    """How the scores were context, in sentences."""
+    """How the scores were made, in sentences."""
     train, test = protocol["train"], protocol["test"]
     reasons = {
         "without a label": "left_out_without_label",

@@ -324,7 +324,7 @@ RULES: tuple[tuple[Any, ...], ...] = (
     (
         "data",
         "{waiting:.0%} of the time waiting for data",
-        ("watch", lambda f: f.waiting > WAITS, "slow: try a larger --cache-gib, or smaller files"),
+        ("watch", lambda f: f.waiting > WAITS, "slow: try a larger cache_gib, or smaller files"),
         ("good", lambda f: f.waiting >= 0, "the images come fast enough"),
     ),
     (

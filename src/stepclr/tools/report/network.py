@@ -1,4 +1,4 @@
-"""Steps 3 and 4 on a page: the shapes through encoder and head, and what is thrown away afterwards."""
+"""Steps 3 and 4 on a page: the shapes through encoder and head, and what is discarded after pretraining."""
 
 from typing import Any
 

@@ -107,7 +107,7 @@ def open_index(index: str | os.PathLike[str] | EmbeddingIndex) -> EmbeddingIndex
     metadata = read_metadata(where)
     stored = _read_npz(where) if metadata is None else _read_table(where, metadata)
     if not len(stored):
-        raise StepclrError(f"{where} contains no image yet: let stepclr embed finish")
+        raise StepclrError(f"{where} contains no image yet: run stepclr embed again to finish it")
     order = sorted(range(len(stored)), key=lambda i: stored.paths[i].split("/"))
     return EmbeddingIndex(
         stored.vectors[order],
@@ -182,7 +182,7 @@ def from_text(text: str) -> str:
 
 def needed(package: str) -> ModuleType:
     """A package that only an index needs; StepclrError if it is not installed."""
-    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings address programmers
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are meant for programmers
     return installed(package, "search", "an index")
 
 

@@ -56,7 +56,7 @@ def approximate(table: Any, query: Float[np.ndarray, " features"], k: int, colum
 
 
 def update_ann_index(table: Any, where: Path, partitioned_rows: int) -> tuple[float | None, int]:
-    """Compact a table that has changed, and above EXACT_ROWS index it for approximate search.
+    """Compact a changed table; above EXACT_ROWS, build its approximate index.
 
     partitioned_rows: how many rows there were when the cells were last partitioned. Returns the recall at 10, None if
     search is exact, and that number.

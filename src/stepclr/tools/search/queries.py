@@ -108,7 +108,7 @@ class Search:
         """How many images there are, and how they are searched."""
         if not self.approximate:
             return f"{self.rows:,} images, every one compared"
-        known = "not measured: let stepclr embed finish" if self.recall is None else f"{self.recall:.3f}"
+        known = "not measured: run stepclr embed again to finish it" if self.recall is None else f"{self.recall:.3f}"
         return f"{self.rows:,} images, approximate; recall at 10 against comparing every one: {known}"
 
     def __call__(self, query: Query, k: int = 12) -> list[Hit]:

@@ -93,7 +93,7 @@ def build_index(
     precision: str = "fp32",
     progress: Progress | None = None,
 ) -> IndexUpdate:
-    """Make the folder `out` an index of `images`, or bring it up to date: only what is new or changed is embedded.
+    """Build or update an index in the folder `out`: only images that are new or changed are embedded.
 
     Args:
         run: a run's folder or an `encoder.safetensors`.
@@ -132,7 +132,7 @@ def build_index(
 
 
 def update_run_index(run: Path, progress: Progress | None = None) -> IndexUpdate:
-    """Make RUN/index, or bring it up to date: an index of the images that the run was trained on, as they are now."""
+    """Build or update RUN/index: an index of the images that the run was trained on, as they are now."""
     return build_index(run, Run(run).images(), run / "index", progress=progress)
 
 
@@ -199,10 +199,10 @@ def _table_writer(
     if not world.first:
         yield None
         return
-    # An empty folder is welcome, and so is one in which a process was killed before it wrote index.json.
+    # An empty folder is allowed, and so is one in which a process was killed before it wrote index.json.
     foreign = folder.exists() and not (folder / METADATA_FILE).is_file()
     if foreign and (not folder.is_dir() or any(not path.name.endswith(".tmp") for path in folder.iterdir())):
-        raise StepclrError(f"out {folder} exists and is not an index; choose another folder")
+        raise StepclrError(f"{folder} exists and is not an index; choose another out")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, f"another process is writing in {folder}: let it finish"):
         yield _TableWriter(folder, encoder, metadata, source)
@@ -279,7 +279,7 @@ class _TableWriter:
                 "another out"
             )
         if old.precision != self.metadata.precision:
-            raise StepclrError(f"{self.folder} was made with precision={old.precision}: use it again")
+            raise StepclrError(f"{self.folder} was built with precision {old.precision}; pass the same")
         try:
             complete = encoder_checksum(load_encoder(self.folder)) == old.checksum
         except StepclrError:
