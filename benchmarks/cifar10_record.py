@@ -3,7 +3,7 @@
     python benchmarks/cifar10_record.py TRAIN TEST [--out runs/record] [--minutes 9]
 
 TRAIN and TEST are class folders, zips, or `.npz` files of JPEGs (arrays `jpeg`: the files end to end, `offsets`
-[n + 1], `labels` [n]). The same command goes on where it was stopped, by `--minutes`, Ctrl-C or SIGTERM; its exit
+[n + 1], `labels` [n]). The same command resumes where it was stopped by `--minutes`, Ctrl-C or SIGTERM; its exit
 status is 3 until the run is done. Where there is no network: `pip download` stepclr's dependencies elsewhere, here
 `pip install --no-index --find-links WHEELS --target SITE` those that are missing, and set PYTHONPATH=SITE:src.
 
@@ -91,7 +91,7 @@ def settings(given: argparse.Namespace) -> PretrainConfig:
 
 @contextmanager
 def time_limit(minutes: float | None) -> Iterator[None]:
-    """SIGTERM to ourselves after so many minutes: training ends at its step with a checkpoint, all else at once."""
+    """SIGTERM to ourselves after this many minutes: training ends at its step with a checkpoint, all else at once."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise Stopped
@@ -136,7 +136,7 @@ def verdict(knn: float, run: Run) -> str:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Train on, to the end, score and print; StepclrError, `Interrupted` and `Stopped` go to the caller."""
+    """Train to the end, score and print; StepclrError, `Interrupted` and `Stopped` go to the caller."""
     train, test = (open_images(path, given.limit) for path in (given.train, given.test))
     run, result = Run(given.out), given.out / "record.json"
     if not result.exists():
@@ -155,9 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/record"))
-    parser.add_argument("--minutes", type=float, help="stop after so many, to go on by the same command")
+    parser.add_argument("--minutes", type=float, help="stop after this many; the same command resumes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="of the images, to try the script")
+    parser.add_argument("--limit", type=int, help="use at most this many images, to try the script")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--stem", default="small")
     parser.add_argument("--epochs", type=int, default=600)
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         done = f"step {reached[-1]['step']}, {reached[-1]['seconds']:.0f} s of training" if reached else "nothing"
         why = str(stopped).partition(":")[0] or "stopped while nothing was being trained"
         spent = time.perf_counter() - begun
-        print(f"not finished ({done} so far; this piece took {spent:.0f} s): {why}; the same command goes on")
+        print(f"not finished ({done} so far; this piece took {spent:.0f} s): {why}; the same command resumes")
         return UNFINISHED
     return 0
 

@@ -1,4 +1,4 @@
-"""How many planted duplicates and outliers `stepclr find` finds, and what the labels chosen by `find next` are worth.
+"""How many planted duplicates and outliers `stepclr find` finds, and how useful the labels chosen by `find next` are.
 
     python benchmarks/find.py RUN TRAIN TEST [FOREIGN ...]    # class folders or NAME:SPLIT; foreign ones need no label
 

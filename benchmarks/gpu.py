@@ -10,13 +10,13 @@ elsewhere, here `pip install --no-index --find-links WHEELS --target SITE`, and 
 - The roof is measured first, on this card: TFLOP/s of one large bf16 product of matrices, and GB/s of a large copy
   (read and write counted). A network's FLOPs are torch's flop counter's: forward and backward, all views of an image.
 - Training is the real `stepclr.pretrain` (its data, views, steps, log and checkpoints), stopped after `--seconds`:
-  images over time after a warm-up, in which everything compiles, and beside it the batch over the median step.
+  images over time after a warm-up, in which everything compiles, alongside the batch over the median step.
 - Views: `Views` of images in the GPU's memory; the share is that of the bytes that must be read and written.
 - The loss: `nt_xent` of M projections of 128, forward and backward; the share is that of 4 M^2 128 FLOPs in bf16, and
   the loss computes in float32. Peaks of memory are all that torch allocated.
 - lightly: the loop that its documentation shows, float32, a DataLoader with up to 8 workers, same GPU, same images.
 
-A row that fails says why and takes no other with it; one that time did not allow says so. Without a GPU all rows do.
+A row that fails says why, and the others continue; a row for which no time was left says so. Without a GPU all rows do.
 """
 
 import argparse
@@ -55,7 +55,7 @@ LARGE = 256  # px: side to which images are enlarged for views of 224
 
 
 class OutOfTime(Exception):
-    """The script's own time is over."""
+    """The script's time is over."""
 
 
 class Enough(Exception):
@@ -82,7 +82,7 @@ class Bench:
 
 @dataclass
 class Row:
-    """What a row has to say: the number, its share of the roof, and a remark."""
+    """What a row reports: the number, its share of the roof, and a remark."""
 
     result: str
     share: str = ""
@@ -151,7 +151,7 @@ def roof(bench: Bench) -> Row:
 
 
 def train(bench: Bench, images: stepclr.ImageSet, config: PretrainConfig) -> Row:
-    """The real `pretrain`, stopped after so many seconds."""
+    """The real `pretrain`, stopped after this many seconds."""
     batch, warm_up = min(config.batch_size, len(images)), 1 if bench.quick else 10
     marks, step, begun = Marks(bench.device), loop.train_step, 0.0
 
@@ -351,7 +351,7 @@ def measured(plan: Plan, bench: Bench, deadline: float) -> Row:
             return plan.measure(bench)
     except NotMeasured as reason:
         return Row(f"not measured: {reason}")
-    except Exception as error:  # a row that fails takes no other with it
+    except Exception as error:  # a row that fails does not stop the others
         if isinstance(error, OutOfTime) or time.monotonic() > deadline:
             return Row("not measured: out of time")
         text = str(error).strip().split("\n")[0]
@@ -365,7 +365,7 @@ def measured(plan: Plan, bench: Bench, deadline: float) -> Row:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime in the middle of whatever goes on when the seconds are over."""
+    """Raise OutOfTime in the middle of whatever is running when the time is over."""
     if seconds <= 0:
         raise OutOfTime
 
@@ -399,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--imagenette", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seconds", type=float, default=20, help="of measuring, a row of training; others take less")
-    parser.add_argument("--minutes", type=float, default=9, help="after which no row is begun or goes on")
+    parser.add_argument("--minutes", type=float, default=9, help="after which no row starts or continues")
     parser.add_argument("--rows", default="train,views,loss,lightly", help="kinds of rows, with commas")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")

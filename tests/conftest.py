@@ -14,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images beside the project; tests that want them are skipped where it is missing."""
+    """The folder of real images next to the project; tests that want them are skipped where it is missing."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "README.md").exists():
         pytest.skip(f"needs the real images of {folder}")

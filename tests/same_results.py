@@ -10,7 +10,7 @@ numbers as they are; times, paths, file metadata and the names of columns are le
 the checksum tells a last digit from another result.
 
 `--only TEXT` takes the cases whose name has TEXT in it, `--list` prints the names. A case that fails is recorded as
-such, and the others go on. PYTHONPATH=OTHER/src runs the code of another checkout; one thread, and no network.
+such, and the others continue. PYTHONPATH=OTHER/src runs the code of another checkout; one thread, and no network.
 The results are those of one kind of processor and one version of torch: never compare across machines.
 """
 
@@ -915,7 +915,7 @@ def record(out: Path, only: str) -> int:
             torch.manual_seed(0)
             try:
                 found = {f"{name} / {entry}": value for entry, value in function(work)}
-            except Exception as error:  # whatever it is, the other cases go on
+            except Exception as error:  # whatever it is, the other cases continue
                 found = {name: f"error: {type(error).__name__}: {error}".replace(folder, "...")}
                 failed += 1
             entries |= found

@@ -158,7 +158,7 @@ def test_a_record_stops_itself_when_its_minutes_are_over(jpegs: Path, tmp_path: 
     ended = run("cifar10_record.py", *arguments(jpegs, tmp_path / "run", epochs=100_000), "--minutes=0.1")
     assert ended.returncode == 3, ended.stderr
     assert "not finished" in ended.stdout
-    assert "the same command goes on" in ended.stdout
+    assert "the same command resumes" in ended.stdout
 
 
 def test_other_settings_on_a_run_that_began_are_refused_in_a_line(

@@ -212,7 +212,7 @@ def test_embed_writes_paths_labels_and_what_it_skipped(
         folder = tmp_path / "photos" / ("boots" if i % 2 else "bags")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.read([i])[0].permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
-    (tmp_path / "photos" / "bags" / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "photos" / "bags" / "truncated.jpg").write_bytes(b"\xff\xd8\xff")
     out = tmp_path / "h.npz"
     assert call("embed", run, tmp_path / "photos", "--out", out) == 0
     with np.load(out) as stored:
@@ -230,7 +230,7 @@ def test_embed_writes_paths_labels_and_what_it_skipped(
         assert list(stored["classes"]) == ["bags", "boots"]
         direct = stepclr.embed(run, images)
         assert np.abs(stored["embeddings"][[0, 3, 1, 4, 2, 5]] - direct).max() < 1e-5
-    assert "torn.jpg" in (tmp_path / "h.skipped.csv").read_text()
+    assert "truncated.jpg" in (tmp_path / "h.skipped.csv").read_text()
     with pytest.warns(UserWarning, match="1 images of"):
         h = stepclr.embed(run, tmp_path / "photos")
     assert np.isnan(h).any(axis=1).sum() == 1

@@ -1,4 +1,4 @@
-"""Step 1: decoded once, kept in a memory-mapped file that is right whatever happens around it."""
+"""Step 1: decoded once, kept in a memory-mapped file that stays correct whatever happens."""
 
 import json
 import os
@@ -179,7 +179,7 @@ def test_sizes_need_no_place_to_remember_them(photos: Path, tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("cache")
-def test_cmyk_16_bit_and_animated_images_go_the_whole_way(tmp_path: Path) -> None:
+def test_cmyk_16_bit_and_animated_images_are_decoded_and_cached(tmp_path: Path) -> None:
     shades = np.linspace(0, 255, 60).astype(np.uint8)
     ramp = Image.fromarray(np.tile(shades, (40, 1))).convert("RGB")
     white = Image.new("RGB", ramp.size, "white")
@@ -215,7 +215,7 @@ def test_the_content_finds_the_cache_not_the_place(photos: Path, cache: Path) ->
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("keep_time", [False, True])
-def test_an_image_changed_under_its_old_name_is_decoded_anew(photos: Path, cache: Path, keep_time: bool) -> None:
+def test_an_image_changed_under_its_old_name_is_decoded_again(photos: Path, cache: Path, keep_time: bool) -> None:
     path = photos / "a" / "00.png"
     Image.new("RGB", (30, 30), "red").save(path, "BMP")
     before = path.stat()
@@ -231,7 +231,7 @@ def test_an_image_changed_under_its_old_name_is_decoded_anew(photos: Path, cache
     assert second.read([0])[0][:, 0, 0].tolist() == [0, 0, 255]
 
 
-def test_a_zip_with_other_content_of_the_same_size_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
+def test_a_zip_with_other_content_of_the_same_size_is_decoded_again(tmp_path: Path, cache: Path) -> None:
     for color in ("red", "blue"):
         Image.new("RGB", (30, 30), color).save(tmp_path / "a.bmp")
         with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
@@ -302,7 +302,7 @@ def test_two_processes_may_build_at_once(photos: Path, cache: Path) -> None:
     assert not list(cache.glob("*.tmp"))
 
 
-def test_a_build_that_is_killed_leaves_nothing_that_is_believed(photos: Path, cache: Path) -> None:
+def test_a_killed_build_leaves_nothing_that_is_used(photos: Path, cache: Path) -> None:
     builder = build(photos, 0.02)
     assert builder.stdout
     while int(builder.stdout.readline()) < 20:
@@ -321,7 +321,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_believed(photos: Path, ca
         os.utime(left, (time.time() - io.ABANDONED - 60,) * 2)
     (cache / "of another program.tmp").touch()
     os.utime(cache / "of another program.tmp", (0, 0))
-    images.decoded(SIDE + 1)  # sweeps what the killed process left
+    images.decoded(SIDE + 1)  # deletes what the killed process left
     assert [left.name for left in cache.glob("*.tmp")] == ["of another program.tmp"]
 
 
@@ -366,7 +366,7 @@ def test_progress_and_the_callers_own_folder(photos: Path, cache: Path, tmp_path
     assert not cache.exists()
 
 
-def test_a_large_source_is_told_from_its_first_headers(
+def test_a_large_source_is_recognized_by_its_first_headers(
     photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stepclr.data.cache.CHUNK", 4)

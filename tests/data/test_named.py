@@ -76,7 +76,7 @@ def test_the_sample_is_as_described() -> None:
     assert len({image.tobytes() for image in [*pixels(unlabeled), *pixels(train)]}) > 10_990  # none is in both
 
 
-def test_the_sample_is_small_carries_its_licence_and_comes_from_its_script() -> None:
+def test_the_sample_is_small_has_its_license_and_comes_from_its_script() -> None:
     folder = files("stepclr.data") / "sample"
     assert "MIT" in (notice := (folder / "NOTICE").read_text(encoding="utf-8"))
     assert "2017 Zalando SE" in notice
@@ -90,7 +90,7 @@ def test_the_sample_is_small_carries_its_licence_and_comes_from_its_script() -> 
         np.testing.assert_array_equal(array, stored[name])
 
 
-def test_two_classes_of_the_sample_by_names_that_hold_a_slash() -> None:
+def test_two_classes_of_the_sample_by_names_that_contain_a_slash() -> None:
     images = open_images("sample:train", classes="T-shirt/top,Ankle boot", limit=50)
     assert images.classes == ["T-shirt/top", "Ankle boot"]
     assert np.bincount(images.labels).tolist() == [25, 25]
@@ -110,7 +110,7 @@ def test_unknown_names_and_splits_name_the_nearest(tmp_path: Path, monkeypatch: 
             open_images(source)
 
 
-def test_a_folder_may_bear_a_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_may_have_a_known_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("sample", "sample:train", "july:2024"):
         (tmp_path / name).mkdir()
@@ -244,7 +244,7 @@ def test_a_poisoned_pickle_among_cifars_files_does_not_run(data_folder: Path) ->
     assert trace.exists()  # it would have shown
 
 
-def test_fashion_mnist_from_debians_own_files_beside_a_poisoned_old_one(data_folder: Path) -> None:
+def test_fashion_mnist_from_debians_own_files_next_to_a_poisoned_old_one(data_folder: Path) -> None:
     if not DEBIAN.exists():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
     raw, old = data_folder / "FashionMNIST" / "raw", data_folder / "FashionMNIST" / "processed"

@@ -1,4 +1,4 @@
-"""Shards as a source: here and afar, ours and others', whole and damaged, and the order that an epoch meets them in."""
+"""Shards as a source: local and remote, ours and others', whole and corrupt, and the order of an epoch."""
 
 import io
 import json
@@ -49,8 +49,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def afar(shards: Path) -> Iterator[str]:
-    """The same shards in a file system that is no folder of this machine."""
+def remote(shards: Path) -> Iterator[str]:
+    """The same shards in a file system that is not a folder of this machine."""
     system = fsspec.filesystem("memory")
     for path in shards.iterdir():
         system.pipe_file(f"/bucket/shards/{path.name}", path.read_bytes())
@@ -104,9 +104,9 @@ def shades(images: stepclr.ImageSet) -> list[int]:
     return [int(p[0, 0, 0]) for p in images.read(range(len(images)))]
 
 
-@pytest.mark.parametrize("how", ["folder", "range", "part", "one", "url", "afar", "afar range", "afar one"])
+@pytest.mark.parametrize("how", ["folder", "range", "part", "one", "url", "remote", "remote range", "remote one"])
 def test_however_they_are_named_it_is_the_same_images(
-    how: str, source: stepclr.ImageSet, shards: Path, afar: str
+    how: str, source: stepclr.ImageSet, shards: Path, remote: str
 ) -> None:
     ways: dict[str, tuple[str | Path, range]] = {
         "folder": (shards, range(100)),
@@ -114,9 +114,9 @@ def test_however_they_are_named_it_is_the_same_images(
         "part": (f"{shards}/{{0003..0005}}.tar", range(30, 60)),
         "one": (shards / "0009.tar", range(90, 100)),
         "url": (f"file://{shards}", range(100)),
-        "afar": (f"{afar}/", range(100)),
-        "afar range": (f"{afar}/{{0003..0005}}.tar", range(30, 60)),
-        "afar one": (f"{afar}/0000.tar", range(10)),
+        "remote": (f"{remote}/", range(100)),
+        "remote range": (f"{remote}/{{0003..0005}}.tar", range(30, 60)),
+        "remote one": (f"{remote}/0000.tar", range(10)),
     }
     named, rows = ways[how]
     images, expected = stepclr.open_images(named), source.take(rows)
@@ -162,7 +162,7 @@ def test_webdatasets_layout_is_read_with_its_labels(tmp_path: Path, cache: Path)
     )
     odd = f"deep/{'long' * 60}/\udcff\n.png"
     write_tar(tmp_path / "a-01.tar", {odd: image(3), f"deep/{'long' * 60}/\udcff\n.cls": b"0"})
-    for _ in range(2):  # looked through, and then remembered
+    for _ in range(2):  # scanned, and then remembered
         images = stepclr.open_images(tmp_path / "a-{00..01}.tar")
         assert list(images.names) == ["a-00.tar/train/n1.v2.jpg", "a-00.tar/x.PNG", f"a-01.tar/{odd}"]
         assert images.labels.tolist() == [2, -1, 0]
@@ -205,7 +205,7 @@ def link(kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
     return info
 
 
-def test_what_is_no_image_or_leads_outside_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
+def test_what_is_not_an_image_or_leads_outside_is_listed_and_nothing_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "folder"
     folder.mkdir(parents=True)
     members: dict[str, bytes | tarfile.TarInfo] = {
@@ -265,7 +265,7 @@ def huge(content: bytes, size: bytes) -> bytes:
         ("missing", "is missing"),
     ],
 )
-def test_a_tar_that_is_none_or_not_whole_is_refused_or_skipped(what: str, said: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_or_not_whole_is_refused_or_skipped(what: str, said: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": image(1)})
     bad = write_tar(tmp_path / "1.tar", {"a.png": image(1), "b.png": image(2)}, format=tarfile.GNU_FORMAT)
     whole = bad.read_bytes()
@@ -304,7 +304,7 @@ def test_a_tar_that_is_none_or_not_whole_is_refused_or_skipped(what: str, said: 
     assert said in why
 
 
-def test_a_tar_without_images_is_no_source(tmp_path: Path) -> None:
+def test_a_tar_without_images_is_not_a_source(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {})
     write_tar(tmp_path / "y.tar", {"../a.jpg": image(1)})
     with pytest.raises(stepclr.StepclrError, match=r"contains no image$"):
@@ -333,7 +333,7 @@ def test_a_damaged_shard_is_named_and_refused_or_its_images_left_out(
     ((name, why),) = images.skipped
     assert (name, f"{out}/0004.tar is" in why) == ("0004.tar", True)
     assert sorted(np.concatenate(list(images.stream(0, 0, 9) or ()))) == list(range(90))
-    assert len(stepclr.open_images(f"{out}/{{0005..0009}}.tar")) == 50  # the others are none of its business
+    assert len(stepclr.open_images(f"{out}/{{0005..0009}}.tar")) == 50  # the other shards are not read
 
 
 def test_an_image_altered_after_all_was_verified_is_not_decoded(shards: Path, tmp_path: Path) -> None:
@@ -384,14 +384,14 @@ def test_an_index_that_cannot_be_true_is_refused(
     assert said in str(error.value)
 
 
-def test_what_it_cannot_open_it_says_in_one_line(shards: Path, tmp_path: Path, afar: str) -> None:
+def test_what_it_cannot_open_it_says_in_one_line(shards: Path, tmp_path: Path, remote: str) -> None:
     refused: list[tuple[str | Path, dict[str, Any], str]] = [
         (f"{tmp_path}/{{0..3}}-{{0..3}}.tar", {}, "there can be only one"),
         (f"{tmp_path}/{{3..1}}.tar", {}, "must be ascending"),
         (f"{tmp_path}/{{0..99999999}}.tar", {}, "must be ascending"),
         (f"{tmp_path}/none.tar", {}, "does not exist"),
-        (f"{afar}/none", {}, "has no index.json of stepclr pack; give the shards' names"),
-        (f"{afar}/none.tar", {}, "is missing"),
+        (f"{remote}/none", {}, "has no index.json of stepclr pack; give the shards' names"),
+        (f"{remote}/none.tar", {}, "is missing"),
         ("nothing://bucket/x.tar", {}, "cannot be opened: Protocol not known: nothing"),
         (shards, {"damaged": "ignore"}, "unknown damaged 'ignore'"),
         ("sample:train", {"damaged": "skip"}, "sample:train is not in shards"),
@@ -403,30 +403,35 @@ def test_what_it_cannot_open_it_says_in_one_line(shards: Path, tmp_path: Path, a
         assert "\n" not in str(error.value)
 
 
-# -- shards from afar
+# -- remote shards
 
 
 def test_a_shard_is_fetched_once_when_it_is_first_read(
-    source: stepclr.ImageSet, afar: str, cache: Path, fetched: list[str]
+    source: stepclr.ImageSet, remote: str, cache: Path, fetched: list[str]
 ) -> None:
-    images = stepclr.open_images(afar)
+    images = stepclr.open_images(remote)
     assert not fetched
     for _ in range(2):
         assert torch.equal(torch.as_tensor(images.read([25, 29, 71])), torch.as_tensor(source.read([25, 29, 71])))
     assert sorted(fetched) == ["0002.tar", "0007.tar"]
-    stepclr.open_images(afar).read([20])  # another process would find it too
+    stepclr.open_images(remote).read([20])  # another process would find it too
     assert len(fetched) == 2 or fetched[2:] == ["0002.tar"]
     assert len(list(cache.glob("shard-*.tar"))) == 2
 
 
 @pytest.mark.filterwarnings("ignore:shards that are still being read")
 def test_the_cache_keeps_to_its_limit_and_the_least_recently_used_go(
-    source: stepclr.ImageSet, shards: Path, afar: str, cache: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+    source: stepclr.ImageSet,
+    shards: Path,
+    remote: str,
+    cache: Path,
+    fetched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = max(path.stat().st_size for path in shards.glob("*.tar"))
     monkeypatch.setenv("STEPCLR_SHARDS_GIB", str(3.5 * size / 2**30))
     monkeypatch.setattr(shard_cache, "TOUCH", 0.0)
-    images = stepclr.open_images(afar)
+    images = stepclr.open_images(remote)
     for shard in (0, 1, 2, 0, 3, 0, 1):
         assert torch.equal(torch.as_tensor(images.read([10 * shard])), torch.as_tensor(source.read([10 * shard])))
         kept = list(cache.glob("shard-*.tar"))
@@ -440,22 +445,22 @@ def test_the_cache_keeps_to_its_limit_and_the_least_recently_used_go(
 
 
 def test_a_cache_too_small_for_what_is_being_read_says_so(
-    afar: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+    remote: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEPCLR_SHARDS_GIB", "0.00001")
-    stepclr.open_images(afar).read([0])
+    stepclr.open_images(remote).read([0])
     with pytest.warns(UserWarning, match="STEPCLR_SHARDS_GIB sets a higher one"):
         shard_cache.make_room(1)
     assert not list(cache.glob("shard-*.tar"))
     monkeypatch.setenv("STEPCLR_SHARDS_GIB", "much")
     with pytest.raises(stepclr.StepclrError, match="STEPCLR_SHARDS_GIB must be a number of GiB, not 'much'"):
-        stepclr.open_images(afar).read([50])
+        stepclr.open_images(remote).read([50])
 
 
 def test_a_shard_that_another_process_put_out_is_fetched_again(
-    source: stepclr.ImageSet, afar: str, cache: Path, fetched: list[str]
+    source: stepclr.ImageSet, remote: str, cache: Path, fetched: list[str]
 ) -> None:
-    images = stepclr.open_images(afar)
+    images = stepclr.open_images(remote)
     for _ in range(3):
         images.read([5])
         for path in cache.glob("shard-*.tar"):
@@ -465,8 +470,8 @@ def test_a_shard_that_another_process_put_out_is_fetched_again(
 
 
 @pytest.mark.parametrize("what", ["cut", "flipped", "missing"])
-def test_one_that_comes_damaged_is_refused_or_skipped_and_never_kept(
-    what: str, shards: Path, afar: str, cache: Path, fetched: list[str]
+def test_one_that_arrives_corrupt_is_refused_or_skipped_and_never_kept(
+    what: str, shards: Path, remote: str, cache: Path, fetched: list[str]
 ) -> None:
     system, path = fsspec.filesystem("memory"), "/bucket/shards/0004.tar"
     content = bytearray((shards / "0004.tar").read_bytes())
@@ -476,8 +481,8 @@ def test_one_that_comes_damaged_is_refused_or_skipped_and_never_kept(
     else:
         system.pipe_file(path, bytes(content) if what == "flipped" else bytes(content[:-1024]))
     with pytest.raises(stepclr.StepclrError, match=r"shards/0004.tar (is corrupt|cannot be fetched: it is missing)"):
-        stepclr.open_images(afar).read_readable(range(100))
-    images = stepclr.open_images(afar, damaged="skip")
+        stepclr.open_images(remote).read_readable(range(100))
+    images = stepclr.open_images(remote, damaged="skip")
     fetched.clear()
     for _ in range(2):
         _, kept = images.read_readable(range(100))
@@ -488,8 +493,8 @@ def test_one_that_comes_damaged_is_refused_or_skipped_and_never_kept(
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_next_shard_of_a_lane_comes_while_one_is_read(afar: str, fetched: list[str]) -> None:
-    images = stepclr.open_images(afar)
+def test_the_next_shard_of_a_lane_comes_while_one_is_read(remote: str, fetched: list[str]) -> None:
+    images = stepclr.open_images(remote)
     assert isinstance(images.store, ShardStore)
     assert images.store.cache is not None
     images.stream(0, 0, 2)  # two lanes of five shards; a window reaches to their ends
@@ -499,7 +504,7 @@ def test_the_next_shard_of_a_lane_comes_while_one_is_read(afar: str, fetched: li
     assert sorted(fetched) == [f"000{k}.tar" for k in range(10)]
 
 
-def test_foreign_shards_from_afar_are_fetched_once_to_be_looked_through(tmp_path: Path, cache: Path) -> None:
+def test_remote_foreign_shards_are_fetched_once_to_be_scanned(tmp_path: Path, cache: Path) -> None:
     system = fsspec.filesystem("memory")
     for k in range(2):
         write_tar(tmp_path / "x.tar", {f"{name}/{k}.png": image(10 * k + i) for i, name in enumerate(("a", "b"))})
@@ -519,7 +524,7 @@ def test_foreign_shards_from_afar_are_fetched_once_to_be_looked_through(tmp_path
 
 
 @pytest.mark.parametrize("name", ["index.json", "members.npy", "names.bin"])
-def test_what_the_cache_remembers_of_foreign_shards_may_rot(
+def test_what_the_cache_remembers_of_foreign_shards_may_become_corrupt(
     name: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stepclr.data.shards.tars.SETTLED", 0)
@@ -601,9 +606,9 @@ def test_a_chosen_part_of_a_set_has_an_order_too_and_one_out_of_order_has_none(s
     assert stepclr.open_images("sample:train").stream(0, 0, 2) is None
 
 
-def test_the_names_checksum_follows_the_content_and_not_the_place(shards: Path, afar: str, tmp_path: Path) -> None:
+def test_the_names_checksum_follows_the_content_and_not_the_place(shards: Path, remote: str, tmp_path: Path) -> None:
     shutil.copytree(shards, tmp_path / "copy")
-    checksums = [stepclr.open_images(where).names_checksum() for where in (shards, tmp_path / "copy", afar)]
+    checksums = [stepclr.open_images(where).names_checksum() for where in (shards, tmp_path / "copy", remote)]
     assert len(set(checksums)) == 1
     images = stepclr.open_images(shards)
     others = [images.take(range(99)), images.take(range(1, 100)), stepclr.open_images(f"{shards}/{{0000..0008}}.tar")]
@@ -627,14 +632,14 @@ def test_the_feed_gives_each_rank_its_part_of_the_same_batches(shards: Path) -> 
 
 
 def test_a_run_from_shards_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(
-    afar: str, cache: Path, tmp_path: Path
+    remote: str, cache: Path, tmp_path: Path
 ) -> None:
     settings = ["--encoder", "test_resnet", "--stem", "small-stride2", "--batch-size", "16", "--head", "32-16"]
     settings += ["--cache-gib", "0.000001", "--epochs", "3"]
 
     def run(name: str, *more: str) -> Path:
         with pytest.raises(SystemExit) as stop:
-            main(["pretrain", afar, "--out", str(tmp_path / name), *settings, *more])
+            main(["pretrain", remote, "--out", str(tmp_path / name), *settings, *more])
         assert not stop.value.code
         return tmp_path / name
 

@@ -100,12 +100,12 @@ def labeled(train: ImageSet, test: ImageSet, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def photos(tmp_path: Path, test: ImageSet) -> Path:
-    """A folder of five images, one with an awkward name, and a torn file."""
+    """A folder of five images, one with an awkward name, and a truncated file."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i, name in enumerate(["a", "b", "c", 'coat, "black"', "e"]):
         Image.fromarray(test.read([i])[0].permute(1, 2, 0).numpy()).save(folder / f"{name}.png")
-    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    (folder / "truncated.jpg").write_bytes(b"\xff\xd8\xff")
     return folder
 
 
@@ -225,11 +225,11 @@ def test_finetune_then_predict(run: Path, labeled: Path, photos: Path, capsys: p
         np.testing.assert_allclose(own, classifier(x).softmax(1).detach()[0], rtol=1e-3, atol=1e-6)
         assert row["predicted"] == classes[own.argmax()]
         assert float(row["probability"]) == float(row[f"p:{row['predicted']}"]) == pytest.approx(own.max(), rel=1e-4)
-    assert "torn.jpg" in (run.parent / "predictions.skipped.csv").read_text()
+    assert "truncated.jpg" in (run.parent / "predictions.skipped.csv").read_text()
 
 
 def test_it_learns(run: Path) -> None:
-    """Half of the images, seen often, are known by heart."""
+    """Half of the images, seen often, are memorized."""
     bags = stepclr.open_images("sample:train", classes=["Bag", "Trouser"], limit=40)
     stepclr.finetune(run, bags, epochs=60)
     probabilities = stepclr.predict(run, bags).probabilities
@@ -311,7 +311,7 @@ def test_an_encoder_file_will_do_with_out(run: Path, train: ImageSet, tmp_path: 
     assert load_classifier(out).classes == train.classes
 
 
-def test_a_weight_that_is_not_finite_is_told(run: Path, train: ImageSet) -> None:
+def test_a_weight_that_is_not_finite_is_reported(run: Path, train: ImageSet) -> None:
     with pytest.raises(Diverged, match=r"lr 1e\+30"):
         stepclr.finetune(run, train, lr=1e30, **SHORT)
     assert not (run / "classifier.safetensors").exists()
@@ -327,12 +327,12 @@ def damage(run: Path, what: str) -> None:
         change = {"loss": "distill"} if what == "distill" else {"head": "64-64-16"}
         config = json.loads((run / "config.json").read_text()) | change
         (run / "config.json").write_text(json.dumps(config))
-    elif what in ("other encoder", "torn"):
+    elif what in ("other encoder", "truncated"):
         path = checkpoints(run / "checkpoint")[-1]
         tensors = load_file(path)
         tensors["model.encoder.body.conv1.weight"] += 1
         save_file(tensors, path)
-        if what == "torn":
+        if what == "truncated":
             path.write_bytes(path.read_bytes()[:100])
     elif what == "no run":
         (run / "config.json").unlink()
@@ -369,7 +369,7 @@ def damage(run: Path, what: str) -> None:
         ("distill", "finetune RUN --train sample:train", "is the classifier that pretraining trained"),
         ("other head", "finetune RUN --train sample:train --from head.1", "is not 64-64-16"),
         ("other encoder", "finetune RUN --train sample:train --from head.1", "a different encoder"),
-        ("torn", "finetune RUN --train sample:train --from head.1", "cannot be read"),
+        ("truncated", "finetune RUN --train sample:train --from head.1", "cannot be read"),
         ("no run", "finetune RUN --train sample:train --from head.1", "is not the folder of a run"),
         ("", "predict RUN sample:test --out p.csv", "stepclr finetune trains one"),
         ("", "predict RUN/encoder.safetensors sample:test --out p.csv", "is an encoder, not a classifier"),
@@ -388,7 +388,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert sorted(run.iterdir()) == before
 
 
-def test_a_classifier_is_no_encoder(run: Path, train: ImageSet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_is_not_an_encoder(run: Path, train: ImageSet, capsys: pytest.CaptureFixture[str]) -> None:
     stepclr.finetune(run, train, **SHORT)
     file = run / "classifier.safetensors"
     for words in (["finetune", file, "--train", "sample:train"], ["embed", file, "sample:test", "--out", "h.npz"]):
@@ -431,8 +431,8 @@ def test_finetuning_scores_the_same_in_evaluate_and_on_its_own(run: Path, train:
             FinetuneSettings, "training", lambda self, n: Supervised(4, n, self.peak, self.min_area, self.bf16)
         )
         alone = stepclr.finetune(run, train, test, 3, draws=2, seed=5)
-        beside = stepclr.evaluate(run, train, test, 3, draws=2, seed=5, probe=(), baselines=(), finetune=True)
-    assert beside.rows == alone.rows
+        evaluated = stepclr.evaluate(run, train, test, 3, draws=2, seed=5, probe=(), baselines=(), finetune=True)
+    assert evaluated.rows == alone.rows
 
 
 def test_one_budget_makes_no_curve(run: Path, labeled: Path) -> None:
@@ -491,7 +491,7 @@ def test_the_rate_of_every_weight_follows_the_cosine(optimizer: str, monkeypatch
 
 
 def test_lars_fine_tunes_as_simclrv2_does() -> None:
-    """Peak rate 0.005 sqrt(B); the linear layer's bias and BatchNorm meet neither decay nor the trust ratio."""
+    """Peak rate 0.005 sqrt(B); the linear layer's bias and BatchNorm have neither decay nor the trust ratio."""
     how = FinetuneSettings(epochs=1, batch_size=64, optimizer="lars").training(640)
     assert how.rate == pytest.approx(0.005 * 64**0.5)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A full disk: one line that says what could not be written, nothing torn left, and with room the run goes on."""
+"""A full disk: one line that says what could not be written, no partial file left, and with space it resumes."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def test_full_from_the_nth_touch_of_the_disk_on(every: int, forked: Forks, here:
         out = here / str(at)
         out.mkdir()
         end = forked.run(*training(here, out), under=out, how="full", at=at)
-        if end.code:  # behind the last thing that is written there is nothing to fail
+        if end.code:  # after the last thing that is written there is nothing that can fail
             check_said(end, out)
             failed.add(end.said.splitlines()[-1].split(": ")[1].removeprefix(str(out)))
         end = forked.run(*training(here, out), "--resume", under=out)

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, and the run goes on to the same end, bit for bit."""
+"""SIGKILL at any moment, and the resumed run ends the same, bit for bit."""
 
 import os
 import random
@@ -26,7 +26,7 @@ def unlike(here: Path, out: Path) -> list[str]:
 
 
 def try_moment(forked: Forks, here: Path, how: str, at: int) -> None:
-    """A run that is stopped at its `at`-th touch of the disk, and goes on, ends as the one in `here`."""
+    """A run that is stopped at its `at`-th touch of the disk, and resumed, ends as the one in `here`."""
     out = here / f"{how}-{at}"
     out.mkdir()
     stopped = forked.run(*training(here, out), under=out, how=how, at=at)

@@ -314,8 +314,8 @@ def test_images_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(images.read([k])[0].permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{k:02}.png")
     (tmp_path / "photos" / "03.png").write_bytes(b"no image")
-    torn = tmp_path / "photos" / "11.png"
-    torn.write_bytes(torn.read_bytes()[:200])
+    truncated = tmp_path / "photos" / "11.png"
+    truncated.write_bytes(truncated.read_bytes()[:200])
     run = small_run(tmp_path / "run", tmp_path / "photos", epochs=1, limit=None)
     rows = (run.folder / "skipped.csv").read_text().splitlines()
     assert rows[0] == "path,reason"

@@ -65,7 +65,7 @@ def test_a_delay_is_charged_to_its_part(
     else:
         monkeypatch.setattr(owner, name, slow(getattr(owner, name)))
     spent = profiled(tmp_path / "run", capsys)
-    wanted = 1000 * DELAY * (0.5 if part == "data" else 1)  # reading goes on beside the work
+    wanted = 1000 * DELAY * (0.5 if part == "data" else 1)  # reading continues alongside the work
     assert spent[part] > 0.9 * wanted
     assert all(other == part or milliseconds < wanted / 2 for other, milliseconds in spent.items())
 

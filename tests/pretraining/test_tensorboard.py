@@ -1,4 +1,4 @@
-"""TensorBoard shows what metrics.jsonl holds, also after a run was stopped and went on."""
+"""TensorBoard shows what metrics.jsonl contains, also after a run was stopped and resumed."""
 
 import sys
 from pathlib import Path

@@ -209,8 +209,8 @@ def test_images_that_only_one_rank_met_are_listed_for_all(tmp_path: Path) -> Non
     for i, image in enumerate(stepclr.open_images("sample:train", limit=600).read(range(600))):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(photos / f"{i:03}.png")
     for i in (3, 300, 599):
-        torn = photos / f"{i:03}.png"
-        torn.write_bytes(torn.read_bytes()[:-30])
+        truncated = photos / f"{i:03}.png"
+        truncated.write_bytes(truncated.read_bytes()[:-30])
     run_folder = tmp_path / "run"
     stepclr.pretrain("sample:train", run_folder, encoder="test_resnet", epochs=1, limit=32, progress=False)
     out = tmp_path / "h.npz"

@@ -166,16 +166,16 @@ def test_only_what_changed_is_embedded(encoder: Path, tmp_path: Path, capsys: Ca
     (photos / "odd" / "004.jpg").write_bytes((photos / "odd" / "013.jpg").read_bytes())  # other bytes, the same name
     (photos / "new").mkdir()
     (photos / "even" / "000.jpg").rename(photos / "new" / "000.jpg")  # another path, another class
-    (photos / "torn.jpg").write_bytes(b"no image")
+    (photos / "truncated.jpg").write_bytes(b"no image")
     assert call(*embed) == 0
     said = capsys.readouterr().out
     assert "13 embeddings, 6 of them new, 3 removed; 1 images could not be read" in said
-    assert "torn.jpg,not an image" in (out / "skipped.csv").read_text()
+    assert "truncated.jpg,not an image" in (out / "skipped.csv").read_text()
     assert call("embed", encoder, photos, "--out", tmp_path / "afresh") == 0
     assert same(open_index(out), open_index(tmp_path / "afresh"))
     assert len(set(open_index(out).paths)) == 13
 
-    (photos / "torn.jpg").unlink()
+    (photos / "truncated.jpg").unlink()
     assert call(*embed) == 0
     assert not (out / "skipped.csv").exists()
 
@@ -432,7 +432,7 @@ def test_damaged_files_are_one_line(encoder: Path, photos: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["INDEX", "torn.jpg"], "torn.jpg cannot be read: not an image in a known format"),
+        (["INDEX", "truncated.jpg"], "truncated.jpg cannot be read: not an image in a known format"),
         (["INDEX", "nowhere.jpg"], "nowhere.jpg does not exist"),
         (["INDEX", "."], "is not an image file"),
         (["INDEX"], "search takes an index and images"),
@@ -445,7 +445,7 @@ def test_a_bad_query_gets_one_line(
     capsys: Capture,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "torn.jpg").write_bytes(b"no image")
+    (tmp_path / "truncated.jpg").write_bytes(b"no image")
     shutil.copy(photos / "odd" / "001.jpg", tmp_path / "q.jpg")
     assert call("search", *(str(index) if word == "INDEX" else word for word in words)) == 2
     error = capsys.readouterr().err
