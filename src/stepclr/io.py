@@ -152,6 +152,13 @@ def blake() -> "hashlib.blake2b":
     return hashlib.blake2b(digest_size=16)
 
 
+def checksum_of(content: bytes) -> str:
+    """The checksum of these bytes."""
+    digest = blake()
+    digest.update(content)
+    return digest.hexdigest()
+
+
 def checksum(path: Path) -> str | None:
     """The checksum of a file's bytes; None if it cannot be read."""
     try:

@@ -1,6 +1,5 @@
 """What is known about files without reading them again: answers remembered by the files' stamps, like git's index."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepclr.errors import StepclrError
-from stepclr.io import checksum, published, user_folder
+from stepclr.io import checksum, checksum_of, published, user_folder
 from stepclr.threads import pool
 
 SETTLED = 2_000_000_000  # ns; a file changed more recently may change again without a new time stamp
@@ -35,7 +34,7 @@ class Memory:
 
         question: names all that an answer depends on besides the file's bytes.
         """
-        name = hashlib.blake2b(os.fsencode(root) + question.encode(), digest_size=16).hexdigest()
+        name = checksum_of(os.fsencode(root) + question.encode())
         path = (folder or user_folder("STEPCLR_CACHE", "decoded")) / f"index-{name}.json"
         try:
             entries = json.loads(path.read_bytes())

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stepclr.data.decode import DECODER, File, UnreadableError, decode, reasons, reduced, size_of, upright_rgb
 from stepclr.data.recall import Stamp, recall
-from stepclr.io import blake
+from stepclr.io import checksum_of
 from stepclr.threads import pool
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Store(ABC):
 
         memory: the folder that remembers the checksums of files; by default that of `$STEPCLR_CACHE`.
         """
-        return [_checksum(self.image(row, None)) for row in rows.tolist()]
+        return [checksum_of(self.image(row, None).numpy().tobytes()) for row in rows.tolist()]
 
     def known_checksums(self, rows: Rows, memory: Path | None = None) -> list[str] | None:
         """`checksums` if no image has to be read for them, else None."""
@@ -224,9 +224,3 @@ def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | Unr
 
     each = pool().map if threads and len(rows) > 1 else map
     return list(each(attempt, rows.tolist()))
-
-
-def _checksum(image: Tensor) -> str:
-    content = blake()
-    content.update(image.numpy().tobytes())
-    return content.hexdigest()

@@ -13,7 +13,7 @@ from stepclr.evaluation import baselines
 from stepclr.evaluation.finetune import FinetuneSettings, finetuned
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import Fit, linear_evaluation
-from stepclr.evaluation.prepare import Material, all_logits, features
+from stepclr.evaluation.prepare import PreparedImages, all_logits, features
 from stepclr.evaluation.splits import Split, mix_seed
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS, weighted_knn
 from stepclr.model.encoder import Encoder
@@ -26,7 +26,7 @@ class Task:
     """What a method needs: the frozen encoder, the prepared images, and the settings of the training ones."""
 
     encoder: Encoder
-    images: Material
+    images: PreparedImages
     seed: int
     scratch_steps: int
     min_area: float

@@ -24,7 +24,7 @@ MIN_AREA = 0.2  # smallest crop of training where no run has another
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class PreparedImages:
     """Readable labeled images to learn from and to score on (none where there is no test), with the encoder's h.
 
     Labels are positions in `classes`. `protocol` is the part that `evaluation.json` and `finetune.json` share.
@@ -47,7 +47,7 @@ def prepare(
     draws: int,
     seed: int,
     world: World = ALONE,
-) -> Material:
+) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
     Raises StepclrError for classes that differ between train and test, and a class with too few labels.
@@ -58,16 +58,16 @@ def prepare(
     # Before the long part, see whether there are enough labels.
     label_splits(train.keep(classes).labels, classes, labels_per_class, 1, seed)
 
-    train, h, train_facts = _readable(encoder, train, classes, world)
-    test_facts = None
+    train, h, train_counts = _readable(encoder, train, classes, world)
+    test_counts = None
     if test is None:
         test, h_test = train.take([]), h[:0]
     else:
-        test, h_test, test_facts = _readable(encoder, test, classes, world)
+        test, h_test, test_counts = _readable(encoder, test, classes, world)
     protocol = {
         "classes": classes,
-        "train": train_facts,
-        "test": test_facts,
+        "train": train_counts,
+        "test": test_counts,
         "test_labels": "read once, after the last prediction",
         "labels_per_class": list(labels_per_class),
         "draws": draws,
@@ -75,7 +75,7 @@ def prepare(
         "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
     }
     splits = label_splits(train.labels, classes, labels_per_class, draws, seed)
-    return Material(classes, train, test, h, h_test, splits, protocol)
+    return PreparedImages(classes, train, test, h, h_test, splits, protocol)
 
 
 def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:
@@ -109,14 +109,14 @@ def _readable(
     with world.in_turn():
         decoded = of_classes.decoded(source_side(encoder.size))
     h, kept = represent(encoder, decoded, world=world)
-    facts = {
+    counts = {
         "source": images.source,
         "images": len(kept),
         "left_out_without_label": len(images) - len(labeled),
         "left_out_of_other_classes": len(labeled) - len(of_classes),
         "left_out_unreadable": len(of_classes) - len(kept),
     }
-    return decoded.take(kept), h.numpy(), facts
+    return decoded.take(kept), h.numpy(), counts
 
 
 def training_defaults(run: Run) -> tuple[float, bool]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from stepclr.data.decode import upright_rgb
+from stepclr.data.stores import as_image
 from stepclr.errors import StepclrError
 
 STRIP = 16  # short sides; only the middle of a longer image is enlarged, or a line of pixels would fill the memory
@@ -62,7 +62,8 @@ class Encoder(nn.Module):
     def preprocess(self, images: AnyImage | Sequence[AnyImage]) -> Float[Tensor, "n 3 s s"]:
         """Image(s) -> x `[n, 3, S, S]` in [0, 1], ready for the encoder: short side resized, center cropped.
 
-        Takes PIL images, uint8 tensors `[3, H, W]` or `[n, 3, H, W]`, uint8 arrays `[H, W, 3]`, or a sequence of these.
+        Takes PIL images, uint8 tensors `[3, H, W]` or `[n, 3, H, W]`, uint8 arrays `[H, W, 3]`, each gray or not,
+        or a sequence of these.
         The crop is 0.875 of the resized image, as in ImageNet's test protocol, or all of it for views of S <= 64.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
             images = [images]
         if not images:
             raise StepclrError("there are no images to preprocess")
-        return torch.cat([self._center(_chw(image)[None]) for image in images])
+        return torch.cat([self._center(as_image(image)[None]) for image in images])
 
     @property
     def side(self) -> int:
@@ -90,11 +91,3 @@ class Encoder(nn.Module):
             x = tv.resize(x, [height, width], tv.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
             x = tv.center_crop(x, [self.size, self.size])
         return x
-
-
-def _chw(image: AnyImage) -> Tensor:
-    if isinstance(image, Image.Image):
-        return torch.as_tensor(upright_rgb(image))
-    if isinstance(image, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)))
-    return image

@@ -101,44 +101,44 @@ def pretrain(
     decided = resolve(config, images, teacher)
     watched = open_images(decided.monitor, classes=images.chosen) if decided.monitor else None
     views = views_of(decided, stored.renderer if stored else "auto")
-    report = Progress(progress and world.first, tensorboard and world.first)
+    printer = Progress(progress and world.first, tensorboard and world.first)
 
     with torch.random.fork_rng():
         torch.manual_seed(decided.seed)
         model = build_model(decided, images, teacher, module if isinstance(module, nn.Module) else None)
         with world.in_turn():
-            images = _decoded(images, decided, report)
-            watched = _decoded(watched, decided, report) if watched else images
+            images = _decoded(images, decided, printer)
+            watched = _decoded(watched, decided, printer) if watched else images
 
         # The run's record, before its first step. No rank writes before all have looked for a run.
-        facts = _facts(decided, images, limit, model, views, world)
-        world.check_same(asdict(facts) | {"threads": None})
+        run_config = _run_config(decided, images, limit, model, views, world)
+        world.check_same(asdict(run_config) | {"threads": None})
         _check_enough(images, decided, world)
         if stored:
-            check_same_images(facts, stored, run)
+            check_same_images(run_config, stored, run)
         elif world.first:
-            facts.write(run.folder)
+            run_config.write(run.folder)
         list_skipped(images, run, world)
 
         # Training, with as many threads as the run began with; then save the encoder.
-        threads = stored.threads if stored else facts.threads
+        threads = stored.threads if stored else run_config.threads
         with run.held() if world.first else nullcontext(), torch_threads(threads):
-            train(run, decided, images, watched, views, model, teacher, report, profile, world)
+            train(run, decided, images, watched, views, model, teacher, printer, profile, world)
             if world.first:
-                _save(run, decided, images, model, teacher, report)
+                _save(run, decided, images, model, teacher, printer)
     list_skipped(images, run, world)
     return run
 
 
-def _decoded(images: ImageSet, config: ResolvedConfig, report: Progress) -> ImageSet:
+def _decoded(images: ImageSet, config: ResolvedConfig, printer: Progress) -> ImageSet:
     """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
     budget = int(config.cache_gib * 2**30)
-    decoded = images.decoded(source_side(config.size), budget=budget, progress=report.decoded)
-    report.skipped(decoded.skipped)
+    decoded = images.decoded(source_side(config.size), budget=budget, progress=printer.decoded)
+    printer.skipped(decoded.skipped)
     return decoded
 
 
-def _facts(
+def _run_config(
     config: ResolvedConfig, images: ImageSet, limit: int | None, model: SimCLR, views: Views, world: World
 ) -> RunConfig:
     """config.json: every setting as decided, the images, the machine."""
@@ -183,7 +183,7 @@ def _save(
     images: ImageSet,
     model: SimCLR,
     teacher: Classifier | None,
-    report: Progress,
+    printer: Progress,
 ) -> None:
     """Write the encoder and, where there is a linear layer, the classifier."""
     encoder, head, classifier = model.encoder, model.head, None
@@ -192,7 +192,7 @@ def _save(
         classifier = Classifier(encoder, teacher.classes if teacher else images.classes)
         classifier.linear = head
     elif config.linear_epochs:
-        report.say(f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs")
+        printer.say(f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs")
         classifier = linear_layer(encoder, images, config.linear_epochs, config)
     if classifier:
         save_classifier(classifier, run.folder / CLASSIFIER)

@@ -17,14 +17,14 @@ from stepclr.pretraining.run import Fields
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, facts: Fields, keep: Sequence[int]
+    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state: Fields, keep: Sequence[int]
 ) -> None:
     """Write the state after `step` steps. Of the older checkpoints, only the last and those of steps in `keep` stay."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"step": str(step), "facts": json.dumps(facts)}
+    metadata = {"step": str(step), "facts": json.dumps(state)}
     content = save(tensors, metadata | {"digest": _digest(tensors, metadata)})
     write_whole(folder / f"step-{step:08d}.safetensors", lambda file: file.write(content))
     for path in checkpoints(folder)[:-2]:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _B
 from torch.nn.parallel import DistributedDataParallel
 
 from stepclr.distributed import World
+from stepclr.loss.contrastive import float32_or_64
 from stepclr.pretraining.model import SimCLR
 
 
@@ -42,7 +43,7 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return self.act(self.drop(super().forward(input)))  # type: ignore[no-any-return]
         with torch.autocast(input.device.type, enabled=False):
-            x = input if input.dtype == torch.float64 else input.float()
+            x = float32_or_64(input)
             over = [0, *range(2, x.ndim)]
             shape = [1, -1] + [1] * (x.ndim - 2)
             n = self.world.total(x.numel() // x.shape[1])

@@ -87,7 +87,7 @@ def train(
     views: Views,
     model: SimCLR,
     teacher: Classifier | None,
-    report: Progress,
+    printer: Progress,
     profile: bool,
     world: World,
 ) -> None:
@@ -103,7 +103,7 @@ def train(
     if world.size > 1:
         synchronize_norms(model, world)
     optimizer = build_optimizer(model, config)
-    step, facts = load_checkpoint(run.folder / "checkpoint", model, optimizer, report.say)
+    step, state = load_checkpoint(run.folder / "checkpoint", model, optimizer, printer.say)
     world.check_same({"step": step})  # else they do not see the same folder
     if world.first:
         run.cut_metrics(step)
@@ -119,7 +119,7 @@ def train(
     loaded = on_device(images, device)
     watched = loaded if watched is images else on_device(watched, device)
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
-    meter = Meter(facts.get("seconds", 0.0))
+    meter = Meter(state.get("seconds", 0.0))
     clock = Profile(device) if profile else NoProfile()
     unreadable_before = len(loaded.skipped)
     losses: list[Tensor] = []  # since the last check; each check waits for the GPU
@@ -133,9 +133,9 @@ def train(
         if world.size > 1:
             stack.enter_context(stride_warnings_off())
             forward = averaged(trained)
-        report.start(config, run, views, step, schedule.steps, len(images), monitor is not None)
-        stack.enter_context(report)
-        stack.enter_context(clock.attached(trained, optimizer, report.say))
+        printer.start(config, run, views, step, schedule.steps, len(images), monitor is not None)
+        stack.enter_context(printer)
+        stack.enter_context(clock.attached(trained, optimizer, printer.say))
         stages = [(until, clock.views(smaller)) for until, smaller in stages_of(config, views)]
 
         for epoch in range(step // schedule.per_epoch, config.epochs):
@@ -179,7 +179,7 @@ def train(
                         line |= monitor(model.encoder, config.precision, world)
                     if world.first:
                         run.log(line)
-                    report.line(line, schedule.steps)
+                    printer.line(line, schedule.steps)
                     meter.restart()
 
                 # ------------------------------------------------------------------------------------------------------

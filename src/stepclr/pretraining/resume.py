@@ -25,10 +25,10 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
     return replace(config, **kept)
 
 
-def check_same_images(facts: RunConfig, stored: RunConfig, run: Run) -> None:
+def check_same_images(run_config: RunConfig, stored: RunConfig, run: Run) -> None:
     """Raise StepclrError if a run about to be resumed began on other images."""
-    if facts.names_checksum != stored.names_checksum:
+    if run_config.names_checksum != stored.names_checksum:
         raise StepclrError(
-            f"{run.folder} was started on {stored.images} images of {stored.source}; the {facts.images} images of "
-            f"{facts.source} have other names"
+            f"{run.folder} was started on {stored.images} images of {stored.source}; the {run_config.images} images of "
+            f"{run_config.source} have other names"
         )

@@ -26,7 +26,7 @@ from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
-from stepclr.io import blake, locked, write_whole
+from stepclr.io import checksum_of, locked, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent
 from stepclr.model.files import load_encoder, save_encoder
@@ -333,14 +333,8 @@ def _ids(source: ImageSet) -> list[str]:
     ids = []
     for i, (name, content) in enumerate(zip(source.names, contents, strict=True)):
         parts = (name, source.class_name(i) or "", content)
-        ids.append(_checksum("\0".join(map(as_text, parts)).encode()))
+        ids.append(checksum_of("\0".join(map(as_text, parts)).encode()))
     return ids
-
-
-def _checksum(content: bytes) -> str:
-    digest = blake()
-    digest.update(content)
-    return digest.hexdigest()
 
 
 def _resized(source: ImageSet, short_side: int) -> ImageSet:
