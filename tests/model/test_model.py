@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jaxtyping
 import numpy as np
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
 from stepclr import ProjectionHead, StepclrError, build_encoder, load_encoder, open_images
+from stepclr.config import Stem
+from stepclr.model.build import STEMS
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import save_encoder
@@ -266,6 +268,10 @@ def test_an_image_of_the_views_size_is_taken_whole_when_small_and_loses_its_bord
         image = np.full((size, size, 3), 40, np.uint8)
         image[0] = 255
         assert (build_encoder(SMALL, size=size).preprocess(image).max() > 0.5) == seen
+
+
+def test_the_settings_have_the_stems_that_can_be_built() -> None:
+    assert get_args(Stem) == ("auto", *STEMS, "own")
 
 
 def test_images_may_come_in_any_form_and_company() -> None:

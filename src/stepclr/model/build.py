@@ -13,7 +13,7 @@ from stepclr.errors import StepclrError, choose
 from stepclr.model.encoder import SMALL, Encoder
 from stepclr.model.weights import first_line, load_weights
 
-STEMS = ("auto", "imagenet", "small", "small-stride2", "own")
+STEMS = {"imagenet": (7, 2), "small": (3, 1), "small-stride2": (3, 2)}  # side and stride of the first convolution
 OWN_MODULE = "module:"  # begins the name of an encoder whose architecture is a user's own module
 
 
@@ -43,7 +43,7 @@ def build_encoder(
     Raises StepclrError for an unknown name or stem, a stem on a network other than a ResNet, weights that do not fit,
     and a module whose output is not `[n, F]`.
     """
-    choose("stem", stem, STEMS)
+    choose("stem", stem, ("auto", *STEMS, "own"))
     if isinstance(network, nn.Module):
         encoder = _of_module(network, stem, weights, size, normalize_h, num_features)
     else:
@@ -161,7 +161,7 @@ def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
         return stem
     if stem == "auto":
         stem = "small"
-    side, stride = {"imagenet": (7, 2), "small": (3, 1), "small-stride2": (3, 2)}[stem]
+    side, stride = STEMS[stem]
     width = body.get_parameter("bn1.weight").numel()
     convolution = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes its own
