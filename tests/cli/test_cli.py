@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from touches import Forks
 
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options, main
@@ -275,10 +276,10 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "demo-2" / "encoder.safetensors").exists()
 
 
-def test_ctrl_c_then_resume(tmp_path: Path) -> None:
+def test_ctrl_c_then_resume(forked: Forks, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["pretrain", "sample:unlabeled", "--out", str(out), *TINY, "--epochs", "400"]
-    process = subprocess.Popen([sys.executable, "-m", "stepclr", *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([forked.python, "-m", "stepclr", *words], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline

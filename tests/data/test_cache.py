@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from touches import Forks
 
 from stepclr import io
 from stepclr.data import decode, recall, stores
@@ -287,13 +288,13 @@ print(open_images(sys.argv[1]).decoded(24, progress=slowly).read([3])[0].sum().i
 """
 
 
-def build(photos: Path, wait: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", BUILD, str(photos), str(wait)]
+def build(python: str, photos: Path, wait: float) -> subprocess.Popen[str]:
+    command = [python, "-W", "error", "-c", BUILD, str(photos), str(wait)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_may_build_at_once(photos: Path, cache: Path) -> None:
-    builders = [build(photos, 0.02) for _ in range(2)]
+def test_two_processes_may_build_at_once(forked: Forks, photos: Path, cache: Path) -> None:
+    builders = [build(forked.python, photos, 0.02) for _ in range(2)]
     ends = [builder.communicate(timeout=60) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], ends
     expected = int(open_images(photos).decoded(SIDE).read([3])[0].sum())
@@ -303,7 +304,7 @@ def test_two_processes_may_build_at_once(photos: Path, cache: Path) -> None:
 
 
 def test_a_killed_build_leaves_nothing_that_is_used(photos: Path, cache: Path) -> None:
-    builder = build(photos, 0.02)
+    builder = build(sys.executable, photos, 0.02)
     assert builder.stdout
     while int(builder.stdout.readline()) < 20:
         pass

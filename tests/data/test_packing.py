@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from touches import Forks
 
 import stepclr
 from stepclr.cli import main
@@ -196,11 +196,11 @@ def test_stopped_after_any_file_it_goes_on_to_the_same_bytes(
     assert contents(out) == contents(shards)
 
 
-def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(forked: Forks, tmp_path: Path) -> None:
     source = ["sample:train", "--limit", "900", "--per-shard", "150"]
     pack(stepclr.open_images("sample:train", limit=900), tmp_path / "whole", per_shard=150)
     out, kills = tmp_path / "shards", 0
-    words = [sys.executable, "-m", "stepclr", "pack", *source, "--out", str(out)]
+    words = [forked.python, "-m", "stepclr", "pack", *source, "--out", str(out)]
     random = np.random.default_rng(0)
     while kills < 50:
         seen = len(list(out.iterdir())) if out.exists() else 0

@@ -2,7 +2,6 @@
 
 import doctest
 import subprocess
-import sys
 from pathlib import Path
 
 import own_process_group
@@ -11,6 +10,7 @@ import torch
 from oracle import projections
 from own_process_group import CRITERIA, SIZES, batch, model, step
 from torch import Tensor
+from touches import Forks
 
 import stepclr
 from stepclr.loss import modules
@@ -39,10 +39,10 @@ def test_a_module_says_its_settings_and_refuses_a_temperature_below_0() -> None:
 
 
 @pytest.fixture(scope="module")
-def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+def of_ranks(forked: Forks, tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     """The results of two processes that init_process_group has joined, and nothing of stepclr's."""
     folder = tmp_path_factory.mktemp("group")
-    command = [sys.executable, str(own_process_group.__file__)]
+    command = [forked.python, str(own_process_group.__file__)]
     ranks = [
         subprocess.Popen([*command, str(rank), str(len(SIZES)), str(folder)], stderr=subprocess.PIPE, text=True)
         for rank in range(len(SIZES))

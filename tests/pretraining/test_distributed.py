@@ -6,7 +6,6 @@ The steps are in `ranks_job.py`; here torchrun starts it with 2 and 4 processes 
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from ranks_job import CASES, N, mutants, train
 from torch import Tensor
+from touches import Forks
 
 import stepclr
 from stepclr.distributed import ALONE, World
@@ -23,9 +23,9 @@ from stepclr.pretraining.batches import batches
 Results = dict[str, dict[str, Tensor]]
 
 
-def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
+def torchrun(python: str, count: int, *words: str) -> subprocess.CompletedProcess[str]:
     """`torchrun --nproc-per-node COUNT WORDS`, and what it said."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *words]
     helpers = str(Path(__file__).parents[1])  # small.py, among others
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([helpers, os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
@@ -37,9 +37,9 @@ def alone() -> Results:
 
 
 @pytest.fixture(scope="module", params=[2, 4])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def together(forked: Forks, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     out = tmp_path_factory.mktemp("ranks") / "results.pt"
-    done = torchrun(request.param, str(Path(__file__).with_name("ranks_job.py")), str(out))
+    done = torchrun(forked.python, request.param, str(Path(__file__).with_name("ranks_job.py")), str(out))
     assert not done.returncode, done.stderr
     results: Results = torch.load(out, weights_only=True)
     return results

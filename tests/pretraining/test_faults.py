@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small import SETTINGS, photos_in, same
+from touches import Forks
 
 import stepclr
 from stepclr.cli import main
@@ -67,7 +68,9 @@ def test_where_every_checkpoint_is_damaged_it_says_so(whole: stepclr.Run, tmp_pa
         resumed(out)
 
 
-def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(whole: stepclr.Run, tmp_path: Path) -> None:
+def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(
+    forked: Forks, whole: stepclr.Run, tmp_path: Path
+) -> None:
     pytest.importorskip("fcntl")
     out = tmp_path / "run"
     shutil.copytree(whole.folder, out)
@@ -75,7 +78,7 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(whole: st
     before = sorted(path.name for path in (out / "checkpoint").iterdir())
     words = ["pretrain", "sample:unlabeled", "--out", str(out), "--resume"]
     with whole.__class__(out).held():
-        second = subprocess.run([sys.executable, "-m", "stepclr", *words], capture_output=True, text=True, check=False)
+        second = subprocess.run([forked.python, "-m", "stepclr", *words], capture_output=True, text=True, check=False)
         assert second.returncode == 2
         assert second.stderr.splitlines()[-1] == (
             f"stepclr: another process is training in {out}: wait for it to finish, or choose another out"

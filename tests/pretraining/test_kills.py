@@ -60,12 +60,19 @@ def test_killed_at_its_nth_touch_of_the_disk(how: str, every: int, forked: Forks
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(kills: int, here: Path, tmp_path: Path, touches: int) -> None:  # noqa: ARG001
-    """As a user would: processes of their own, from their start to their end, killed from outside."""
+def test_killed_at_random_moments(
+    kills: int,
+    forked: Forks,
+    here: Path,
+    tmp_path: Path,
+    touches: int,  # noqa: ARG001
+) -> None:
+    """As a user would, from outside; many times, processes of their own too, from their start to their end."""
+    python = sys.executable if kills == KILLS else forked.python
     generator = random.Random(kills)
 
     def begin(out: Path, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "stepclr", *training(here, out), *more]
+        command = [python, "-m", "stepclr", *training(here, out), *more]
         environment = {**os.environ, "STEPCLR_CACHE": str(out / "cache")}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

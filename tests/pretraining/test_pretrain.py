@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from small import photos_in
 from torch import nn
+from touches import Forks
 
 import stepclr
 from stepclr.pretraining import loop
@@ -198,10 +198,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_killed_and_resumed_is_never_stopped(fault: str, unbroken: stepclr.Run, tmp_path: Path) -> None:
+def test_killed_and_resumed_is_never_stopped(fault: str, forked: Forks, unbroken: stepclr.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code = KILLED.format(tests=TESTS, fault=FAULTS[fault], out=str(out))
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    child = subprocess.run([forked.python, "-c", code], capture_output=True, text=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert not (out / "encoder.safetensors").exists()
     resumed = small_run(out, resume=True)
@@ -254,7 +254,9 @@ def test_out_of_another_run_is_refused(unbroken: stepclr.Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: stepclr.Run, tmp_path: Path) -> None:
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, forked: Forks, unbroken: stepclr.Run, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     code = (
         f"import os, sys; sys.path[:0] = {TESTS!r}\n"
@@ -270,7 +272,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, unbroken: 
         f"try: small_run({str(out)!r})\n"
         "except Interrupted as stop: print(stop); sys.exit(128 + stop.signal)\n"
     )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    child = subprocess.run([forked.python, "-c", code], capture_output=True, text=True, check=False)
     assert child.returncode == 128 + number, child.stderr
     assert number.name in child.stdout
     assert "after step 6 of 12" in child.stdout

@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from touches import Forks
 
 import stepclr
 from stepclr.pretraining.checkpoint import checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as Linux has them")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+PYTHON: list[str] = []  # forks that stand for new processes: test_readme.py starts torchrun itself
+TORCHRUN = ["-m", "torch.distributed.run"]
 SMALL = ["--encoder", "test_resnet", "--stem", "small-stride2", "--head", "32-16", "--precision", "fp32"]
 PRETRAIN = ["-m", "stepclr", "pretrain", "sample:train", *SMALL, "--batch-size", "18", "--limit", "60"]
 Say = subprocess.CompletedProcess[str]
 
 
 def run(words: list[str], folder: Path | None = None) -> Say:
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run([*PYTHON, *words], cwd=folder, capture_output=True, text=True, timeout=280, check=False)
 
 
 def world(count: int, *words: str, restarts: int = 0) -> Say:
@@ -39,11 +41,16 @@ def last(out: Path) -> dict[str, Any]:
     return line
 
 
+@pytest.fixture(scope="module", autouse=True)
+def python(forked: Forks) -> None:
+    PYTHON[:] = [forked.python]
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
     out = tmp_path_factory.mktemp("one") / "run"
-    done = run([sys.executable, *PRETRAIN, "--epochs", "4", "--out", str(out)])
+    done = run([*PRETRAIN, "--epochs", "4", "--out", str(out)])
     assert not done.returncode, done.stderr
     return out
 
@@ -143,13 +150,24 @@ def test_bad_input_is_one_line_a_rank(tmp_path: Path) -> None:
     assert "stepclr: rank 0: unknown split of sample 'tran'. Did you mean 'train'?" in done.stderr
     assert not (tmp_path / "run").exists()
     done = world(4, *PRETRAIN, "--batch-size", "3", "--out", str(tmp_path / "run"))
-    assert "4 ranks cannot share a batch of 3: take fewer, or a larger --batch-size" in done.stderr
+    assert "4 ranks cannot share a batch of 3: use fewer, or a larger --batch-size" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *PRETRAIN, "--epochs", "4000", "--out", str(out)]
+    words = [
+        *PYTHON,
+        *TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *PRETRAIN,
+        "--epochs",
+        "4000",
+        "--out",
+        str(out),
+    ]
     job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
         _wait(lambda: (out / "metrics.jsonl").exists() and bool((out / "metrics.jsonl").read_text()))
@@ -174,7 +192,18 @@ def test_two_nodes_are_two_torchruns_that_find_each_other(two: Path, tmp_path: P
         free.bind(("localhost", 0))
         place = f"localhost:{free.getsockname()[1]}"
     meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", place]
-    words = [*TORCHRUN, *meet, "--nproc-per-node", "1", *PRETRAIN, "--epochs", "4", "--out", str(tmp_path / "run")]
+    words = [
+        *PYTHON,
+        *TORCHRUN,
+        *meet,
+        "--nproc-per-node",
+        "1",
+        *PRETRAIN,
+        "--epochs",
+        "4",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     nodes = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [node.communicate(timeout=120)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
@@ -190,7 +219,7 @@ def test_evaluate_and_embed_write_the_files_of_one_process(one: Path, tmp_path: 
         home = tmp_path / str(count)
         home.mkdir()
         shutil.copytree(one, home / "run")
-        start = [sys.executable] if count == 1 else [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
+        start = [] if count == 1 else [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
         for command in (evaluate, embed):
             done = run([*start, *command], home)
             assert not done.returncode, done.stderr

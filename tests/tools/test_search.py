@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from touches import Forks
 
 import stepclr
 from stepclr.cli import main
@@ -505,8 +506,10 @@ def test_help_imports_no_torch_and_no_lancedb() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_many_ranks_make_the_same_index(index: Path, encoder: Path, photos: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "stepclr"]
+def test_many_ranks_make_the_same_index(
+    forked: Forks, index: Path, encoder: Path, photos: Path, tmp_path: Path
+) -> None:
+    command = [forked.python, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "stepclr"]
     embed = ["embed", encoder, photos, "--out", tmp_path / "index"]
     done = subprocess.run([*command, *map(str, embed)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
