@@ -167,7 +167,7 @@ def test_other_settings_on_a_run_that_began_are_refused_in_a_line(
     assert record.main(arguments(jpegs, tmp_path / "run", epochs=1)) == 0
     (tmp_path / "run" / "record.json").unlink()
     assert record.main(arguments(jpegs, tmp_path / "run", epochs=1, temperature=0.2)) == 2
-    assert "--temperature" in capsys.readouterr().out.splitlines()[-1]
+    assert "temperature 0.5, not 0.2" in capsys.readouterr().out.splitlines()[-1]
 
 
 # benchmarks/gpu.py

@@ -211,10 +211,10 @@ def test_linear_epochs_are_supcons_second_stage(tmp_path: Path) -> None:
     ("source", "options", "message"),
     [
         ("sample:unlabeled", {"loss": "cross-entropy"}, "cross-entropy needs labels"),
-        ("sample:unlabeled", {"balanced": True}, "--balanced needs labels"),
-        ("sample:unlabeled", {"linear_epochs": 2}, "--linear-epochs 2 needs labels"),
-        ("sample:train", {"views": 1}, "takes 2 or more, not 1"),
-        ("sample:train", {"loss": "cross-entropy", "linear_epochs": 2}, "leave --linear-epochs out"),
+        ("sample:unlabeled", {"balanced": True}, "balanced needs labels"),
+        ("sample:unlabeled", {"linear_epochs": 2}, "linear_epochs needs labels"),
+        ("sample:train", {"views": 1}, "views must be at least 2, not 1"),
+        ("sample:train", {"loss": "cross-entropy", "linear_epochs": 2}, "leave out linear_epochs"),
         ("sample:train", {"loss": "distill"}, "needs a teacher"),
         ("sample:train", {"strength": (1.0, 0.5, 0.2)}, "strength"),
         ("sample:train", {"policy": "crop", "strength": 1.0}, "strength"),
@@ -234,7 +234,7 @@ def test_a_teacher_must_be_one(teacher: stepclr.Run, tmp_path: Path) -> None:
     for words, options in (
         ("no classifier at", {"teacher": str(tmp_path / "none")}),
         ("is an encoder, not a classifier", {"teacher": str(encoder)}),
-        ("takes views of 28 px", {"teacher": str(teacher.folder), "size": 32}),
+        ("takes views of 28 pixels", {"teacher": str(teacher.folder), "size": 32}),
     ):
         with pytest.raises(stepclr.StepclrError, match=words):
             small_run(tmp_path / "run", loss="distill", views=1, **options)
