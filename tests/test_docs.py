@@ -174,6 +174,7 @@ def repository(tmp_path: Path) -> Path:
     copy = tmp_path / "repository"
     shutil.copytree(DOCS, copy / "docs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
+    shutil.copytree(ROOT / "examples", copy / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("mkdocs.yml", *ELSEWHERE):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
@@ -260,7 +261,7 @@ def test_the_walk_shows_what_the_steps_print(site: Path, pages: dict[Path, Page]
     for step, name in enumerate(("data", "views", "encoder", "projection head", "contrastive loss"), 1):
         assert f"step {step}  {name}\n  in " in text
     assert "sample:train: 64 images, 64 of them with a label, 0 unreadable" in text
-    assert "z_i, z_j [64, 128] each, temperature 0.2: 128 anchors, 126 negatives each" in text
+    assert "z_i, z_j [64, 128] each; temperature 0.2: 128 anchors, 126 negatives each" in text
 
 
 def test_the_sheet_of_views_shows_the_recipe() -> None:
