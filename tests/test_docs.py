@@ -283,7 +283,7 @@ def options(command: Any) -> set[str]:
     flags = set()
     for name, kind in typing.get_type_hints(command, include_extras=True).items():
         annotations = getattr(kind, "__metadata__", ())
-        if kind is PretrainConfig:
+        if PretrainConfig in (kind, getattr(kind, "__origin__", None)):
             flags |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PretrainConfig)}
         elif name != "return" and positional not in annotations:
             other = next((one.name for one in annotations if getattr(one, "name", None)), None)
