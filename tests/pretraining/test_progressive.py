@@ -82,5 +82,5 @@ def test_small_views_are_views_of_that_size(tmp_path: Path) -> None:
 
 def test_it_is_for_resnets_alone(tmp_path: Path) -> None:
     options = {**SETTINGS, "encoder": "test_vit", "stem": "auto", "size": 160}
-    with pytest.raises(stepclr.StepclrError, match="--progressive is for ResNets"):
+    with pytest.raises(stepclr.StepclrError, match="progressive is for ResNets"):
         stepclr.pretrain("sample:unlabeled", tmp_path / "run", **options)
