@@ -331,8 +331,8 @@ def plans(quick: bool) -> list[Plan]:
     batch = 4 if quick else 512
     return [
         Plan("roof", "the card's roof", roof),
-        Plan("train", f"{small}, 32 px (bar: 25,000 on an H200)", lambda b: train(b, cifar(b), at_32)),
-        Plan("train", f"{large}, 224 px (bar: 2,000)", lambda b: train(b, enlarged(b), at_224)),
+        Plan("train", f"{small}, 32 px (goal: 25,000 on an H200)", lambda b: train(b, cifar(b), at_32)),
+        Plan("train", f"{large}, 224 px (goal: 2,000)", lambda b: train(b, enlarged(b), at_224)),
         Plan("views", "views, 32 px", lambda b: views(b, cifar(b), 32, counts[32])),
         Plan("views", "views, 96 px", lambda b: views(b, imagenette(b), 96, counts[96])),
         Plan("views", "views, 224 px", lambda b: views(b, enlarged(b), 224, counts[224])),
