@@ -123,7 +123,8 @@ def training_defaults(run: Run) -> tuple[float, bool]:
     """The smallest crop and whether to train in bfloat16: as in pretraining; MIN_AREA and False for an encoder file."""
     if not run.exists():
         return MIN_AREA, False
-    return run.config.min_area, run.config.precision == "bf16"
+    config = run.config
+    return config.min_area, config.precision == "bf16"
 
 
 def check_at_least(name: str, value: int | None, least: int) -> None:

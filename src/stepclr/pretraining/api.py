@@ -85,8 +85,9 @@ def pretrain(
         raise StepclrError("recipe and config are two ways to give all settings: give one of them")
     if config is None:
         config = stored.settings() if stored else recipe_config(recipe)
-    module = options.get("encoder")
-    if isinstance(module, nn.Module):
+    module = None  # the encoder's network, where it is the user's own
+    if isinstance(options.get("encoder"), nn.Module):
+        module = options["encoder"]
         options["encoder"] = module_name(module)
     if "policy" in options:
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
@@ -105,7 +106,7 @@ def pretrain(
 
     with torch.random.fork_rng():
         torch.manual_seed(decided.seed)
-        model = build_model(decided, images, teacher, module if isinstance(module, nn.Module) else None)
+        model = build_model(decided, images, teacher, module)
         with world.in_turn():
             images = _decoded(images, decided, printer)
             watched = _decoded(watched, decided, printer) if watched else images

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stepclr.data.images import ImageBatch
 from stepclr.distributed import World
 from stepclr.loss.objectives import BoundLoss
+from stepclr.pretraining.step import simclr_step
 
 
 def simclr_step_in_parts(
@@ -32,6 +33,9 @@ def simclr_step_in_parts(
     world: World,
 ) -> tuple[Float[Tensor, ""], tuple[Tensor, ...]]:
     """`simclr_step` with at most `micro_batch` images in the encoder at a time."""
+    parts = parts_of(len(keys), micro_batch, world)
+    if len(parts) == 1:
+        return simclr_step(encoder, head, views, objective, images, keys, labels)
 
     def encode(images: ImageBatch, keys: Int64[Tensor, " n"]) -> Float[Tensor, "v n f"]:
         x = views(images, keys)
@@ -43,16 +47,12 @@ def simclr_step_in_parts(
         each_view: Tensor = h.unflatten(0, (len(x), -1))
         return each_view
 
-    parts = parts_of(len(keys), micro_batch, world)
-    if len(parts) == 1:
-        h = encode(images, keys)
-    else:
-        with _moved_once(encoder, len(parts)) as part_seen:
-            results = []
-            for part in parts:
-                results.append(checkpoint(encode, images[part], keys[part], use_reentrant=False))
-                part_seen()
-        h = torch.cat(results, dim=1)
+    with _moved_once(encoder, len(parts)) as part_seen:
+        results = []
+        for part in parts:
+            results.append(checkpoint(encode, images[part], keys[part], use_reentrant=False))
+            part_seen()
+    h = torch.cat(results, dim=1)
     z = head(h.flatten(0, 1)).chunk(len(h))
     return objective(z, labels), z
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.distributed import ALONE, World
+from stepclr.loss.contrastive import own_class
 from stepclr.loss.objectives import Objective
 from stepclr.metrics import alignment, contrastive_top1, effective_rank, uniformity, weighted_knn
 from stepclr.model.encoder import Encoder
@@ -43,7 +44,8 @@ def batch_metrics(
 
 def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
     """How many images of the batch share an image's class, itself included, on average; -1 is its own class."""
-    _, counts = labels[labels >= 0].unique(return_counts=True)
+    classes = own_class(labels, torch.arange(len(labels), device=labels.device))
+    _, counts = classes.unique(return_counts=True)
     return 1 + float((counts * (counts - 1)).sum()) / len(labels)
 
 
