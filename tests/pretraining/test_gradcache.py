@@ -131,6 +131,30 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_the_parts(images: st
     assert norm.num_batches_tracked == 1
 
 
+def test_under_autocast_the_gradients_of_parts_are_added_up_in_float32() -> None:
+    torch.manual_seed(0)
+    images, keys = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8), torch.arange(64)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(192, 16))
+    weight, push = encoder.get_parameter("1.weight"), torch.randn(64, 16)
+
+    def views(images: Any, _: Tensor) -> Tensor:
+        return (images.float() / 255)[None]  # type: ignore[no-any-return]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        step = partial(simclr_step_in_parts, micro_batch=2, world=ALONE)
+        loss, _ = step(encoder, nn.Identity(), views, lambda z, _: (z[0].float() * push).sum(), images, keys, keys)
+    loss.backward()
+    assert weight.grad is not None
+    found = weight.grad.clone()
+
+    weight.grad = None
+    for part in torch.arange(64).split(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            h = encoder(views(images[part], keys[part])[0])
+        (h.float() * push[part]).sum().backward()
+    torch.testing.assert_close(found, weight.grad, rtol=1e-5, atol=1e-5)
+
+
 def test_the_memory_of_a_part_is_given_back(images: stepclr.ImageSet) -> None:
     """Between the two passes nothing of the encoder's graph is held: no saved tensor outlives its part."""
     alive: list[int] = []
