@@ -21,9 +21,9 @@ from torch import Tensor
 from stepclr.device import to_device
 from stepclr.views.color import CONTRAST, HUE, SATURATION, adjust_hue, luma
 from stepclr.views.ops import BlurParams, GrayscaleParams, JitterParams, OpParams, TableParams, WarpParams
-from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_weights, render_reference
+from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_weights, filtered, render_reference
 from stepclr.views.sample import ViewParams
-from stepclr.views.warp import bilinear, thin_plate_field
+from stepclr.views.warp import sparse_image_warp
 
 WIDTHS: dict[type[OpParams], tuple[int, ...]] = {  # numbers of a view in each field of its parameters
     JitterParams: (1, 4, 4),
@@ -140,17 +140,10 @@ def _gray(x: Float[Tensor, "m 3 s s"], gray: Float[Tensor, "m 1"]) -> Float[Tens
 
 def _blur(x: Float[Tensor, "m 3 s s"], sigma: Float[Tensor, "m 1"]) -> Float[Tensor, "m 3 s s"]:
     """As `gaussian_blur`; without blur the middle tap has all the weight."""
-    side = x.shape[-1]
-    radius = blur_kernel(side) // 2
+    radius = blur_kernel(x.shape[-1]) // 2
     tap = torch.arange(-radius, radius + 1, device=x.device)
     taps = torch.where(sigma > 0, torch.exp(-0.5 * (tap / sigma.clamp(min=1e-3)) ** 2), (tap == 0).to(sigma))
-    weights = (taps / taps.sum(1, keepdim=True)).float()[:, :, None, None, None]
-    for axis, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
-        padded = F.pad(x, pad, mode="reflect")
-        x = padded.narrow(axis, 0, side) * weights[:, 0]
-        for shift in range(1, 2 * radius + 1):
-            x = x + padded.narrow(axis, shift, side) * weights[:, shift]
-    return x
+    return filtered(x, (taps / taps.sum(1, keepdim=True)).float())
 
 
 def _warp(
@@ -159,12 +152,8 @@ def _warp(
     knots: Float[Tensor, "m 8"],
     weights: Float[Tensor, "m 14"],
 ) -> Float[Tensor, "m 3 s s"]:
-    """As `sparse_image_warp`; without a warp the field is 0."""
-    size = x.shape[-1]
-    index = torch.arange(size, dtype=torch.float64, device=x.device)
-    pixels = torch.stack([index.repeat_interleave(size), index.repeat(size)], dim=1)
-    field = thin_plate_field(knots.view(-1, 4, 2), weights.view(-1, 7, 2), pixels / size)
-    return bilinear(x, (pixels - field * (size * warp[..., None])).clamp(0, size - 1))
+    warped = sparse_image_warp(x, knots.view(-1, 4, 2), weights.view(-1, 7, 2))
+    return torch.where(warp[..., None, None] > 0, warped, x)
 
 
 OPS: dict[type[OpParams], Callable[..., Tensor]] = {

@@ -138,11 +138,16 @@ def _bicubic(d: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -> Float[Tensor, "n 3 s s"]:
     """Separable Gaussian: one sigma (in pixels) for each image, a kernel of S // 10 made odd, mirrored edges."""
-    side = x.shape[-1]
-    radius = blur_kernel(side) // 2
+    radius = blur_kernel(x.shape[-1]) // 2
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma[:, None]) ** 2)
     taps = taps / taps.sum(1, keepdims=True)
-    weights = torch.from_numpy(taps).to(x)[:, :, None, None, None]
+    return filtered(x, torch.from_numpy(taps).to(x))
+
+
+def filtered(x: Float[Tensor, "n 3 s s"], taps: Float[Tensor, "n k"]) -> Float[Tensor, "n 3 s s"]:
+    """Each image filtered with its own k taps along its rows, then along its columns; edges are mirrored."""
+    side, radius = x.shape[-1], taps.shape[1] // 2
+    weights = taps[:, :, None, None, None]
     for axis, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         padded = F.pad(x, pad, mode="reflect")
         x = padded.narrow(axis, 0, side) * weights[:, 0]

@@ -50,15 +50,16 @@ def thin_plate_field(
 
 
 def sparse_image_warp(
-    x: Float[Tensor, "n 3 s s"], knots: Float[np.ndarray, "n k 2"], weights: Float[np.ndarray, "n k+3 2"]
+    x: Float[Tensor, "n 3 s s"],
+    knots: Float[Tensor | np.ndarray, "n k 2"],
+    weights: Float[Tensor | np.ndarray, "n k+3 2"],
 ) -> Float[Tensor, "n 3 s s"]:
     """Pixel q takes the bilinear value at q - f(q), a position that is kept inside the image."""
     size = x.shape[-1]
     index = torch.arange(size, dtype=torch.float64, device=x.device)
     pixels = torch.cartesian_prod(index, index)
-    field = thin_plate_field(
-        torch.from_numpy(knots).to(x.device), torch.from_numpy(weights).to(x.device), pixels / size
-    )
+    knots, weights = (torch.as_tensor(part, device=x.device) for part in (knots, weights))
+    field = thin_plate_field(knots, weights, pixels / size)
     return bilinear(x, (pixels - field * size).clamp(0, size - 1))
 
 
