@@ -13,14 +13,14 @@ or not at all: wherever a process is killed, the table can be opened, and the sa
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from stepclr.data.decode import source_side
 from stepclr.data.images import ImageBatch, ImageSet, Indices
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
@@ -33,7 +33,7 @@ from stepclr.model.files import load_encoder, save_encoder
 from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
-from stepclr.tools.embed import dtype_of, represented, write_npz
+from stepclr.tools.embed import dtype_of, represented, resized
 from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.search.index import (
     METADATA_FILE,
@@ -68,22 +68,22 @@ class IndexUpdate:
 class ThumbnailingImageSet(ImageSet):
     """An `ImageSet` that keeps a thumbnail of each image it reads, so that none is decoded twice."""
 
-    thumbnails: dict[int, bytes] | None = None
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, images: ImageSet) -> "ThumbnailingImageSet":
-        return cls(**{part.name: getattr(images, part.name) for part in fields(ImageSet)}, thumbnails={})
+        return cls(**{part.name: getattr(images, part.name) for part in fields(ImageSet)})
 
     def read_readable(self, indices: Indices) -> tuple[ImageBatch, Int64[np.ndarray, " kept"]]:
         images, kept = super().read_readable(indices)
-        if self.thumbnails is not None:
-            self.thumbnails |= zip(kept.tolist(), pool().map(jpeg_thumbnail, images), strict=True)
+        self.thumbnails |= zip(kept.tolist(), pool().map(jpeg_thumbnail, images), strict=True)
         return images, kept
 
-    def gathered(self, world: World) -> dict[int, bytes]:
-        """The thumbnails that all ranks have kept, by index."""
-        own = {str(i): content.hex() for i, content in (self.thumbnails or {}).items()}
-        return {int(i): bytes.fromhex(content) for part in world.objects(own) for i, content in part.items()}
+    def gathered(self, world: World, kept: Int64[np.ndarray, " kept"]) -> list[bytes]:
+        """The thumbnails of these images, each from the rank that has read it."""
+        own = {str(i): content.hex() for i, content in self.thumbnails.items()}
+        every = {int(i): bytes.fromhex(content) for part in world.objects(own) for i, content in part.items()}
+        return [every[i] for i in kept.tolist()]
 
 
 def build_index(
@@ -107,26 +107,26 @@ def build_index(
     needed("lancedb")
     encoder = load_encoder(run).to(default_device())
     source = open_images(images)
+    smaller = resized(source, encoder)
     metadata = metadata_of(encoder, source, precision, run)
     with _table_writer(folder, encoder, metadata, source, world) as writer:
         # Only the first rank reads and writes the table; it tells the others which images are new.
         new = np.array(world.objects(writer.begin() if writer else None)[0], np.int64)
         skipped = list(source.skipped)
-        resized = _resized(source, source_side(encoder.size))
         step = COMMIT_IMAGES * world.size
         for start in range(0, len(new), step):
             indices = new[start : start + step]
-            batch = ThumbnailingImageSet.of(replace(resized.take(indices), skipped=[]))
+            batch = ThumbnailingImageSet.of(replace(smaller.take(indices), skipped=[]))
 
             def report(done: int, _: int, start: int = start) -> None:
                 if progress:
                     progress(start + done, len(new))
 
             h, kept = represent(encoder, batch, dtype, progress=report, world=world)
-            thumbnails = batch.gathered(world)
+            thumbnails = batch.gathered(world, kept)
             skipped += world.union(batch.skipped)
             if writer:
-                writer.add(indices[kept], h.numpy(), [thumbnails[i] for i in kept.tolist()])
+                writer.add(indices[kept], h.numpy(), thumbnails)
         source.skipped = list(dict.fromkeys(skipped))
         return IndexUpdate(**world.objects(asdict(writer.finish()) if writer else None)[0])
 
@@ -150,29 +150,23 @@ def write_embeddings(
     """
     path = Path(out)
     check_suffix(path, [".npz", ".parquet"], ", or be a folder for an index")
-    write = write_npz if path.suffix == ".npz" else _write_parquet
-    return write(run, images, path, precision, progress)
-
-
-def _write_parquet(
-    run: str | os.PathLike[str], images: Source, out: Path, precision: str, progress: Progress | None
-) -> Written:
-    parquet = needed("pyarrow.parquet")
-
-    def with_thumbnails(images: ImageSet, short_side: int) -> ThumbnailingImageSet:
-        return ThumbnailingImageSet.of(_resized(images, short_side))
-
-    embeddings = represented(run, images, precision, progress, with_thumbnails)
-    source, kept = embeddings.images, embeddings.kept
-    assert isinstance(source, ThumbnailingImageSet)
-    world = join()
-    thumbnails = source.gathered(world)
+    parquet = needed("pyarrow.parquet") if path.suffix == ".parquet" else None
+    encoder, world = load_encoder(run).to(default_device()), join()
+    source = resized(open_images(images), encoder)
+    if parquet:
+        source = ThumbnailingImageSet.of(source)
+    h, kept = represented(encoder, source, precision, progress)
+    if parquet and isinstance(source, ThumbnailingImageSet):
+        rows = _rows(source, kept, h, source.gathered(world, kept))
+        metadata = metadata_of(encoder, source, precision, run)
+        write = partial(parquet.write_table, rows.replace_schema_metadata({METADATA_KEY: metadata.to_json()}))
+    else:
+        paths = np.array([source.names[i] for i in kept], dtype=np.str_)
+        classes = np.array(source.classes, dtype=np.str_)
+        write = partial(np.savez, embeddings=h, paths=paths, labels=source.labels[kept], classes=classes)
     if world.first:
-        rows = _rows(source, kept, embeddings.h, [thumbnails[i] for i in kept.tolist()])
-        metadata = metadata_of(embeddings.encoder, source, precision, run)
-        rows = rows.replace_schema_metadata({METADATA_KEY: metadata.to_json()})
-        write_whole(out, lambda file: parquet.write_table(rows, file))
-        source.list_skipped(out.with_suffix(".skipped.csv"))
+        write_whole(path, write)
+        source.list_skipped(path.with_suffix(".skipped.csv"))
     return Written(len(kept), len(source) - len(kept))
 
 
@@ -335,10 +329,3 @@ def _ids(source: ImageSet) -> list[str]:
         parts = (name, source.class_name(i) or "", content)
         ids.append(checksum_of("\0".join(map(as_text, parts)).encode()))
     return ids
-
-
-def _resized(source: ImageSet, short_side: int) -> ImageSet:
-    """The source as `decoded` gives it, but with every image in its place: unreadable ones are not left out yet."""
-    if source.store.as_array() is not None:
-        return source.decoded(short_side, budget=0)
-    return replace(source, short_side=min(short_side, source.short_side or short_side), skipped=list(source.skipped))
