@@ -26,9 +26,9 @@ from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, sa
 from stepclr.model.weights import FILE
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
+from stepclr.pretraining.logging import Progress
 from stepclr.pretraining.loop import list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_widths
-from stepclr.pretraining.progress import Progress
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.pretraining.resume import check_same_images, resumed
 from stepclr.pretraining.run import Run

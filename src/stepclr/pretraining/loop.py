@@ -24,13 +24,12 @@ from stepclr.pretraining.ddp import averaged, stride_warnings_off, synchronize_n
 from stepclr.pretraining.gpu_cache import on_device
 from stepclr.pretraining.gradcache import simclr_step_in_parts, statistics_kept, teacher_logits
 from stepclr.pretraining.interrupt import Interruption, interrupted
+from stepclr.pretraining.logging import Meter, Progress
 from stepclr.pretraining.malloc import freed_memory_kept
-from stepclr.pretraining.meter import Meter
 from stepclr.pretraining.model import SimCLR
 from stepclr.pretraining.monitor import Monitor, batch_metrics
 from stepclr.pretraining.optim import build_optimizer, lr_multiplier, set_lr
-from stepclr.pretraining.profile import NoProfile, Profile
-from stepclr.pretraining.progress import Progress
+from stepclr.pretraining.profile import Profile
 from stepclr.pretraining.resolve import stages_of
 from stepclr.pretraining.run import Run
 from stepclr.pretraining.step import simclr_step
@@ -120,7 +119,7 @@ def train(
     watched = loaded if watched is images else on_device(watched, device)
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
     meter = Meter(state.get("seconds", 0.0))
-    clock = Profile(device) if profile else NoProfile()
+    clock = Profile(device, enabled=profile)
     unreadable_before = len(loaded.skipped)
     losses: list[Tensor] = []  # since the last check; each check waits for the GPU
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,11 +22,13 @@ class Profile:
 
     data: waiting for images. views: drawing and rendering. loss: its value and the gradient on z. With micro-batches
     the second pass counts as views and forward too. other: logging, kNN, checkpoints. On a GPU every change of part
-    waits for the device, so that its work is counted where it belongs; that alone slows a step a little.
+    waits for the device, so that its work is counted where it belongs; that alone slows a step a little. Not `enabled`,
+    it changes and prints nothing.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.steps, self.part = device, -WARM_UP, "other"
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.device, self.enabled = device, enabled
+        self.steps, self.part = -WARM_UP, "other"
         self.spent = dict.fromkeys(PARTS, 0.0)
         self.since = time.perf_counter()
 
@@ -42,6 +44,9 @@ class Profile:
     @contextmanager
     def attached(self, model: SimCLR, optimizer: Optimizer, say: Callable[[str], object]) -> Iterator[None]:
         """Hook into head and optimizer to see where one part ends and the next begins; at the end, `say` the table."""
+        if not self.enabled:
+            yield
+            return
         head = model.head
         hooks = [
             head.register_forward_hook(lambda *_: self.enter("loss")),
@@ -58,6 +63,8 @@ class Profile:
 
     def views(self, views: ViewsOf) -> ViewsOf:
         """The same views, timed."""
+        if not self.enabled:
+            return views
 
         def timed(*batch: object) -> Tensor:
             self.enter("views")
@@ -69,6 +76,9 @@ class Profile:
 
     def feed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, timed; each is a step."""
+        if not self.enabled:
+            yield from feed
+            return
         while True:
             self.enter("data")
             batch = next(feed, None)
@@ -87,16 +97,3 @@ class Profile:
         for part, spent in self.spent.items():
             rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms per step {spent / total:7.1%}")
         return "\n".join(rows)
-
-
-class NoProfile:
-    """Stands for `Profile` where none is wanted, and does nothing."""
-
-    def attached(self, *_: object) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def views(self, views: ViewsOf) -> ViewsOf:
-        return views
-
-    def feed(self, feed: Iterator[Batch]) -> Iterator[Batch]:
-        return feed

@@ -1,23 +1,75 @@
-"""What a run prints while it trains: a progress bar on a terminal, elsewhere a line every few seconds."""
+"""How a run reports its progress: its speed, what it prints, and TensorBoard's copy of metrics.jsonl."""
 
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from stepclr.config import ResolvedConfig
-from stepclr.errors import one_line
+from stepclr.errors import StepclrError, one_line
+from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.run import Fields, Run
-from stepclr.pretraining.tensorboard import Events, summary_writer
 from stepclr.views.views import Views
 
 EVERY = 15  # seconds between two lines where there is no terminal
 
 
+class Meter:
+    """Counts images and seconds between two readings; `seconds` are those of the whole run, over all resumes."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.restart()
+        self._saved = self._clock
+
+    def restart(self) -> None:
+        """Start a new count: what lies between two counts (logging, kNN) is not training."""
+        self._clock, self._waited, self._seen = time.perf_counter(), 0.0, 0
+
+    def watch(self, feed: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, with the time spent waiting for them and the number of images counted."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(feed, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            self._seen += len(batch.samples)
+            yield batch
+
+    def read(self) -> dict[str, float]:
+        """Images per second, share of the time spent waiting for data, and training seconds of the run so far."""
+        spent = time.perf_counter() - self._clock
+        self.seconds += spent
+        return {
+            "images_per_second": self._seen / spent,
+            "waiting": self._waited / spent,
+            "seconds": self.seconds,
+        }
+
+    def total(self) -> float:
+        """Training seconds of the run up to now, including those since the last reading."""
+        return self.seconds + time.perf_counter() - self._clock
+
+    def saved(self) -> None:
+        """Note that a checkpoint has been written: this is time of the run, but not of the loop."""
+        self.seconds = self.total()
+        self.restart()
+        self._saved = self._clock
+
+    def since_checkpoint(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.perf_counter() - self._saved
+
+
 class Progress:
     """Prints settings, images per second, time left and scores to standard error; silent if not `enabled`.
+
+    On a terminal a progress bar, elsewhere a line every few seconds.
 
     tensorboard: write each line of metrics to TensorBoard's event files too.
     """
@@ -114,3 +166,34 @@ def _top1(line: Fields) -> str:
 
 def _minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class Events:
+    """Writes the lines that metrics.jsonl contains at the start, then each new line; older event files are replaced."""
+
+    def __init__(self, run: Run) -> None:
+        folder = run.folder / "tensorboard"
+        for path in folder.glob("events.out.tfevents.*"):  # they may describe steps that a resumed run repeats
+            path.unlink()
+        self.writer = summary_writer()(str(folder))
+        for line in run.metrics:
+            self.add(line)
+
+    def add(self, line: Fields) -> None:
+        """One line of metrics.jsonl."""
+        for name, value in line.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, line["step"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def summary_writer() -> Any:
+    """TensorBoard's class; raises StepclrError if the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise StepclrError("tensorboard=True needs its package: pip install 'stepclr[tensorboard]'") from None
+    return SummaryWriter
