@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from stepclr.errors import StepclrError, one_line
 
 if TYPE_CHECKING:
     from stepclr.data.images import ImageSet
 
+ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
-Names = Annotated[str | None, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: all)")]
 Damaged = Annotated[Literal["refuse", "skip"], arg(metavar="{refuse,skip}")]
-Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")]
+# These bring their help, because they mean the same in every command.
+Images = Positional[Annotated[str, arg(metavar="SOURCE", help="Images: a folder, a zip file, shards, or NAME:SPLIT.")]]
+Names = Annotated[
+    str | None,
+    arg(metavar="NAME,NAME,...", help="Keep only the labeled images of these classes.", help_behavior_hint=ALL),
+]
+Limit = Annotated[int | None, arg(metavar="N", help="Keep at most this many images.", help_behavior_hint=ALL)]
 
 
 def first_rank() -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, first_line, image_format, open_source, page_of, say
+from stepclr.cli.arguments import Counter, Images, Limit, Names, first_line, image_format, open_source, page_of, say
 from stepclr.config import PretrainConfig, Strength
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.recipes import RECIPES, recipe_config
@@ -18,7 +18,7 @@ from stepclr.recipes import RECIPES, recipe_config
 def demo(
     out: Annotated[Path, arg(metavar="RUN")] = Path("runs/demo"),
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None,
-    limit: Count = None,
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None,
     scratch_steps: int = 1000,
 ) -> None:
     """Run all eight steps on the bundled images (a few minutes) and print how much pretraining helped.
@@ -62,7 +62,7 @@ def demo(
 
 
 def steps(
-    source: Positional[Source],
+    source: Images,
     only: Annotated[int | None, arg(metavar="1..8", help_behavior_hint="(default: all eight)")] = None,
     encoder: str = "resnet18",
     classes: Names = None,
@@ -71,10 +71,8 @@ def steps(
     """Show steps 1 to 8 on 64 images: the input and output of each, and where to read about it.
 
     Args:
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         only: Show this step only; the steps before it run silently.
         encoder: Network: resnet18 to resnet200, or any timm name.
-        classes: Keep only the labeled images of these classes.
         seed: Seed of the initialization and the views.
     """
     from stepclr.tools.walk import STEPS, Walk
@@ -87,7 +85,7 @@ def steps(
 
 
 def views(
-    source: Positional[Source],
+    source: Images,
     out: Annotated[Path, arg(metavar="FILE.png")],
     policy: str = "simclr",
     size: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: as in pretrain)")] = None,
@@ -106,7 +104,6 @@ def views(
     It has one row per image: the original, then pairs of views. With --policy all, it has one column per policy.
 
     Args:
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Image file to write.
         policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
             crop, or ops joined by + such as "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view for each
@@ -120,7 +117,6 @@ def views(
         rows: Number of images to show, spread evenly over the source.
         pairs: Number of pairs of views per image.
         seed: Seed of the views.
-        classes: Keep only the labeled images of these classes.
     """
     from stepclr.data.decode import source_side
     from stepclr.io import write_whole
@@ -154,24 +150,21 @@ def views(
 
 
 def doctor(
-    source: Positional[Source],
+    source: Images,
     config: Annotated[PretrainConfig, arg(name="training")],
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: none)")] = None,
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
     classes: Names = None,
-    limit: Count = None,
+    limit: Limit = None,
     out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None,
     json: bool = False,
 ) -> None:
     """Check a data set before training: problems, estimated time and memory, and a suggested recipe.
 
     Args:
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         config: Settings of the planned run (same options as pretrain).
         test: Test images; reports any that also occur in the training set.
         recipe: Named settings, which the other options override; stepclr --help lists them.
-        classes: Keep only the labeled images of these classes.
-        limit: Keep at most this many images.
         out: File for the whole report, as JSON.
         json: Print that JSON instead of a summary.
     """

@@ -3,32 +3,29 @@
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from stepclr.cli.arguments import Count, Counter, Names, Source, open_source, say
+from stepclr.cli.arguments import Counter, Images, Limit, Names, open_source, say
 
 
 def pack(
-    source: Positional[Source],
+    source: Images,
     out: Annotated[Path, arg(metavar="DIR")],
     per_shard: Annotated[int, arg(metavar="N")] = 10_000,
     short_side: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: keep every byte)")] = None,
     quality: Annotated[int | None, arg(metavar="1..95", help_behavior_hint="(default: 90 where reduced)")] = None,
     classes: Names = None,
-    limit: Count = None,
+    limit: Limit = None,
 ) -> None:
     """Write the images of a source as tar shards with an index and checksums.
 
     If it is interrupted, run the same command again to resume.
 
     Args:
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Folder for 0000.tar, 0001.tar, ... and their index.
         per_shard: Images per shard.
         short_side: Reduce images with a longer short side to this many pixels, as JPEG. Twice the view size is enough.
         quality: JPEG quality of reduced images, and of images without a file (which are PNG by default).
-        classes: Keep only the labeled images of these classes.
-        limit: Keep at most this many images.
     """
     from stepclr.data.shards.packing import pack as write_shards
 

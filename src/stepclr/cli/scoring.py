@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Count, Counter, Damaged, Names, Source, names, open_source, page_of, say
+from stepclr.cli.arguments import Counter, Damaged, Images, Limit, Names, Source, names, open_source, page_of, say
 from stepclr.config import FILE
 from stepclr.errors import StepclrError
 
@@ -75,17 +75,15 @@ def compare(
 
 def predict(
     classifier: Positional[Annotated[Path, arg(metavar="CLASSIFIER")]],
-    source: Positional[Source],
+    source: Images,
     out: Annotated[Path, arg(metavar="FILE.csv")],
-    limit: Count = None,
+    limit: Limit = None,
 ) -> None:
     """Predict the class of each image of a source, with the probability of every class.
 
     Args:
         classifier: The classifier that stepclr finetune wrote: a file, or a run's folder.
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: File to write; its suffix must be .csv.
-        limit: Keep at most this many images.
     """
     from stepclr.evaluation.predict import write_predictions
 
@@ -95,10 +93,10 @@ def predict(
 
 def embed(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
-    source: Positional[Source],
+    source: Images,
     out: Annotated[Path, arg(metavar="FOLDER|FILE")],
     classes: Names = None,
-    limit: Count = None,
+    limit: Limit = None,
     precision: str = "fp32",
     damaged_shards: Damaged = "refuse",
 ) -> None:
@@ -108,10 +106,7 @@ def embed(
 
     Args:
         run: The run's folder, or an encoder.safetensors.
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: Folder of the index, or file to write: .parquet, .npz.
-        classes: Keep only the labeled images of these classes.
-        limit: Keep at most this many images.
         precision: Precision of the encoder: fp32, bf16.
         damaged_shards: What to do with a missing, truncated or corrupt shard.
     """

@@ -7,9 +7,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
-    Count,
     Counter,
     Damaged,
+    Images,
+    Limit,
     Names,
     Source,
     first_line,
@@ -29,7 +30,7 @@ def pretrain(
     config: Annotated[PretrainConfig, arg(name="training")],
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
     classes: Names = None,
-    limit: Count = None,
+    limit: Limit = None,
     resume: bool = False,
     profile: bool = False,
     tensorboard: bool = False,
@@ -42,8 +43,6 @@ def pretrain(
         out: Run folder to write.
         config: Training settings; unset ones are chosen from the data.
         recipe: Named settings, which the other options override; stepclr --help lists them.
-        classes: Keep only the labeled images of these classes.
-        limit: Keep at most this many images.
         resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
         profile: Time the parts of a training step, and print a table of them at the end.
         tensorboard: Also write the metrics as TensorBoard event files, to RUN/tensorboard.
@@ -117,7 +116,7 @@ def finetune(
 
 def distill(
     classifier: Positional[Annotated[Path, arg(metavar="CLASSIFIER")]],
-    source: Positional[Source],
+    source: Images,
     out: Annotated[Path, arg(metavar="RUN")],
     student: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: resnet18)")] = None,
     weights: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: a new initialization)")] = None,
@@ -127,14 +126,13 @@ def distill(
     temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: 1)")] = None,
     seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None,
     monitor: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the source itself)")] = None,
-    limit: Count = None,
+    limit: Limit = None,
     resume: bool = False,
 ) -> None:
     """Train a student on a classifier's predictions for unlabeled images (SimCLRv2's third stage).
 
     Args:
         classifier: The teacher that stepclr finetune wrote: a file, or a run's folder.
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT.
         out: The run's folder; its classifier.safetensors is for stepclr predict.
         student: The student's encoder: resnet18 to resnet200, or any timm name.
         weights: Start the student from a run or a checkpoint file.
@@ -144,7 +142,6 @@ def distill(
         temperature: Temperature T of both softmaxes.
         seed: Seed of the initialization, the batch order and the views.
         monitor: Labeled images for the kNN score during training.
-        limit: Keep at most this many images.
         resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
     """
     options = {name: value for name, value in locals().items() if value is not None}  # the others have defaults
