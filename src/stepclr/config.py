@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from stepclr.data.reading import MaxPixels, Range, ValueRange
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 
@@ -138,6 +139,10 @@ class PretrainConfig:
     """Keep a checkpoint at this interval of epochs."""
     cache_gib: float = 4.0
     """Size of the cache of decoded images, in GiB. A set that does not fit is decoded again in each epoch."""
+    value_range: ValueRange = None
+    """The numbers that are black and white, in images of more than 8 bits per channel; the encoder keeps them."""
+    max_pixels: MaxPixels = None
+    """Pixels of the largest image that is read; larger ones are skipped and counted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss.replace("_", "-"))  # nt_xent is understood too
@@ -178,6 +183,8 @@ class PretrainOptions(TypedDict, total=False):
     monitor: str | None
     keep_every: int | None
     cache_gib: float
+    value_range: Range | None
+    max_pixels: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,8 +244,9 @@ class RunConfig(ResolvedConfig):
             return None
         except (ValueError, RecursionError) as error:
             raise StepclrError(f"{path} is corrupt: {error}") from None
-        if isinstance(stored, dict) and isinstance(stored.get("strength"), list):
-            stored["strength"] = tuple(stored["strength"])  # JSON has lists only
+        for name in ("strength", "value_range"):
+            if isinstance(stored, dict) and isinstance(stored.get(name), list):
+                stored[name] = tuple(stored[name])  # JSON has lists only
         return from_json(cls, stored, path)
 
 

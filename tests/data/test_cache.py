@@ -18,8 +18,9 @@ from PIL import Image
 from touches import Forks
 
 from stepclr import io
-from stepclr.data import decode, recall, stores
+from stepclr.data import decode, formats, recall, stores
 from stepclr.data.images import ImageSet
+from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 
@@ -129,16 +130,16 @@ def headers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Of which images the size was read from the file."""
     looked: list[str] = []
 
-    def watched(file: decode.File) -> tuple[int, int]:
+    def watched(file: formats.File, reading: Reading) -> tuple[int, int]:
         looked.append(Path(getattr(file, "name", "")).name)
-        return decode.size_of(file)
+        return decode.size_of(file, reading)
 
     monkeypatch.setattr(stores, "size_of", watched)
     return looked
 
 
 @pytest.mark.usefixtures("cache", "at_once")
-def test_sizes_are_read_from_each_file_once(photos: Path, headers: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_are_read_from_each_file_once(photos: Path, headers: list[str]) -> None:
     first = open_images(photos).sizes()
     assert len(headers) == 32
     assert (first == 0).all(axis=1).sum() == 1
@@ -150,10 +151,8 @@ def test_sizes_are_read_from_each_file_once(photos: Path, headers: list[str], mo
     assert headers[33:].count("00.png") == 1
     assert len(headers) == 35
     assert open_images(photos / "a").sizes()[0].tolist() == [5, 7]  # another set
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 36)
-    assert open_images(photos).sizes()[0].tolist() == [5, 7]
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 34)
-    assert open_images(photos).sizes()[0].tolist() == [0, 0]
+    assert open_images(photos, max_pixels=36).sizes()[0].tolist() == [5, 7]
+    assert open_images(photos, max_pixels=34).sizes()[0].tolist() == [0, 0]
 
 
 @pytest.mark.usefixtures("cache")
@@ -373,8 +372,8 @@ def test_a_large_source_is_recognized_by_its_first_headers(
     monkeypatch.setattr("stepclr.data.cache.CHUNK", 4)
     looked: list[tuple[int, int]] = []
 
-    def watched(file: decode.File) -> tuple[int, int]:
-        looked.append(decode.size_of(file))
+    def watched(file: formats.File, reading: Reading) -> tuple[int, int]:
+        looked.append(decode.size_of(file, reading))
         return looked[-1]
 
     monkeypatch.setattr(stores, "size_of", watched)

@@ -309,7 +309,7 @@ def test_a_tar_without_images_is_not_a_source(tmp_path: Path) -> None:
     write_tar(tmp_path / "y.tar", {"../a.jpg": image(1)})
     with pytest.raises(stepclr.StepclrError, match=r"contains no image$"):
         stepclr.open_images(tmp_path / "x.tar")
-    with pytest.raises(stepclr.StepclrError, match=r"contains no image; ../a.jpg: its name leads out of the tar"):
+    with pytest.raises(stepclr.StepclrError, match=r"no image; .* ../a.jpg: its name leads out of the tar"):
         stepclr.open_images(tmp_path / "y.tar")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,13 @@ def test_findings_about_single_images(images: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_trials")
-def test_huge_images(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_huge_images(images: Path) -> None:
     Image.new("L", (8000, 7000)).save(images / "left" / "huge.png")
     found = findings(images)
     assert found["huge"]["examples"] == ["left/huge.png: 8000 x 7000, L"]
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000_000)
-    assert "above the limit" in findings(images)["unreadable"]["examples"][0]
+    too_large = findings(images, config=replace(CONFIG, max_pixels=50_000_000))["unsupported"]
+    assert "above the limit of 50,000,000 pixels; --max-pixels 56000000" in too_large["examples"][0]
+    assert too_large["do"].startswith("keep them")
 
 
 @pytest.mark.usefixtures("without_trials")

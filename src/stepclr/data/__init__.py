@@ -2,7 +2,11 @@
 
 SimCLR (section 2) learns from images alone; labels are kept for evaluation and for the supervised loss.
 
+    reading.py   what a user decides about reading files: value range, largest image
+    formats.py   which files are images, and why one that is not read is not
+    levels.py    an image's own numbers -> 8-bit RGB
     decode.py    one image's bytes -> upright RGB
+    ledger.py    what became of everything met under a source
     stores.py    where images are: files, arrays, memory
     recall.py    what is known about files without reading them again
     cache.py     decoded images in one memory-mapped file

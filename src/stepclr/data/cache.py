@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import DECODER, UnreadableError, reduced_sizes
+from stepclr.data.decode import DECODER, reduced_sizes
+from stepclr.data.formats import UnreadableError
 from stepclr.data.stores import Items, Packed, Pixels, Rows, Store
 from stepclr.errors import StepclrError
 from stepclr.io import published
@@ -36,6 +36,8 @@ class Decoded:
     store: Store
     kept: NDArray[np.int64]
     reasons: dict[int, str]
+    remarks: dict[int, str]
+    """What images that can be read have lost or gained."""
 
 
 def from_cache(
@@ -49,7 +51,7 @@ def from_cache(
     # Usually no image has to be read to know which cache file is theirs.
     checksums = store.known_checksums(rows, folder)
     if checksums is not None:
-        decoded = _load(_path(folder, checksums, short_side), len(rows), budget)
+        decoded = _load(_path(folder, store, checksums, short_side), len(rows), budget)
         if decoded is not None:
             return decoded
 
@@ -57,7 +59,7 @@ def from_cache(
     if not _fits(store, rows, short_side, budget):
         return None
     checksums = store.checksums(rows, folder)
-    path = _path(folder, checksums, short_side)
+    path = _path(folder, store, checksums, short_side)
     decoded = _load(path, len(rows), budget)
     if decoded is not None:
         return decoded
@@ -81,7 +83,7 @@ def in_memory(store: Store, rows: Rows, short_side: int, budget: int, progress: 
             used += image.numel()
         if used > budget:
             return None
-    return Decoded(Items(images), np.array(kept, np.int64), reasons)
+    return Decoded(Items(images), np.array(kept, np.int64), reasons, _remarks(store, rows))
 
 
 def _decode(
@@ -103,8 +105,8 @@ def _fits(store: Store, rows: Rows, short_side: int, budget: int) -> bool:
     return True
 
 
-def _path(folder: Path, checksums: list[str], short_side: int) -> Path:
-    what = "\n".join([DECODER, str(Image.MAX_IMAGE_PIXELS), str(short_side), *checksums])
+def _path(folder: Path, store: Store, checksums: list[str], short_side: int) -> Path:
+    what = "\n".join([DECODER, repr(store.reading), str(short_side), *checksums])
     return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.pixels"
 
 
@@ -116,8 +118,16 @@ def _write(file: BufferedWriter, store: Store, rows: Rows, short_side: int, prog
         else:
             shapes[index] = image.shape[1:]
             file.write(image.numpy().data)
-    header = json.dumps({"short_side": short_side, "decoder": DECODER, "unreadable": reasons}).encode()
+    facts = {"short_side": short_side, "decoder": DECODER, "unreadable": reasons, "remarks": _remarks(store, rows)}
+    header = json.dumps(facts).encode()
     file.write(shapes.tobytes() + header + TAIL.pack(len(header), MARK))
+
+
+def _remarks(store: Store, rows: Rows) -> dict[int, str]:
+    """The remarks on the rows' images, by their place among the rows."""
+    if not store.remarks:
+        return {}
+    return {i: store.remarks[row] for i, row in enumerate(rows.tolist()) if row in store.remarks}
 
 
 def _load(path: Path, n: int, budget: int) -> Decoded | None:
@@ -128,12 +138,14 @@ def _load(path: Path, n: int, budget: int) -> Decoded | None:
             length, mark = TAIL.unpack(file.read())
             pixels = file.seek(end - length - 8 * n)
             shapes = np.frombuffer(file.read(8 * n), "<i4").reshape(n, 2).astype(np.int64)
-            reasons = {int(i): str(why) for i, why in json.loads(file.read(length))["unreadable"].items()}
+            header = json.loads(file.read(length))
+            reasons = {int(i): str(why) for i, why in header["unreadable"].items()}
+            remarks = {int(i): str(text) for i, text in header["remarks"].items()}
         lengths = 3 * shapes.prod(axis=1)
         if mark != MARK or pixels != lengths.sum() or pixels > budget:
             return None
         kept = np.flatnonzero(lengths)
-        return Decoded(_mapped(path, shapes[kept], lengths[kept]), kept, reasons)
+        return Decoded(_mapped(path, shapes[kept], lengths[kept]), kept, reasons, remarks)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 

@@ -1,93 +1,90 @@
 """One image of any common format -> upright RGB, uint8 `[3, H, W]`, or the reason why it cannot be read."""
 
 import io
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from importlib.metadata import version
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int64, UInt8
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageFile, features
 from PIL import __version__ as pillow
 from torch import Tensor
 
-from stepclr.errors import StepclrError
+from stepclr.data.formats import SUFFIX_OF, File, check_pixels, has_heif, opened, reasons, silence_pillow
+from stepclr.data.levels import rgb
+from stepclr.data.reading import Reading
 
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
-# Named one by one: among Pillow's other formats are some that start programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}  # else the format's own name
 # JPEG's own reduction (by 2, 4 or 8: fewer cosines, less to decode) leaves at least this factor to the antialiased one.
 # Real images then differ from a full decoding by 37 dB or more; without a margin it would be 31. If the reduction does
 # not divide a side, the last, incomplete pixel counts as a whole one.
 MIN_RESIZE = 4 / 3
 JPEG = features.version("libjpeg_turbo") or features.version("jpg")
-# All that determines the pixels besides a file's bytes. Raise the number with any change in this module.
-# 2: torch resizes, 3 to 5 times as fast as Pillow and within 2 of 255 levels of it; MIN_RESIZE was 2.
-DECODER = f"2, Pillow {pillow}, jpeg {JPEG}, torch {torch.__version__}"
-PILLOW = re.compile(r"PIL\.")
+HEIF = version("pillow-heif") if has_heif() else None
+# All that determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this
+# module, in formats.py or in levels.py.
+DECODER = f"3, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
+AS_DECLARED = Reading()
 TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  # EXIF orientation -> axes to mirror
 SIDEWAYS = {5, 6, 7, 8}  # and rows and columns change places before that
 
-File = io.BytesIO | io.BufferedReader  # open for reading
 
-
-class UnreadableError(StepclrError):
-    """An image that cannot be read; the message is the reason alone, without the image's name."""
-
-
-class DamagedError(StepclrError):
-    """A shard that does not match its index or cannot be fetched: unlike one image, a reason to stop."""
-
-
-def upright_rgb(image: bytes | Image.Image) -> UInt8[Tensor, "3 h w"]:
+def upright_rgb(image: bytes | Image.Image, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
     """An image as upright RGB, uint8 `[3, H, W]` in 0..255, from a file's bytes or a PIL image.
 
-    Gray, palette and CMYK images become RGB, 16-bit gray is divided by 257, transparent pixels are laid over white,
-    the EXIF orientation is applied, and the first frame of an animation is used.
+    Gray, palette and CMYK images become RGB. More than 8 bits become 8 by the value range of `reading`, else by the one
+    that the file declares. Transparent pixels are laid over white, or over black where white would hide the image. The
+    EXIF orientation is applied, and the first frame of an animation is used.
 
-    Raises `StepclrError` if it is not an image, is truncated, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+    Raises `StepclrError` if it is not an image, is truncated, has more pixels than `reading` allows, or does not
+    declare which of its numbers are black and white.
     """
     if isinstance(image, bytes):
-        return decode(io.BytesIO(image))
+        return decode(io.BytesIO(image), None, reading)
     with reasons():
-        _silence_pillow()
-        _check_pixels(image)
-        return _upright(_planar(np.asarray(_rgb(image))), _orientation(image))
+        silence_pillow()
+        check_pixels(image, reading)
+        return _upright(_planar(np.asarray(rgb(image, reading)[0])), _orientation(image))
 
 
-def decode(file: File, short_side: int | None = None) -> UInt8[Tensor, "3 h w"]:
+def decode(file: File, short_side: int | None = None, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
     """`upright_rgb` of an open file; a short side above `short_side` pixels is reduced to it, antialiased.
 
     The whole image is decoded, once for all its views, so that its pixels do not depend on which crops are drawn.
     """
-    with reasons(), opened(file) as image:
+    return decoded(file, short_side, reading)[0]
+
+
+def decoded(file: File, short_side: int | None, reading: Reading) -> tuple[UInt8[Tensor, "3 h w"], str]:
+    """`decode`, and a remark on what the image loses or gains by it; "" if there is nothing to say."""
+
+    def again() -> ImageFile.ImageFile:
+        file.seek(0)
+        return opened(file, reading)
+
+    with reasons(), opened(file, reading) as image:
         width, height = reduced_size(image.width, image.height, short_side)
         reduce = (width, height) != image.size
         if reduce:
             image.draft(None, (int(MIN_RESIZE * width), int(MIN_RESIZE * height)))
-        rgb, orientation = _rgb(image), _orientation(image)
-        return _upright(_resized(np.array(rgb), height, width) if reduce else _planar(np.asarray(rgb)), orientation)
+        (pixels, remark), orientation = rgb(image, reading, again), _orientation(image)
+        planar = _resized(np.array(pixels), height, width) if reduce else _planar(np.asarray(pixels))
+        return _upright(planar, orientation), remark
 
 
-def size_of(file: File) -> tuple[int, int]:
+def size_of(file: File, reading: Reading = AS_DECLARED) -> tuple[int, int]:
     """(height, width) in pixels, upright, from the header of an open file; the pixels may still be unreadable."""
-    with reasons(), opened(file) as image:
+    with reasons(), opened(file, reading) as image:
         # Pillow would decode all of a PNG to find EXIF data after the pixels; a TIFF's size is already upright.
         as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
         sideways = not as_is and _orientation(image) in SIDEWAYS
         return (image.width, image.height) if sideways else (image.height, image.width)
 
 
-def suffix_of(file: File) -> str:
+def suffix_of(file: File, reading: Reading = AS_DECLARED) -> str:
     """The suffix for the format of an open file's image, such as `.jpg`."""
-    with reasons(), opened(file) as image:
+    with reasons(), opened(file, reading) as image:
         name = str(image.format)
     return SUFFIX_OF.get(name, f".{name.lower()}")
 
@@ -124,64 +121,6 @@ def reduced(image: UInt8[Tensor, "3 h w"], short_side: int | None) -> UInt8[Tens
     if (height, width) == image.shape[1:]:
         return image
     return _resized(image.numpy().transpose(1, 2, 0).copy(), height, width)
-
-
-@contextmanager
-def reasons() -> Iterator[None]:
-    """Turn whatever Pillow's readers raise for a broken file into one `UnreadableError` that says why."""
-    try:
-        yield
-    except (UnreadableError, DamagedError, MemoryError):
-        raise
-    except UnidentifiedImageError:  # its own message names a memory address
-        raise UnreadableError("not an image in a known format") from None
-    except OSError as error:
-        raise UnreadableError(" ".join((error.strerror or str(error)).split())) from error
-    except Exception as error:
-        raise UnreadableError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def opened(file: File) -> Iterator[Image.Image]:
-    """An image's header, read by Pillow, in one of FORMATS and with no more pixels than are allowed."""
-    _silence_pillow()
-    with Image.open(file, formats=_formats()) as image:
-        _check_pixels(image)
-        yield image
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _silence_pillow() -> None:
-    """Ignore Pillow's warnings about single files: the list of unreadable images says the same, and more clearly.
-
-    The filter stays, because `warnings.catch_warnings` in several threads at once would restore the wrong filters.
-    """
-    if not warnings.filters or warnings.filters[0][3] != PILLOW:
-        warnings.filterwarnings("ignore", module=PILLOW.pattern)
-
-
-def _check_pixels(image: Image.Image) -> None:
-    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice this
-    if limit and image.width * image.height > limit:
-        raise UnreadableError(f"{image.width} x {image.height}: above the limit of {limit:,} pixels")
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip at 255
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        image = image.convert("L")
-    elif image.has_transparency_data:
-        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,14 +6,16 @@ import zipfile
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stepclr.data.decode import SUFFIXES, UnreadableError
+from stepclr.data.formats import HEAD, UnreadableError
 from stepclr.data.images import ImageSet
+from stepclr.data.ledger import Ignored, Ledger, suffix_of_name
 from stepclr.data.recall import Stamp, checksums, known_checksums, stamps
 from stepclr.data.stores import Files, LocalFiles, Rows
 from stepclr.errors import StepclrError
@@ -80,8 +82,9 @@ class ZipStore(LocalFiles):
 
 def open_folder(root: Path) -> ImageSet:
     """The images under a folder; the first folder on an image's path is its class."""
-    paths, skipped = _find(root)
-    return _labeled_by_folder(FolderStore(root.absolute(), paths), paths, paths, str(root), skipped)
+    ledger = Ledger()
+    paths = _find(root, ledger)
+    return _labeled_by_folder(FolderStore(root.absolute(), paths), paths, paths, str(root), ledger)
 
 
 def open_zip(path: Path) -> ImageSet:
@@ -91,47 +94,51 @@ def open_zip(path: Path) -> ImageSet:
     except Exception as error:  # on a hostile directory zipfile raises what its parsers raise, not only its own errors
         raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
     named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
-    members = {name: info for name, info in named.items() if is_image(name)}
-    outside = [name for name in members if name.startswith("/") or ".." in name.split("/")]
-    names = sorted(members.keys() - set(outside), key=lambda name: name.split("/"))
+    ledger = Ledger()
+    members = {}
+    for name, info in named.items():
+        if not ledger.admits(name, partial(_head, archive, info)):
+            continue
+        if name.startswith("/") or ".." in name.split("/"):
+            ledger.unreadable[name] = "its name leads out of the zip"
+        else:
+            members[name] = info
+    names = sorted(members, key=lambda name: name.split("/"))
 
     paths = names
     if len({name.split("/")[0] for name in names}) == 1 and all("/" in name for name in names):
         paths = [name.split("/", 1)[1] for name in names]
 
     store = ZipStore(path.absolute(), [members[name] for name in names], names, archive, os.getpid())
-    skipped = [(name, "its name leads out of the zip") for name in outside]
-    return _labeled_by_folder(store, names, paths, str(path), skipped)
+    return _labeled_by_folder(store, names, paths, str(path), ledger)
 
 
-def _labeled_by_folder(
-    store: Files, names: list[str], paths: list[str], source: str, skipped: list[tuple[str, str]]
-) -> ImageSet:
+def _labeled_by_folder(store: Files, names: list[str], paths: list[str], source: str, ledger: Ledger) -> ImageSet:
     if not names:
-        why = f"; {': '.join(skipped[0])}" if skipped else ""
-        raise StepclrError(f"{source} contains no image ({', '.join(sorted(SUFFIXES))}){why}")
+        known = f"{source} contains no image ({', '.join(sorted(ledger.suffixes))})"
+        raise StepclrError("; ".join([known, *ledger.lines()]))
     folders = [path.split("/")[0] if "/" in path else "" for path in paths]  # "": directly in the source, no label
     classes = sorted(set(folders) - {""})
     number = {name: label for label, name in enumerate(classes)} | {"": -1}
     labels = np.array([number[name] for name in folders], np.int64)
-    return ImageSet(store, np.arange(len(names)), labels, classes, names, source, skipped)
+    return ImageSet(store, np.arange(len(names)), labels, classes, names, source, ledger)
 
 
-def is_image(name: str) -> bool:
-    """Whether a path's suffix is an image's, and no part of it is hidden."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES and all(_is_shown(part) for part in name.split("/"))
+def _head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The first bytes of a member; none if they cannot be read."""
+    try:
+        with archive.open(info) as member:
+            return member.read(HEAD)
+    except Exception:  # zipfile raises what its parsers raise
+        return b""
 
 
-def _is_shown(part: str) -> bool:
-    return part == ".." or not (part.startswith(".") or part == "__MACOSX")
-
-
-def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The images' paths under a folder, sorted, and (path, reason) of each folder that cannot be read.
+def _find(root: Path, ledger: Ledger) -> list[str]:
+    """The images' paths under a folder, sorted; everything else that is there is entered in the ledger.
 
     Links are followed. Each folder is entered once, real folders before links, so that it has its own name.
     """
-    paths, skipped, entered = [], [], set()
+    paths, entered = [], set()
     waiting = deque([""])
     while waiting:
         inside = waiting.popleft()
@@ -143,18 +150,40 @@ def _find(root: Path) -> tuple[list[str], list[tuple[str, str]]]:
             with os.scandir(root / inside) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            skipped.append((inside or ".", str(error.strerror)))
+            ledger.unreadable[inside or "."] = str(error.strerror)
             continue
         for entry in listed:
             path = f"{inside}{entry.name}"
             link = entry.is_symlink()
             if os.path.isdir(entry) if link else entry.is_dir():
-                if not _is_shown(entry.name):
+                if not ledger.admits_place(f"{path}/"):
                     continue
                 if link:
                     waiting.append(f"{path}/")
                 else:
                     waiting.appendleft(f"{path}/")
-            elif is_image(entry.name) and (os.path.isfile(entry) if link else entry.is_file()):
+            elif not (os.path.isfile(entry) if link else entry.is_file()):
+                _enter_no_file(path, link, ledger)
+            elif ledger.admits(path, partial(_first_bytes, root / path)):
                 paths.append(path)
-    return sorted(paths, key=lambda path: path.split("/")), skipped
+    return sorted(paths, key=lambda path: path.split("/"))
+
+
+def _enter_no_file(path: str, link: bool, ledger: Ledger) -> None:
+    """Enter what is neither a folder nor a file: where its name may be an image's, an image is missing."""
+    if not ledger.admits_place(path):
+        return
+    suffix = suffix_of_name(path)
+    if suffix and suffix not in ledger.suffixes:
+        ledger.ignored[path] = Ignored(suffix)
+    else:
+        ledger.unreadable[path] = "a link to a file that does not exist" if link else "a device or a pipe, not a file"
+
+
+def _first_bytes(path: Path) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""

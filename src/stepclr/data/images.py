@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stepclr.data.cache import from_cache, in_memory
-from stepclr.data.decode import UnreadableError, reduced_sizes
+from stepclr.data.decode import reduced_sizes
+from stepclr.data.formats import UnreadableError
+from stepclr.data.ledger import Ledger
 from stepclr.data.order import ShardOrder
+from stepclr.data.reading import Range, Reading
 from stepclr.data.stores import Store
 from stepclr.errors import StepclrError, choose
-from stepclr.io import user_folder, write_csv
+from stepclr.io import user_folder
 from stepclr.threads import Progress
 
 Indices = Sequence[int | np.integer[Any]] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Tensor
@@ -59,7 +62,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         names: the path of each image relative to the source, or a name such as `sample:train/00012`; of shards a
             sequence that reads them when asked.
         source: where the images come from: a path, `sample:train`, `array`, or a Dataset's type.
-        skipped: (name, reason) of each image found to be unreadable so far.
+        ledger: what became of everything met under the source; shared by all sets that are made of this one.
     """
 
     store: Store
@@ -69,11 +72,16 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     classes: list[str]
     names: list[str] | Names
     source: str
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
     short_side: int | None = None
     """Images are reduced to this short side when read, pixels."""
     chosen: list[str] | None = None
     """The classes that `keep` chose; None where nothing was chosen."""
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(name, reason) of each image of the source found to be unreadable so far."""
+        return list(self.ledger.unreadable.items())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +102,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         Raises `StepclrError` with the name of the first image that cannot be read.
         """
         indices = self._checked(indices)
-        images = self.store.read(self.rows[indices], self.short_side)
+        images = self._read(indices)
         if isinstance(images, Tensor):
             return images
         for i, image in zip(indices.tolist(), images, strict=True):
@@ -105,21 +113,15 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def read_readable(self, indices: Indices) -> tuple[ImageBatch, Int64[np.ndarray, " kept"]]:
         """`read` without the images that cannot be read, which `skipped` lists, and the indices of the others."""
         indices = self._checked(indices)
-        images = self.store.read(self.rows[indices], self.short_side)
+        images = self._read(indices)
         if isinstance(images, Tensor):
             return images, indices
         broken = {}
         for i, image in zip(indices.tolist(), images, strict=True):
             if isinstance(image, UnreadableError):
                 broken[i] = str(image)
-        if broken:
-            self.skipped = self._skipped_and(broken)
+        self._enter(broken)
         return _stack(images), indices[[i not in broken for i in indices.tolist()]]
-
-    def list_skipped(self, path: Path) -> None:
-        """Write a CSV of (path, reason) with every image found to be unreadable so far; no file if there is none."""
-        if self.skipped:
-            write_csv(path, [("path", "reason"), *self.skipped])
 
     def class_name(self, index: int) -> str | None:
         """The class of an image; None if it has no label."""
@@ -138,7 +140,17 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         indices = self._checked(indices)
         names = [self.names[i] for i in indices] if isinstance(self.names, list) else self.names.take(indices)
         rows, labels = self.rows[indices], self.labels[indices]
-        return replace(self, rows=rows, labels=labels, names=names, skipped=list(self.skipped))
+        return replace(self, rows=rows, labels=labels, names=names)
+
+    @property
+    def value_range(self) -> Range | None:
+        """The numbers that are black and white, as the images were opened with; None: what each file declares."""
+        return self.store.reading.value_range
+
+    def read_as(self, value_range: Range | None = None, max_pixels: int | None = None) -> ImageSet:
+        """The same images, whose files are read so (as in `open_images`); None leaves it as it is."""
+        reading = self.store.reading.changed(Reading(value_range, max_pixels))
+        return self if reading == self.store.reading else replace(self, store=self.store.read_as(reading))
 
     def stream(
         self, seed: int, epoch: int, batch_size: int, start: int = 0
@@ -202,12 +214,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         else:
             decoded = in_memory(self.store, self.rows, smaller, budget, progress)
         if decoded is None:
-            return replace(self, short_side=smaller, skipped=list(self.skipped))
-        skipped = self._skipped_and(decoded.reasons)
+            return replace(self, short_side=smaller)
+        self._enter(decoded.reasons)
+        for i, text in decoded.remarks.items():
+            self.ledger.remarks[self.names[i]] = text
         if not len(decoded.kept):
-            raise StepclrError(f"{self.source}: no image can be read; the first, {': '.join(skipped[0])}")
+            raise StepclrError(f"{self.source}: no image can be read; the first, {': '.join(self.skipped[0])}")
         rows = np.arange(len(decoded.kept))
-        return replace(self.take(decoded.kept), store=decoded.store, rows=rows, skipped=skipped, short_side=None)
+        return replace(self.take(decoded.kept), store=decoded.store, rows=rows, short_side=None)
 
     def _checked(self, indices: Indices) -> Int64[np.ndarray, " m"]:
         """The indices as an array, none of them negative. Raises IndexError for one that is outside the set."""
@@ -217,10 +231,19 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"an index is outside the {len(self)} images of {self.source}")
         return array % max(1, len(self))
 
-    def _skipped_and(self, broken: Mapping[int, str]) -> list[tuple[str, str]]:
-        listed = {name for name, _ in self.skipped}
-        new = {self.names[i]: why for i, why in broken.items() if self.names[i] not in listed}
-        return [*self.skipped, *new.items()]
+    def _read(self, indices: Int64[np.ndarray, " m"]) -> Tensor | list[Tensor | UnreadableError]:
+        """`read` of the store; what its images have lost or gained is entered in the ledger."""
+        rows = self.rows[indices]
+        images = self.store.read(rows, self.short_side)
+        if self.store.remarks:
+            for i, row in zip(indices.tolist(), rows.tolist(), strict=True):
+                if row in self.store.remarks:
+                    self.ledger.remarks[self.names[i]] = self.store.remarks[row]
+        return images
+
+    def _enter(self, broken: Mapping[int, str]) -> None:
+        """Enter images that cannot be read, with their reasons, in the ledger."""
+        self.ledger.unreadable |= {self.names[i]: why for i, why in broken.items()}
 
 
 def _stack(images: Sequence[Tensor | UnreadableError]) -> ImageBatch:

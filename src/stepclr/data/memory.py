@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from stepclr.data.decode import UnreadableError
+from stepclr.data.formats import UnreadableError
 from stepclr.data.images import ImageSet
+from stepclr.data.levels import to_bytes
+from stepclr.data.reading import Range
 from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
@@ -18,12 +20,24 @@ MAX_CLASSES = 1_000_000  # a larger label is not a class number
 
 
 def open_array(
-    array: Array, labels: object = None, classes: list[str] | None = None, source: str = "array"
+    array: Array,
+    labels: object = None,
+    classes: list[str] | None = None,
+    source: str = "array",
+    value_range: Range | None = None,
 ) -> ImageSet:
-    """uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, with labels `[n]` (-1: none) if given."""
+    """Images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, with labels `[n]` (-1: none) if given.
+
+    They are uint8, or other numbers of which `value_range` says which are black and white.
+    """
     images = array.cpu().numpy() if isinstance(array, Tensor) else array
     if images.dtype != np.uint8:
-        raise StepclrError(f"images must be uint8 (0 to 255), not {images.dtype}")
+        if value_range is None or images.dtype.kind not in "iuf":
+            raise StepclrError(
+                f"images must be uint8 (0 to 255), not {images.dtype}; value_range=(LOW, HIGH) says which numbers are "
+                "black and white"
+            )
+        images = to_bytes(images, *value_range)
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise StepclrError(f"images must be [n, H, W, 3], [n, 3, H, W] or [n, H, W], not {list(images.shape)}")
     return _numbered(Pixels(_channels_first(images)), len(images), labels, classes, source)

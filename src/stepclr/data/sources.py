@@ -13,8 +13,10 @@ from torch.utils.data import Dataset, IterableDataset
 
 from stepclr.data.folders import open_folder, open_zip
 from stepclr.data.images import ImageSet
+from stepclr.data.ledger import HINT_OF
 from stepclr.data.memory import Array, open_array, open_dataset
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
+from stepclr.data.reading import Range
 from stepclr.data.shards.store import is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
@@ -22,7 +24,13 @@ Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
 
 
 def open_images(
-    source: Source, classes: str | Iterable[str] | None = None, limit: int | None = None, damaged: str = "refuse"
+    source: Source,
+    classes: str | Iterable[str] | None = None,
+    limit: int | None = None,
+    damaged: str = "refuse",
+    *,
+    value_range: Range | None = None,
+    max_pixels: int | None = None,
 ) -> ImageSet:
     """The images of a source, with its labels if it has any (SimCLR section 2: pretraining needs none).
 
@@ -46,12 +54,18 @@ def open_images(
         limit: keep at most this many images, spread evenly over the classes; of each class the first ones.
         damaged: what to do with a missing, truncated or corrupt shard: "refuse" it, or "skip" its images and list it in
             `skipped`.
+        value_range: (black, white), the numbers that become 0 and 255 in image files of more than 8 bits per channel
+            and in arrays that are not uint8; what lies outside is clipped. None: what a file declares; a file that
+            declares nothing is skipped.
+        max_pixels: pixels of the largest image that is read; larger ones are skipped. None: 200 million.
+
+    What is skipped, ignored, or read with a loss is in `ledger`.
 
     Raises:
         StepclrError: if the source, its split or a class does not exist, or the source contains no image.
     """
     choose("damaged", damaged, ("refuse", "skip"))
-    images = _open(source, damaged)
+    images = _open(source, damaged, value_range).read_as(value_range, max_pixels)
     if damaged == "skip" and isinstance(images.names, list):
         raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
     if classes is not None:
@@ -63,7 +77,7 @@ def open_images(
     return images
 
 
-def _open(source: object, damaged: str) -> ImageSet:
+def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, str):
@@ -71,9 +85,9 @@ def _open(source: object, damaged: str) -> ImageSet:
     if isinstance(source, Path):
         return _path(source, damaged)
     if isinstance(source, np.ndarray | Tensor):
-        return open_array(source)
+        return open_array(source, value_range=value_range)
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
-        return open_array(*source)
+        return open_array(*source, value_range=value_range)
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset) and hasattr(source, "__len__"):
         return open_dataset(source)
     raise StepclrError(
@@ -110,7 +124,9 @@ def _path(path: Path, damaged: str) -> ImageSet:
     if path.suffix == ".tar" and (path.exists() or "{" in path.name):
         return open_shards(str(path), damaged)
     if path.exists():
-        raise StepclrError(f"{path} is not a folder, a zip or a tar; for a single image, give its folder")
+        hint = HINT_OF.get(path.suffix.lower(), "")
+        hint = f" ({hint})" if hint else ""
+        raise StepclrError(f"{path} is not a folder, a zip or a tar{hint}; for a single image, give its folder")
     siblings = []
     if os.access(path.parent, os.R_OK) and path.parent.is_dir():
         siblings = [other.name for other in path.parent.iterdir()]

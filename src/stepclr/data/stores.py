@@ -6,9 +6,9 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import DECODER, File, UnreadableError, decode, reasons, reduced, size_of, upright_rgb
+from stepclr.data.decode import AS_DECLARED, DECODER, decoded, reduced, size_of, upright_rgb
+from stepclr.data.formats import File, UnreadableError, reasons
+from stepclr.data.reading import Reading
 from stepclr.data.recall import Stamp, recall
 from stepclr.io import checksum_of
 from stepclr.threads import pool
@@ -26,14 +28,18 @@ T = TypeVar("T")
 Rows = Int64[np.ndarray, " n"]
 
 
+@dataclass(eq=False, kw_only=True)
 class Store(ABC):
     """What an `ImageSet` asks of the place where its images are; a row of the store is one image."""
 
-    files: bool = False
+    reading: Reading = AS_DECLARED
+    remarks: dict[int, str] = field(default_factory=dict, repr=False)
+    """What rows that were read have lost or gained by it."""
+    files: ClassVar[bool] = False
     """Whether each row is an image file, which is decoded whenever it is read, by several threads."""
-    decoded: bool = False
+    decoded: ClassVar[bool] = False
     """Whether the pixels of each row are at hand, so that reading is only copying."""
-    indexed: bool = False
+    indexed: ClassVar[bool] = False
     """Whether an index has all sizes and checksums, so that no image is read for them."""
 
     @abstractmethod
@@ -69,6 +75,12 @@ class Store(ABC):
         """The same store, which gives these sizes of its rows instead of reading them from files."""
         return self
 
+    def read_as(self, reading: Reading) -> "Store":
+        """The same store, whose files are read so."""
+        store = copy.copy(self)
+        store.reading, store.remarks = reading, {}
+        return store
+
     def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:
         """A checksum of each row's file, or of its pixels if it has none.
 
@@ -88,18 +100,21 @@ class Store(ABC):
 class Files(Store):
     """Images in files of any kind, which a subclass can open."""
 
-    files: bool = True
+    files = True
 
     @abstractmethod
     def open(self, row: int) -> File: ...
 
     def image(self, row: int, short_side: int | None) -> Tensor:
         with reasons(), self.open(row) as file:
-            return decode(file, short_side)
+            pixels, remark = decoded(file, short_side, self.reading)
+        if remark:
+            self.remarks[row] = remark
+        return pixels
 
     def size(self, row: int) -> tuple[int, int]:
         with reasons(), self.open(row) as file:
-            return size_of(file)
+            return size_of(file, self.reading)
 
 
 class LocalFiles(Files):
@@ -123,7 +138,7 @@ class LocalFiles(Files):
             return None
 
         # What is too large to be read is said to have no size, so that limit belongs to the question.
-        answers = recall(f"sizes, {DECODER}, {Image.MAX_IMAGE_PIXELS}", *self.stamped(rows), ask)
+        answers = recall(f"sizes, {DECODER}, {self.reading.limit}", *self.stamped(rows), ask)
         sizes = [[int(side) for side in (answer or "0 0").split()] for answer in answers]
         return np.array(sizes, np.int64).reshape(-1, 2)
 
@@ -188,17 +203,17 @@ class Items(Store):
     def image(self, row: int, short_side: int | None) -> Tensor:
         with reasons():
             item = self.items[row]
-            return reduced(as_image(item[0] if isinstance(item, tuple | list) else item), short_side)
+            return reduced(as_image(item[0] if isinstance(item, tuple | list) else item, self.reading), short_side)
 
     def size(self, row: int) -> tuple[int, int]:
         height, width = self.image(row, None).shape[1:]
         return height, width
 
 
-def as_image(item: object) -> UInt8[Tensor, "3 h w"]:
+def as_image(item: object, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
     """A Dataset's image as RGB: from a PIL image, a uint8 tensor `[3, H, W]` or an array `[H, W, 3]`, gray or not."""
     if isinstance(item, Image.Image):
-        return upright_rgb(item)
+        return upright_rgb(item, reading)
     if not isinstance(item, Tensor | np.ndarray):
         raise UnreadableError(f"an image must be a PIL image or a uint8 tensor, not {type(item).__name__}")
     if item.dtype not in (torch.uint8, np.uint8):
@@ -220,7 +235,7 @@ def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | Unr
         try:
             return ask(row)
         except UnreadableError as reason:
-            return UnreadableError(str(reason))  # without the traceback, whose frames would keep files open
+            return type(reason)(str(reason))  # without the traceback, whose frames would keep files open
 
     each = pool().map if threads and len(rows) > 1 else map
     return list(each(attempt, rows.tolist()))

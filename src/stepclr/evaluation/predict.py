@@ -60,7 +60,7 @@ def write_predictions(
         best = int(np.argmax(row))
         table.append([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
     write_csv(path, table)
-    source.list_skipped(path.with_suffix(".skipped.csv"))
+    source.ledger.write(path.with_suffix(".skipped.csv"))
     return Written(len(kept), len(source) - len(kept))
 
 
@@ -70,7 +70,7 @@ def _predict(
     """The images, the probabilities of the readable ones, the indices of those, and the classes."""
     classifier = load_classifier(path).to(default_device())
     # Reduced as for training and evaluation; read once, so not worth a place in the cache.
-    source = open_images(images).decoded(source_side(classifier.encoder.size), budget=0)
+    source = classifier.encoder.ranged(open_images(images)).decoded(source_side(classifier.encoder.size), budget=0)
     predicted, kept = logits(classifier, source, progress)
     if not len(kept):
         raise StepclrError(f"no image of {source.source} can be read")

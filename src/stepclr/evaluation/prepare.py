@@ -52,8 +52,8 @@ def prepare(
 
     Raises StepclrError for classes that differ between train and test, and a class with too few labels.
     """
-    train = open_images(train)
-    test = None if test is None else open_images(test)
+    test = None if test is None else encoder.ranged(open_images(test))
+    train = encoder.ranged(open_images(train))
     classes = shared_classes(encoder, train, test)
     # Before the long part, see whether there are enough labels.
     label_splits(train.keep(classes).labels, classes, labels_per_class, 1, seed)

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from stepclr.data.images import ImageSet
+from stepclr.data.reading import Range, Reading
 from stepclr.data.stores import as_image
 from stepclr.errors import StepclrError
 
@@ -30,6 +32,7 @@ class Encoder(nn.Module):
         size: side S of the views, in pixels.
         num_features: F.
         classes: the classes that were chosen for pretraining, or empty.
+        value_range: the numbers that are black and white in images of more than 8 bits; None: what each file declares.
         normalize_h: whether h has unit norm; SupCon normalizes it before the head and before the linear layer.
     """
 
@@ -52,6 +55,7 @@ class Encoder(nn.Module):
             num_features = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         self.num_features = num_features
         self.classes: list[str] = []
+        self.value_range: Range | None = None
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] unchanged
         self.register_buffer("std", torch.ones(3, 1, 1))
 
@@ -72,7 +76,15 @@ class Encoder(nn.Module):
             images = [images]
         if not images:
             raise StepclrError("there are no images to preprocess")
-        return torch.cat([self._center(as_image(image)[None]) for image in images])
+        reading = Reading(self.value_range)
+        return torch.cat([self._center(as_image(image, reading)[None]) for image in images])
+
+    def ranged(self, images: ImageSet) -> ImageSet:
+        """The images, read with this encoder's value range. One that they were opened with becomes the encoder's."""
+        if images.value_range is None:
+            return images.read_as(self.value_range)
+        self.value_range = images.value_range
+        return images
 
     @property
     def side(self) -> int:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from stepclr.data.reading import Range
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder
@@ -36,6 +37,7 @@ class EncoderMetadata:
     num_features: int
     classes: list[str]
     normalize_h: bool
+    value_range: Range | None
 
     def build(self, path: Path, module: nn.Module | None = None) -> Encoder:
         """The encoder without the weights of the file at `path`; `module` is its network where that is the user's."""
@@ -49,6 +51,7 @@ class EncoderMetadata:
                 raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; do not pass module")
             encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h)
         encoder.classes = self.classes
+        encoder.value_range = self.value_range
         return encoder
 
 
@@ -155,4 +158,6 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:
     if "name" not in metadata:
         raise StepclrError(f"{path} was not written by stepclr: its metadata has no 'name'")
-    return from_json(kind, metadata, f"the metadata of {path}")
+    values = metadata.get("value_range")  # older files have none
+    facts = metadata | {"value_range": tuple(values) if isinstance(values, list) else values}
+    return from_json(kind, facts, f"the metadata of {path}")

@@ -97,10 +97,14 @@ def pretrain(
         classes, limit = stored.classes or None, stored.limit
 
     # What the images and the machine decide.
-    images = open_images(images, classes=classes, limit=limit)
+    images = open_images(
+        images, classes=classes, limit=limit, value_range=config.value_range, max_pixels=config.max_pixels
+    )
     teacher = load_classifier(config.teacher) if config.teacher else None
+    images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
     watched = open_images(decided.monitor, classes=images.chosen) if decided.monitor else None
+    watched = watched.read_as(decided.value_range, decided.max_pixels) if watched else None
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Progress(progress and world.first, tensorboard and world.first)
 
@@ -135,7 +139,8 @@ def _decoded(images: ImageSet, config: ResolvedConfig, printer: Progress) -> Ima
     """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
     budget = int(config.cache_gib * 2**30)
     decoded = images.decoded(source_side(config.size), budget=budget, progress=printer.decoded)
-    printer.skipped(decoded.skipped)
+    for line in decoded.ledger.lines():
+        printer.say(line)
     return decoded
 
 

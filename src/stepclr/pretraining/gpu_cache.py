@@ -47,12 +47,7 @@ def on_device(images: ImageSet, device: torch.device, budget: int | None = None)
     for start in range(0, len(images), step):
         rows = images.rows[start : start + step]
         pixels[start : start + step] = torch.from_numpy(array[rows]).to(device)
-    return replace(
-        images,
-        store=Resident(array[:0], pixels),
-        rows=np.arange(len(images)),
-        skipped=list(images.skipped),
-    )
+    return replace(images, store=Resident(array[:0], pixels), rows=np.arange(len(images)))
 
 
 def room(device: torch.device) -> int:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from stepclr.config import ResolvedConfig
-from stepclr.errors import StepclrError, one_line
+from stepclr.errors import StepclrError
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.run import Fields, Run
 from stepclr.views.views import Views
@@ -84,12 +84,6 @@ class Progress:
         self.spoke = time.monotonic()
         self.begun = (0.0, 0)
         self.knn = ""
-
-    def skipped(self, unreadable: list[tuple[str, str]]) -> None:
-        """Report images that cannot be read, with the first as an example."""
-        if unreadable:
-            path, reason = unreadable[0]
-            self.say(f"skipped {len(unreadable)} images that cannot be read, for example {one_line(path)}: {reason}")
 
     def say(self, text: str) -> None:
         """Print a text without markup."""

@@ -290,7 +290,7 @@ def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: W
 
 
 def list_skipped(images: ImageSet, run: Run, world: World) -> None:
-    """Write skipped.csv, with what any rank could not read."""
-    images.skipped = world.union(images.skipped)
+    """Write skipped.csv: what was met under the source and not simply read, also by another rank."""
+    images.ledger.unreadable |= world.union(images.skipped)
     if world.first:
-        images.list_skipped(run.folder / "skipped.csv")
+        images.ledger.write(run.folder / "skipped.csv")

@@ -38,6 +38,7 @@ def build_model(
     """
     encoder = build_encoder(module or config.encoder, config.stem, config.weights, config.size, config.normalize_h)
     encoder.classes = list(images.chosen or [])
+    encoder.value_range = config.value_range
     if config.progressive and not isinstance(encoder.body, ResNet):
         raise StepclrError(f"progressive is for ResNets, which take views of any size; {config.encoder} takes one size")
     if config.checkpoint_activations:

@@ -38,7 +38,8 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         settings["head"] = None  # a linear layer is in its place
     if config.precision == "auto":
         settings["precision"] = "bf16" if bf16_helps() else "fp32"
-    return ResolvedConfig(**{**settings, "size": size})
+    settings |= {"size": size, "value_range": images.value_range, "max_pixels": images.store.reading.limit}
+    return ResolvedConfig(**settings)
 
 
 def _check_choices(config: PretrainConfig) -> None:

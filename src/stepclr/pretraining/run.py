@@ -48,7 +48,8 @@ class Run:
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config
-        return open_images(source or config.source, classes=config.classes or None, limit=config.limit)
+        images = open_images(source or config.source, classes=config.classes or None, limit=config.limit)
+        return images.read_as(config.value_range, config.max_pixels)
 
     def encoder(self, module: nn.Module | None = None) -> Encoder:
         """The pretrained encoder, in eval mode; `module` receives the weights where it was the user's own network."""

@@ -47,7 +47,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 def resized(images: ImageSet, encoder: Encoder) -> ImageSet:
     """As for training and evaluation, so that h is the same; not cached, because the images are read only once."""
-    return images.decoded(source_side(encoder.size), budget=0)
+    return encoder.ranged(images).decoded(source_side(encoder.size), budget=0)
 
 
 def represented(
@@ -56,7 +56,7 @@ def represented(
     """h `[m, F]` of the readable images, from all ranks, and their indices; StepclrError if there is none."""
     world = join()
     h, kept = represent(encoder, images, dtype_of(precision), progress=progress, world=world)
-    images.skipped = world.union(images.skipped)
+    images.ledger.unreadable |= world.union(images.skipped)
     if not len(kept):
         raise StepclrError(f"no image of {images.source} can be read")
     return h.numpy(), kept

@@ -63,7 +63,8 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         image_shape: (H, W), (H, W, 3) or (3, H, W) of flattened images. By default a row of a square number of numbers
             is a square gray image, and any other of at most 64 numbers is padded with black to the next square.
         value_range: (black, white), the numbers that become 0 and 255; what lies outside is clipped. By default 0..255
-            if X in `fit` is uint8 or files, else the smallest and the largest number of X in `fit`.
+            if X in `fit` is uint8, what each file declares if X is files, else the smallest and the largest number of X
+            in `fit`. The encoder keeps that of files.
         encoder, size, epochs, batch_size, lr, temperature, precision: as in `PretrainConfig`; None: as in the recipe.
             Unless `size` is given, views have at least 16 pixels.
         options: other fields of `PretrainConfig`, such as {"strength": 0.5}.
@@ -137,7 +138,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         A file that cannot be read has a row of NaN, and a warning reports how many there are.
         """
         check_is_fitted(self, "encoder_")
-        images = self._images(X, fitting=False).decoded(source_side(self.encoder_.size), budget=0)
+        images = self.encoder_.ranged(self._images(X, fitting=False)).decoded(source_side(self.encoder_.size), budget=0)
         h, kept = represent(self.encoder_, images)
         return fill_unreadable(h.numpy(), kept, images)
 
@@ -219,9 +220,9 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if fitting:
             self.value_range_ = self._range(None)
         if isinstance(X, str | os.PathLike | ImageSet | Dataset):
-            return open_images(Path(X) if isinstance(X, os.PathLike) else X)
+            return open_images(Path(X) if isinstance(X, os.PathLike) else X).read_as(self.value_range)
         if paths := _paths(X):
-            return _open_files(paths)
+            return _open_files(paths).read_as(self.value_range)
         X = X.detach().cpu() if isinstance(X, Tensor) else X
         array = check_array(X, allow_nd=True, ensure_min_samples=at_least, estimator=self)
         if array.ndim == 2:  # scikit-learn compares the number of columns and their names with those of `fit`

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stepclr.data.decode import DamagedError
+from stepclr.data.formats import DamagedError
 from stepclr.data.recall import checksums
 from stepclr.data.shards.index import INDEX, Shard, read_at
 from stepclr.errors import StepclrError

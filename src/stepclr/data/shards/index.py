@@ -71,9 +71,11 @@ class Part:
     classes: list[str] | None = None
     """The folders that the labels are indices into, at most two levels deep; None: labels are class numbers."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: list[tuple[str, str, str, int]] = field(default_factory=list)
+    """(path, kind, hint, count) of members that are no images."""
 
     def write(self, path: Path) -> None:
-        facts = {**asdict(self.shard), "classes": self.classes, "skipped": self.skipped}
+        facts = {**asdict(self.shard), "classes": self.classes, "skipped": self.skipped, "ignored": self.ignored}
         content = b"\n".join([json.dumps(facts).encode(), self.members.tobytes() + self.names])
         with new_file(path) as file:
             file.write(hashlib.blake2b(content).digest() + content)
@@ -90,9 +92,10 @@ class Part:
         header, _, rest = content[64:].partition(b"\n")
         facts = json.loads(header)
         classes, skipped = facts.pop("classes"), [(name, why) for name, why in facts.pop("skipped")]
+        ignored = _ignored(facts.pop("ignored"))
         shard = Shard(**facts)
         end = shard.images * MEMBER.itemsize
-        return Part(shard, np.frombuffer(rest[:end], MEMBER), rest[end:], classes, skipped)
+        return Part(shard, np.frombuffer(rest[:end], MEMBER), rest[end:], classes, skipped, ignored)
 
 
 @dataclass(eq=False)
@@ -106,6 +109,7 @@ class Index:
     damaged: list[tuple[str, str]]
     """(shard, what is wrong with it) of those that could not be scanned."""
     skipped: list[tuple[str, str]]
+    ignored: list[tuple[str, str, str, int]]
 
     def __post_init__(self) -> None:
         table = self.table()
@@ -190,13 +194,18 @@ def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> I
         members, names = (locate(name, str(files[name])) for name in (MEMBERS, NAMES))
         damaged = [(str(name), str(why)) for name, why in stored.get("damaged", [])]
         skipped = [(str(name), str(why)) for name, why in stored.get("skipped", [])]
-        return Index(members, names, shards, [str(name) for name in stored["classes"]], damaged, skipped)
+        classes, ignored = [str(name) for name in stored["classes"]], _ignored(stored.get("ignored", []))
+        return Index(members, names, shards, classes, damaged, skipped, ignored)
     except StepclrError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         if not ours:
             return None
         raise StepclrError(f"{where} is corrupt: {type(error).__name__}: {error}") from error
+
+
+def _ignored(stored: Any) -> list[tuple[str, str, str, int]]:
+    return [(str(path), str(kind), str(hint), int(count)) for path, kind, hint, count in stored]
 
 
 def _shards(stored: dict[str, Any]) -> list[Shard]:
@@ -217,15 +226,15 @@ def write_index(
     """Write the index of shards from their parts, loaded one at a time: 10 million images need not fit in memory.
 
     classes: name the labels of shards that `pack` has made. None: the classes are those of the parts, whose `skipped`
-    is written too.
+    and `ignored` are written too.
     """
     summaries = [_summary(load()) for load in parts]
     total = sum(part.shard.images for part in summaries)
     labels_of = None
-    skipped = {}
+    met = {}
     if classes is None:
         classes, labels_of = _classes(summaries)
-        skipped = {"skipped": [pair for part in summaries for pair in part.skipped]}
+        met = {name: [each for part in summaries for each in getattr(part, name)] for name in ("skipped", "ignored")}
 
     with new_file(folder / MEMBERS) as file:
         header = {"descr": np.lib.format.dtype_to_descr(MEMBER), "fortran_order": False, "shape": (total,)}
@@ -247,7 +256,7 @@ def write_index(
         "images": total,
         "classes": classes,
         "files": {name: checksum(folder / name) for name in (MEMBERS, NAMES)},
-        **skipped,
+        **met,
         "shards": [asdict(part.shard) for part in summaries],
     }
     with new_file(folder / INDEX) as file:

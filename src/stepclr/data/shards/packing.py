@@ -10,7 +10,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import UnreadableError, decode, reasons, reduced, size_of, suffix_of
+from stepclr.data.decode import decode, reduced, size_of, suffix_of
+from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.images import ImageSet
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
 from stepclr.data.stores import attempts
@@ -175,8 +176,9 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
             raise StepclrError(f"{_part_path(folder, k)} was corrupted in the meantime; run the same command again")
         return part
 
-    skipped = [pair for k in range(count) for pair in load(k).skipped]
-    replace(images, skipped=[*images.skipped, *skipped]).list_skipped(folder / "skipped.csv")
+    for k in range(count):
+        images.ledger.unreadable |= load(k).skipped
+    images.ledger.write(folder / "skipped.csv")
     write_index(folder, [partial(load, k) for k in range(count)], plan, images.classes)
 
 
@@ -257,11 +259,12 @@ def _content(images: ImageSet, i: int, treatment: Treatment) -> Content:
         return _encoded(reduced(images.store.image(row, None), treatment.short_side), treatment.quality)
     with reasons(), file:
         content = file.read()
-    height, width = size_of(io.BytesIO(content))
+    reading = images.store.reading
+    height, width = size_of(io.BytesIO(content), reading)
     if treatment.short_side and min(height, width) > treatment.short_side:
-        return _encoded(decode(io.BytesIO(content), treatment.short_side), treatment.quality)
-    decode(io.BytesIO(content), VERIFIED_SIDE)
-    return Content(content, suffix_of(io.BytesIO(content)), (height, width))
+        return _encoded(decode(io.BytesIO(content), treatment.short_side, reading), treatment.quality)
+    decode(io.BytesIO(content), VERIFIED_SIDE, reading)
+    return Content(content, suffix_of(io.BytesIO(content), reading), (height, width))
 
 
 def _encoded(pixels: Tensor, quality: int | None) -> Content:

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from stepclr.data.decode import DamagedError, UnreadableError
+from stepclr.data.formats import DamagedError, UnreadableError
 from stepclr.data.images import ImageSet
+from stepclr.data.ledger import Ignored, Ledger
 from stepclr.data.recall import checksums, stamps
 from stepclr.data.shards.cache import Place, ShardCache, index_file
 from stepclr.data.shards.index import INDEX, PLAN, Index, ShardNames, load_index, read_at
@@ -172,10 +173,12 @@ def _set_of(
         chosen = np.array([shard.name in wanted for shard in index.shards], bool)
         rows = rows[np.repeat(chosen, [shard.images for shard in index.shards])]
 
-    skipped = [(name, f"its images are left out: {why}") for name, why in wrong.items()] + index.skipped
+    unreadable = {name: f"its images are left out: {why}" for name, why in wrong.items()} | dict(index.skipped)
+    ledger = Ledger(unreadable)
+    for path, kind, hint, number in index.ignored:
+        ledger.ignored[path] = Ignored(kind, hint, number)
     if not len(rows):
-        why = f"; {': '.join(skipped[0])}" if skipped else ""
-        raise StepclrError(f"{source} contains no image{why}")
+        raise StepclrError("; ".join([f"{source} contains no image", *ledger.lines()]))
     table = index.table()
     labels = np.ascontiguousarray(table["label"] if len(rows) == len(table) else table["label"][rows])
     if labels.min() < -1 or labels.max() >= len(index.classes):
@@ -183,4 +186,4 @@ def _set_of(
     paths = [place.path(shard.name) for shard in index.shards]
     cache = ShardCache(place.system, paths, index.shards) if place.system is not None else None
     store = ShardStore(index, paths, cache, skip)
-    return ImageSet(store, rows, labels, index.classes, ShardNames(index, rows), source, skipped)
+    return ImageSet(store, rows, labels, index.classes, ShardNames(index, rows), source, ledger)

@@ -6,6 +6,7 @@ import posixpath
 import tarfile
 import time
 import zlib
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from stepclr.data.decode import DamagedError, UnreadableError, size_of
-from stepclr.data.folders import LARGEST, is_image
+from stepclr.data.decode import size_of
+from stepclr.data.folders import LARGEST
+from stepclr.data.formats import HEAD, DamagedError, UnreadableError
+from stepclr.data.ledger import Ledger, suffix_of_name
 from stepclr.data.memory import MAX_CLASSES
+from stepclr.data.reading import Reading
 from stepclr.data.recall import SETTLED, stamps
 from stepclr.data.shards.cache import Place, copy, folder, index_file, make_room
 from stepclr.data.shards.index import INDEX, MEMBER, Index, Part, Shard, load_index, write_index
@@ -27,7 +31,8 @@ from stepclr.threads import pool
 
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 MISSING = "missing"
-VERSION = "1"  # of what `scan` finds; raise it with any change there or in the index
+ANY_SIZE = Reading(max_pixels=2**62)
+VERSION = "2"  # of what `scan` finds; raise it with any change there or in the index
 MAX_CLS_BYTES = 32  # of a `.cls` that may be a class number
 
 
@@ -130,8 +135,8 @@ class Members:
     """(name, record of the index) of each image."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The class number of each key that has one."""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(name, reason) of what is left out."""
+    ledger: Ledger = field(default_factory=Ledger)
+    """What is left out."""
 
     def add(self, member: tarfile.TarInfo, file: BufferedReader) -> None:
         parts = member.name.split("/")
@@ -139,18 +144,20 @@ class Members:
         plain = member.type in PLAIN and member.sparse is None
         if name.endswith(".cls") and plain and member.size <= MAX_CLS_BYTES:
             self.numbers[_key(name)] = _number(name, _read(file, member))
-        if not is_image(name):
+            return
+        folder = member.isdir() and suffix_of_name(name) not in self.ledger.suffixes
+        if folder or not self.ledger.admits(name, lambda: _read(file, member, HEAD)):
             return
         if name.startswith("/") or ".." in parts:
-            self.skipped.append((name, "its name leads out of the tar"))
+            self.ledger.unreadable[name] = "its name leads out of the tar"
         elif not plain:
-            self.skipped.append((name, "a link, a device or a sparse file, not an image"))
+            self.ledger.unreadable[name] = "a link, a device or a sparse file, not an image"
         elif member.size > LARGEST:
-            self.skipped.append((name, f"{member.size:,} bytes, above the limit of {LARGEST:,}"))
+            self.ledger.unreadable[name] = f"{member.size:,} bytes, above the limit of {LARGEST:,}"
         else:
             content = _read(file, member)
             try:
-                height, width = size_of(io.BytesIO(content))
+                height, width = size_of(io.BytesIO(content), ANY_SIZE)
             except UnreadableError:
                 height = width = 0
             record = (member.offset_data, -1, 0, member.size, height, width, zlib.crc32(content))
@@ -193,14 +200,19 @@ def scan(path: Path, where: str, prefix: str) -> Part:
         classes = sorted(set(folders))
         table["label"] = np.searchsorted(classes, folders) if folders else 0
     shard = Shard(posixpath.basename(where), len(names), length, checksum)
-    skipped = [(f"{prefix}{name}", why) for name, why in members.skipped]
-    return Part(shard, table, b"".join(stored_names), classes, skipped)
+    skipped = [(f"{prefix}{name}", why) for name, why in members.ledger.unreadable.items()]
+    # Far more members than images may be none: they are counted, not named.
+    counts = Counter((one.kind, one.hint) for one in members.ledger.ignored.values())
+    ignored = [(f"{shard.name}/*{kind}", kind, hint, n) for (kind, hint), n in counts.items()]
+    return Part(shard, table, b"".join(stored_names), classes, skipped, ignored)
 
 
-def _read(file: BufferedReader, member: tarfile.TarInfo) -> bytes:
+def _read(file: BufferedReader, member: tarfile.TarInfo, most: int = LARGEST) -> bytes:
+    """A member's bytes, at most `most` of them."""
     file.seek(member.offset_data)
-    content = file.read(member.size)
-    if len(content) < member.size:
+    size = min(member.size, most)
+    content = file.read(size)
+    if len(content) < size:
         raise DamagedError(f"truncated in {member.name}")
     return content
 

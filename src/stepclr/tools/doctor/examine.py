@@ -67,9 +67,10 @@ def doctor(
 
     Raises StepclrError for settings that cannot be used, and where a trial run fails.
     """
-    images = open_images(images)
-    test = open_images(test) if test is not None else None
     config = config or PretrainConfig()
+    images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels)
+    if test is not None:
+        test = open_images(test, value_range=config.value_range, max_pixels=config.max_pixels)
     seconds: dict[str, float] = {}
     with _timed(seconds, "looking"):
         scanned = scan(images, progress)
@@ -135,6 +136,7 @@ def _images(scanned: Scan) -> dict[str, Any]:
             sizes[name] = scanned.sizes[order[place]].tolist()
     return {
         "count": len(scanned.images),
+        "left_out": scanned.images.ledger.lines(),
         "readable": len(readable),
         "modes": dict(Counter(image.mode for image in readable).most_common()),
         "turned": sum(image.turned for image in readable),

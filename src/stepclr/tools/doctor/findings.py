@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from stepclr.data.images import ImageSet
+from stepclr.data.ledger import is_aside
 from stepclr.tools.doctor.scan import Scan, ScannedImage
 
 Severity = Literal["error", "warning", "note"]
@@ -44,18 +45,21 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
 
 
 # Findings about single images: severity, what they say after their count, and what to do.
-SKIPPED = "delete or replace them; pretraining skips them and lists them"
+SKIPPED = "restore or replace them; pretraining skips them and lists them"
 IMAGE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "unreadable": ("error", "cannot be read", SKIPPED),
     "empty": ("error", "are empty files", SKIPPED),
-    "closed": ("error", "folders or files are not readable", "check their permissions"),
+    "unsupported": ("error", "are sound but cannot be read as they are", "keep them; the reason says what helps"),
+    "left-out": ("warning", "files are not read", "keep them; the reason says what helps"),
+    "missing": ("error", "files or folders cannot be opened", "check their permissions, and where links lead"),
     "blank": ("warning", "have a single color", "delete them: all their views look the same"),
     "tiny": ("warning", "have a side below {tiny} px", "delete them, or train on smaller views: --size {smallest}"),
     "small": ("note", "are smaller than a view ({size} px) and will be enlarged", "or choose a smaller --size"),
     "huge": ("warning", f"have more than {HUGE // 10**6} million pixels", "shrink them: they are slow to decode"),
     "long": ("warning", f"are more than {LONG} times as long as wide", "crop them: one view shows only a small part"),
     "animated": ("note", "are animated", "nothing, if their first frame is enough"),
-    "deep": ("note", "have 16 or more bits per pixel", "nothing, if 8 bits are enough"),
+    "deep": ("note", "have more than 8 bits per channel and become 8-bit", "check the brightness: stepclr views"),
+    "changed": ("note", "are not read as they are", "nothing, if the rest is enough"),
     "cmyk": ("note", "are CMYK images", "convert them to RGB if their colors matter"),
 }
 
@@ -66,11 +70,16 @@ def image_findings(scan: Scan, size: int) -> Iterator[Finding]:
     size: side of a view, pixels.
     """
     examples: dict[str, list[str]] = {name: [] for name in IMAGE_FINDINGS}
+    of_the_set = {scan.images.names[i] for i, image in enumerate(scan.each) if image.why}
     for path, why in scan.images.skipped:
-        examples["closed"].append(f"{path}: {why}")
+        if path not in of_the_set:
+            examples["missing"].append(f"{path}: {why}")
+    for path, (kind, hint, number) in scan.images.ledger.ignored.items():
+        if hint:
+            examples["left-out"] += [f"{path}: {kind} ({hint})"] * number
     for i, image in enumerate(scan.each):
         for name in _wrong(image, size):
-            described = image.why or f"{image.size[1]} x {image.size[0]}, {image.mode}"
+            described = image.why or image.remark or f"{image.size[1]} x {image.size[0]}, {image.mode}"
             examples[name].append(f"{scan.images.names[i]}: {described}")
     shortest = min((min(image.size) for image in scan.each if min(image.size)), default=size)
     numbers = {"size": size, "tiny": min(TINY, size), "smallest": max(4, shortest)}
@@ -81,6 +90,8 @@ def image_findings(scan: Scan, size: int) -> Iterator[Finding]:
 def _wrong(image: ScannedImage, size: int) -> list[str]:
     """The names of the findings that an image belongs to."""
     if image.why:
+        if image.sound:
+            return ["unsupported"]
         return ["empty" if image.length == 0 else "unreadable"]
     height, width = image.size
     applies = {
@@ -91,6 +102,7 @@ def _wrong(image: ScannedImage, size: int) -> list[str]:
         "long": max(height, width) > LONG * min(height, width),
         "animated": image.animated,
         "deep": image.mode in DEEP_MODES,
+        "changed": bool(image.remark),
         "cmyk": image.mode == "CMYK",
     }
     return [name for name, yes in applies.items() if yes]
@@ -127,5 +139,5 @@ def _empty_folders(images: ImageSet) -> list[str]:
     root = Path(images.source)
     if images.chosen is not None or not images.classes or not root.is_dir():
         return []
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_aside(path.name))
     return [name for name in folders if name not in images.classes]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags
 from torch import Tensor
 
-from stepclr.data.decode import UnreadableError, decode, opened, reasons, reduced, size_of
+from stepclr.data.decode import decoded, reduced, size_of
+from stepclr.data.formats import UnreadableError, UnsupportedError, opened, reasons
 from stepclr.data.images import ImageSet
 from stepclr.data.stores import Store, attempts
 from stepclr.io import blake
@@ -43,6 +44,10 @@ class ScannedImage:
     length: int | None = None
     """Its file's length, bytes."""
     why: str = ""
+    sound: bool = False
+    """Whether nothing is wrong with a file that cannot be read: it is of a kind that is not read."""
+    remark: str = ""
+    """What it loses or gains when it is read."""
     thumbnail: UInt8[Tensor, "side side"] | None = None
 
     @property
@@ -80,9 +85,17 @@ def scan(images: ImageSet, progress: Progress | None = None) -> Scan:
     for start in range(0, len(images), CHUNK):
         rows = images.rows[start : start + CHUNK]
         results = attempts(lambda row: _scanned(images.store, row), rows, images.store.files)
-        each += [ScannedImage(why=str(one)) if isinstance(one, UnreadableError) else one for one in results]
+        for one in results:
+            sound = isinstance(one, UnsupportedError)
+            each.append(ScannedImage(why=str(one), sound=sound) if isinstance(one, UnreadableError) else one)
         if progress:
             progress(len(each), len(images))
+    for i, one in enumerate(each):
+        if one.why:
+            images.ledger.unreadable[images.names[i]] = one.why
+        elif one.remark:
+            images.ledger.remarks[images.names[i]] = one.remark
+
     # The set takes these sizes, instead of reading them again and writing them into the cache.
     sizes = {row: image.size for row, image in zip(images.rows.tolist(), each, strict=True)}
     return Scan(replace(images, store=images.store.with_sizes(sizes)), each)
@@ -102,16 +115,16 @@ def _scanned(store: Store, row: int) -> ScannedImage:
             return found
         try:
             file.seek(0)
-            found.size = size_of(file)
+            found.size = size_of(file, store.reading)
             file.seek(0)
-            pixels = decode(file, DECODED_SIDE)
+            pixels, found.remark = decoded(file, DECODED_SIDE, store.reading)
             file.seek(0)
-            with opened(file) as image:
+            with opened(file, store.reading) as image:
                 found.mode, found.animated = image.mode, getattr(image, "is_animated", False)
                 with suppress(Exception):  # broken EXIF data does not make an image unreadable
                     found.turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
         except UnreadableError as error:
-            found.why = str(error)
+            found.why, found.sound = str(error), isinstance(error, UnsupportedError)
             return found
     size = found.size  # of the file; that of `pixels` is reduced
     return replace(_with_pixels(found, pixels), size=size)

@@ -19,6 +19,8 @@ def _images(diagnosis: Diagnosis) -> Iterator[str]:
     images, classes = diagnosis.images, diagnosis.classes
     test = f"; test images: {diagnosis.test}" if diagnosis.test else ""
     yield f"{diagnosis.source}: {images['count']:,} images, {images['readable']:,} of them readable{test}"
+    for line in images["left_out"]:
+        yield f"  {line}"
     if images["sizes"]:
         sizes = ", ".join(f"{name} {w} x {h}" for name, (h, w) in images["sizes"].items())
         modes = ", ".join(f"{n:,} {mode}" for mode, n in images["modes"].items())

@@ -96,7 +96,7 @@ def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
     file = images.store.open(int(images.rows[i]))
     if file is not None:
         with file:
-            suffix = suffix_of(file)
+            suffix = suffix_of(file, images.store.reading)
             file.seek(0)
             path.with_suffix(suffix).write_bytes(file.read())
     else:
@@ -105,8 +105,9 @@ def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
 
 def _run(folder: Path) -> None:
     settings = json.loads((folder / "settings.json").read_text())
-    if isinstance(settings["strength"], list):
-        settings["strength"] = tuple(settings["strength"])  # JSON has lists only
+    for name in ("strength", "value_range"):
+        if isinstance(settings[name], list):
+            settings[name] = tuple(settings[name])  # JSON has lists only
     config = PretrainConfig(**settings)
     try:
         run = pretrain(open_images(folder / "images"), folder / "run", config=config, progress=False)

@@ -123,6 +123,9 @@ def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
     yield f"- Pretrained on: {plain(config.source)}"
     yield f"- Images: {config.images:,}, labeled {config.labeled:,}"
     yield f"- Images that could not be read: {config.skipped:,}"
+    if config.value_range:
+        black, white = config.value_range
+        yield f"- Images of more than 8 bits: {black:g} became 0 and {white:g} became 255, others were clipped"
     yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
 
 

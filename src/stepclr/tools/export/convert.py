@@ -65,7 +65,7 @@ def export(
     source = Path(run) / FILE if Path(run).is_dir() else Path(run)
     network = _load(source)
     path = _path(Path(out), writer, network, source)
-    images = open_images(check, limit=IMAGES)
+    images = encoder_of(network).ranged(open_images(check, limit=IMAGES))
     pixels = _pixels(encoder_of(network), images)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as draft:

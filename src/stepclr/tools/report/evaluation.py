@@ -20,12 +20,12 @@ def evaluation(context: Context) -> Json:
     if context.scores is None:
         return {"missing": True}
     try:
-        return _section(context.scores)
+        return _section(context, context.scores)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise StepclrError(f"{context.run.folder / 'evaluation.json'} is corrupt: {error}") from None
 
 
-def _section(scores: Scores) -> Json:
+def _section(context: Context, scores: Scores) -> Json:
     columns, grid = score_grid(scores)
     rows = []
     for name, cells in grid.items():
@@ -43,14 +43,14 @@ def _section(scores: Scores) -> Json:
         labels = labels_words(confused["labels_per_class"])
         title = f"Confusion of {confused['method']} with {labels}, over all draws"
         section["confusion"] = confusion(title, confused["classes"], np.array(confused["matrix"], dtype=np.int64))
-        section["confused"] = _with_images(confused["pairs"], scores.protocol["test"]["source"])
+        section["confused"] = _with_images(context, confused["pairs"], scores.protocol["test"]["source"])
     return section
 
 
-def _with_images(pairs: list[Json], source: str) -> list[Json]:
+def _with_images(context: Context, pairs: list[Json], source: str) -> list[Json]:
     """The most confused pairs of classes, with their images where the test set can still be read."""
     try:
-        test = open_images(source)
+        test = open_images(source, value_range=context.config.value_range, max_pixels=context.config.max_pixels)
         index_of = {name: i for i, name in enumerate(test.names)}
     except (StepclrError, OSError):
         index_of = {}

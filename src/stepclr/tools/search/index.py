@@ -157,7 +157,10 @@ def open_table(folder: Path) -> tuple[IndexMetadata, Any]:
 
 def encoder_checksum(encoder: Encoder) -> str:
     """A checksum of everything in an encoder that h depends on: its network and its weights."""
-    parts = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, state_checksum(encoder.state_dict())]
+    weights = state_checksum(encoder.state_dict())
+    parts: list[Any] = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, weights]
+    if encoder.value_range:
+        parts.append(encoder.value_range)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

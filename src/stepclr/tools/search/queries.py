@@ -11,7 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import UnreadableError, decode, reasons, reduced, source_side, upright_rgb
+from stepclr.data.decode import decode, reduced, source_side, upright_rgb
+from stepclr.data.formats import UnreadableError, reasons
+from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, one_line
@@ -139,11 +141,11 @@ class Search:
 
 def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "3 h w"]:
     """A query's pixels, resized as the images of an index are before the encoder sees them."""
-    short_side = source_side(encoder.size)
+    short_side, reading = source_side(encoder.size), Reading(encoder.value_range)
     if isinstance(query, Tensor):
         return reduced(query, short_side)
     if isinstance(query, Image.Image):
-        return reduced(upright_rgb(query), short_side)
+        return reduced(upright_rgb(query, reading), short_side)
     path = Path(query)
     if not path.exists():
         raise StepclrError(f"{path} does not exist")
@@ -151,7 +153,7 @@ def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "3 h w"]:
         raise StepclrError(f"{path} is not an image file")
     try:
         with reasons(), path.open("rb") as file:
-            return decode(file, short_side)
+            return decode(file, short_side, reading)
     except UnreadableError as reason:
         raise StepclrError(f"{path} cannot be read: {reason}") from reason
 

@@ -112,11 +112,10 @@ def build_index(
     with _table_writer(folder, encoder, metadata, source, world) as writer:
         # Only the first rank reads and writes the table; it tells the others which images are new.
         new = np.array(world.objects(writer.begin() if writer else None)[0], np.int64)
-        skipped = list(source.skipped)
         step = COMMIT_IMAGES * world.size
         for start in range(0, len(new), step):
             indices = new[start : start + step]
-            batch = ThumbnailingImageSet.of(replace(smaller.take(indices), skipped=[]))
+            batch = ThumbnailingImageSet.of(smaller.take(indices))
 
             def report(done: int, _: int, start: int = start) -> None:
                 if progress:
@@ -124,10 +123,9 @@ def build_index(
 
             h, kept = represent(encoder, batch, dtype, progress=report, world=world)
             thumbnails = batch.gathered(world, kept)
-            skipped += world.union(batch.skipped)
             if writer:
                 writer.add(indices[kept], h.numpy(), thumbnails)
-        source.skipped = list(dict.fromkeys(skipped))
+        source.ledger.unreadable |= world.union(source.skipped)
         return IndexUpdate(**world.objects(asdict(writer.finish()) if writer else None)[0])
 
 
@@ -166,7 +164,7 @@ def write_embeddings(
         write = partial(np.savez, embeddings=h, paths=paths, labels=source.labels[kept], classes=classes)
     if world.first:
         write_whole(path, write)
-        source.list_skipped(path.with_suffix(".skipped.csv"))
+        source.ledger.write(path.with_suffix(".skipped.csv"))
     return Written(len(kept), len(source) - len(kept))
 
 
@@ -247,7 +245,7 @@ class _TableWriter:
         """List unreadable images and, if the table has changed, update its approximate search."""
         skipped = self.source.skipped
         (self.folder / SKIPPED).unlink(missing_ok=True)
-        self.source.list_skipped(self.folder / SKIPPED)
+        self.source.ledger.write(self.folder / SKIPPED)
         with reading(self.folder):
             rows = self.table.count_rows()
         if not rows:

@@ -1,0 +1,170 @@
+"""Which files are images: by their suffix, by their first bytes, and why one that is not read is not."""
+
+import importlib.util
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from io import BufferedReader, BytesIO
+
+from PIL import Image, ImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from stepclr.data.reading import Reading
+from stepclr.errors import StepclrError
+
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
+HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
+HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+# Named one by one: among Pillow's other formats are some that start programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "HEIF": ".heic"}  # else the format's own name
+HEAD = 16  # bytes, by which a format is known
+NEEDS_HEIF = "HEIC needs the package pillow-heif: pip install 'stepclr[heic]'"
+OTHERS = {b"\x93NUMPY": "a NumPy array", b"%PDF": "a PDF", b"PK\3\4": "a zip", b"<svg": "an SVG", b"<?xml": "XML"}
+PILLOW = re.compile(r"PIL\.")
+SAMPLE_FORMATS = {1: "whole numbers", 2: "signed whole numbers", 3: "floating-point numbers"}
+BITS, SAMPLES, SAMPLE_FORMAT = 258, 277, 339  # tags of TIFF
+
+File = BytesIO | BufferedReader  # open for reading
+
+
+class UnreadableError(StepclrError):
+    """An image that cannot be read; the message is the reason alone, without the image's name."""
+
+
+class UnsupportedError(UnreadableError):
+    """An image with which nothing is wrong, of a kind that is not read; the message says what helps."""
+
+
+class DamagedError(StepclrError):
+    """A shard that does not match its index or cannot be fetched: unlike one image, a reason to stop."""
+
+
+def has_heif() -> bool:
+    """Whether the package pillow-heif, which reads HEIC, is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def image_suffixes() -> set[str]:
+    """The suffixes of the image files that can be read here."""
+    return SUFFIXES | HEIF_SUFFIXES if has_heif() else SUFFIXES
+
+
+def format_of(head: bytes) -> str | None:
+    """The image format that a file's first HEAD bytes announce; None if they announce none."""
+    if head.startswith(b"BM") and head[6:10] != bytes(4):
+        return None  # a text may begin like a BMP, or like a PPM
+    if head.startswith(b"P") and not re.match(rb"P.\s+[\d#]", head):
+        return None
+    for name in _formats():
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(head) is True:
+            return name
+    return "HEIF" if _is_heif(head) else None
+
+
+def opened(file: File, reading: Reading) -> ImageFile.ImageFile:
+    """An image whose header is read, by Pillow, in one of FORMATS or HEIF; to be closed.
+
+    Raises `UnreadableError` for any other file, and for more pixels than `reading` allows.
+    """
+    silence_pillow()
+    image = _open(file)
+    check_pixels(image, reading)
+    return image
+
+
+def check_pixels(image: Image.Image, reading: Reading) -> None:
+    """Raise `UnsupportedError` if an image has more pixels than `reading` allows."""
+    pixels = image.width * image.height
+    if pixels > reading.limit:
+        raise UnsupportedError(
+            f"{image.width} x {image.height}: above the limit of {reading.limit:,} pixels; --max-pixels {pixels} "
+            "(max_pixels) reads it"
+        )
+
+
+def silence_pillow() -> None:
+    """Ignore Pillow's warnings about single files: the list of unreadable images says the same, and more clearly.
+
+    The filter stays, because `warnings.catch_warnings` in several threads at once would restore the wrong filters.
+    """
+    if not warnings.filters or warnings.filters[0][3] != PILLOW:
+        warnings.filterwarnings("ignore", module=PILLOW.pattern)
+
+
+def _open(file: File) -> ImageFile.ImageFile:
+    """As `Image.open` does it, without its limit of pixels, which is one for the whole process."""
+    head = file.read(HEAD)
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(head) is True:
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # another format may begin with the same bytes
+    if _is_heif(head) and has_heif():
+        from pillow_heif import HeifImageFile
+
+        file.seek(0)
+        return HeifImageFile(file, "")  # type: ignore[no-untyped-call]
+    raise _unknown(head, file)
+
+
+def _unknown(head: bytes, file: File) -> UnreadableError:
+    """What a file is that is not opened, as far as its first bytes tell."""
+    if _is_heif(head):
+        return UnsupportedError(NEEDS_HEIF)
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _unknown_tiff(file)
+    for start, name in OTHERS.items():
+        if head.startswith(start):
+            return UnsupportedError(f"not an image in a known format but {name}")
+    return UnreadableError("not an image in a known format")
+
+
+def _unknown_tiff(file: File) -> UnreadableError:
+    """Which bands a TIFF has that Pillow does not open."""
+    try:
+        file.seek(0)
+        big = file.read(4)[2:3] == b"+"
+        file.seek(0)
+        tags = ImageFileDirectory_v2(file.read(16 if big else 8))
+        file.seek(tags.next)
+        tags.load(file)
+        bits, bands = tags[BITS], tags.get(SAMPLES, 1)
+        kind = SAMPLE_FORMATS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "numbers of an unknown kind")
+    except Exception:  # a hostile file raises what the parser raises
+        return UnreadableError("not an image in a known format: a TIFF whose description is broken")
+    return UnsupportedError(
+        f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}, which is not read; convert it to RGB "
+        "with 8 or 16 bits per band, or to one band"
+    )
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """Turn whatever Pillow's readers raise for a broken file into one `UnreadableError` that says why."""
+    try:
+        yield
+    except (UnreadableError, DamagedError, MemoryError):
+        raise
+    except OSError as error:
+        raise UnreadableError(" ".join((error.strerror or str(error)).split())) from error
+    except Exception as error:
+        raise UnreadableError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error

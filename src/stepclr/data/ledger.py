@@ -1,0 +1,142 @@
+"""`Ledger`: what became of everything that was met under a source and is not simply one of its images."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from stepclr.data.formats import format_of, image_suffixes
+from stepclr.errors import one_line
+from stepclr.io import write_csv
+
+KINDS = 6  # that a line names
+LONGEST = 10  # letters of a suffix
+NO_SUFFIX = "without a suffix"
+
+# Names that operating systems, NAS boxes and programs give to folders and files of their own, in lower case.
+SYSTEM = {"__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "recycled"}
+SYSTEM |= {"system volume information", "lost+found", "found.000", "temporary items", "network trash folder"}
+SYSTEM |= {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
+
+HINTS = {
+    ".heic .heif .hif": "install stepclr[heic] to read them",
+    ".cr2 .cr3 .crw .nef .nrw .arw .sr2 .dng .orf .rw2 .raf .pef .srw .x3f .3fr .iiq .raw .rwl": (
+        "raw data of cameras: convert them to JPEG or TIFF"
+    ),
+    ".jxl .svg .pdf .psd .eps .ai .exr .hdr .dcm .dicom .fits .nii .tga .ico": "convert them to PNG",
+    ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts": "videos: extract their frames",
+    ".npy .npz .h5 .hdf5 .mat .pt .pkl": "arrays: load them in Python and pass uint8 images",
+    ".tar": "shards: give DIR/{0000..0127}.tar or one DIR/x.tar as the source",
+    ".zip": "give it as the source",
+    ".gz .tgz .bz2 .xz .7z .rar": "archives: unpack them",
+}
+HINT_OF = {suffix: hint for suffixes, hint in HINTS.items() for suffix in suffixes.split()}
+
+
+class Ignored(NamedTuple):
+    """What is not an image: the kind by which a line counts it, how to read it, and how many there are at a path."""
+
+    kind: str
+    hint: str = ""
+    number: int = 1
+
+
+@dataclass
+class Ledger:
+    """Everything that was met under a source: each image is read as it is, unless it is listed here.
+
+    A source and all sets that are made of it share one ledger, so that whoever opened the source knows afterwards what
+    was found while its images were read.
+    """
+
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Images that cannot be read, and why."""
+    ignored: dict[str, Ignored] = field(default_factory=dict)
+    """Files and folders that are not images."""
+    remarks: dict[str, str] = field(default_factory=dict)
+    """Images that are read, and what they lose or gain by it."""
+    suffixes: set[str] = field(default_factory=image_suffixes, repr=False)
+    """Of the image files that can be read here."""
+
+    def admits(self, path: str, head: Callable[[], bytes]) -> bool:
+        """Whether the file at `path`, relative to the source, is an image; it is entered as ignored if it is not.
+
+        A suffix decides. Where there is none, `head` reads the first bytes, and these decide. Hidden files and those of
+        an operating system are no images, whatever is in them.
+        """
+        if not self.admits_place(path):
+            return False
+        suffix = suffix_of_name(path)
+        if not suffix:
+            kind = format_of(head())
+            suffix = {None: NO_SUFFIX, "HEIF": ".heic"}.get(kind, "")
+        if not suffix or suffix in self.suffixes:
+            return True
+        self.ignored[path] = Ignored(suffix, HINT_OF.get(suffix, ""))
+        return False
+
+    def admits_place(self, path: str) -> bool:
+        """Whether no part of `path` is hidden or of an operating system; the first that is, is entered as ignored.
+
+        A folder's path ends in a slash.
+        """
+        parts = path.split("/")
+        for number, part in enumerate(parts, 1):
+            if is_aside(part):
+                slash = "/" if number < len(parts) else ""
+                kind = "hidden" if part.startswith(".") else part + slash
+                self.ignored["/".join(parts[:number]) + slash] = Ignored(kind)
+                return False
+        return True
+
+    def lines(self) -> list[str]:
+        """A line for what is skipped, ignored, and read with a change; none for what did not occur."""
+        lines = []
+        if self.unreadable:
+            name, reason = next(iter(self.unreadable.items()))
+            total = len(self.unreadable)
+            lines.append(f"skipped {total:,} images that cannot be read, for example {one_line(name)}: {reason}")
+        counts: Counter[str] = Counter()
+        for kind, hint, number in self.ignored.values():
+            counts[f"{kind} ({hint})" if hint else kind] += number
+        if counts:
+            lines.append(f"ignored {counts.total():,} files and folders that are not images: {_kinds(counts)}")
+        if self.remarks:
+            lines.append(f"changed {len(self.remarks):,} images: {_kinds(Counter(self.remarks.values()))}")
+        return lines
+
+    def write(self, path: Path) -> None:
+        """Write a CSV of (path, reason) with every entry; no file if there is none."""
+        rows = [("path", "reason"), *self.unreadable.items()]
+        for name, (kind, hint, number) in self.ignored.items():
+            several = f"{number:,} " if number > 1 else ""
+            rows.append((name, f"ignored: {several}{kind}" + (f" ({hint})" if hint else "")))
+        rows += [(name, f"changed: {text}") for name, text in self.remarks.items()]
+        if len(rows) > 1:
+            write_csv(path, rows)
+
+
+def _kinds(counts: Counter[str]) -> str:
+    """The most frequent kinds with their numbers."""
+    kinds = [f"{number:,} {one_line(kind)}" for kind, number in counts.most_common(KINDS)]
+    if len(counts) > KINDS:
+        kinds.append(f"{counts.total() - sum(n for _, n in counts.most_common(KINDS)):,} others")
+    return ", ".join(kinds)
+
+
+def is_aside(name: str) -> bool:
+    """Whether files and folders of this name are hidden or belong to an operating system."""
+    return name.lower() in SYSTEM or (name.startswith(".") and name != "..")
+
+
+def suffix_of_name(path: str) -> str:
+    """The suffix of a file's name, such as `.jpg`; "" where what follows the last dot is not the name of a kind.
+
+    In "IMG 12.30.45", "Dr. Who" and "photo.jpg?width=640" it is not.
+    """
+    stem, _, suffix = path.rsplit("/", 1)[-1].rpartition(".")
+    letters = suffix.replace("_", "").replace("-", "")
+    if not stem or not letters.isascii() or not letters.isalnum() or letters.isdecimal() or len(suffix) > LONGEST:
+        return ""
+    return f".{suffix.lower()}"

@@ -1,0 +1,169 @@
+"""From an image's own numbers to 8-bit RGB: what is black and what is white, and what lies behind what is clear."""
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageStat
+
+from stepclr.data.formats import BITS, UnsupportedError
+from stepclr.data.reading import Range, Reading
+
+BYTE = 255
+SIXTEEN = 2**16 - 1
+DIM = 2**14 - 1  # numbers of 16 bits that all lie below probably have 10, 12 or 14: as 16 bits they would be black
+STRIP = 2**22  # numbers that are scaled at a time
+FAINT = 8.0  # levels; a smaller standard deviation over a background is hardly a drawing
+WHITE_IS_ZERO, PHOTOMETRIC, EXTRA_SAMPLES = 0, 262, 338
+LOWEST, HIGHEST = (340, 280), (341, 281)  # tags of TIFF for the smallest and the largest number
+HALVES = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # the byte order that swaps both bytes
+OPTION = "--value-range LOW,HIGH (value_range) says which numbers are black and white"
+ON_BLACK = "a light drawing on transparency, laid over black"
+BANDS_LEFT = "only red, green and blue of its bands"
+
+Again = Callable[[], ImageFile.ImageFile]  # opens the same image once more
+
+
+def rgb(image: Image.Image, reading: Reading, again: Again | None = None) -> tuple[Image.Image, str]:
+    """An image as 8-bit RGB, and what that loses or gains beyond what is usual ("" if nothing).
+
+    again: opens the image's file once more; without it, 16-bit colors have only their upper byte.
+
+    Raises `UnsupportedError` where it is not known which numbers are black and white.
+    """
+    wide = _is_wide(image)
+    remark = BANDS_LEFT if _has_more_bands(image) else ""
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_one_band(image, reading)).convert("RGB"), remark
+    if wide:
+        image = _wide(image, reading, again)
+    elif _lacks_meaning(image):  # its fourth band is not declared to be transparency
+        image = image.convert("RGB")
+    if image.mode != "RGB" and image.has_transparency_data:
+        image, over = _over_background(image)
+        remark = remark or over
+    return (image if image.mode == "RGB" else image.convert("RGB")), remark
+
+
+def to_bytes(numbers: NDArray[Any], black: float | int, white: float | int) -> UInt8[np.ndarray, "..."]:
+    """Numbers as 0 (black) to 255 (white); what lies outside is clipped, and what is not a number is black."""
+    levels = np.empty(numbers.shape, np.uint8)
+    rows = max(1, STRIP // max(1, numbers[:1].size))
+    for start in range(0, len(numbers), rows):
+        share = (numbers[start : start + rows].astype(np.float64) - black) / ((white - black) or 1)
+        levels[start : start + rows] = np.rint(np.nan_to_num(share.clip(0, 1)) * BYTE)
+    return levels
+
+
+def _one_band(image: Image.Image, reading: Reading) -> UInt8[np.ndarray, "h w"]:
+    """The single band of an image of more than 8 bits, as bytes."""
+    numbers = np.asarray(image)
+    black, white = _range(image, reading) or _range_of_bits(image, int(numbers.max()) if image.mode != "F" else 0)
+    if _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        black, white = white, black
+    return to_bytes(numbers, black, white)
+
+
+def _range(image: Image.Image, reading: Reading) -> Range | None:
+    """What the user says is black and white, else what the file declares."""
+    if reading.value_range:
+        return reading.value_range
+    tags = _tags(image)
+    white = _number(tags, HIGHEST)
+    if white is not None:
+        return _number(tags, LOWEST) or 0.0, white
+    bits = tags.get(BITS)
+    if bits and 8 < bits[0] < 16:
+        return 0.0, 2.0 ** bits[0] - 1
+    return None
+
+
+def _range_of_bits(image: Image.Image, largest: int) -> Range:
+    """0 to 65535 for 16 bits that are used. Raises `UnsupportedError` for any other image."""
+    if image.mode == "F":
+        raise UnsupportedError(f"floating-point numbers without a declared range; {OPTION}")
+    if not image.mode.startswith("I;16") and image.format in (None, "TIFF"):
+        raise UnsupportedError(f"32-bit or signed whole numbers without a declared range; {OPTION}")
+    _check_bright(largest)
+    return 0.0, float(SIXTEEN)
+
+
+def _check_bright(largest: int) -> None:
+    if 0 < largest <= DIM:
+        raise UnsupportedError(
+            f"16-bit numbers of at most {largest:,}, which would be nearly black as shares of {SIXTEEN:,}; {OPTION}"
+        )
+
+
+def _wide(image: Image.Image, reading: Reading, again: Again | None) -> Image.Image:
+    """A color image of 16 bits per channel, of which Pillow has read the upper bytes, as 8 bits per channel."""
+    found = _range(image, reading)
+    colors = [band for band in image.getbands() if band != "A"]
+    if found is None:
+        _check_bright(max(int(np.asarray(image.getchannel(band)).max()) for band in colors) << 8)
+        return image
+    if again is None:
+        raise UnsupportedError("only the upper bytes of its 16 bits are known; give the file instead")
+    with again() as other:
+        other.tile = [tile._replace(args=_swapped(tile.args)) for tile in other.tile]
+        other.load()
+        bands = []
+        for band in colors:
+            upper, lower = (np.asarray(one.getchannel(band)) for one in (image, other))
+            bands.append(Image.fromarray(to_bytes(upper.astype(np.uint16) << 8 | lower, *found)))
+    if "A" in image.getbands():
+        bands.append(image.getchannel("A"))
+    return Image.merge(image.mode, bands)
+
+
+def _over_background(image: Image.Image) -> tuple[Image.Image, str]:
+    """A partly transparent image over white, or over black where white would hide it; and a remark on the latter."""
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    over = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    contrast = max(ImageStat.Stat(over).stddev)
+    if contrast >= FAINT:
+        return over, ""
+    over_black = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+    if max(ImageStat.Stat(over_black).stddev) <= contrast:
+        return over, ""
+    return over_black, ON_BLACK
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Whether an image that is not loaded yet has 16 bits per channel and several channels."""
+    return len(image.getbands()) > 1 and ";16" in repr([tile.args for tile in getattr(image, "tile", [])])
+
+
+def _swapped(args: Any) -> Any:
+    """The arguments of Pillow's decoder that make it read the lower byte where it would read the upper one."""
+    if isinstance(args, str):
+        return re.sub(r"(?<=;16)[LBN]", lambda order: HALVES[order[0]], args)
+    return tuple(_swapped(one) if isinstance(one, str) else one for one in args)
+
+
+def _has_more_bands(image: Image.Image) -> bool:
+    extra = _tags(image).get(EXTRA_SAMPLES, ())
+    return 0 in extra or _lacks_meaning(image)
+
+
+def _lacks_meaning(image: Image.Image) -> bool:
+    """Whether a TIFF of four bands does not say what the fourth is."""
+    return image.format == "TIFF" and image.mode == "RGBA" and EXTRA_SAMPLES not in _tags(image)
+
+
+def _tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", {})
+
+
+def _number(tags: Any, names: tuple[int, ...]) -> float | None:
+    """The number that the first of these tags holds."""
+    for name in names:
+        value = tags.get(name)
+        if value is not None:
+            return float(value[0] if isinstance(value, tuple) else value)
+    return None

@@ -1,0 +1,62 @@
+"""`Reading`: what a user decides about reading image files, where the files do not."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from stepclr.errors import StepclrError
+
+MAX_PIXELS = 200_000_000  # of an image; a phone's largest has 108 or 200 million
+
+
+def _two_numbers(words: list[str]) -> tuple[float, float]:
+    low, high = (float(number) for number in words[0].split(","))
+    return low, high
+
+
+Range = tuple[float | int, float | int]  # (black, white)
+
+# Two numbers with a comma on the command line.
+ValueRange = Annotated[
+    Range | None,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="LOW,HIGH",
+        instance_from_str=_two_numbers,
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(f"{number:g}" for number in value) if value else "None"],
+    ),
+    arg(metavar="LOW,HIGH", help_behavior_hint="(default: what each file declares)"),
+]
+MaxPixels = Annotated[int | None, arg(metavar="N", help_behavior_hint=f"(default: {MAX_PIXELS})")]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read. None: what each file declares, and at most MAX_PIXELS pixels."""
+
+    value_range: ValueRange = None
+    """The numbers that are black and white, in images of more than 8 bits per channel."""
+    max_pixels: MaxPixels = None
+    """Pixels of the largest image that is read; larger ones are skipped and counted."""
+
+    def __post_init__(self) -> None:
+        if self.value_range is not None:
+            given = tuple(float(number) for number in self.value_range)
+            if len(given) != 2 or not -math.inf < given[0] < given[1] < math.inf:
+                raise StepclrError(f"value_range must be two ascending numbers (black, white), not {self.value_range}")
+            object.__setattr__(self, "value_range", given)
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise StepclrError(f"max_pixels must be at least 1, not {self.max_pixels}")
+
+    @property
+    def limit(self) -> int:
+        """Pixels of the largest image that is read."""
+        return self.max_pixels or MAX_PIXELS
+
+    def changed(self, by: "Reading") -> "Reading":
+        """This, except for what `by` decides."""
+        return Reading(by.value_range or self.value_range, by.max_pixels or self.max_pixels)

@@ -1,0 +1,177 @@
+"""Step 1: which numbers are black and white is declared, asked for, or a reason; never guessed from one image."""
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+from test_decode import file_of, scene
+
+from stepclr.data.decode import decoded
+from stepclr.data.formats import UnsupportedError
+from stepclr.data.reading import Range, Reading
+from stepclr.errors import StepclrError
+
+BYTES = np.arange(256)
+LARGEST = {"10 bits": 1023, "12 bits": 4095, "14 bits": 16383, "16 bits": 65535}
+
+
+def ramp(largest: float, dtype: Any) -> NDArray[Any]:
+    """From 0 to `largest` in 256 steps, one row."""
+    return np.linspace(0, largest, 256)[None].astype(dtype)
+
+
+def tagged(image: NDArray[Any], **tags: Any) -> bytes:
+    """A TIFF with further tags: name=(number, type, value)."""
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, kind, value in tags.values():
+        directory.tagtype[tag] = kind
+        directory[tag] = value
+    return file_of(Image.fromarray(image), "TIFF", tiffinfo=directory)
+
+
+def read(file: bytes, value_range: Range | None = None) -> NDArray[np.int64]:
+    """Every color of the first row, which has to be gray."""
+    image, _ = decoded(io.BytesIO(file), None, Reading(value_range))
+    assert (image == image[:1]).all()
+    return image[0, 0].numpy().astype(np.int64)
+
+
+def close(levels: NDArray[np.int64], expected: NDArray[np.int64] = BYTES) -> bool:
+    return bool(np.abs(levels - expected).max() <= 1)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "PPM", "JPEG2000"])
+@pytest.mark.parametrize("bits", LARGEST)
+def test_ten_to_fourteen_bits_in_a_file_of_sixteen_are_never_black(bits: str, kind: str) -> None:
+    options = {"irreversible": False} if kind == "JPEG2000" else {}
+    file = file_of(Image.fromarray(ramp(LARGEST[bits], np.uint16)), kind, **options)
+    if bits == "16 bits":
+        assert close(read(file))
+    else:
+        with pytest.raises(UnsupportedError, match=rf"at most {LARGEST[bits]:,}, .*--value-range LOW,HIGH"):
+            read(file)
+    assert close(read(file, (0, LARGEST[bits])))
+
+
+@pytest.mark.parametrize("largest", LARGEST.values())
+def test_the_largest_value_that_a_tiff_declares_is_white(largest: int) -> None:
+    assert close(read(tagged(ramp(largest, np.uint16), white=(281, 3, largest))))
+
+
+def test_a_declared_range_of_floats_and_a_declared_black() -> None:
+    declared = {"black": (340, 11, -1.0), "white": (341, 11, 1.0)}
+    assert close(read(tagged(ramp(2, np.float32) - 1, **declared)))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "value_range"),
+    [
+        (ramp(1, np.float32), (0, 1)),
+        (ramp(65535, np.float32), (0, 65535)),
+        (ramp(2, np.float32) - 1, (-1, 1)),
+        (ramp(255, np.int32), (0, 255)),
+        (ramp(4095, np.int32) - 1024, (-1024, 3071)),
+    ],
+    ids=["floats to 1", "floats to 65535", "floats from -1", "int32 to 255", "tomography"],
+)
+def test_numbers_without_a_declared_range_need_one(numbers: NDArray[Any], value_range: Range) -> None:
+    file = file_of(Image.fromarray(numbers), "TIFF")
+    with pytest.raises(UnsupportedError, match=r"without a declared range; --value-range LOW,HIGH"):
+        read(file)
+    assert close(read(file, value_range))
+
+
+def test_one_image_never_decides_its_own_range() -> None:
+    """Half as bright in the file is half as bright for the encoder; what lies outside is clipped."""
+    dark, bright = (file_of(Image.fromarray(ramp(top, np.float32)), "TIFF") for top in (0.5, 2))
+    assert close(read(dark, (0, 1)), BYTES // 2)
+    assert close(read(bright, (0, 1)), (2 * BYTES).clip(0, 255))
+    assert read(file_of(Image.fromarray(np.full((1, 256), np.nan, np.float32)), "TIFF"), (0, 1)).max() == 0
+
+
+def test_eight_bits_are_what_they_are_whatever_the_range() -> None:
+    assert (read(file_of(Image.fromarray(ramp(255, np.uint8))), (0, 4095)) == BYTES).all()
+
+
+def sixteen_bit_color(levels: NDArray[np.uint16], kind: str) -> bytes:
+    """Gray as color of 16 bits per channel, which Pillow cannot write."""
+    if kind == "PNG":
+        header = struct.pack(">IIBBBBB", levels.size, 1, 16, 2, 0, 0, 0)
+        pixels = np.repeat(levels.ravel(), 3).astype(">u2").tobytes()
+        file = b"\x89PNG\r\n\x1a\n"
+        for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")):
+            file += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return file
+    return tiff(np.repeat(levels[..., None], 3, axis=2), photometric=2)
+
+
+def tiff(pixels: NDArray[Any], photometric: int, extra: tuple[int, ...] = ()) -> bytes:
+    """A plain TIFF of any bands [H, W, C], little-endian."""
+    height, width, bands = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    values = {256: width, 257: height, 258: (8 * pixels.itemsize,) * bands, 259: 1, 262: photometric, 277: bands}
+    values |= {278: height, 279: pixels.nbytes, 284: 1, 339: (kind,) * bands} | ({338: extra} if extra else {})
+    for tag, value in values.items():
+        directory.tagtype[tag] = 4 if tag in (256, 257, 273, 279) else 3
+        directory[tag] = value
+    directory.tagtype[273] = 4
+    directory[273] = 0  # the pixels follow the directory, which adds its own length
+    return struct.pack("<2sHI", b"II", 42, 8) + directory.tobytes(8) + pixels.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_color_of_sixteen_bits_is_read_to_its_lower_byte(kind: str) -> None:
+    assert close(read(sixteen_bit_color(ramp(65535, np.uint16), kind)))
+    twelve = sixteen_bit_color(ramp(4095, np.uint16), kind)
+    with pytest.raises(UnsupportedError, match="--value-range"):
+        read(twelve)
+    assert close(read(twelve, (0, 4095)))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "photometric", "reason"),
+    [
+        (np.zeros((4, 4, 5), np.uint8), 1, "a TIFF of 5 bands of 8-bit whole numbers"),
+        (np.zeros((4, 4, 3), np.float32), 2, "a TIFF of 3 bands of 32-bit floating-point numbers"),
+        (np.zeros((4, 4, 2), np.uint16), 1, "a TIFF of 2 bands of 16-bit whole numbers"),
+    ],
+    ids=["five bands", "floats in color", "two bands"],
+)
+def test_bands_that_cannot_be_read_are_named(pixels: NDArray[Any], photometric: int, reason: str) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        decoded(io.BytesIO(tiff(pixels, photometric)), None, Reading())
+
+
+@pytest.mark.parametrize("extra", [(0,), ()], ids=["of no meaning", "not declared"])
+def test_a_fourth_band_is_left_out_aloud(extra: tuple[int, ...]) -> None:
+    """Near infrared is not transparency."""
+    color = scene()
+    with_infrared = np.dstack([color, np.full(color.shape[:2], 9, np.uint8)])
+    image, remark = decoded(io.BytesIO(tiff(with_infrared, 2, extra)), None, Reading())
+    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), color)
+    assert remark == "only red, green and blue of its bands"
+
+
+@pytest.mark.parametrize(
+    ("shade", "background"), [(255, 0), (247, 0), (0, 255), (128, 255)], ids=["white", "light", "black", "gray"]
+)
+def test_a_drawing_on_transparency_keeps_its_contrast(shade: int, background: int) -> None:
+    drawing = np.full((40, 40, 2), shade, np.uint8)
+    drawing[..., 1] = 0
+    drawing[10:20, 10:30, 1] = 255
+    for image in (Image.fromarray(drawing), Image.fromarray(drawing).convert("RGBA")):
+        pixels, remark = decoded(io.BytesIO(file_of(image)), None, Reading())
+        assert (int(pixels[0, 15, 15]), int(pixels[0, 0, 0])) == (shade, background)
+        assert remark == ("a light drawing on transparency, laid over black" if background == 0 else "")
+
+
+@pytest.mark.parametrize("value_range", [(1, 0), (1, 1), (0, float("nan")), (0, float("inf"))])
+def test_a_range_is_two_ascending_numbers(value_range: Range) -> None:
+    with pytest.raises(StepclrError, match="value_range must be two ascending numbers"):
+        Reading(value_range)
