@@ -1,13 +1,14 @@
 """The papers' equations as loops in float64, and a check of a loss's value and gradient against them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stepclr.loss.reference import log_p, positives
 
-Loss = Callable[[Tensor, Tensor, float], Tensor]  # of projections [M, D], group ids [M] and the temperature
+Loss = Callable[[Tensor, Tensor, Any], Tensor]  # of projections [M, D], group ids [M] and the temperature
 
 # Labels of N images, of which two views each make M = 2N projections; and temperatures.
 IMAGES = [([0, 1, 2, 3, 4, 5, 6, 7], 0.5), ([0, 1, 2], 0.07), ([0, 1], 2.0)]

@@ -18,6 +18,7 @@ CRITERIA = {
     "NT-Xent": stepclr.NTXentLoss(),
     "NT-Xent at a small temperature": stepclr.NTXentLoss(temperature=0.02),
     "SupCon": stepclr.SupConLoss(),
+    "NT-Xent, temperature learned": stepclr.NTXentLoss(nn.Parameter(torch.tensor(0.3, dtype=torch.float64))),
     "NT-Xent, not gathered": stepclr.NTXentLoss(gather=False),
 }
 
@@ -35,13 +36,21 @@ def batch() -> tuple[list[Tensor], Tensor]:
 
 
 def step(model: nn.Module, name: str, views: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Value and gradient of one loss, as a user would write it."""
+    """Value and gradient of one loss, as a user would write it; a temperature that is learned has the last number."""
     model.zero_grad()
+    CRITERIA[name].zero_grad()
     z_i, *z_j = model(torch.cat(views)).chunk(len(views))
     given = (z_i, z_j, labels) if name == "SupCon" else (z_i, z_j)
     loss = CRITERIA[name](*given)
     loss.backward()
-    return loss.detach(), torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+    learned = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    for weight in CRITERIA[name].parameters():
+        assert weight.grad is not None
+        if dist.is_initialized():  # the mean over the ranks, as DistributedDataParallel takes it
+            dist.all_reduce(weight.grad)
+            weight.grad /= dist.get_world_size()
+        learned.append(weight.grad)
+    return loss.detach(), torch.cat([slope.flatten() for slope in learned])
 
 
 def main(rank: int, ranks: int, folder: Path) -> None:
@@ -51,6 +60,13 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     views, labels = batch()
     parallel = DistributedDataParallel(model())
     results = {name: step(parallel, name, [view[rows] for view in views], labels[rows]) for name in CRITERIA}
+    z = torch.eye(4, requires_grad=True)
+    try:
+        torch.autograd.grad(stepclr.NTXentLoss()(z, z), z, create_graph=True)
+    except stepclr.StepclrError as error:
+        assert "in one process" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("second derivatives among ranks would be wrong, and were given")
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -405,3 +405,20 @@ def test_input_that_cannot_be_used_is_answered_in_one_line(
     with pytest.raises(StepclrError, match=words) as error:
         call(projections(6), torch.zeros(6, dtype=torch.int64))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_a_compiled_step_calls_the_loss_as_it_is() -> None:
+    z = projections(6).requires_grad_()
+
+    def step(z: Tensor) -> Tensor:
+        z_i, z_j = torch.tanh(z).chunk(2)
+        return 2 * nt_xent(z_i, z_j)
+
+    (expected,) = torch.autograd.grad(step(z), z)
+    (slope,) = torch.autograd.grad(torch.compile(step, backend="eager")(z), z)
+    assert torch.equal(slope, expected)
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match="runs uncompiled; compile without fullgraph=True"):
+        torch.compile(step, backend="eager", fullgraph=True)(z)

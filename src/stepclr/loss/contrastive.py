@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
-from stepclr.loss.tiles import MeanLogSum
+from stepclr.loss.tiles import Temperature, mean_log_sum, number
 
 NT_XENT_TEMPERATURE, SUPCON_TEMPERATURE = 0.5, 0.1  # by default
 
@@ -31,18 +31,21 @@ NT_XENT_TEMPERATURE, SUPCON_TEMPERATURE = 0.5, 0.1  # by default
 def nt_xent(
     z_i: Float[Tensor, "n d"],
     z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
-    temperature: float = NT_XENT_TEMPERATURE,
+    temperature: Temperature = NT_XENT_TEMPERATURE,
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
     """NT-Xent (SimCLR eq. 1), the mean over the anchors: row k of z_i and row k of z_j are views of one image.
 
     Args: z_i, z_j: projections `[N, D]` of any length and floating type. With more than two views, z_j is the list of
-    the other views' projections, and all views of an image are positives of one another.
+    the other views' projections, and all views of an image are positives of one another. temperature: a number, or a
+    tensor of one element, which receives a gradient.
     Returns: a scalar; log(2N - 1) where all projections of two views coincide.
-    Raises: StepclrError for shapes that differ or a temperature that is not above 0.
-    Precision and ranks: see `contrastive`.
+    Raises: StepclrError for shapes that differ, an empty list, or a temperature that is not above 0.
+    Precision, ranks, second derivatives and `torch.compile`: see `contrastive`.
     """
     z, views = _stack(z_i, z_j)
+    if views < 2:
+        raise StepclrError("z_j is an empty list; NT-Xent needs at least two views of each image")
     return contrastive(z, image_ids(z_i, world).repeat(views), temperature, world)
 
 
@@ -50,7 +53,7 @@ def supcon(
     z_i: Float[Tensor, "n d"],
     z_j: Float[Tensor, "n d"] | Sequence[Float[Tensor, "n d"]],
     labels: Int[Tensor, " n"] | Int[np.ndarray, " n"],
-    temperature: float = SUPCON_TEMPERATURE,
+    temperature: Temperature = SUPCON_TEMPERATURE,
     world: World = ALONE,
 ) -> Float[Tensor, ""]:
     """SupCon's L_out (eq. 2), the mean over the anchors: all views with an anchor's label are its positives.
@@ -69,7 +72,7 @@ def supcon(
 def contrastive(
     z: Float[Tensor, "m d"],
     groups: Int[Tensor, " m"] | Int[np.ndarray, " m"],
-    temperature: float,
+    temperature: Temperature,
     world: World = ALONE,
     *,
     positives_in_denominator: bool = True,
@@ -79,7 +82,7 @@ def contrastive(
     Args:
         z: projections `[M, D]` of any length and floating type; normalized and reduced in float32 (float64 stays).
         groups: int64 `[M]`; equal numbers are positives of each other.
-        temperature: tau > 0.
+        temperature: tau > 0; a tensor of one element receives a gradient (and one on a GPU makes the host wait).
         world: the ranks whose projections are contrasted together; `z` and `groups` are those of this rank.
         positives_in_denominator: False leaves an anchor's positives out of the sum over a, so that it is over the
             anchor's negatives alone (in the quotient of `reference.py` this sum is the denominator).
@@ -88,9 +91,21 @@ def contrastive(
     negatives alone. Where no anchor is left, the loss and its gradient are 0.
     Float32 matrix products run at full precision inside, whatever the user has set, and the setting is put back
     (`tiles.exact_products`); autocast is switched off inside.
+
+    Second derivatives (`create_graph=True`) and the transforms of `torch.func` (`grad`, `vmap` over z, `jacrev`,
+    `hessian`, ...) are exact, in one process and with memory for M x M numbers. `torch.compile` leaves this function as
+    it is, at a graph break: with `fullgraph=True` it refuses.
     Raises StepclrError for shapes that do not fit or a temperature that is not above 0.
     """
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg="the contrastive loss runs uncompiled; compile without fullgraph=True")
+        uncompiled: Tensor = torch.compiler.disable(contrastive)(
+            z, groups, temperature, world, positives_in_denominator=positives_in_denominator
+        )
+        return uncompiled
     check_temperature(temperature)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.reshape(())
     groups = torch.as_tensor(groups, device=z.device)
     if z.ndim != 2:
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
@@ -119,7 +134,7 @@ def contrastive(
 
         # 1/A sum_i log sum_{a != i} exp(z_i.z_a / tau)
         left_out = None if positives_in_denominator else group
-        log_sum: Tensor = MeanLogSum.apply(z, weights, temperature, world, sizes, left_out)
+        log_sum = mean_log_sum(z, weights, temperature, world, sizes, left_out)
 
         # 1/|P(i)| sum_{p in P(i)} z_i.z_p / tau, where the sum of the z_p is that of i's group without z_i.
         positives = torch.zeros_like(z).index_add(0, group, z)[group] - z
@@ -137,10 +152,12 @@ def image_ids(z_i: Float[Tensor, "n d"], world: World) -> Int[Tensor, " n"]:
     return torch.arange(len(z_i), device=z_i.device) * world.size + world.rank
 
 
-def check_temperature(temperature: float) -> None:
-    """Raise StepclrError unless the temperature is above 0."""
+def check_temperature(temperature: Temperature) -> None:
+    """Raise StepclrError unless the temperature is one number above 0."""
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise StepclrError(f"temperature must be one number, not a tensor of shape {list(temperature.shape)}")
     if not temperature > 0:
-        raise StepclrError(f"temperature must be above 0, not {temperature}")
+        raise StepclrError(f"temperature must be above 0, not {number(temperature)}")
 
 
 def float32_or_64(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import check_temperature, float32_or_64
+from stepclr.loss.tiles import Temperature
 
 
 def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"], world: World = ALONE) -> Float[Tensor, ""]:
@@ -25,7 +26,7 @@ def cross_entropy(logits: Float[Tensor, "m c"], labels: Int[Tensor, " m"], world
 
 
 def distillation(
-    logits: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: float = 1.0, world: World = ALONE
+    logits: Float[Tensor, "m c"], teacher: Float[Tensor, "m c"], temperature: Temperature = 1.0, world: World = ALONE
 ) -> Float[Tensor, ""]:
     """- sum_y P_teacher(y) log P_student(y), both softmax(logits / T), the mean over images (SimCLRv2 eq. 2).
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from stepclr.distributed import ALONE, World, process_group
 from stepclr.loss.contrastive import NT_XENT_TEMPERATURE, SUPCON_TEMPERATURE, check_temperature, nt_xent, supcon
+from stepclr.loss.tiles import Temperature, number
 
 
 class _ContrastiveLoss(nn.Module):
     """A temperature, and the ranks to contrast with."""
 
-    def __init__(self, temperature: float, gather: bool) -> None:
+    def __init__(self, temperature: Temperature, gather: bool) -> None:
         check_temperature(temperature)
         super().__init__()
         self.temperature, self.gather = temperature, gather
@@ -23,7 +24,7 @@ class _ContrastiveLoss(nn.Module):
         return process_group() if self.gather else ALONE
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature:g}, gather={self.gather}"
+        return f"temperature={number(self.temperature):g}, gather={self.gather}"
 
 
 class NTXentLoss(_ContrastiveLoss):
@@ -39,11 +40,12 @@ class NTXentLoss(_ContrastiveLoss):
     the loss of the whole batch, and under DistributedDataParallel, which averages gradients, the gradient is that of
     one process with the whole batch. Ranks may bring different numbers of images.
 
-    Args: temperature: tau > 0. gather: False contrasts the projections of this rank alone.
+    Args: temperature: tau > 0; an `nn.Parameter` of one element is learned with the network's, as `parameters()` lists
+    it. gather: False contrasts the projections of this rank alone.
     Raises StepclrError for a temperature that is not above 0.
     """
 
-    def __init__(self, temperature: float = NT_XENT_TEMPERATURE, gather: bool = True) -> None:
+    def __init__(self, temperature: Temperature = NT_XENT_TEMPERATURE, gather: bool = True) -> None:
         super().__init__(temperature, gather)
 
     def forward(
@@ -66,7 +68,7 @@ class SupConLoss(_ContrastiveLoss):
     Process groups, arguments and errors are as for `NTXentLoss`.
     """
 
-    def __init__(self, temperature: float = SUPCON_TEMPERATURE, gather: bool = True) -> None:
+    def __init__(self, temperature: Temperature = SUPCON_TEMPERATURE, gather: bool = True) -> None:
         super().__init__(temperature, gather)
 
     def forward(

@@ -10,9 +10,10 @@ from torch import Tensor
 from stepclr.distributed import World
 from stepclr.loss.contrastive import contrastive, image_ids, nt_xent, supcon
 from stepclr.loss.logits import cross_entropy, distillation
+from stepclr.loss.tiles import Temperature
 
 Projections = Sequence[Float[Tensor, "n d"]]
-Loss = Callable[[Projections, Tensor, float, World], Float[Tensor, ""]]
+Loss = Callable[[Projections, Tensor, Temperature, World], Float[Tensor, ""]]
 BoundLoss = Callable[[Projections, Tensor], Float[Tensor, ""]]
 
 
@@ -29,30 +30,37 @@ class Objective:
     needs_labels: bool = False
     needs_teacher: bool = False
 
-    def bind(self, temperature: float, world: World) -> BoundLoss:
+    def bind(self, temperature: Temperature, world: World) -> BoundLoss:
         """The loss as Algorithm 1 calls it: of projections and labels alone."""
         return lambda z, labels: self.loss(z, labels, temperature, world)
 
 
-def _nt_xent(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
+def _nt_xent(z: Projections, labels: Int[Tensor, " n"], temperature: Temperature, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
     return nt_xent(z[0], z[1:], temperature, world)
 
 
-def _supcon(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:
+def _supcon(z: Projections, labels: Int[Tensor, " n"], temperature: Temperature, world: World) -> Float[Tensor, ""]:
     return supcon(z[0], z[1:], labels, temperature, world=world)
 
 
-def _decoupled(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
+def _decoupled(z: Projections, labels: Int[Tensor, " n"], temperature: Temperature, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
     """NT-Xent with an image's own views left out of the denominator (Yeh et al. 2021, 2110.06848, weight 1)."""
     images = image_ids(z[0], world).repeat(len(z))
     return contrastive(torch.cat([*z]), images, temperature, world, positives_in_denominator=False)
 
 
-def _cross_entropy(z: Projections, labels: Int[Tensor, " n"], temperature: float, world: World) -> Float[Tensor, ""]:  # noqa: ARG001
+def _cross_entropy(
+    z: Projections,
+    labels: Int[Tensor, " n"],
+    temperature: Temperature,  # noqa: ARG001
+    world: World,
+) -> Float[Tensor, ""]:
     return cross_entropy(torch.cat([*z]), labels.repeat(len(z)), world)
 
 
-def _distillation(z: Projections, labels: Float[Tensor, "m c"], temperature: float, world: World) -> Float[Tensor, ""]:
+def _distillation(
+    z: Projections, labels: Float[Tensor, "m c"], temperature: Temperature, world: World
+) -> Float[Tensor, ""]:
     return distillation(torch.cat([*z]), labels, temperature, world)
 
 

@@ -11,6 +11,8 @@ tiles hold log e and sums are kept as logarithms. Each rank computes its own row
 
 Where groups are given, all pairs of one group are left out: e_ij = 0 for them, as for j = i. This happens inside the
 tile: subtracted from the finished sum, pairs that dominate it would leave nothing but its rounding error.
+
+A second derivative, and whatever torch.func computes, takes the same formulas with all M x M numbers at once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +25,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from stepclr.distributed import World
+from stepclr.errors import StepclrError
 
 TILE_SIZES = {"cpu": (256, 512), "cuda": (4096, 4096)}  # rows, columns; on a CPU a few fit into a core's cache
 KEPT_NUMBERS = 2**22  # of the first pass, which the second need not compute again: 16 MiB in float32
 SAFE_TEMPERATURE = 0.025  # exp(1/tau) = 2e17: sums of any length stay far from float32's 3e38
 ALLOWED_ERROR = 1e-6  # relative, of float32 products
+Temperature = float | Tensor  # tau > 0: a number, or a tensor of one element, which may be learned
 
 
 def log_sums(z: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, " m"]:
@@ -35,52 +39,115 @@ def log_sums(z: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, " m"]
     return Tiles(z, temperature).log_sums()
 
 
-class MeanLogSum(torch.autograd.Function):
+def number(temperature: Temperature) -> float:
+    """The temperature's value alone."""
+    return float(temperature.detach()) if isinstance(temperature, Tensor) else temperature
+
+
+def mean_log_sum(
+    z: Float[Tensor, "m d"],
+    weights: Float64[Tensor, " m"],
+    temperature: Temperature,
+    world: World,
+    sizes: Sequence[int],
+    groups: Int[Tensor, " m"] | None,
+) -> Float64[Tensor, ""]:
     """sum_i w_i log S_i, a float64, of unit rows z `[M, D]` (M > 1, float32 or float64) and float64 weights w `[M]`.
 
     Every rank has all of z and w. It computes S of the rows that it brought itself, and receives the other sums: enough
     for the whole gradient of its own rows. That of the others' rows is left at 0.
     """
+    if torch._C._are_functorch_transforms_active():
+        return (weights * _similarities(z, temperature, groups).logsumexp(1)).sum()
+    total: Tensor = _MeanLogSum.apply(z, weights, temperature, world, sizes, groups)
+    return total
 
+
+class _MeanLogSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         z: Float[Tensor, "m d"],
         weights: Float64[Tensor, " m"],
-        temperature: float,
+        temperature: Temperature,
         world: World,
         sizes: Sequence[int],
         groups: Int[Tensor, " m"] | None,
     ) -> Float64[Tensor, ""]:
         """First pass: S, tile by tile."""
-        tiles = Tiles(z, temperature, world.rows(sizes), groups)
+        tiles = Tiles(z, number(temperature), world.rows(sizes), groups)
         keep = ctx.needs_input_grad[0] and not z.is_cuda
         log_s = world.gather(tiles.log_sums(KEPT_NUMBERS if keep else 0), sizes)
         log_s = log_s.masked_fill(log_s == -torch.inf, 0)  # all pairs left out: a weight of 0 must give 0, not NaN
-        ctx.save_for_backward(z, weights, log_s)
-        ctx.tiles = tiles
+        ctx.save_for_backward(z, weights, log_s, temperature if isinstance(temperature, Tensor) else None)
+        ctx.tiles, ctx.ranks = tiles, world.size
         return (weights * log_s).sum()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Float[Tensor, "m d"], None, None, None, None, None]:
-        """Second pass: 1/tau W Z times g, tile by tile."""
-        z, weights, log_s = ctx.saved_tensors
-        tiles: Tiles = ctx.tiles
-        w = (g / tiles.temperature * weights).to(z.dtype)
+    def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Tensor | None, ...]:
+        """1/tau W Z times g, and for a tensor tau -1/2 Z.(dL/dZ) / tau: Z times c is tau divided by c^2."""
+        z, weights, log_s, temperature = ctx.saved_tensors
+        if temperature is None:
+            temperature = ctx.tiles.temperature
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            if ctx.ranks > 1:
+                raise StepclrError("second derivatives of a contrastive loss need all projections in one process")
+            gradient = _plain_gradient(z, weights, temperature, ctx.tiles.groups, g)
+        else:
+            gradient = _tiled_gradient(z, weights, log_s, ctx.tiles, g)
+        slope = None
+        if ctx.needs_input_grad[2]:
+            # Of this rank's rows; DistributedDataParallel, which averages over the ranks, makes it the sum.
+            slope = (z * gradient).double().sum() / (-2 * temperature) * ctx.ranks
+        return gradient, None, slope, None, None, None
 
-        # What W takes from each row besides w: w/S, or log S where w/S may not fit into float32.
-        scale = log_s if tiles.logarithms else w * (-log_s).exp()
 
-        gradient = torch.zeros_like(z)
-        with exact_products():
-            for rows, columns, mirrored in tiles.places():
-                e = tiles.tile(rows, columns)
-                w_tile = tiles.run(_weights)(e, scale[rows], scale[columns], w[rows], w[columns], tiles.logarithms)
-                gradient[rows].addmm_(w_tile, z[columns])
-                if mirrored:
-                    gradient[columns].addmm_(w_tile.T, z[rows])
-        return gradient, None, None, None, None, None
+def _tiled_gradient(
+    z: Float[Tensor, "m d"],
+    weights: Float64[Tensor, " m"],
+    log_s: Float[Tensor, " m"],
+    tiles: "Tiles",
+    g: Float64[Tensor, ""],
+) -> Float[Tensor, "m d"]:
+    """Second pass: 1/tau W Z times g, tile by tile."""
+    w = (g / tiles.temperature * weights).to(z.dtype)
+
+    # What W takes from each row besides w: w/S, or log S where w/S may not fit into float32.
+    scale = log_s if tiles.logarithms else w * (-log_s).exp()
+
+    gradient = torch.zeros_like(z)
+    with exact_products():
+        for rows, columns, mirrored in tiles.places():
+            e = tiles.tile(rows, columns)
+            w_tile = tiles.run(_weights)(e, scale[rows], scale[columns], w[rows], w[columns], tiles.logarithms)
+            gradient[rows].addmm_(w_tile, z[columns])
+            if mirrored:
+                gradient[columns].addmm_(w_tile.T, z[rows])
+    return gradient
+
+
+def _plain_gradient(
+    z: Float[Tensor, "m d"],
+    weights: Float64[Tensor, " m"],
+    temperature: Temperature,
+    groups: Int[Tensor, " m"] | None,
+    g: Float64[Tensor, ""],
+) -> Float[Tensor, "m d"]:
+    """1/tau W Z times g with all M x M numbers at once, in operations that can be differentiated again."""
+    shares = weights.to(z.dtype)[:, None] * _similarities(z, temperature, groups).softmax(1)  # w_i e_ij / S_i
+    return (g / temperature).to(z.dtype) * ((shares + shares.T) @ z)
+
+
+def _similarities(
+    z: Float[Tensor, "m d"], temperature: Temperature, groups: Int[Tensor, " m"] | None
+) -> Float[Tensor, "m m"]:
+    """log e of all pairs; a row whose pairs are all left out, whose weight is 0, keeps them and so stays finite."""
+    if groups is None:
+        groups = torch.arange(len(z), device=z.device)
+    left_out = groups[:, None] == groups
+    left_out = left_out & ~left_out.all(1, keepdim=True)
+    with exact_products():
+        return (z @ z.T / temperature).masked_fill(left_out, -torch.inf)
 
 
 class Tiles:
