@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from touches import Forks
 
 import stepclr
 from stepclr.cli import main
@@ -36,16 +37,20 @@ RANKS = [
 SHORT = {
     "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
     "steps": ["--encoder", "test_resnet"],
-    "doctor": ["--encoder", "test_resnet", "--limit", "48"],
+    "doctor": ["--encoder", "test_resnet", "--limit", "48", "--batch-size", "16"],
     "evaluate": ["--draws", "2"],
     "finetune": ["--epochs", "1"],
     "distill": ["--epochs", "1", "--limit", "64"],
 }
+FEWER_LABELS = ("--labels-per-class 1,10,all", "--labels-per-class 1,3")
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with photos/, labeled/{train,test}/, and STL-10 in its official layout, made of the sample's images."""
+def home(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> Iterator[Path]:
+    """A folder with photos/, labeled/{train,test}/, and STL-10 in its official layout, made of the sample's images.
+
+    Processes that a command starts are forks: that they are new is tested elsewhere.
+    """
     home = tmp_path_factory.mktemp("home")
     sample = stepclr.open_images("sample:test", limit=200)
     images = np.stack([np.asarray(Image.fromarray(p.permute(1, 2, 0).numpy()).resize((96, 96))) for p in _each(sample)])
@@ -62,6 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (sample.labels[rows] + 1).astype(np.uint8).tofile(stl / f"{split}_y.bin")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
+        patch.setattr(sys, "executable", forked.python)
         patch.setenv("STEPCLR_DATA", str(home / "data"))
         for name in ("train", "test"):
             files = sorted(stl.glob(f"{name}_*.bin"))
@@ -94,7 +100,7 @@ def test_the_readme_shows_the_lines_of_the_training_step() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.usefixtures("home")
 def test_readme_command(command: str) -> None:
-    words = shlex.split(command)[1:]
+    words = shlex.split(command.replace(*FEWER_LABELS))[1:]
     words += SHORT.get(words[0], [])
     with pytest.raises(SystemExit) as stop:
         main(words)
@@ -124,7 +130,7 @@ def test_the_run_of_the_walk_remembers_its_classes() -> None:
 def test_readme_python() -> None:
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         scope: dict[str, Any] = {}
-        exec(code, scope)
+        exec(code.replace("labels_per_class=10", "labels_per_class=1, draws=2"), scope)
         assert scope["h"].shape == (1, 96)
         assert {row.method for row in scope["scores"].rows} == {"simclr", "pixels", "random", "knn"}
 

@@ -192,7 +192,7 @@ def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: p
 
 
 def test_evaluate_prints_a_table_and_writes_the_same_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = "--train sample:train --test sample:test --labels-per-class 2,5 --draws 3 --baselines pixels,random"
+    words = "--train sample:train --test sample:test --labels-per-class 2,5 --draws 2 --baselines pixels,random"
     assert call("evaluate", run, *words.split()) == 0
     shown = capsys.readouterr().out
     scores = json.loads((run / "evaluation.json").read_text())
@@ -264,16 +264,19 @@ def test_steps_walks_through_all_eight(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Something else is in the folder that was asked for, so the demo takes another."""
+    out = tmp_path / "demo-2"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mine.txt").write_text("kept")
     words = ["demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--limit", "256", "--scratch-steps", "3"]
     assert call(*words) == 0
     shown = capsys.readouterr().out
     for word in ("step 1", "step 8", "pixels", "random", "scratch", "simclr", "knn", "stepclr.load_encoder"):
         assert word in shown
-    rows = json.loads((tmp_path / "demo" / "evaluation.json").read_text())["rows"]
+    rows = json.loads((out / "evaluation.json").read_text())["rows"]
     assert all(len(row["values"]) == 5 for row in rows if row["method"] != "knn")
-    (tmp_path / "demo" / "mine.txt").write_text("kept")
-    assert call(*words) == 0
-    assert (tmp_path / "demo-2" / "encoder.safetensors").exists()
+    assert (out / "encoder.safetensors").exists()
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["mine.txt"]
 
 
 def test_ctrl_c_then_resume(forked: Forks, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def check_said(end: End, out: Path) -> None:
     assert list(out.rglob(".*.tmp")) == []
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [14, pytest.param(1, marks=pytest.mark.slow)])
 def test_full_from_the_nth_touch_of_the_disk_on(every: int, forked: Forks, here: Path, whole: End) -> None:
     """Each file that a run writes in turn: the cache and its index, config, metrics, checkpoints, the encoder."""
     failed = set()

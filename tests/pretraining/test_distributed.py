@@ -36,7 +36,7 @@ def alone() -> Results:
     return {name: train(case, ALONE) for name, case in CASES.items()}
 
 
-@pytest.fixture(scope="module", params=[2, 4])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 4])
 def together(forked: Forks, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     out = tmp_path_factory.mktemp("ranks") / "results.pt"
     done = torchrun(forked.python, request.param, str(Path(__file__).with_name("ranks_job.py")), str(out))

@@ -52,7 +52,7 @@ def touches(forked: Forks, here: Path) -> int:
 
 
 @pytest.mark.parametrize("how", ["killed", "half-way"])
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_its_nth_touch_of_the_disk(how: str, every: int, forked: Forks, here: Path, touches: int) -> None:
     """Before each file is opened, before and after each is renamed, and in the middle of the writing of each."""
     for at in range(1, touches + 1, every):

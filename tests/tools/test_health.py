@@ -18,6 +18,7 @@ PLANTED: dict[str, dict[str, Any]] = {
     "rate too high": {"strength": 1.0, "blur": 0.5, "lr": 1000.0},
     "views too easy": {"policy": "crop"},
 }
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 
 
 def planted(kind: str, out: Path, **options: Any) -> list[Verdict]:
@@ -41,7 +42,7 @@ def planted(kind: str, out: Path, **options: Any) -> list[Verdict]:
     return health(run.config, run.metrics)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", PLANTED)
 def test_a_planted_run_gets_its_diagnosis(kind: str, seed: int, tmp_path: Path) -> None:
     overall, *others = planted(kind, tmp_path / "run", seed=seed)
@@ -51,13 +52,13 @@ def test_a_planted_run_gets_its_diagnosis(kind: str, seed: int, tmp_path: Path) 
     assert any(digit in overall.figure for digit in "0123456789")
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_that_diverged_had_a_rate_too_high(seed: int, tmp_path: Path) -> None:
     overall, *_ = planted("rate too high", tmp_path / "run", seed=seed, lr=1e5, epochs=2)
     assert overall.name == "rate too high"
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_too_short_is_not_judged(seed: int, tmp_path: Path) -> None:
     overall, *_ = planted("healthy", tmp_path / "run", seed=seed, epochs=2, limit=200)
     assert (overall.name, overall.level) == ("not enough log", "watch")

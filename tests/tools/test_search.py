@@ -356,7 +356,7 @@ print(killed)
 """
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on(moments: int, encoder: Path, photos: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-c", KILLED, encoder, photos, tmp_path, str(moments)]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False)
