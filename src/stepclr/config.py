@@ -121,11 +121,11 @@ class PretrainConfig:
     weight_decay: Annotated[float | None, _default(_of_optimizers(1), "DECAY")] = None
     """Weight decay; it does not apply to BatchNorm and biases."""
     warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
-    """Epochs of linear warm-up, before the cosine decay to 0."""
+    """Epochs of linear warm-up, before the cosine decay to 0; the default where they are not fewer than the epochs."""
     epochs: int = 100
     """Passes over the images. One pass has floor(n / batch size) full batches."""
     batch_size: int = 256
-    """Images per batch, over all processes."""
+    """Images per batch, over all processes; at most all images. The learning rate is that of the batch that is used."""
     micro_batch: Annotated[int | None, _default("the whole batch", "N")] = None
     """Images that go through the encoder at a time, while the loss contrasts the whole batch. Less memory, about a
     third more time. BatchNorm in the encoder normalizes each part by itself."""

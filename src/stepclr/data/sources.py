@@ -77,6 +77,16 @@ def open_images(
     return images
 
 
+def absolute_source(source: str) -> str:
+    """The source as it is found from any folder: a path becomes absolute, a URL or NAME:SPLIT stays."""
+    name, colon, _ = source.partition(":")
+    path = Path(source).expanduser()
+    named = "://" in source or (colon and name in SPLITS)
+    if named or not (path.exists() or path.suffix == ".tar"):
+        return source
+    return str(path.absolute())
+
+
 def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
     if isinstance(source, ImageSet):
         return source

@@ -98,7 +98,7 @@ def evaluate(
     scores = Scores(
         [score(*key, [fit.predicted for fit in fits], truth) for key, fits in predictions.items()],
         {
-            "run": os.fspath(run),
+            "run": os.path.abspath(run),
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
             "encoder_sha256": {"before": before, "after": after},
             "representation": f"{encoder.num_features} features, float32, eval mode, center crop",

@@ -165,9 +165,9 @@ def finetune(
     scores = Scores(
         [score("finetuned", number, of_number, truth) for number, of_number in predictions.items()],
         {
-            "run": os.fspath(run),
+            "run": os.path.abspath(run),
             "start": start,
-            "classifier": {"file": os.fspath(path), "labels_per_class": largest, "draw": saved.number},
+            "classifier": {"file": os.path.abspath(path), "labels_per_class": largest, "draw": saved.number},
             **images.protocol,
             "methods": {"finetuned": settings.describe()},
         },

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source, open_images
+from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
@@ -110,7 +110,7 @@ def _readable(
         decoded = of_classes.decoded(source_side(encoder.size))
     h, kept = represent(encoder, decoded, world=world)
     counts = {
-        "source": images.source,
+        "source": absolute_source(images.source),
         "images": len(kept),
         "left_out_without_label": len(images) - len(labeled),
         "left_out_of_other_classes": len(labeled) - len(of_classes),

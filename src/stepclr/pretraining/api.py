@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source, open_images
+from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
@@ -30,7 +30,7 @@ from stepclr.pretraining.logging import Progress
 from stepclr.pretraining.loop import list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_widths
 from stepclr.pretraining.resolve import resolve, views_of
-from stepclr.pretraining.resume import check_same_images, resumed
+from stepclr.pretraining.resume import extended, resumed
 from stepclr.pretraining.run import Run
 from stepclr.recipes import recipe_config
 from stepclr.views.policies import read_policy
@@ -60,7 +60,7 @@ def pretrain(
         config: all settings at once, instead of `recipe`; `options` change it.
         resume: continue from the newest checkpoint in `out`, or from step 0 where there is none. On a CPU the run then
             ends bit for bit as one that never stopped. Its settings stay, except epochs, keep_every, monitor and
-            cache_gib.
+            cache_gib, which config.json then has, and where its images are now.
         progress: print settings and progress to standard error.
         profile: print where a step's time went, at the end of the training.
         tensorboard: write the metrics to TensorBoard's event files in `out`/tensorboard too (extra `tensorboard`).
@@ -91,7 +91,7 @@ def pretrain(
         options["encoder"] = module_name(module)
     if "policy" in options:
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
-    config = replace(config, **options)
+    config = _with_absolute_paths(replace(config, **options))
     if stored:
         config = resumed(config, stored, run)
         classes, limit = stored.classes or None, stored.limit
@@ -107,6 +107,11 @@ def pretrain(
     watched = watched.read_as(decided.value_range, decided.max_pixels) if watched else None
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Progress(progress and world.first, tensorboard and world.first)
+    if config.warmup is not None and decided.warmup < config.warmup:
+        printer.say(
+            f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
+            f"{config.epochs} of the run"
+        )
 
     with torch.random.fork_rng():
         torch.manual_seed(decided.seed)
@@ -114,25 +119,37 @@ def pretrain(
         with world.in_turn():
             images = _decoded(images, decided, printer)
             watched = _decoded(watched, decided, printer) if watched else images
-
-        # The run's record, before its first step. No rank writes before all have looked for a run.
-        run_config = _run_config(decided, images, limit, model, views, world)
-        world.check_same(asdict(run_config) | {"threads": None})
         _check_enough(images, decided, world)
-        if stored:
-            check_same_images(run_config, stored, run)
-        elif world.first:
-            run_config.write(run.folder)
-        list_skipped(images, run, world)
+        if decided.batch_size > len(images):  # the rate is that of the batch that is used
+            printer.say(f"batches of {len(images)} images instead of {decided.batch_size}: there are no more")
+            decided = replace(decided, batch_size=len(images))
 
-        # Training, with as many threads as the run began with; then save the encoder.
-        threads = stored.threads if stored else run_config.threads
-        with run.held() if world.first else nullcontext(), torch_threads(threads):
+        # No rank writes before all have looked for a run.
+        run_config = _run_config(decided, images, limit, model, views, world)
+        if stored:
+            run_config = extended(stored, run_config, run)
+        world.check_same(asdict(run_config) | {"threads": None})
+
+        # The run's record, before its first step. Then training, with as many threads as the run began with.
+        with run.held() if world.first else nullcontext(), torch_threads(run_config.threads):
+            if world.first:
+                run_config.write(run.folder)
+            list_skipped(images, run, world)
             train(run, decided, images, watched, views, model, teacher, printer, profile, world)
             if world.first:
                 _save(run, decided, images, model, teacher, printer)
     list_skipped(images, run, world)
     return run
+
+
+def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
+    """The settings with paths that a run finds again from another folder; "timm" is no path."""
+    paths: dict[str, Any] = {}
+    for name in ("monitor", "teacher", "weights"):
+        path = getattr(config, name)
+        if path not in (None, "timm"):
+            paths[name] = absolute_source(os.fspath(path))
+    return replace(config, **paths)
 
 
 def _decoded(images: ImageSet, config: ResolvedConfig, printer: Progress) -> ImageSet:
@@ -155,7 +172,7 @@ def _run_config(
     return RunConfig(
         **settings,
         features=encoder.num_features,
-        source=images.source,
+        source=absolute_source(images.source),
         classes=encoder.classes,
         labeled=int((images.labels >= 0).sum()),
         limit=limit,

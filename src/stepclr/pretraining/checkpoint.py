@@ -28,7 +28,7 @@ def save_checkpoint(
     content = save(tensors, metadata | {"digest": _digest(tensors, metadata)})
     write_whole(folder / f"step-{step:08d}.safetensors", lambda file: file.write(content))
     for path in checkpoints(folder)[:-2]:
-        if _step(path) not in keep:
+        if step_of(path) not in keep:
             path.unlink()
 
 
@@ -68,7 +68,7 @@ def load_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint files, oldest first."""
-    return sorted((path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()), key=_step)
+    return sorted((path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()), key=step_of)
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -80,7 +80,8 @@ def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The number of steps after which a checkpoint was saved."""
     return int(path.stem.removeprefix("step-"))
 
 

@@ -101,7 +101,7 @@ class Progress:
         """Print what is about to happen, including every setting as decided."""
         self.console.print(
             f"pretraining {config.encoder} on {images:,} images: {config.epochs} epochs, {steps:,} steps of "
-            f"{min(config.batch_size, images)} images, into {run.folder}\n"
+            f"{config.batch_size} images, into {run.folder}\n"
             f"  {config.views} views of an image, {views.describe()}"
             + (", at half and three quarters of the size first" if config.progressive else "")
             + f"\n  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at "

@@ -30,7 +30,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         "weight_decay": weight_decay,
         "warmup": min(10.0, config.epochs / 10),
     }
-    settings = asdict(config)
+    settings = asdict(config) | {"warmup": fitting_warmup(config)}
     for name, value in defaults.items():
         if settings[name] is None:
             settings[name] = value
@@ -40,6 +40,16 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         settings["precision"] = "bf16" if bf16_helps() else "fp32"
     settings |= {"size": size, "value_range": images.value_range, "max_pixels": images.store.reading.limit}
     return ResolvedConfig(**settings)
+
+
+def fitting_warmup(config: PretrainConfig) -> float | None:
+    """The warm-up that is asked for, in epochs; None, for the default, if it is as long as the run or longer.
+
+    The rate would end at its peak otherwise, or below it, and never fall.
+    """
+    if config.warmup is None or config.warmup >= config.epochs:
+        return None
+    return config.warmup
 
 
 def _check_choices(config: PretrainConfig) -> None:

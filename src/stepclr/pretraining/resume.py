@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from stepclr.config import SETTINGS, PretrainConfig, RunConfig
 from stepclr.errors import StepclrError
+from stepclr.pretraining.checkpoint import checkpoints, step_of
+from stepclr.pretraining.resolve import fitting_warmup
 from stepclr.pretraining.run import Run
 
 CHANGEABLE = {"epochs", "keep_every", "monitor", "cache_gib"}  # all else stays as the run began
@@ -14,21 +16,34 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
 
     Raises StepclrError if `config` asks for another value of one of its own; None and "auto" ask for nothing.
     """
+    # As when the run began: a larger batch than there are images is all of them.
+    asked = replace(config, batch_size=min(config.batch_size, stored.images), warmup=fitting_warmup(config))
     kept = {name: getattr(stored, name) for name in SETTINGS if name not in CHANGEABLE}
     for name, began in kept.items():
-        asked = getattr(config, name)
-        if asked not in (began, None, "auto"):
+        value = getattr(asked, name)
+        if value not in (began, None, "auto"):
             raise StepclrError(
-                f"{run.folder} was started with {name} {began}, not {asked}; a resumed run keeps its settings (except "
+                f"{run.folder} was started with {name} {began}, not {value}; a resumed run keeps its settings (except "
                 f"{', '.join(sorted(CHANGEABLE))}): leave {name} out, or choose another output folder"
             )
     return replace(config, **kept)
 
 
-def check_same_images(run_config: RunConfig, stored: RunConfig, run: Run) -> None:
-    """Raise StepclrError if a run about to be resumed began on other images."""
+def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:
+    """config.json of a run about to be resumed: as it began, with the changed settings and where its images are now.
+
+    Raises StepclrError if it began on other images, or is past the end that `run_config` wants.
+    """
     if run_config.names_checksum != stored.names_checksum:
         raise StepclrError(
             f"{run.folder} was started on {stored.images} images of {stored.source}; the {run_config.images} images of "
             f"{run_config.source} have other names"
         )
+    done = max((step_of(path) for path in checkpoints(run.folder / "checkpoint")), default=0)
+    if done > run_config.epochs * stored.steps_per_epoch:
+        raise StepclrError(
+            f"{run.folder} has done {done / stored.steps_per_epoch:.4g} epochs, so epochs must be at least that, not "
+            f"{run_config.epochs}"
+        )
+    changed = {name: getattr(run_config, name) for name in (*CHANGEABLE, "warmup")}
+    return replace(stored, source=run_config.source, **changed)

@@ -73,11 +73,12 @@ class Run:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder against a second process; however this process ends, the lock is released.
+        """Make the folder and lock it against a second process; however this process ends, the lock is released.
 
         Raises StepclrError if another process holds the lock. On systems without file locks there is none.
         """
         busy = f"another process is training in {self.folder}: wait for it to finish, or choose another out"
+        self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, busy):
             yield
 

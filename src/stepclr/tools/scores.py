@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.io import write_whole
-from stepclr.model.files import load_encoder
+from stepclr.model.files import load_encoder, state_checksum
+from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 
 if TYPE_CHECKING:
@@ -47,7 +50,10 @@ METHODS = {
 
 
 def stored_scores(run: Run) -> Scores | None:
-    """evaluation.json of the run, or None where there is none. Raises StepclrError if it is corrupt."""
+    """evaluation.json of the run, or None where there is none. Raises StepclrError if it is corrupt.
+
+    Scores of an encoder that the run has since trained further have no rows.
+    """
     path = run.folder / EVALUATION
     try:
         scores = Scores.from_dict(json.loads(path.read_bytes()))
@@ -55,11 +61,22 @@ def stored_scores(run: Run) -> Scores | None:
         for row in scores.rows:
             percent(row), labels_words(row.labels_per_class)
         _scored_on(scores)
+        scored = scores.protocol.get("encoder_sha256", {}).get("after")
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StepclrError(f"{path} is corrupt: {error}") from None
+    if scored is not None and scored != _encoder_checksum(run):
+        return Scores([], scores.protocol)
     return scores
+
+
+def _encoder_checksum(run: Run) -> str | None:
+    """The checksum of the run's encoder; None where there is none, or it cannot be read."""
+    try:
+        return state_checksum(load_file(run.folder / FILE))
+    except (SafetensorError, OSError):
+        return None
 
 
 def percent(row: Score) -> str:
@@ -121,7 +138,7 @@ def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
     Raises StepclrError for a folder that is not a run, and where two runs were scored on other images or classes.
     """
     scores = {run: stored_scores(run) for run in (Run(Path(path)) for path in runs)}
-    _check_alike({run.folder: _scored_on(stored) for run, stored in scores.items() if stored})
+    _check_alike({run.folder: _scored_on(stored) for run, stored in scores.items() if stored and stored.rows})
     columns = [_facts(run) | _own_scores(stored) for run, stored in scores.items()]
     table = Table(title="runs, and their top-1 on the test images")
     table.add_column("run", no_wrap=True)
@@ -150,6 +167,8 @@ def _facts(run: Run) -> dict[str, str]:
 
 def _own_scores(scores: Scores | None) -> dict[str, str]:
     cells = {}
+    if scores and not scores.rows:
+        cells["scores"] = "of an earlier encoder: evaluate again"
     for row in scores.rows if scores else []:
         method = METHODS.get(row.method)
         if method and method.ours:

@@ -16,8 +16,8 @@ Json = dict[str, Any]
 
 
 def evaluation(context: Context) -> Json:
-    """Chart, table, confusion and protocol of evaluation.json, or {"missing": True} where there is none."""
-    if context.scores is None:
+    """Chart, table, confusion and protocol of evaluation.json; {"missing": True} where this encoder has no scores."""
+    if context.scores is None or not context.scores.rows:
         return {"missing": True}
     try:
         return _section(context, context.scores)

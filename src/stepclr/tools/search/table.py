@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from stepclr.data.images import ImageBatch, ImageSet, Indices
-from stepclr.data.sources import Source, open_images
+from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
@@ -170,14 +170,13 @@ def write_embeddings(
 
 def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | os.PathLike[str]) -> IndexMetadata:
     """How this encoder computes the vectors of this source."""
-    place = Path(source.source)
     return IndexMetadata(
         checksum=encoder_checksum(encoder),
         name=encoder.name,
         size=encoder.size,
         features=encoder.num_features,
         precision=precision,
-        source=str(place.absolute()) if place.exists() else source.source,
+        source=absolute_source(source.source),
         classes=list(source.classes),
         run=str(Path(run).absolute()),
     )

@@ -1,0 +1,122 @@
+"""config.json is what was done: of a run that was extended, moved, or given more than its images can fill."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import photos_in, same
+from torch import nn
+
+import stepclr
+from stepclr.config import FILE
+from stepclr.tools.scores import compare_table
+
+IMAGES = 32  # two steps an epoch
+
+
+class Net(nn.Module):
+    """A small network that fails at a step, as if the process was killed there."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.conv, self.steps, self.fails_at = nn.Conv2d(3, 8, 3, stride=4), 0, fails_at
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            if self.steps == self.fails_at:
+                raise RuntimeError("killed")
+            self.steps += 1
+        h: torch.Tensor = self.conv(x).relu().mean((2, 3))
+        return h
+
+
+def small_run(out: Path, source: Any = "sample:unlabeled", **options: Any) -> stepclr.Run:
+    settings: dict[str, Any] = {"encoder": Net(), "batch_size": 16, "head": "8-8", "limit": IMAGES, "progress": False}
+    return stepclr.pretrain(source, out, **(settings | options))
+
+
+def cells(run: stepclr.Run) -> dict[Any, Any]:
+    table = compare_table([run])
+    return dict(zip(table.columns[0].cells, table.columns[1].cells, strict=True))
+
+
+def test_a_run_extended_and_killed_continues_to_its_new_end(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=1)
+    with pytest.raises(RuntimeError, match="killed"):
+        small_run(run.folder, encoder=Net(fails_at=3), resume=True, epochs=4, keep_every=2)
+    assert (run.config.epochs, run.config.keep_every) == (4, 2)
+    assert cells(run)["epochs"] == "2 of 4"
+    small_run(run.folder, resume=True)
+    assert run.metrics[-1]["step"] == 8
+    assert cells(run)["epochs"] == "4"
+
+
+def test_a_run_cannot_end_before_the_step_it_has_reached(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=3)
+    before = (run.folder / FILE).read_bytes()
+    with pytest.raises(stepclr.StepclrError, match=r"^\S+ has done 3 epochs, so epochs must be at least that, not 2$"):
+        small_run(run.folder, resume=True, epochs=2)
+    assert (run.folder / FILE).read_bytes() == before
+
+
+def test_a_second_process_that_is_refused_changes_no_record(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    run = small_run(tmp_path / "run", epochs=1)
+    with run.held(), pytest.raises(stepclr.StepclrError, match="another process is training"):
+        small_run(run.folder, resume=True, epochs=5)
+    assert run.config.epochs == 1
+
+
+def test_a_run_finds_its_images_from_any_folder_and_after_they_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos_in(tmp_path / "photos", IMAGES)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    small_run(Path("run"), "photos", epochs=1, monitor="photos")
+    run = stepclr.Run(tmp_path / "run")
+    assert run.config.source == run.config.monitor == str(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(run.images()) == IMAGES
+
+    (tmp_path / "photos").rename("moved")
+    small_run(run.folder, "moved", epochs=2, monitor="moved", resume=True)
+    assert run.config.source == run.config.monitor == str(tmp_path / "elsewhere" / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert len(run.images()) == IMAGES
+
+
+def test_the_rate_is_that_of_the_batch_that_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exact = small_run(tmp_path / "exact", epochs=2, batch_size=IMAGES, encoder="test_resnet")
+    assert exact.metrics[-1]["step"] == 2
+    larger = small_run(tmp_path / "larger", epochs=2, batch_size=4096, encoder="test_resnet", progress=True)
+    assert f"batches of {IMAGES} images instead of 4096: there are no more" in capsys.readouterr().err
+    assert larger.config.batch_size == IMAGES
+    assert [line["lr"] for line in larger.metrics] == [line["lr"] for line in exact.metrics]
+    assert same(larger, exact)
+    small_run(larger.folder, epochs=2, batch_size=4096, encoder="test_resnet", resume=True)  # the same command again
+
+
+@pytest.mark.parametrize("warmup", [2.0, 10.0])
+def test_a_warm_up_that_does_not_end_before_the_run_is_shortened(
+    warmup: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_run(tmp_path / "run", epochs=2, warmup=warmup, progress=True)
+    assert run.config.warmup == 0.2
+    assert f"warm-up of 0.2 epochs instead of {warmup:g}" in capsys.readouterr().err
+    assert run.metrics[-1]["lr"] < run.metrics[0]["lr"] or run.metrics[-1]["lr"] < 0.9 * run.config.lr * 16 / 256
+    small_run(run.folder, epochs=2, warmup=warmup, resume=True)  # the same command again
+
+
+def test_scores_of_an_earlier_encoder_are_not_shown_for_the_later_one(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", "sample:train", epochs=1, encoder="test_resnet", limit=40)
+    train, test = (stepclr.open_images(f"sample:{split}", limit=20) for split in ("train", "test"))
+    stepclr.evaluate(run, train, test, probe="knn", baselines=())
+    assert "knn, all labels" in cells(run)
+    shutil.copytree(run.folder, tmp_path / "copy")
+    assert "knn, all labels" in cells(stepclr.Run(tmp_path / "copy"))
+    small_run(run.folder, "sample:train", epochs=2, encoder="test_resnet", limit=40, resume=True)
+    assert "knn, all labels" not in cells(run)
+    assert cells(run)["scores"] == "of an earlier encoder: evaluate again"
