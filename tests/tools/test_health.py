@@ -1,5 +1,6 @@
 """The health of a run in plain words: planted runs get their diagnosis, and no log, however thin, breaks it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,13 @@ def test_other_losses_are_judged_by_what_they_log(loss: str) -> None:
     assert good["overall"].name == "healthy"
     assert not {"rate", "views", "contrast", "negatives"} & good.keys()
     assert judged(config, **bare, loss=lambda at: 1.2 + at)["overall"].name == "nothing learned"
+
+
+@pytest.mark.parametrize(("negatives", "views", "chance"), [(510, 2, "6.23"), (1020, 4, "6.93")])
+def test_chance_of_a_decoupled_loss_is_the_log_of_its_negatives(negatives: int, views: int, chance: str) -> None:
+    loss = math.log(negatives) - 1 / 0.5  # its least value: positives coincide, at right angles to all others
+    verdicts = judged({"loss": "dcl", "views": views}, negatives=negatives, loss=loss)
+    assert f"(chance: {chance}), 100% of the way" in verdicts["loss"].figure
 
 
 def test_supcon_may_draw_its_classes_together() -> None:

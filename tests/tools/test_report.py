@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,23 @@ def test_the_numbers_of_step_5_fit_together(context: Context) -> None:
         )
 
 
+def test_step_5_of_a_decoupled_loss_leaves_the_positives_out_of_its_sum(run: stepclr.Run, tmp_path: Path) -> None:
+    copy = stepclr.Run(Path(shutil.copytree(run.folder, tmp_path / "copy")))
+    replace(copy.config, loss="dcl").write(copy.folder)
+    told = step_5.contrast(open_context(copy, None))
+    anchor, pairs = told["anchor"], np.array(told["matrices"][1].data[0]["z"], dtype=float) / told["temperature"]
+    assert told["chance"] == pytest.approx(math.log(2 * told["images"] - 2))
+    losses = []
+    for i in range(len(pairs)):
+        negatives = [pairs[i, k] for k in range(len(pairs)) if k // 2 != i // 2]  # an image's views are neighbors
+        losses.append(np.log(np.exp(negatives).sum()) - pairs[i, i ^ 1])
+    assert told["losses"]["after"] == pytest.approx(np.mean(losses), abs=2e-3)
+    assert anchor["mean"] == pytest.approx(told["losses"]["after"], abs=1e-4)
+    assert anchor["log_sum"] - anchor["logit"] == pytest.approx(anchor["loss"], abs=1e-4)
+    assert anchor["summed"] == 2 * told["images"] - 2
+    assert [one["share"] is None for one in anchor["ranked"]] == [one["positive"] for one in anchor["ranked"]]
+
+
 def test_looking_at_a_run_leaves_its_encoder_as_it_was(run: stepclr.Run) -> None:
     context = open_context(run, None)
     before = {name: value.clone() for name, value in run.encoder().state_dict().items()}
@@ -203,9 +221,9 @@ def test_a_run_whose_images_are_gone_has_a_page_that_says_so(
         {"loss": "cross-entropy"},
         {"policy": "autoaugment"},
         {"views": 3, "strength": (1.0, 0.5, 0.2)},
-        {"policy": "crop"},
+        {"policy": "crop", "loss": "dcl"},
     ],
-    ids=["supcon", "cross-entropy", "autoaugment", "3 views", "crop"],
+    ids=["supcon", "cross-entropy", "autoaugment", "3 views", "crop, dcl"],
 )
 def test_every_kind_of_run_has_a_page(options: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     run = stepclr.pretrain(photos, tmp_path / "run", **{**OPTIONS, "epochs": 1, **options})

@@ -23,12 +23,14 @@ class Objective:
 
     contrastive: z are projections; else logits, and a linear layer replaces the head. needs_labels: the images
     must have some. needs_teacher: `labels` are a teacher's logits `[V N, C]` of the same views.
+    positives_in_denominator: as in `contrastive`; the loss of projections that all coincide follows from it.
     """
 
     loss: Loss
     contrastive: bool = True
     needs_labels: bool = False
     needs_teacher: bool = False
+    positives_in_denominator: bool = True
 
     def bind(self, temperature: Temperature, world: World) -> BoundLoss:
         """The loss as Algorithm 1 calls it: of projections and labels alone."""
@@ -67,7 +69,7 @@ def _distillation(
 OBJECTIVES = {
     "nt-xent": Objective(_nt_xent),
     "supcon": Objective(_supcon, needs_labels=True),
-    "dcl": Objective(_decoupled),
+    "dcl": Objective(_decoupled, positives_in_denominator=False),
     "cross-entropy": Objective(_cross_entropy, contrastive=False, needs_labels=True),
     "distill": Objective(_distillation, contrastive=False, needs_teacher=True),
 }

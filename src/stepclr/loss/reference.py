@@ -23,19 +23,32 @@ def contrastive_plain(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temper
     return anchor_losses(z, groups, temperature).sum() / anchors.sum().clamp(min=1)
 
 
-def anchor_losses(z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float) -> Float[Tensor, " m"]:
-    """Each anchor's own term of L_out; 0 for an anchor without a positive."""
+def anchor_losses(
+    z: Float[Tensor, "m d"], groups: Int[Tensor, " m"], temperature: float, positives_in_denominator: bool = True
+) -> Float[Tensor, " m"]:
+    """Each anchor's own term of L_out; 0 for an anchor without a positive.
+
+    positives_in_denominator: False leaves P(i) out of the sum over b.
+    """
     positive = positives(groups)
-    losses = -torch.where(positive, log_p(z, temperature), 0)
+    left_out = None if positives_in_denominator else positive
+    losses = -torch.where(positive, log_p(z, temperature, left_out), 0)
     return losses.sum(1) / positive.sum(1).clamp(min=1)
 
 
-def log_p(z: Float[Tensor, "m d"], temperature: float) -> Float[Tensor, "m m"]:
-    """log p_ia. The diagonal means nothing: no projection is compared with itself."""
+def log_p(
+    z: Float[Tensor, "m d"], temperature: float, left_out: Bool[Tensor, "m m"] | None = None
+) -> Float[Tensor, "m m"]:
+    """log p_ia. The diagonal means nothing: no projection is compared with itself.
+
+    left_out: whether b is left out of the sum for anchor i, for each pair (i, b).
+    """
     z = F.normalize(z)
     similarity = z @ z.T / temperature
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    return similarity - similarity.masked_fill(itself, -torch.inf).logsumexp(1, keepdim=True)
+    not_summed = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    if left_out is not None:
+        not_summed = not_summed | left_out
+    return similarity - similarity.masked_fill(not_summed, -torch.inf).logsumexp(1, keepdim=True)
 
 
 def positives(groups: Int[Tensor, " m"]) -> Bool[Tensor, "m m"]:

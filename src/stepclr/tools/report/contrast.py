@@ -12,6 +12,7 @@ from torch import Tensor
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive, own_class
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.loss.reference import anchor_losses, positives
 from stepclr.pretraining.model import SimCLR
 from stepclr.tools.images import thumbnail_uri
@@ -50,10 +51,12 @@ def contrast(context: Context) -> Json:
         groups = own_class(labels, groups)
     groups = groups.repeat_interleave(2)
     temperature = context.config.temperature
+    with_positives = OBJECTIVES[context.config.loss].positives_in_denominator
     losses, matrices = {}, []
     for when, model in (("before", before), ("after", after)):
         z = _projections(model, x)
-        losses[when] = float(contrastive(z, groups, temperature))
+        loss = contrastive(z, groups, temperature, positives_in_denominator=with_positives)
+        losses[when] = float(loss)
         title = f"{when.capitalize()} training"
         words = _matrix_words(title, z, groups)
         matrices.append(similarities(title, words, (z @ z.T).numpy(), thumbnails, names))
@@ -62,9 +65,9 @@ def contrast(context: Context) -> Json:
         "negatives": len(x) - 2,
         "temperature": temperature,
         "losses": losses,
-        "chance": math.log(len(x) - 1),
+        "chance": math.log(len(x) - 1 if with_positives else len(x) - 2),
         "matrices": matrices,
-        "anchor": _one_anchor(z, groups, temperature, thumbnails, names),
+        "anchor": _one_anchor(z, groups, temperature, with_positives, thumbnails, names),
         "suspects": _suspects(context, batch, list(images)),
     }
 
@@ -77,14 +80,20 @@ def _projections(model: SimCLR, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m
     return F.normalize(z.float()).cpu()
 
 
-def _one_anchor(z: Tensor, groups: Tensor, temperature: float, thumbnails: list[str], names: list[str]) -> Json:
-    """The loss of the anchor whose loss is the median, with its hardest negatives."""
-    losses = anchor_losses(z, groups, temperature)
+def _one_anchor(
+    z: Tensor, groups: Tensor, temperature: float, with_positives: bool, thumbnails: list[str], names: list[str]
+) -> Json:
+    """The loss of the anchor whose loss is the median, with its hardest negatives.
+
+    with_positives: whether the loss's sum over the others includes the positives.
+    """
+    losses = anchor_losses(z, groups, temperature, with_positives)
     anchor = int(losses.argsort()[len(z) // 2])
     cosine = z @ z[anchor]
     others = torch.arange(len(z)) != anchor
     positive = (groups == groups[anchor]) & others
-    log_sum = (cosine[others] / temperature).logsumexp(0)
+    summed = others if with_positives else others & ~positive
+    log_sum = (cosine[summed] / temperature).logsumexp(0)
     share = (cosine / temperature - log_sum).exp()
     negatives = torch.where(~positive & others)[0]
     hardest = negatives[cosine[negatives].argsort(descending=True)][:HARDEST]
@@ -94,7 +103,7 @@ def _one_anchor(z: Tensor, groups: Tensor, temperature: float, thumbnails: list[
             "name": names[k],
             "positive": bool(positive[k]),
             "cosine": float(cosine[k]),
-            "share": float(share[k]),
+            "share": float(share[k]) if summed[k] else None,
         }
         for k in [*torch.where(positive)[0].tolist()[:1], *hardest.tolist()]
     ]
@@ -105,7 +114,8 @@ def _one_anchor(z: Tensor, groups: Tensor, temperature: float, thumbnails: list[
         "cosine": float(cosine[positive].mean()),
         "logit": float(cosine[positive].mean() / temperature),
         "log_sum": float(log_sum),
-        "others": int(others.sum()),
+        "summed": int(summed.sum()),
+        "summed_words": "others" if with_positives else "negatives",
         "loss": float(losses[anchor]),
         "mean": float(losses.mean()),
         "ranked": ranked,

@@ -3,8 +3,9 @@
 The thresholds separate planted runs (benchmarks/health.py: test_resnet and a small ViT, SGD and AdamW, batches of 32 to
 256, temperatures 0.1 to 5, 90 to 160 steps). Two measures make runs of other sizes comparable:
 
-- the loss as a share of its way from chance, log(M - 1), where all M projections are the same, to its least value,
-  where the views of an image coincide and are at right angles to all others;
+- the loss as a share of its way from chance, where all M projections are the same, to its least value, where the views
+  of an image coincide and are at right angles to all others. Chance is the log of how many projections the loss's
+  denominator sums: M - 1, or the negatives alone;
 - the uniformity of the projections, which depends little on batch and temperature: about -3 when a run begins.
 """
 
@@ -171,10 +172,13 @@ def _loss_facts(f: Facts, log: Log) -> None:
         others = f.negatives + config.views - 1
     f.chance, f.way = math.nan, math.nan
     if objective.contrastive and others > 1:
-        f.chance = math.log(others)
         negatives = f.negatives if f.negatives >= 0 else others - 1
-        least = math.log(others - negatives + negatives * math.exp(-1 / config.temperature))
-        f.way = (f.chance - f.loss) / (f.chance - least) if negatives else math.nan
+        positives = others - negatives if objective.positives_in_denominator else 0
+        if negatives + positives > 0:
+            f.chance = math.log(positives + negatives)
+        if negatives > 0:
+            least = math.log(positives + negatives * math.exp(-1 / config.temperature))
+            f.way = (f.chance - f.loss) / (f.chance - least)
     elif objective.needs_labels and len(config.classes) > 1:
         f.chance = math.log(len(config.classes))
         f.way = 1 - f.loss / f.chance
