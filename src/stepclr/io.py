@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import threading
 import time
@@ -54,6 +55,16 @@ def write_whole(path: Path, write: Callable[[BufferedWriter], object]) -> None:
     """Write a file, by `write(file)`, that every process sees whole or not at all."""
     with new_file(path) as file:
         write(file)
+
+
+def in_order(content: bytes) -> bytes:
+    """The bytes of a .safetensors file with its metadata in alphabetical order; safetensors writes them in any."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors behind it stay aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def from_json(kind: type[Record], values: object, where: str | Path) -> Record:

@@ -23,6 +23,7 @@ from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_cl
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, save_classifier
+from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import Supervised, train_classifier
 from stepclr.pretraining.loop import Diverged
@@ -188,7 +189,7 @@ def finetuned(
     classifier = initial.classifier(train.classes, split.seed)
     training = settings.training(len(split.indices))
     train_classifier(classifier, train.take(split.indices), training, split.seed, after_step)
-    if not all(bool(weight.isfinite().all()) for weight in classifier.parameters()):
+    if not is_finite(classifier):
         raise Diverged(f"fine-tuning diverged with lr {settings.peak:g}: a weight is not finite; try a lower lr")
     return classifier
 

@@ -17,11 +17,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
+from stepclr.errors import StepclrError
 from stepclr.model.encoder import Encoder
 from stepclr.model.small_conv import small_convolutions, use_small_convolutions
 from stepclr.threads import Progress, read_ahead
 
+CHECKED = 64  # images that show whether an encoder still represents anything
 CHUNK = 32  # images whose feature maps in bfloat16 fit into a processor's cache
+
+
+class NotFiniteError(StepclrError):
+    """An encoder whose representations are not finite numbers: its training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ def represent(
     The encoder runs in eval mode without gradient; afterwards it is in the mode it was in. `dtype` bfloat16 is faster,
     for monitoring and search; scores are always computed from float32. The ranks of `world` share the batches, and each
     receives all of h, the same as from one process; `images.skipped` lists what this rank could not read.
+    Raises NotFiniteError where h is not finite, although every weight may be.
     """
     n, training = len(images), encoder.training
     encoder.eval()
@@ -66,13 +73,24 @@ def represent(
         encoder.train(training)
     h = torch.cat([torch.empty(0, encoder.num_features), *parts])
     indices = np.concatenate([np.empty(0, np.int64), *kept])
-    if world.size == 1:
-        return h, indices
-    # The ranks' batches alternate, so put what they send back into the order of the images.
-    sizes = world.sizes(len(h))
-    gathered = world.gather(torch.from_numpy(indices), sizes)
-    order = gathered.argsort()
-    return world.gather(h, sizes)[order], gathered[order].numpy()
+    if world.size > 1:
+        # The ranks' batches alternate, so put what they send back into the order of the images.
+        sizes = world.sizes(len(h))
+        gathered = world.gather(torch.from_numpy(indices), sizes)
+        order = gathered.argsort()
+        h, indices = world.gather(h, sizes)[order], gathered[order].numpy()
+    lost = int((~h.isfinite().all(1)).sum())
+    if lost:
+        raise NotFiniteError(
+            f"the encoder {encoder.name} gives {lost} of {len(h)} images of {images.source} numbers that are not "
+            "finite: its training diverged"
+        )
+    return h, indices
+
+
+def check_represents(encoder: Encoder, images: ImageSet) -> None:
+    """Raise NotFiniteError where h is not finite, of the first images alone."""
+    represent(encoder, images.take(range(min(CHECKED, len(images)))))
 
 
 def fill_unreadable(

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from stepclr.data.reading import Range
 from stepclr.errors import StepclrError
-from stepclr.io import from_json, write_whole
+from stepclr.io import from_json, in_order, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
-from stepclr.model.weights import FILE, load_weights
+from stepclr.model.weights import FILE, check_finite, load_weights
 
 CLASSIFIER = "classifier.safetensors"
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
@@ -76,7 +76,7 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
     """The encoder of a run (its folder, or an `encoder.safetensors` anywhere), in eval mode, with its preprocessing.
 
     Where the run was pretrained with your own module, `module` must be such a module; it receives the weights.
-    Raises StepclrError unless every tensor is there and fits.
+    Raises StepclrError unless every tensor is there, fits and is finite.
     """
     path = Path(run)
     path = path / FILE if path.is_dir() else path
@@ -104,7 +104,7 @@ def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> Non
 def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     """The classifier in a file, or in a run's folder as `classifier.safetensors`, in eval mode.
 
-    Raises StepclrError unless every tensor is there and fits.
+    Raises StepclrError unless every tensor is there, fits and is finite.
     """
     path = Path(path)
     path = path / CLASSIFIER if path.is_dir() else path
@@ -123,6 +123,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
         classifier.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError, OSError) as error:
         raise StepclrError(f"{path} does not fit the network that its metadata describes: {error}") from error
+    check_finite(classifier, path)
     return classifier.eval()
 
 
@@ -143,7 +144,7 @@ def _save(module: nn.Module, encoder: Encoder, values: dict[str, Any], path: str
     # Also in the tensors; here for whoever reads the metadata alone.
     values = values | {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
-    content = save(tensors, {name: json.dumps(value) for name, value in values.items()})
+    content = in_order(save(tensors, {name: json.dumps(value) for name, value in values.items()}))
     write_whole(Path(path), lambda file: file.write(content))
 
 

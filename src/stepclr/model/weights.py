@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepclr.errors import StepclrError
 from stepclr.model.encoder import Encoder
@@ -37,6 +37,19 @@ def load_weights(encoder: Encoder, path: Path) -> None:
     if problems := _misfits(tensors, expected):
         raise StepclrError(f"{path} does not fit {encoder.name} with stem {encoder.stem}: {', '.join(problems)}")
     encoder.load_state_dict(tensors)
+    check_finite(encoder, path)
+
+
+def is_finite(module: nn.Module) -> bool:
+    """Whether all weights and buffers are finite numbers, those of BatchNorm's statistics included."""
+    floats = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point()]
+    return bool(torch.stack([tensor.isfinite().all() for tensor in floats]).all())  # a GPU is waited for once
+
+
+def check_finite(module: nn.Module, path: Path) -> None:
+    """Raise StepclrError if a weight or buffer, which came from the file at `path`, is not finite."""
+    if not is_finite(module):
+        raise StepclrError(f"{path} has weights that are not finite: its training diverged; use another encoder")
 
 
 def _read(path: Path) -> tuple[object, str | None]:

@@ -23,11 +23,11 @@ from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import module_name
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, save_encoder
-from stepclr.model.weights import FILE
+from stepclr.model.weights import FILE, is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Progress
-from stepclr.pretraining.loop import list_skipped, train
+from stepclr.pretraining.loop import Diverged, list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_widths
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.pretraining.resume import extended, resumed
@@ -217,5 +217,7 @@ def _save(
     elif config.linear_epochs:
         printer.say(f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs")
         classifier = linear_layer(encoder, images, config.linear_epochs, config)
+        if not is_finite(classifier):
+            raise Diverged("the second stage diverged: a weight of its linear layer is not finite; try a lower lr")
     if classifier:
         save_classifier(classifier, run.folder / CLASSIFIER)

@@ -17,7 +17,9 @@ from stepclr.distributed import World
 from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
+from stepclr.model.features import NotFiniteError, check_represents
 from stepclr.model.small_conv import small_convolutions
+from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.pretraining.ddp import averaged, stride_warnings_off, synchronize_norms
@@ -174,8 +176,8 @@ def train(
                     line = {"step": step, "epoch": epoch + 1, "loss": loss.item(), "lr": lr, **meter.read()}
                     line["images_per_second"] = world.total(line["images_per_second"])
                     line |= batch_metrics(objective, z, batch.labels, world)
-                    if monitor and schedule.watched(step):
-                        line |= monitor(model.encoder, config.precision, world)
+                    if schedule.watched(step):
+                        line |= _watch(monitor, loaded, model, config, step, lr, run, world)
                     if world.first:
                         run.log(line)
                     printer.line(line, schedule.steps)
@@ -262,19 +264,40 @@ def _checkpoint_is_due(schedule: Schedule, step: int, stop: int, seconds: float,
 
 
 def _check_finite(losses: list[Tensor], model: nn.Module, step: int, lr: float, run: Run) -> None:
-    """Raise `Diverged` if a loss or, after them, a weight is not finite."""
+    """Raise `Diverged` if a loss or, after them, a weight or a statistic of BatchNorm is not finite."""
     finite = torch.stack(losses).isfinite().tolist()
-    if all(finite):
-        if bool(torch.stack([weight.isfinite().all() for weight in model.parameters()]).all()):
-            return
-        what, when = "a weight is not finite", step
-    else:
+    if not all(finite):
         first = step - len(losses) + 1
-        what, when = "the loss is not finite", first + finite.index(False)
-    raise Diverged(
-        f"{what} at step {when} (learning rate {lr:.4g}): try a lower lr, a longer warmup or precision fp32; "
-        f"checkpoints from before are in {run.folder / 'checkpoint'}"
+        raise _diverged("the loss", first + finite.index(False), lr, run)
+    if not is_finite(model):
+        raise _diverged("a weight", step, lr, run)
+
+
+def _diverged(what: str, step: int, lr: float, run: Run) -> Diverged:
+    return Diverged(
+        f"{what} is not finite at step {step} (learning rate {lr:.4g}): try a lower lr, a longer warmup or precision "
+        f"fp32; checkpoints from before are in {run.folder / 'checkpoint'}"
     )
+
+
+def _watch(
+    monitor: Monitor | None,
+    images: ImageSet,
+    model: SimCLR,
+    config: ResolvedConfig,
+    step: int,
+    lr: float,
+    run: Run,
+    world: World,
+) -> dict[str, float]:
+    """What the monitor measures, if there is one. Raises `Diverged` where the weights are finite and h is not."""
+    try:
+        if monitor:
+            return monitor(model.encoder, config.precision, world)
+        check_represents(model.encoder, images)
+    except NotFiniteError:
+        raise _diverged("the representation h", step, lr, run) from None
+    return {}
 
 
 def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: World) -> None:
