@@ -25,6 +25,12 @@ def installed(package: str, extra: str, by: str) -> ModuleType:
         raise StepclrError(f"{by} needs the package {name}: pip install 'stepclr[{extra}]'") from None
 
 
+def check_at_least(name: str, value: int | None, least: int) -> None:
+    """Raise StepclrError if the argument `name` is below `least`."""
+    if value is not None and value < least:
+        raise StepclrError(f"{name} must be at least {least}, not {value}")
+
+
 def check_suffix(out: Path, suffixes: Sequence[str], alternative: str = "") -> None:
     """Raise StepclrError unless the suffix of `out`, which picks its format, is one of `suffixes`."""
     if out.suffix not in suffixes:

@@ -3,6 +3,8 @@
 epoch_order     any permutation of a set whose images can be read in any order
 balanced_order  every class as often as the others, so that any batch is balanced too
 ShardOrder      images in shards: a buffer shuffle that reads few shards at a time
+
+`spread` picks a few of many images, in their order.
 """
 
 import math
@@ -22,6 +24,11 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
     """The order of the n samples in an epoch: a permutation that depends on (seed, epoch, n) alone."""
     # The complement of the seed keeps this stream apart from that of the views.
     return np.argsort(hashed(~seed, epoch, np.arange(n)), kind="stable").astype(np.int64)
+
+
+def spread(n: int, k: int) -> Int64[np.ndarray, " some"]:
+    """At most k of the indices 0 to n - 1, evenly spread; the first and the last are among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(np.int64))
 
 
 def balanced_order(labels: Int64[np.ndarray, " n"], seed: int, epoch: int) -> Int64[np.ndarray, " n"]:

@@ -17,11 +17,11 @@ from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
 from stepclr.device import default_device
 from stepclr.distributed import World, join
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_at_least, choose
 from stepclr.evaluation import linear
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task
-from stepclr.evaluation.prepare import check_at_least, prepare, training_defaults
+from stepclr.evaluation.prepare import prepare, training_defaults
 from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Scores, confusion, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
 from stepclr.model.files import load_encoder, state_checksum

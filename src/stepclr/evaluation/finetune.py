@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, check_suffix, choose
+from stepclr.errors import StepclrError, check_at_least, check_suffix, choose
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
-from stepclr.evaluation.prepare import MIN_AREA, all_logits, check_at_least, prepare, training_defaults
+from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
 from stepclr.evaluation.results import FINETUNING, Scores, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
 from stepclr.loss.objectives import OBJECTIVES

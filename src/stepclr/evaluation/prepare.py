@@ -127,12 +127,6 @@ def training_defaults(run: Run) -> tuple[float, bool]:
     return config.min_area, config.precision == "bf16"
 
 
-def check_at_least(name: str, value: int | None, least: int) -> None:
-    """Raise StepclrError if the argument `name` is below `least`."""
-    if value is not None and value < least:
-        raise StepclrError(f"{name} must be at least {least}, not {value}")
-
-
 def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:
     """h of every image, float32. Raises StepclrError if one can no longer be read."""
     return _of_all(images, *represent(encoder, images)).numpy()

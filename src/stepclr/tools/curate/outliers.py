@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from stepclr.errors import StepclrError
+from stepclr.errors import check_at_least
 from stepclr.tools.curate.table import Table
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
@@ -43,8 +43,7 @@ def find_outliers(index: str | os.PathLike[str] | EmbeddingIndex, n: int = 50) -
 
     `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. Raises StepclrError if it cannot be read.
     """
-    if n < 1:
-        raise StepclrError(f"n must be at least 1, not {n}")
+    check_at_least("n", n, 1)
     index = open_index(index)
     scores = outlier_scores(index.vectors)
     indices = np.argsort(-scores, kind="stable")[:n]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_at_least
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
@@ -71,8 +71,7 @@ def suggest_labels(
 
     Raises StepclrError if a file cannot be read, or names an image that is not in the index.
     """
-    if n < 1:
-        raise StepclrError(f"n must be at least 1, not {n}")
+    check_at_least("n", n, 1)
     index = open_index(index)
     for file in labels:
         index = with_labels(index, Path(file))
@@ -96,9 +95,10 @@ def choose_images(
     uncertainty = np.ones(len(h))
     if len(np.unique(labels[known])) > 1:
         uncertainty = class_uncertainty(h, labels)
-    # How well the labeled images cover the candidates already.
-    x = _directions(h)
-    covered = torch.zeros(len(candidates))
+    # Unit rows, centered and scaled to unit norm again: all h of an encoder point in much the same direction.
+    x = F.normalize(torch.from_numpy(h).float(), dim=1)
+    x = F.normalize(x - x.mean(0), dim=1)
+    covered = torch.zeros(len(candidates))  # by the labeled images already
     for start in range(0, len(known), BLOCK):
         some = known[start : start + BLOCK]
         covered = torch.maximum(covered, _similarity(x[some], x[candidates]).amax(0))
@@ -168,9 +168,3 @@ def _facilities(
 
 def _similarity(x: Float[Tensor, "n features"], y: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
     return ((x @ y.T - 1) / TEMPERATURE).exp_()
-
-
-def _directions(h: Float[np.ndarray, "n features"]) -> Float[Tensor, "n features"]:
-    """Unit rows, centered and scaled to unit norm again: all h of an encoder point in much the same direction."""
-    x = F.normalize(torch.from_numpy(h).float(), dim=1)
-    return F.normalize(x - x.mean(0), dim=1)

@@ -11,13 +11,13 @@ import torch
 from stepclr.config import ResolvedConfig
 from stepclr.data.decode import reduced_size, source_side
 from stepclr.data.images import ImageSet
+from stepclr.data.order import spread
 from stepclr.device import default_device
 from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.resolve import views_of
 from stepclr.tools.doctor.scan import Scan
 from stepclr.tools.doctor.trial import Trial, trial
-from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 
 FIRST, LARGEST = 32, 256  # images at once: in the first trial, and at most in the second

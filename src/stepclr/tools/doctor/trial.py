@@ -19,11 +19,11 @@ from PIL import Image
 from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.decode import suffix_of
 from stepclr.data.images import ImageSet
+from stepclr.data.order import spread
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.loop import Diverged
-from stepclr.tools.spread import spread
 
 NO_CACHE = 1e-6  # GiB
 MIN_EPOCHS = 3  # that are timed, after a first one that compiles; their median counts

@@ -37,13 +37,13 @@ class Parity:
 def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
     """The card, in Markdown. source: the encoder or classifier file, in whose folder a run's other files may be."""
     config = RunConfig.read(source.parent)
-    what = "classifier" if isinstance(network, Classifier) else "encoder"
+    what, original = "encoder", "stepclr.embed"
+    if isinstance(network, Classifier):
+        what, original = "classifier", "stepclr predict, before its softmax"
     sections = {
         "Load it": _loading(name, code),
         "Images": _preprocessing(network, format),
-        "The same as the original": [
-            f"Loaded as above and compared with `{_original(network)}`: {plain(str(parity))}."
-        ],
+        "The same as the original": [f"Loaded as above and compared with `{original}`: {plain(str(parity))}."],
         "Data": _data(config, network),
         "Recipe": _recipe(config),
         "Scores and protocol": _scores(source, network),
@@ -109,10 +109,6 @@ images = torch.cat([pixels(image) for image in photos])
         yield ""
         yield "The classes of the logits, in order: " + ", ".join(map(plain, network.classes)) + "."
         yield "`stepclr predict` writes the softmax of the logits."
-
-
-def _original(network: Network) -> str:
-    return "stepclr predict, before its softmax" if isinstance(network, Classifier) else "stepclr.embed"
 
 
 def _data(config: RunConfig | None, network: Network) -> Iterator[str]:

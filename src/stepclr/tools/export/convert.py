@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
-from stepclr.errors import StepclrError, check_suffix, choose
+from stepclr.errors import StepclrError, check_suffix, choose, installed
 from stepclr.io import write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -61,7 +61,8 @@ def export(
     is not the format's, packages that are not installed, and if no image of `check` can be read.
     """
     writer = FORMATS[choose("format", format, FORMATS)]
-    writer.check_packages()
+    for package in writer.packages:
+        installed(package, "export", "this format")
     source = Path(run) / FILE if Path(run).is_dir() else Path(run)
     network = _load(source)
     path = _path(Path(out), writer, network, source)

@@ -16,7 +16,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stepclr.errors import StepclrError, installed
+from stepclr.errors import StepclrError
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import save_classifier, save_encoder
@@ -34,11 +34,6 @@ class Format:
     write: Callable[[Network, Path], object]
     code: Callable[[Network], str]
     packages: tuple[str, ...] = ()
-
-    def check_packages(self) -> None:
-        """Raise StepclrError if a package is not installed."""
-        for name in self.packages:
-            installed(name, "export", "this format")
 
 
 class FromPixels(nn.Module):

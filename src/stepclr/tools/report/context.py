@@ -14,6 +14,7 @@ from torch import Tensor
 from stepclr.config import RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
+from stepclr.data.order import spread
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
@@ -25,7 +26,6 @@ from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.pretraining.resolve import views_of
 from stepclr.pretraining.run import Run
 from stepclr.tools.scores import stored_scores
-from stepclr.tools.spread import spread
 from stepclr.views.views import Views
 
 Json = dict[str, Any]

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
+from stepclr.data.order import spread
 from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive, own_class
 from stepclr.loss.objectives import OBJECTIVES
@@ -18,7 +19,6 @@ from stepclr.pretraining.model import SimCLR
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import similarities
-from stepclr.tools.spread import spread
 from stepclr.views.keys import view_keys
 
 Json = dict[str, Any]

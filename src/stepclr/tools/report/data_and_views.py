@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from stepclr.data.order import spread
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import bars
-from stepclr.tools.spread import spread
 from stepclr.views.autoaugment import OPS
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from stepclr.data.order import spread
 from stepclr.evaluation.results import Scores
 from stepclr.tools.scores import METHODS, label_curves, percent
-from stepclr.tools.spread import spread
 
 Json = dict[str, Any]
 # Okabe and Ito's colors, which color-blind readers can tell apart.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
+from stepclr.data.order import spread
 from stepclr.metrics import nearest
 from stepclr.tools.curate.duplicates import duplicate_pairs
 from stepclr.tools.curate.outliers import outlier_scores
@@ -17,7 +18,6 @@ from stepclr.tools.images import gray_thumbnail, thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Plot, points
 from stepclr.tools.scores import loading_snippet
-from stepclr.tools.spread import spread
 
 Json = dict[str, Any]
 QUERIES, NEIGHBORS = 6, 6

@@ -16,7 +16,7 @@ from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, one_line
+from stepclr.errors import StepclrError, check_at_least, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder
@@ -125,14 +125,16 @@ class Search:
 
     def nearest(self, h: Float[Tensor, " features"], k: int = 12) -> list[Hit]:
         """`__call__` for a query whose h is known."""
-        if k < 1:
-            raise StepclrError(f"k must be at least 1, not {k}")
+        check_at_least("k", k, 1)
+        hits: list[Hit] = []
         if self._index is None:
             with reading(self.where):
                 rows = nearest.approximate(self._table, h.numpy(), min(k, self.rows), COLUMNS[1:]).to_pylist()
-                return [_hit_of_row(row) for row in rows]
+                for row in rows:
+                    label = None if row["label"] is None else from_text(row["label"])
+                    hits.append(Hit(from_text(row["path"]), label, 1 - row["_distance"], row["thumbnail"] or b""))
+                return hits
         cosines, indices = nearest.exact(h[None], [torch.from_numpy(self._index.vectors)], k)
-        hits = []
         for i, cosine in zip(indices[0].tolist(), cosines[0].tolist(), strict=True):
             thumbnail = self._index.thumbnails[i] if self._index.thumbnails else b""
             hits.append(Hit(self._index.paths[i], self._index.class_name(i), cosine, thumbnail))
@@ -170,11 +172,6 @@ def sheet_of(
             captions.append(f"{rank}  {hit.similarity:.3f}\n{one_line(Path(hit.path).name)}")
         sheets.append(contact_sheet(thumbnails, captions))
     return stacked(sheets)
-
-
-def _hit_of_row(row: dict[str, Any]) -> Hit:
-    label = None if row["label"] is None else from_text(row["label"])
-    return Hit(from_text(row["path"]), label, 1 - row["_distance"], row["thumbnail"] or b"")
 
 
 def _find_encoder(
