@@ -1,4 +1,4 @@
-"""Which projection head? stepclr's form and that of the authors' code (`ProjectionHead(reference=True)`).
+"""Which projection head? stepclr's form and that of the authors' code (`--head 512-128:reference`).
 
     python benchmarks/head.py [--epochs 20] [--seeds 0,1,2] [--out runs/head]
 
@@ -9,24 +9,19 @@ of its linear layers, and in nothing else. Runs that exist are not repeated, so 
 
 import argparse
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 
 import stepclr
 
-FORMS = {"stepclr's": False, "the authors' code": True}  # ProjectionHead's `reference`
+FORMS = {"stepclr's": "batchnorm", "the authors' code": "reference"}
 
 
-def pretrain(out: Path, reference: bool, seed: int, epochs: int) -> None:
-    """A run of the recipe with one form of the head, which no option of `pretrain` chooses."""
-
-    def of_widths(features: int, widths: list[int]) -> stepclr.ProjectionHead:
-        return stepclr.ProjectionHead(features, widths[0], widths[-1], len(widths), reference=reference)
-
-    with patch.object(stepclr.ProjectionHead, "of_widths", of_widths):
-        resume = (out / "config.json").exists()
-        stepclr.pretrain("sample:unlabeled", out, recipe="sample", epochs=epochs, seed=seed, resume=resume)
+def pretrain(out: Path, form: str, seed: int, epochs: int) -> None:
+    """A run of the recipe with one form of the head."""
+    resume = (out / "config.json").exists()
+    head = f"512-128:{form}"
+    stepclr.pretrain("sample:unlabeled", out, recipe="sample", epochs=epochs, seed=seed, head=head, resume=resume)
 
 
 def scores(out: Path) -> dict[str, float]:
@@ -44,16 +39,16 @@ def main() -> None:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     print("| head | kNN, % | linear evaluation, % | kNN of each seed | linear evaluation of each seed |")
     print("|---|---|---|---|---|")
-    for form, reference in FORMS.items():
+    for name, form in FORMS.items():
         of_seeds = []
         for seed in seeds:
-            out = arguments.out / f"{'reference' if reference else 'default'}-{seed}"
-            pretrain(out, reference, seed, arguments.epochs)
+            out = arguments.out / f"{form}-{seed}"
+            pretrain(out, form, seed, arguments.epochs)
             of_seeds.append(scores(out))
         values = {method: 100 * np.array([one[method] for one in of_seeds]) for method in ("knn", "simclr")}
         means = [f"{of.mean():.1f} ± {of.std(ddof=min(1, len(of) - 1)):.1f}" for of in values.values()]
         each = [", ".join(f"{value:.1f}" for value in of) for of in values.values()]
-        print(f"| {form} | {' | '.join([*means, *each])} |", flush=True)
+        print(f"| {name} | {' | '.join([*means, *each])} |", flush=True)
 
 
 if __name__ == "__main__":

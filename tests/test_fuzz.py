@@ -304,7 +304,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def formats(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Format]:
     folder = tmp_path_factory.mktemp("valid")
     encoder = stepclr.load_encoder(run)
-    save_classifier(stepclr.Classifier(encoder, ["cat", "dog"], [96, 32, 16], 1), folder / "classifier.safetensors")
+    save_classifier(stepclr.Classifier(encoder, ["cat", "dog"], "32-16", 1), folder / "classifier.safetensors")
     tiny = nn.ModuleDict({"encoder": nn.Linear(3, 2), "head": nn.BatchNorm1d(2)})
     optimizer = torch.optim.AdamW(tiny.parameters())
     tiny["head"](tiny["encoder"](torch.ones(4, 3))).sum().backward()

@@ -60,6 +60,7 @@ Strength = Annotated[
 Stem = Literal["auto", "imagenet", "small", "small-stride2", "own"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
 Scaling = Literal["linear", "sqrt"]
+Interpolation = Literal["bicubic", "bilinear"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
@@ -95,6 +96,10 @@ class PretrainConfig:
     """Probability of the sparse image warp, in policies that have one (simaugment, stacked)."""
     min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
     """Smallest crop, as a share of the image's area."""
+    interpolation: Annotated[
+        Interpolation | None, _default("bilinear for simaugment, else bicubic", "{bicubic,bilinear}")
+    ] = None
+    """How a crop is resized to a view."""
     progressive: bool = False
     """Begin with smaller views: half the side for the first 40% of the steps, three quarters of it up to 75%."""
     loss: Annotated[str, arg(metavar="LOSS")] = "nt-xent"
@@ -103,13 +108,19 @@ class PretrainConfig:
     (learn a teacher's predictions, SimCLRv2)."""
     teacher: Annotated[str | None, _default("none", "CLASSIFIER")] = None
     """Classifier to learn from, with the loss distill."""
-    temperature: float = 0.5
+    temperature: Annotated[
+        float | None, _default("0.2 up to 64 px, 0.1 above; 0.1 for supcon, 1 for distill", "TAU")
+    ] = None
     """Temperature tau of the loss; cross-entropy does not use it."""
+    loss_scale: float = 1.0
+    """Factor on the loss in the gradient. Some authors train on a multiple of the mean, which changes what a learning
+    rate and a weight decay mean. What is printed and logged is the mean."""
     balanced: bool = False
     """Balance the classes in each batch: repeat images of rare classes, and drop images of common ones."""
     head: Annotated[str | None, _default("F-128, where F is the width of h", "WIDTHS")] = None
-    """Widths of the projection head, such as 2048-128 (two layers) or 2048-2048-128 (three). The losses that replace
-    the head do not use it."""
+    """Widths of the projection head, such as 2048-128 (two layers), 2048-2048-128 (three), or 128 (one linear layer).
+    2048-128:plain has no BatchNorm, and 2048-128:reference is the head of SimCLR's code. The losses that replace the
+    head do not use it."""
     linear_epochs: int = 0
     """Epochs of SupCon's second stage: after pretraining, train a linear layer on the frozen encoder."""
     optimizer: OptimizerName = "sgd"
@@ -163,10 +174,12 @@ class PretrainOptions(TypedDict, total=False):
     blur: float | None
     warp: float | None
     min_area: float | None
+    interpolation: Interpolation | None
     progressive: bool
     loss: str
     teacher: str | None
-    temperature: float
+    temperature: float | None
+    loss_scale: float
     balanced: bool
     head: str | None
     linear_epochs: int
@@ -196,6 +209,8 @@ class ResolvedConfig(PretrainConfig):
 
     size: int = field()
     min_area: float = field()
+    interpolation: Interpolation = field()
+    temperature: float = field()
     lr: float = field()
     weight_decay: float = field()
     warmup: float = field()

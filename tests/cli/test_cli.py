@@ -177,7 +177,7 @@ def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: p
         "strength 0.5",
         "blur 0",
         "min_area 0.2",
-        "temperature 0.5",
+        "temperature 0.2",
         "precision",
         "images/s",
         "left",

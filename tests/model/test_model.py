@@ -572,7 +572,7 @@ def test_the_head_is_linear_norm_relu_and_ends_in_a_norm(layers: int) -> None:
 def test_the_reference_head_is_that_of_the_authors_code(layers: int) -> None:
     """google-research/simclr: no shift after the last layer, weights that begin as N(0, 0.01^2)."""
     torch.manual_seed(0)
-    head = ProjectionHead(300, hidden=400, out=50, layers=layers, reference=True)
+    head = ProjectionHead(300, hidden=400, out=50, layers=layers, form="reference")
     for weight in (parameter for parameter in head.parameters() if parameter.ndim == 2):
         assert weight.mean().abs() < 0.001
         assert weight.std().item() == pytest.approx(0.01, rel=0.03)
@@ -595,10 +595,34 @@ def test_the_head_has_2048_hidden_and_128_outputs_by_default() -> None:
     assert head(torch.randn(4, 512)).shape == (4, 128)
 
 
-@pytest.mark.parametrize("layers", [0, 1, 4])
+@pytest.mark.parametrize("layers", [0, 4])
 def test_a_head_of_another_depth_is_refused_in_one_line(layers: int) -> None:
-    with pytest.raises(StepclrError, match="2 or 3 layers") as error:
+    with pytest.raises(StepclrError, match="1, 2 or 3 layers") as error:
         ProjectionHead(8, layers=layers)
+    one_line(error)
+
+
+@pytest.mark.parametrize("form", ["batchnorm", "reference", "plain"])
+def test_a_head_of_one_layer_is_a_matrix(form: str) -> None:
+    head = ProjectionHead.of_text(12, f"7:{form}")
+    ((name, weight),) = head.named_parameters()
+    h = torch.randn(9, 12)
+    torch.testing.assert_close(head(h), h @ weight.T)
+    assert (name, weight.shape) == ("0.weight", (7, 12))
+
+
+def test_a_plain_head_has_biases_and_no_norm() -> None:
+    head = ProjectionHead.of_text(12, "20-7:plain")
+    first, shift, last, end = head.parameters()
+    h = torch.randn(9, 12)
+    torch.testing.assert_close(head(h), (h @ first.T + shift).relu() @ last.T + end)
+    torch.testing.assert_close(head.first_layers(1)(h), (h @ first.T + shift).relu())
+
+
+@pytest.mark.parametrize("text", ["", "12x4", "0-4", "8-9-4", "8-8-8-4", "²-4", "9" * 5000, "8-4:", "8-4:plane"])
+def test_a_text_that_is_no_head_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(StepclrError, match=r"head must be widths|unknown form of head") as error:
+        ProjectionHead.of_text(12, text)
     one_line(error)
 
 

@@ -83,10 +83,11 @@ def test_the_first_loss_of_many_views_by_hand(views: int, tmp_path: Path) -> Non
     images = stepclr.open_images("sample:train", limit=16)
     x = Views("simclr", 28, views=views)(images.read(range(16)), view_keys(0, 0, range(16)))
     z = torch.nn.functional.normalize(head(encoder(x.flatten(0, 1))).double())
+    tau = run.config.temperature
     total = 0.0
     for i in range(len(z)):
-        others = torch.stack([torch.exp(z[i] @ z[k] / 0.5) for k in range(len(z)) if k != i]).sum()
-        pairs = [torch.log(torch.exp(z[i] @ z[k] / 0.5) / others) for k in range(i % 16, len(z), 16) if k != i]
+        others = torch.stack([torch.exp(z[i] @ z[k] / tau) for k in range(len(z)) if k != i]).sum()
+        pairs = [torch.log(torch.exp(z[i] @ z[k] / tau) / others) for k in range(i % 16, len(z), 16) if k != i]
         total -= float(torch.stack(pairs).mean().detach())
     assert run.metrics[0]["loss"] == pytest.approx(total / len(z), rel=1e-4)
 
@@ -104,8 +105,8 @@ def test_supcon_without_labels_is_simclr(tmp_path: Path) -> None:
     """Mixed sets go through one loss: a set with one labeled image has no other positives than SimCLR's."""
     images = stepclr.open_images("sample:train", limit=70)
     images.labels = np.where(np.arange(70) == 3, images.labels, -1)
-    mixed = small_run(tmp_path / "mixed", images, loss="supcon", limit=None)
-    plain = small_run(tmp_path / "plain", images, limit=None)
+    mixed = small_run(tmp_path / "mixed", images, loss="supcon", temperature=0.3, limit=None)
+    plain = small_run(tmp_path / "plain", images, temperature=0.3, limit=None)
     assert same(mixed, plain)
 
 

@@ -66,7 +66,15 @@ def test_lars_leaves_alone_what_has_no_gradient() -> None:
 
 def settings(optimizer: Literal["sgd", "lars", "adamw"], lr: float, decay: float) -> ResolvedConfig:
     return ResolvedConfig(
-        optimizer=optimizer, lr=lr, weight_decay=decay, size=32, min_area=0.2, warmup=0.0, precision="fp32"
+        optimizer=optimizer,
+        lr=lr,
+        weight_decay=decay,
+        size=32,
+        min_area=0.2,
+        interpolation="bicubic",
+        temperature=0.5,
+        warmup=0.0,
+        precision="fp32",
     )
 
 

@@ -92,6 +92,21 @@ def test_the_same_settings_give_the_same_run_bit_for_bit(unbroken: stepclr.Run, 
     assert not same(unbroken, other)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_the_loss_scale_acts_on_the_gradient_alone(
+    micro_batch: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without decay, SGD on twice the loss at half the rate takes the same steps; what is logged is the mean."""
+    options = {"limit": 32, "epochs": 1, "weight_decay": 0.0, "precision": "fp32", "micro_batch": micro_batch}
+    plain = small_run(tmp_path / "plain", **options, lr=0.5)
+    twice = small_run(tmp_path / "twice", **options, lr=0.25, loss_scale=2.0, progress=True)
+    for one, other in zip(plain.encoder().state_dict().values(), twice.encoder().state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert [line["loss"] for line in plain.metrics] == [line["loss"] for line in twice.metrics]
+    assert (plain.config.loss_scale, twice.config.loss_scale) == (1, 2)
+    assert "loss nt-xent (times 2 in the gradient), temperature" in capsys.readouterr().err
+
+
 def test_two_threads_repeat_and_resume_bit_for_bit_too(unbroken: stepclr.Run, tmp_path: Path) -> None:
     assert unbroken.config.threads == 1
     torch.set_num_threads(2)
@@ -130,10 +145,10 @@ def test_the_first_loss_is_algorithm_1_by_hand(tmp_path: Path) -> None:
     keys = view_keys(0, 0, range(16))
     view_i, view_j = Views("simclr", 28)(images.read(range(16)), keys)
     z = torch.nn.functional.normalize(head(encoder(torch.cat([view_i, view_j]))).double())
-    loss = 0.0
+    loss, tau = 0.0, run.config.temperature
     for i in range(32):
-        others = torch.stack([torch.exp(z[i] @ z[k] / 0.5) for k in range(32) if k != i])
-        loss -= float(torch.log(torch.exp(z[i] @ z[(i + 16) % 32] / 0.5) / others.sum()).detach())
+        others = torch.stack([torch.exp(z[i] @ z[k] / tau) for k in range(32) if k != i])
+        loss -= float(torch.log(torch.exp(z[i] @ z[(i + 16) % 32] / tau) / others.sum()).detach())
     assert run.metrics[0]["loss"] == pytest.approx(loss / 32, rel=1e-4)
 
 

@@ -257,7 +257,7 @@ def test_the_card_tells_of_the_run(run: stepclr.Run, tmp_path: Path) -> None:
         assert f"| {row['method']} | {row['labels_per_class']} | {100 * row['mean']:.1f}{std} % | " in text
     assert "- test: sample:test, 60 images" in text
     assert "- Pretrained on: sample:unlabeled\n- Images: 48, labeled 0" in text
-    assert "| temperature | 0.5 |" in text
+    assert "| temperature | 0.2 |" in text
     assert "on 64 images of sample:train" in text
     assert f"onnxruntime {onnxruntime.__version__}" in text
     assert "Your weights are yours" in text

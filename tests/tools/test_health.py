@@ -68,6 +68,7 @@ def test_a_run_too_short_is_not_judged(seed: int, tmp_path: Path) -> None:
 CONFIG = RunConfig(
     size=32,
     min_area=0.2,
+    interpolation="bicubic",
     lr=0.12,
     weight_decay=5e-4,
     warmup=1.0,

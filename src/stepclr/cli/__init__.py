@@ -87,7 +87,7 @@ def usage() -> str:
         lines += ["", f"{title}:"]
         lines += [f"  {name:10}{first_line(command)}" for name, command in commands.items()]
     lines += ["", SOURCES, "", "Recipes (pretrain --recipe NAME):"]
-    lines += [f"  {name:19}{first_line(recipe)}" for name, recipe in RECIPES.items()]
+    lines += [f"  {name:19}{recipe.line}" for name, recipe in RECIPES.items()]
     return "\n".join(lines)
 
 

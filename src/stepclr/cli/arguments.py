@@ -92,5 +92,5 @@ class Counter:
 
 
 def first_line(command: Callable[..., Any]) -> str:
-    """The first line of the docstring of a command or a recipe."""
+    """The first line of a command's docstring."""
     return (command.__doc__ or "").split("\n")[0]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, Images, Limit, Names, first_line, image_format, open_source, page_of, say
+from stepclr.cli.arguments import Counter, Images, Limit, Names, image_format, open_source, page_of, say
 from stepclr.config import PretrainConfig, Strength
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.recipes import RECIPES, recipe_config
@@ -177,7 +177,7 @@ def doctor(
     if out:
         check_suffix(out, [".json"])
     if recipe:
-        print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
+        print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images = open_source(source, classes, limit)
     diagnosis = stepclr.doctor(images, config, open_source(test, classes, None) if test else None, Counter())
     text = dumps(diagnosis.to_dict(), indent=2)

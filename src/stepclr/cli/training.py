@@ -13,7 +13,6 @@ from stepclr.cli.arguments import (
     Limit,
     Names,
     Source,
-    first_line,
     first_rank,
     names,
     open_source,
@@ -52,7 +51,7 @@ def pretrain(
     from stepclr.tools.scores import loading_snippet
 
     if recipe and first_rank():
-        print(f"recipe {recipe}: {first_line(RECIPES[recipe])}", file=sys.stderr)
+        print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images = open_source(source, None, None, damaged_shards) if damaged_shards == "skip" else source
     run = stepclr.pretrain(
         images,

@@ -11,7 +11,7 @@ from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.run import Run
 
 # One view of crop and flip per image, as in fine-tuning (SimCLRv2 App. B).
-SETTINGS = PretrainConfig(loss="distill", policy="crop", views=1, temperature=1.0)
+SETTINGS = PretrainConfig(loss="distill", policy="crop", views=1)
 
 
 def distill(

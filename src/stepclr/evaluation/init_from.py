@@ -11,10 +11,10 @@ from torch import Tensor
 
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.model.classifier import Classifier, first_layers
+from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
-from stepclr.model.head import ProjectionHead, parse_widths
+from stepclr.model.head import ProjectionHead
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.run import Run
 
@@ -26,7 +26,7 @@ class InitialWeights:
     """An encoder and, if some are kept, the first layers of the projection head."""
 
     encoder: Encoder
-    head_widths: Sequence[int] = ()  # of all layers of the head, as `Classifier` takes them
+    head: str = ""  # the whole head, as `Classifier` takes it
     kept_layers: int = 0
     neck: dict[str, Tensor] = field(default_factory=dict)  # state_dict of the kept layers
 
@@ -35,7 +35,7 @@ class InitialWeights:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             encoder = copy.deepcopy(self.encoder).cpu()
-            classifier = Classifier(encoder, classes, self.head_widths, self.kept_layers)
+            classifier = Classifier(encoder, classes, self.head, self.kept_layers)
         classifier.neck.load_state_dict(self.neck)
         return classifier.to(self.encoder.mean.device)
 
@@ -52,10 +52,10 @@ def initial_weights(run: Run, start: str = "encoder") -> InitialWeights:
     kept_layers = int(start.removeprefix("head."))
     try:
         head = trained_head(run, encoder)
-        neck = first_layers(head, kept_layers).state_dict()
+        neck = head.first_layers(kept_layers).state_dict()
     except StepclrError as error:
         raise StepclrError(f"start is {start!r}, but {error}") from None
-    return InitialWeights(encoder, head.widths, kept_layers, neck)
+    return InitialWeights(encoder, str(run.config.head), kept_layers, neck)
 
 
 def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
@@ -79,7 +79,7 @@ def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
         if stored is None or not torch.equal(value.cpu(), stored):
             raise StepclrError(f"{paths[-1]} contains a different encoder from the run; resume the run to finish it")
     with torch.device("meta"):  # nothing to initialize: the weights are in the checkpoint
-        head = ProjectionHead.of_widths(encoder.num_features, parse_widths(str(config.head)))
+        head = ProjectionHead.of_text(encoder.num_features, str(config.head))
     prefix = "model.head."
     of_head = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     try:

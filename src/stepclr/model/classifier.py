@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stepclr.errors import StepclrError
 from stepclr.model.encoder import Encoder
 from stepclr.model.head import ProjectionHead
 
@@ -17,20 +16,19 @@ class Classifier(nn.Module):
     Args:
         encoder: f(.), its preprocessing included.
         classes: names of the C classes.
-        head_widths: widths of all layers of the projection head, of which the first `kept_layers` stay (fine-tuning
-            from a middle layer of the head, SimCLRv2 section 4.2). None stay by default.
+        head: the projection head as `parse_head` reads it, of which the first `kept_layers` stay (fine-tuning from a
+            middle layer of the head, SimCLRv2 section 4.2). None stay by default.
     """
 
-    def __init__(
-        self, encoder: Encoder, classes: Sequence[str], head_widths: Sequence[int] = (), kept_layers: int = 0
-    ) -> None:
+    def __init__(self, encoder: Encoder, classes: Sequence[str], head: str = "", kept_layers: int = 0) -> None:
         super().__init__()
         self.encoder, self.classes = encoder, list(classes)
-        self.head_widths, self.kept_layers = list(head_widths), kept_layers
+        self.head, self.kept_layers = head, kept_layers
         width, self.neck = encoder.num_features, nn.Sequential()
         if kept_layers:
-            self.neck = first_layers(ProjectionHead.of_widths(width, head_widths), kept_layers)
-            width = head_widths[kept_layers - 1]
+            whole = ProjectionHead.of_text(width, head)
+            self.neck = whole.first_layers(kept_layers)
+            width = whole.widths[kept_layers - 1]
         self.linear = nn.Linear(width, len(self.classes))
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
@@ -40,14 +38,3 @@ class Classifier(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.linear.weight.device
-
-
-def first_layers(head: ProjectionHead, layers: int) -> nn.Sequential:
-    """The first layers of a head: each has linear, BatchNorm and, except for the head's last one, ReLU.
-
-    Raises StepclrError if the head has fewer.
-    """
-    available = len(head.widths)
-    if not 1 <= layers <= available:
-        raise StepclrError(f"the head has {available} layers, so there is no head.{layers}")
-    return nn.Sequential(*list(head)[: 3 * layers])

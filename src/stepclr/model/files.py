@@ -18,6 +18,7 @@ from stepclr.io import from_json, in_order, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
+from stepclr.model.head import parse_head
 from stepclr.model.weights import FILE, check_finite, load_weights
 
 CLASSIFIER = "classifier.safetensors"
@@ -60,7 +61,7 @@ class ClassifierMetadata(EncoderMetadata):
     """What a classifier file says about its network: `labels` are its classes, the others as in `Classifier`."""
 
     labels: list[str]
-    head_widths: list[int]
+    head: str
     kept_layers: int
 
 
@@ -95,7 +96,7 @@ def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> Non
     values = {
         **_encoder_values(classifier.encoder),
         "labels": classifier.classes,
-        "head_widths": classifier.head_widths,
+        "head": classifier.head,
         "kept_layers": classifier.kept_layers,
     }
     _save(classifier, classifier.encoder, values, path)
@@ -114,17 +115,26 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     if "labels" not in metadata:
         raise StepclrError(f"{path} is an encoder, not a classifier; stepclr finetune trains one from a run")
     facts = _parse(ClassifierMetadata, metadata, path)
-    widths, kept = facts.head_widths, facts.kept_layers
-    right_length = len(widths) in (2, 3) if kept else not widths
-    if not right_length or not 0 <= kept <= len(widths) or not all(0 < width <= MAX_WIDTH for width in widths):
-        raise StepclrError(f"{path} is corrupt: it cannot keep {kept} layers of a head with the widths {widths}")
-    classifier = Classifier(facts.build(path), facts.labels, widths, kept)
+    if not _possible(facts):
+        raise StepclrError(f"{path} is corrupt: it cannot keep {facts.kept_layers} layers of the head {facts.head!r}")
+    classifier = Classifier(facts.build(path), facts.labels, facts.head, facts.kept_layers)
     try:
         classifier.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError, OSError) as error:
         raise StepclrError(f"{path} does not fit the network that its metadata describes: {error}") from error
     check_finite(classifier, path)
     return classifier.eval()
+
+
+def _possible(facts: ClassifierMetadata) -> bool:
+    """Whether there is a head that these layers are the first of."""
+    if not facts.kept_layers:
+        return True
+    try:
+        widths, _ = parse_head(facts.head)
+    except StepclrError:
+        return False
+    return 0 < facts.kept_layers <= len(widths) and max(widths) <= MAX_WIDTH
 
 
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:

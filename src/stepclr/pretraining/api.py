@@ -28,7 +28,7 @@ from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Progress
 from stepclr.pretraining.loop import Diverged, list_skipped, train
-from stepclr.pretraining.model import SimCLR, build_model, head_widths
+from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.pretraining.resume import extended, resumed
 from stepclr.pretraining.run import Run
@@ -168,7 +168,7 @@ def _run_config(
     encoder = model.encoder
     settings = asdict(config) | {"stem": encoder.stem}
     if OBJECTIVES[config.loss].contrastive:
-        settings["head"] = "-".join(map(str, head_widths(config, encoder)))
+        settings["head"] = head_text(config, encoder)
     return RunConfig(
         **settings,
         features=encoder.num_features,

@@ -99,14 +99,15 @@ class Progress:
         self, config: ResolvedConfig, run: Run, views: Views, step: int, steps: int, images: int, watched: bool
     ) -> None:
         """Print what is about to happen, including every setting as decided."""
+        scale = "" if config.loss_scale == 1 else f" (times {config.loss_scale:.4g} in the gradient)"
         self.console.print(
             f"pretraining {config.encoder} on {images:,} images: {config.epochs} epochs, {steps:,} steps of "
             f"{config.batch_size} images, into {run.folder}\n"
             f"  {config.views} views of an image, {views.describe()}"
             + (", at half and three quarters of the size first" if config.progressive else "")
-            + f"\n  loss {config.loss}, temperature {config.temperature:g}; {config.optimizer}, lr {config.lr:g} at "
-            f"batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, warm-up {config.warmup:g} "
-            f"epoch{'' if config.warmup == 1 else 's'}\n"
+            + f"\n  loss {config.loss}{scale}, temperature {config.temperature:g}; {config.optimizer}, "
+            f"lr {config.lr:g} at batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, "
+            f"warm-up {config.warmup:g} epoch{'' if config.warmup == 1 else 's'}\n"
             f"  precision {config.precision}, channels_last; seed {config.seed}"
             + ("" if watched else "; no labels for the kNN score; set monitor to a labeled source")
             + (f"\n  resuming after step {step:,}" if step else ""),

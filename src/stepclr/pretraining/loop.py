@@ -157,7 +157,7 @@ def train(
                     with precision:
                         labels = teacher_logits(teacher, take_views, batch.images, keys, config.micro_batch, world)
                 inputs = (take_views, loss_of, batch.images, keys, labels)
-                loss, z = train_step(forward, optimizer, algorithm, inputs, precision, recomputed)
+                loss, z = train_step(forward, optimizer, algorithm, inputs, precision, recomputed, config.loss_scale)
                 step += 1
                 losses.append(loss)
 
@@ -222,16 +222,18 @@ def train_step(
     inputs: tuple[Any, ...],
     precision: AbstractContextManager[Any],
     recomputed: nn.Module | None = None,
+    loss_scale: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
     """One step: Algorithm 1 (`simclr_step` of these inputs), its gradient, the optimizer's update; (loss, projections).
 
-    recomputed: an encoder whose activations the backward pass computes again.
+    recomputed: an encoder whose activations the backward pass computes again. loss_scale: the gradient is that of the
+    loss times this.
     """
     with precision:
         loss, z = model(algorithm, *inputs)
     optimizer.zero_grad()
     with statistics_kept(recomputed) if recomputed else nullcontext():
-        loss.backward()
+        (loss * loss_scale).backward()
     optimizer.step()
     return loss.detach(), [projections.detach() for projections in z]
 

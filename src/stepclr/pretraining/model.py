@@ -13,7 +13,7 @@ from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import build_encoder, checkpoint_activations
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
-from stepclr.model.head import ProjectionHead, parse_widths
+from stepclr.model.head import ProjectionHead
 
 
 class SimCLR(nn.Module):
@@ -44,13 +44,13 @@ def build_model(
     if config.checkpoint_activations:
         checkpoint_activations(encoder)
     if OBJECTIVES[config.loss].contrastive:
-        head: nn.Module = ProjectionHead.of_widths(encoder.num_features, head_widths(config, encoder))
+        head: nn.Module = ProjectionHead.of_text(encoder.num_features, head_text(config, encoder))
     else:
         classes = teacher.classes if teacher else images.classes
         head = nn.Linear(encoder.num_features, len(classes))
     return SimCLR(encoder, head)
 
 
-def head_widths(config: ResolvedConfig, encoder: Encoder) -> list[int]:
-    """Widths of the projection head's layers; the hidden ones are as wide as h by default."""
-    return parse_widths(config.head or f"{encoder.num_features}-128")
+def head_text(config: ResolvedConfig, encoder: Encoder) -> str:
+    """The projection head as `parse_head` reads it; its hidden layer is as wide as h by default."""
+    return config.head or f"{encoder.num_features}-128"

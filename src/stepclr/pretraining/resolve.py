@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import get_args
 
-from stepclr.config import OPTIMIZERS, Precision, PretrainConfig, ResolvedConfig, Scaling
+from stepclr.config import OPTIMIZERS, Interpolation, Precision, PretrainConfig, ResolvedConfig, Scaling
 from stepclr.data.images import ImageSet
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, choose
@@ -23,9 +23,12 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     _check_choices(config)
     _check_objective(config, images)
     size = _size(config, images, teacher)
+    policy = read_policy(config.policy, size)
     lr, weight_decay = OPTIMIZERS[config.optimizer]
     defaults = {
-        **read_policy(config.policy, size).defaults(),
+        **policy.defaults(),
+        "interpolation": policy.interpolation,
+        "temperature": OBJECTIVES[config.loss].temperature(size),
         "lr": lr,
         "weight_decay": weight_decay,
         "warmup": min(10.0, config.epochs / 10),
@@ -55,9 +58,10 @@ def fitting_warmup(config: PretrainConfig) -> float | None:
 def _check_choices(config: PretrainConfig) -> None:
     choose("optimizer", config.optimizer, OPTIMIZERS)
     choose("loss", config.loss, OBJECTIVES)
+    choose("interpolation", config.interpolation or "bicubic", get_args(Interpolation))
     choose("lr_scaling", config.lr_scaling, get_args(Scaling))
     choose("precision", config.precision, get_args(Precision))
-    for name in ("epochs", "batch_size", "micro_batch", "size", "lr", "temperature", "cache_gib"):
+    for name in ("epochs", "batch_size", "micro_batch", "size", "lr", "temperature", "loss_scale", "cache_gib"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise StepclrError(f"{name} must be above 0, not {value}")
@@ -105,6 +109,7 @@ def views_of(config: ResolvedConfig, renderer: Renderer = "auto", share: float =
         config.blur,
         config.min_area,
         config.views,
+        config.interpolation,
         warp=config.warp,
         renderer=renderer,
     )

@@ -149,7 +149,10 @@ class Warp:
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """One of the 25 sub-policies of a table (Cubuk et al. 2019), as in torchvision: "imagenet", "cifar10" or "svhn"."""
+    """One of the 25 sub-policies of a table (Cubuk et al. 2019), as in torchvision: "imagenet", "cifar10" or "svhn".
+
+    SupCon's code has another table for ImageNet (TensorFlow's v0), and fills with gray where this fills with black.
+    """
 
     table: str = "imagenet"
     numbers: ClassVar[int] = 5
@@ -169,7 +172,10 @@ class AutoAugment:
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`layers` of 14 ops in turn, all at one magnitude of 0 to 30 (Cubuk et al. 2020), as in torchvision."""
+    """`layers` of 14 ops in turn, all at one magnitude of 0 to 30 (Cubuk et al. 2020), as in torchvision.
+
+    SupCon's code has 16 ops: Invert, Cutout and SolarizeAdd, but not Identity. It fills with gray, not black.
+    """
 
     layers: int = 2
     magnitude: int = 9

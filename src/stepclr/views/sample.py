@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int, Int64
 from stepclr.views.keys import uniforms
 from stepclr.views.ops import Op, OpParams
 
-ATTEMPTS = 10  # at a crop that fits into the image, as in torchvision and the authors' code
+# At a crop that fits into the image, as in torchvision. The authors' code makes 100, with an aspect that is uniform.
+ATTEMPTS = 10
 CROP_NUMBERS = 2 * ATTEMPTS + 3  # random numbers: area and aspect of each attempt; then top, left, flip
 
 

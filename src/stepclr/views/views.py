@@ -31,8 +31,8 @@ class Views:
         blur: probability of the Gaussian blur. None: by size, or the op's own.
         min_area: smallest crop, as a share of the image's area. None: by size.
         views: number of views V of each image.
-        interpolation: of the crop, "bicubic" or "bilinear", both antialiased. None: as in the authors' code, bilinear
-            for simaugment, otherwise bicubic.
+        interpolation: of the crop, "bicubic" or "bilinear", both antialiased. None: bilinear for simaugment, otherwise
+            bicubic, as in SimCLR's code; SupCon's code is bilinear for every policy.
         warp: probability of the sparse image warp. None: 0.5, or the op's own.
         renderer: what renders images in CPU memory. "torch": the reference; "numba": several times as fast and within
             1/255 of it, for policies of color jitter, grayscale, warp and blur; "auto": numba where possible. Images in
