@@ -42,7 +42,11 @@ def choose(what: str, given: str, choices: Iterable[str]) -> str:
     known = list(choices)
     if given in known:
         return given
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(known[:20]) + (f", ... ({len(known)} in all)" if len(known) > 20 else "")
-    raise StepclrError(f"unknown {what} {given!r}.{hint} There are: {shown}")
+    raise StepclrError(f"unknown {what} {given!r}.{nearest(given, known)} There are: {shown}")
+
+
+def nearest(given: str, choices: Iterable[str]) -> str:
+    """ " Did you mean X?" with the choice that is most like `given`; "" where none is."""
+    near = difflib.get_close_matches(given, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -28,6 +28,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder, save_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised
+from stepclr.tools.scores import score_table
 
 CLASSES = ["ant", "bee", "cat"]
 Settings = dict[str, Any]
@@ -367,14 +368,25 @@ def test_what_cannot_be_meant_is_one_line_before_any_work(
 def test_classes_that_differ_are_named_with_the_nearest(run: Path, train: ImageSet, test: ImageSet, which: str) -> None:
     sets: Settings = {"train": train, "test": test}
     sets[which] = replace(sets[which], classes=["ant", "bee", "cats"])
-    with pytest.raises(StepclrError, match=r"Did you mean 'cats?'\?.*There are: ant, bee, cat") as error:
+    with pytest.raises(StepclrError, match=r"'cats?', of which pile 1 has no image\. Did you mean 'cats?'\?") as error:
         stepclr.evaluate(run, **sets)
     assert one_line(error)
 
 
 def test_a_class_too_many_in_test_is_an_error_too(run: Path, test: ImageSet) -> None:
-    with pytest.raises(StepclrError, match="unknown class of pile 1 'cat'"):
+    with pytest.raises(StepclrError, match="pile 2 has the class 'cat', of which pile 1 has no image"):
         stepclr.evaluate(run, named(20, 1, classes=2), test)
+
+
+def test_a_test_set_that_lacks_classes_is_scored_on_the_others(run: Path, train: ImageSet, test: ImageSet) -> None:
+    whole = stepclr.evaluate(run, train, test, baselines=())
+    scores = stepclr.evaluate(run, train, test.keep("cat"), baselines=())
+    assert (whole.protocol["classes_not_in_test"], scores.protocol["classes_not_in_test"]) == ([], ["ant", "bee"])
+    assert scores.protocol["classes"] == CLASSES
+    of_cat = [row["matrix"][2] for row in (whole.protocol["confusion"], scores.protocol["confusion"])]
+    assert of_cat[0] == of_cat[1]
+    assert scores.rows[0].mean == of_cat[0][2] / sum(of_cat[0])
+    assert "which lack ant, bee" in str(score_table(scores).title)
 
 
 def test_sets_without_the_run_s_classes_are_refused(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:

@@ -102,9 +102,11 @@ def test_a_list_of_ops_is_a_policy(tmp_path: Path) -> None:
 
 
 def test_supcon_without_labels_is_simclr(tmp_path: Path) -> None:
-    """Mixed sets go through one loss: a set with one labeled image has no other positives than SimCLR's."""
+    """Mixed sets go through one loss: a set with one label for each of two classes has SimCLR's positives alone."""
     images = stepclr.open_images("sample:train", limit=70)
-    images.labels = np.where(np.arange(70) == 3, images.labels, -1)
+    labels = np.full(70, -1)
+    labels[[3, 5]] = 0, 1
+    images.labels = labels
     mixed = small_run(tmp_path / "mixed", images, loss="supcon", temperature=0.3, limit=None)
     plain = small_run(tmp_path / "plain", images, temperature=0.3, limit=None)
     assert same(mixed, plain)

@@ -41,11 +41,17 @@ def say(text: object) -> None:
     Console(highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def open_source(source: str, classes: str | None, limit: int | None, damaged: Damaged = "refuse") -> "ImageSet":
-    """`open_images` with the arguments of the command line."""
+def open_source(
+    source: str, classes: str | None = None, limit: int | None = None, damaged: Damaged = "refuse"
+) -> "ImageSet":
+    """`open_images` with the arguments of the command line, and what is in it on standard error."""
+    from stepclr.data.labels import heading
     from stepclr.data.sources import open_images
 
-    return open_images(source, classes=names(classes), limit=limit, damaged=damaged)
+    images = open_images(source, classes=classes or None, limit=limit, damaged=damaged)
+    if first_rank():
+        print("\n".join(map(one_line, heading(images).split("\n"))), file=sys.stderr, flush=True)
+    return images
 
 
 def image_format(out: Path) -> str:

@@ -171,6 +171,7 @@ def doctor(
     from json import dumps
 
     import stepclr
+    from stepclr.data.sources import open_images
     from stepclr.io import write_whole
     from stepclr.tools.doctor.screen import screen
 
@@ -178,8 +179,8 @@ def doctor(
         check_suffix(out, [".json"])
     if recipe:
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
-    images = open_source(source, classes, limit)
-    diagnosis = stepclr.doctor(images, config, open_source(test, classes, None) if test else None, Counter())
+    images = open_images(source, classes or None, limit)
+    diagnosis = stepclr.doctor(images, config, open_images(test, classes or None) if test else None, Counter())
     text = dumps(diagnosis.to_dict(), indent=2)
     if out:
         write_whole(out, lambda file: file.write(text.encode()))

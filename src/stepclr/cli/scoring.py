@@ -43,6 +43,7 @@ def evaluate(
     from stepclr.evaluation.results import EVALUATION
     from stepclr.tools.scores import paired_lines, score_table, write_label_chart
 
+    options |= {"train": open_source(train), "test": open_source(test)}
     options["probe"] = names(probe) or []
     options["baselines"] = [] if baselines == "none" else names(baselines) or []
     scores = stepclr.evaluate(**options, progress=Counter())
@@ -87,7 +88,7 @@ def predict(
     """
     from stepclr.evaluation.predict import write_predictions
 
-    written = write_predictions(classifier, open_source(source, None, limit), out, Counter())
+    written = write_predictions(classifier, open_source(source, limit=limit), out, Counter())
     say(f"{out}: {written.rows:,} predictions{_unreadable(written.skipped)}")
 
 

@@ -14,7 +14,6 @@ from stepclr.cli.arguments import (
     Names,
     Source,
     first_rank,
-    names,
     open_source,
     page_of,
     say,
@@ -48,16 +47,17 @@ def pretrain(
         damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
     import stepclr
+    from stepclr.data.sources import open_images
     from stepclr.tools.scores import loading_snippet
 
     if recipe and first_rank():
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
-    images = open_source(source, None, None, damaged_shards) if damaged_shards == "skip" else source
+    images = source if damaged_shards == "refuse" else open_images(source, damaged=damaged_shards)
     run = stepclr.pretrain(
         images,
         out,
         config=config,
-        classes=names(classes),
+        classes=classes or None,
         limit=limit,
         resume=resume,
         profile=profile,
@@ -105,6 +105,7 @@ def finetune(
     import stepclr
     from stepclr.tools.scores import labels_words, score_table
 
+    options |= {"train": open_source(train), "test": open_source(test) if test else None}
     scores = stepclr.finetune(**options, progress=Counter())
     if scores.rows:
         say(score_table(scores))

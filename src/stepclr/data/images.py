@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,6 +78,14 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """Images are reduced to this short side when read, pixels."""
     chosen: list[str] | None = None
     """The classes that `keep` chose; None where nothing was chosen."""
+
+    def __post_init__(self) -> None:
+        # Systems write an accented letter in two ways. The class is the same, also where a set has both.
+        names = [unicodedata.normalize("NFC", name) for name in self.classes]
+        if names != self.classes:
+            self.classes = list(dict.fromkeys(names))
+            number = np.array([self.classes.index(name) for name in names])
+            self.labels = np.where(self.labels >= 0, number[self.labels], -1)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -178,9 +187,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """
         if not (self.labels >= 0).any():
             raise StepclrError(f"{self.source} has no labels to choose classes by")
-        if isinstance(classes, str):
-            classes = [classes] if classes in self.classes else [name.strip() for name in classes.split(",")]
-        wanted = [choose(f"class of {self.source}", name, self.classes) for name in dict.fromkeys(classes)]
+        given = _split_names(classes, self.classes) if isinstance(classes, str) else classes
+        names = dict.fromkeys(unicodedata.normalize("NFC", name) for name in given)
+        wanted = [choose(f"class of {self.source}", name, self.classes) for name in names]
         new_label = np.full(len(self.classes), -1)
         new_label[[self.classes.index(name) for name in wanted]] = np.arange(len(wanted))
         labels = np.where(self.labels >= 0, new_label[self.labels], -1)
@@ -244,6 +253,19 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def _enter(self, broken: Mapping[int, str]) -> None:
         """Enter images that cannot be read, with their reasons, in the ledger."""
         self.ledger.unreadable |= {self.names[i]: why for i, why in broken.items()}
+
+
+def _split_names(text: str, known: Sequence[str]) -> list[str]:
+    """The names in a list with commas. A known name may contain commas itself: the longest one is meant."""
+    parts = unicodedata.normalize("NFC", text).split(",")
+    names = []
+    while parts:
+        length = len(parts)
+        while length > 1 and ",".join(parts[:length]).strip() not in known:
+            length -= 1
+        names.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return names
 
 
 def _stack(images: Sequence[Tensor | UnreadableError]) -> ImageBatch:

@@ -87,6 +87,9 @@ def _numbered(store: Store, n: int, given: object, names: list[str] | None, sour
     if labels.min() < -1 or largest >= (len(names) if names else MAX_CLASSES):
         raise StepclrError(f"{source}: labels must be -1 or class numbers from 0 up, not {labels.min()} to {largest}")
     classes: list[str] = []
+    if names and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise StepclrError(f"{source} has two classes named {twice!r}: give each its own name")
     if largest >= 0:
         classes = list(names or [str(label) for label in range(largest + 1)])
     numbers = [f"{source}/{i:05d}" for i in range(n)]

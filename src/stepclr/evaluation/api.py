@@ -55,6 +55,7 @@ def evaluate(
         run: a run's folder, where the result is written as `evaluation.json`, or an encoder file.
         train, test: labeled images to learn from and to score on, anything `open_images` takes. Images without a
             label are left out and counted; so are those outside the classes that were chosen for pretraining, if any.
+            `protocol["classes_not_in_test"]` lists the classes that test has no image of.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one.
         seed: of the splits and of the baselines' initializations, 0 or above.
@@ -69,8 +70,8 @@ def evaluate(
     Returns the scores: a `Score` for each method and number of labels, and the protocol, whose "confusion" reports
     which classes the run's own method confuses with the most labels it had. `to_dict()` is `evaluation.json`.
 
-    Raises StepclrError for an unknown name, classes that differ between train and test, and a class with too few
-    labels; RuntimeError if the encoder changed meanwhile, or a linear layer did not converge.
+    Raises StepclrError for an unknown name, a class that test has and train lacks, and a class with too few labels;
+    RuntimeError if the encoder changed meanwhile, or a linear layer did not converge.
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)

@@ -130,8 +130,8 @@ def finetune(
     Returns the scores, whose rows are empty where there is no `test`; `protocol["classifier"]` names the file.
     `to_dict()` is `finetune.json`.
 
-    Raises StepclrError for an unknown start, a head that does not exist or does not fit, classes that differ between
-    train and test, and a class with too few labels; `Diverged` when a weight is not finite.
+    Raises StepclrError for an unknown start, a head that does not exist or does not fit, a class that test
+    has and train lacks, and a class with too few labels; `Diverged` when a weight is not finite.
     """
     per_class = parse_labels_per_class(labels_per_class)
     check_at_least("draws", draws, 1)

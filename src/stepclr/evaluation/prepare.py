@@ -10,9 +10,10 @@ from torch import Tensor
 
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
+from stepclr.data.labels import check_classes, class_counts, of_these_classes, split_folders
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.distributed import ALONE, World
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, choose, nearest
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -50,7 +51,7 @@ def prepare(
 ) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
-    Raises StepclrError for classes that differ between train and test, and a class with too few labels.
+    Raises StepclrError for a class that test has and train lacks, and a class with too few labels.
     """
     test = None if test is None else encoder.ranged(open_images(test))
     train = encoder.ranged(open_images(train))
@@ -64,8 +65,10 @@ def prepare(
         test, h_test = train.take([]), h[:0]
     else:
         test, h_test, test_counts = _readable(encoder, test, classes, world)
+    in_test = class_counts(test)
     protocol = {
         "classes": classes,
+        "classes_not_in_test": [] if test_counts is None else [name for name in classes if not in_test[name]],
         "train": train_counts,
         "test": test_counts,
         "test_labels": "read once, after the last prediction",
@@ -81,23 +84,36 @@ def prepare(
 def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:
     """The classes to tell apart: those that were chosen for pretraining, if any, otherwise those of train.
 
-    Raises StepclrError where train or test has no labels or lacks a class, and, if none were chosen, where test has
-    another class.
+    Raises StepclrError where train or test has no labels, where train lacks a class that was chosen, or has fewer than
+    two, where the classes are the names of splits, and, if none were chosen, where test has a class that train lacks.
     """
-    both = [train] if test is None else [train, test]
-    for images in both:
-        if not images.classes:
-            raise StepclrError(f"{images.source} has no labels; train and test both need them")
-    classes = encoder.classes or train.classes
-    for images in both:
-        for name in classes:
-            choose(f"class of {images.source}", name, images.classes)
-    if test is not None and not encoder.classes:
-        for name in test.classes:
-            choose(f"class of {train.source}", name, train.classes)
-    if len(classes) < 2:
-        raise StepclrError(f"{train.source} has one class, {classes[0]!r}; there must be two or more to tell apart")
+    in_train = _present(train)
+    classes = encoder.classes or in_train
+    for name in classes:
+        choose(f"class of {train.source}", name, in_train)
+    check_classes(train, classes)
+    if test is None:
+        return list(classes)
+    in_test = _present(test)
+    if why := split_folders(test):
+        raise StepclrError(why)
+    extra = [name for name in in_test if name not in in_train]
+    if extra and not encoder.classes:
+        raise StepclrError(
+            f"{test.source} has the class {extra[0]!r}, of which {train.source} has no image."
+            f"{nearest(extra[0], in_train)}"
+        )
+    if not set(in_test) & set(classes):
+        raise StepclrError(f"{test.source} has no image of {', '.join(classes)}")
     return list(classes)
+
+
+def _present(images: ImageSet) -> list[str]:
+    """The classes that have images; StepclrError where none has."""
+    present = [name for name, n in class_counts(images).items() if n]
+    if not present:
+        raise StepclrError(f"{images.source} has no labels; train and test both need them")
+    return present
 
 
 def _readable(
@@ -105,7 +121,7 @@ def _readable(
 ) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
     """The readable images of these classes (labels in their order), their h, and how many were left out."""
     labeled = images.keep(images.classes)
-    of_classes = labeled.keep(classes)
+    of_classes = of_these_classes(labeled, classes)
     with world.in_turn():
         decoded = of_classes.decoded(source_side(encoder.size))
     h, kept = represent(encoder, decoded, world=world)

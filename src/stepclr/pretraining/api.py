@@ -15,6 +15,7 @@ from torch import nn
 from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
+from stepclr.data.labels import check_classes, heading
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
@@ -43,7 +44,7 @@ def pretrain(
     *,
     recipe: str | None = None,
     config: PretrainConfig | None = None,
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     limit: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -107,6 +108,10 @@ def pretrain(
     watched = watched.read_as(decided.value_range, decided.max_pixels) if watched else None
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Progress(progress and world.first, tensorboard and world.first)
+    printer.say(heading(images))
+    if watched:
+        printer.say(f"monitor: {heading(watched)}")
+        check_classes(watched)
     if config.warmup is not None and decided.warmup < config.warmup:
         printer.say(
             f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
+from stepclr.data.labels import split_folders
 from stepclr.data.order import epoch_order
 from stepclr.distributed import ALONE, World
 from stepclr.loss.contrastive import own_class
@@ -62,7 +63,7 @@ class Monitor:
     def can_watch(images: ImageSet) -> bool:
         """Whether there are labeled images of at least two classes, enough for a bank and a query."""
         labels = images.labels[images.labels >= 0]
-        return len(labels) >= 10 and len(np.unique(labels)) > 1
+        return len(labels) >= 10 and len(np.unique(labels)) > 1 and not split_folders(images)
 
     def __call__(self, encoder: Encoder, precision: str, world: World = ALONE) -> dict[str, float]:
         """Top-1 of the queries and the effective rank of their h, at the run's own precision."""

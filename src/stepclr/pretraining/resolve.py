@@ -5,6 +5,7 @@ from typing import get_args
 
 from stepclr.config import OPTIMIZERS, Interpolation, Precision, PretrainConfig, ResolvedConfig, Scaling
 from stepclr.data.images import ImageSet
+from stepclr.data.labels import check_classes
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
@@ -90,6 +91,8 @@ def _check_objective(config: PretrainConfig, images: ImageSet) -> None:
     for setting, needs_labels in uses.items():
         if needs_labels and not (images.labels >= 0).any():
             raise StepclrError(f"{setting} needs labels, and {images.source} has none; the loss nt-xent needs none")
+        if needs_labels:
+            check_classes(images)
 
 
 def _size(config: PretrainConfig, images: ImageSet, teacher: Classifier | None) -> int:

@@ -105,7 +105,8 @@ def score_grid(scores: Scores) -> tuple[list[str], dict[str, list[str]]]:
 def score_table(scores: Scores) -> Table:
     """Top-1, mean ± std over the draws: one row per method, one column per number of labels."""
     columns, grid = score_grid(scores)
-    table = Table(title="top-1 on the test images")
+    missing = scores.protocol.get("classes_not_in_test")
+    table = Table(title="top-1 on the test images" + (f", which lack {', '.join(missing)}" if missing else ""))
     table.add_column("method")
     for words in columns:
         table.add_column(words, justify="right")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stepclr.config import PretrainConfig, ResolvedConfig
+from stepclr.data.labels import class_counts
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.pretraining.resolve import resolve, view_size
@@ -17,7 +18,7 @@ from stepclr.threads import Progress, cores
 from stepclr.tools.doctor.advice import Advice, advice
 from stepclr.tools.doctor.copies import duplicate_findings, leakage_findings
 from stepclr.tools.doctor.estimate import Estimate, Throughput, available, estimate, prepared, throughput, trials
-from stepclr.tools.doctor.findings import Finding, class_counts, class_findings, finding, image_findings, ordered
+from stepclr.tools.doctor.findings import Finding, class_findings, finding, image_findings, ordered
 from stepclr.tools.doctor.scan import Scan, scan
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from stepclr.data.images import ImageSet
+from stepclr.data.labels import class_counts, split_folders
 from stepclr.data.ledger import is_aside
 from stepclr.tools.doctor.scan import Scan, ScannedImage
 
@@ -112,6 +111,8 @@ def class_findings(images: ImageSet) -> Iterator[Finding]:
     """Findings about classes: empty, small, imbalanced."""
     counts = class_counts(images)
     empty = [name for name, n in counts.items() if not n] + _empty_folders(images)
+    if why := split_folders(images):
+        yield finding("split-folders", "warning", 1, "set has splits for classes", why)
     yield finding("empty-class", "warning", len(empty), "classes have no images", "add images, or delete them", empty)
     small = [f"{name}: {n}" for name, n in counts.items() if 0 < n < FEW]
     says = f"classes have fewer than {FEW} images"
@@ -127,12 +128,6 @@ def class_findings(images: ImageSet) -> Iterator[Finding]:
         "with a --loss that uses labels, add --balanced",
         [f"{name}: {n}" for n, name in present[:1] + present[-1:]],
     )
-
-
-def class_counts(images: ImageSet) -> dict[str, int]:
-    """The number of images of each class."""
-    counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes)).tolist()
-    return dict(zip(images.classes, counts, strict=True))
 
 
 def _empty_folders(images: ImageSet) -> list[str]:

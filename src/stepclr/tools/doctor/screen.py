@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from stepclr.data.labels import describe_classes
 from stepclr.errors import one_line
 from stepclr.tools.doctor.examine import Diagnosis
 
 MAX_WIDTH = 100  # characters of an example
-MAX_CLASSES = 12  # that are listed
 
 
 def screen(diagnosis: Diagnosis) -> str:
@@ -27,11 +27,9 @@ def _images(diagnosis: Diagnosis) -> Iterator[str]:
         turned = f"; {images['turned']:,} turned upright by their EXIF data" if images["turned"] else ""
         yield f"  sizes   {sizes}; modes {modes}{turned}"
     if not classes:
-        yield "  classes none: no image has a label, and SimCLR needs none"
+        yield "  labels  no image has a label, and SimCLR needs none"
         return
-    largest = sorted(classes.items(), key=lambda item: -item[1])
-    listed = [f"{name} {n:,}" for name, n in largest[:MAX_CLASSES]] + ["..."] * (len(largest) > MAX_CLASSES)
-    yield f"  classes {len(classes)}: {', '.join(listed)}; {diagnosis.unlabeled:,} images without a label"
+    yield f"  labels  {describe_classes(classes, diagnosis.unlabeled)}"
 
 
 def _findings(diagnosis: Diagnosis) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from stepclr.data.labels import class_counts
 from stepclr.data.order import spread
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
@@ -51,9 +52,9 @@ def data(context: Context) -> Json:
     }
     if images is None:
         return section
-    if images.classes and (images.labels >= 0).any():
-        counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes))
-        section["balance"] = bars("Class balance", images.classes, counts.tolist(), "images")
+    counts = class_counts(images)
+    if any(counts.values()):
+        section["balance"] = bars("Class balance", images.classes, list(counts.values()), "images")
     sizes = images.sizes()
     sizes = sizes[sizes.min(1) > 0]  # 0 stands for an image that cannot be read
     areas = sizes.prod(1)

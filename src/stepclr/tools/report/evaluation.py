@@ -80,6 +80,8 @@ def _protocol(protocol: Json) -> list[str]:
         f"in each draw. Error bars show the {protocol['std']}.",
         f"The labels of the test images were {protocol['test_labels']}.",
     ]
+    if protocol.get("classes_not_in_test"):
+        sentences.append(f"The test images lack the classes {', '.join(protocol['classes_not_in_test'])}.")
     for part in (train, test):
         left_out = [f"{part[key]:,} {words}" for words, key in reasons.items() if part.get(key)]
         if left_out:
