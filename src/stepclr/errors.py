@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,16 +26,24 @@ def installed(package: str, extra: str, by: str) -> ModuleType:
         raise StepclrError(f"{by} needs the package {name}: pip install 'stepclr[{extra}]'") from None
 
 
-def check_at_least(name: str, value: int | None, least: int) -> None:
-    """Raise StepclrError if the argument `name` is below `least`."""
-    if value is not None and value < least:
-        raise StepclrError(f"{name} must be at least {least}, not {value}")
-
-
 def check_suffix(out: Path, suffixes: Sequence[str], alternative: str = "") -> None:
     """Raise StepclrError unless the suffix of `out`, which picks its format, is one of `suffixes`."""
     if out.suffix not in suffixes:
         raise StepclrError(f"out must end in {' or '.join(suffixes)}{alternative}, not {str(out)!r}")
+
+
+def check_number(
+    name: str, value: int | float | None, least: int | float = -math.inf, above: int | float = -math.inf
+) -> None:
+    """Raise StepclrError unless the argument `name` is None or a finite number, at least `least` and above `above`."""
+    if value is None:
+        return
+    if not math.isfinite(value):
+        raise StepclrError(f"{name} must be a finite number, not {value}")
+    if value < least:
+        raise StepclrError(f"{name} must be at least {least}, not {value}")
+    if value <= above:
+        raise StepclrError(f"{name} must be above {above}, not {value}")
 
 
 def choose(what: str, given: str, choices: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
 from stepclr.device import default_device
 from stepclr.distributed import World, join
-from stepclr.errors import StepclrError, check_at_least, choose
+from stepclr.errors import StepclrError, check_number, choose
 from stepclr.evaluation import linear
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task
@@ -75,9 +75,9 @@ def evaluate(
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)
-    check_at_least("draws", draws, 1)
-    check_at_least("seed", seed, 0)
-    check_at_least("scratch_steps", scratch_steps, 1)
+    check_number("draws", draws, 1)
+    check_number("seed", seed, 0)
+    check_number("scratch_steps", scratch_steps, 1)
     world = join()
     folder = Run(Path(run))
     encoder = load_encoder(run).to(default_device())

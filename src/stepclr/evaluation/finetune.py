@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, check_at_least, check_suffix, choose
+from stepclr.errors import StepclrError, check_number, check_suffix, choose
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
 from stepclr.evaluation.results import FINETUNING, Scores, score
@@ -53,11 +53,10 @@ class FinetuneSettings:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least("epochs", self.epochs, 1)
-        check_at_least("batch_size", self.batch_size, 2)
+        check_number("epochs", self.epochs, 1)
+        check_number("batch_size", self.batch_size, 2)
         choose("optimizer", self.optimizer, RATES)
-        if self.lr is not None and not self.lr > 0:
-            raise StepclrError(f"lr must be above 0, not {self.lr}")
+        check_number("lr", self.lr, above=0)
 
     @property
     def peak(self) -> float:
@@ -134,8 +133,8 @@ def finetune(
     has and train lacks, and a class with too few labels; `Diverged` when a weight is not finite.
     """
     per_class = parse_labels_per_class(labels_per_class)
-    check_at_least("draws", draws, 1)
-    check_at_least("seed", seed, 0)
+    check_number("draws", draws, 1)
+    check_number("seed", seed, 0)
     folder = Run(Path(run))
     run_area, bf16 = training_defaults(folder)
     settings = FinetuneSettings(epochs, batch_size, optimizer, lr, run_area if min_area is None else min_area, bf16)

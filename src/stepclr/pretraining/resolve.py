@@ -7,7 +7,7 @@ from stepclr.config import OPTIMIZERS, Interpolation, Precision, PretrainConfig,
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
 from stepclr.device import bf16_helps
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_number, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.views.policies import read_policy
@@ -62,10 +62,13 @@ def _check_choices(config: PretrainConfig) -> None:
     choose("interpolation", config.interpolation or "bicubic", get_args(Interpolation))
     choose("lr_scaling", config.lr_scaling, get_args(Scaling))
     choose("precision", config.precision, get_args(Precision))
-    for name in ("epochs", "batch_size", "micro_batch", "size", "lr", "temperature", "loss_scale", "cache_gib"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise StepclrError(f"{name} must be above 0, not {value}")
+    counts = ("epochs", "batch_size", "micro_batch", "size", "views", "keep_every")
+    for name in (*counts, "lr", "temperature", "loss_scale", "cache_gib"):
+        check_number(name, getattr(config, name), above=0)
+    for name in ("weight_decay", "warmup", "linear_epochs"):
+        check_number(name, getattr(config, name), least=0)
+    if not -(2**63) <= config.seed < 2**63:
+        raise StepclrError(f"seed must be a number of 64 bits, not {config.seed}")
 
 
 def _check_objective(config: PretrainConfig, images: ImageSet) -> None:

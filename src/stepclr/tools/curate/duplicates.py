@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.data.decode import upright_rgb
-from stepclr.errors import StepclrError, check_at_least
+from stepclr.errors import StepclrError, check_number
 from stepclr.metrics import nearest
 from stepclr.tools.curate.details import BLOCK, COARSE_PX, detail, groups, likeness, threshold
 from stepclr.tools.curate.table import COLUMNS, Table
@@ -41,7 +41,7 @@ class Duplicates:
 
     def table(self, n: int) -> Table:
         """The `n` most certain groups: each of their pairs is a row, each group a row of the contact sheet."""
-        check_at_least("n", n, 1)
+        check_number("n", n, 1)
         group_of = {i: number for number, group in enumerate(self.groups[:n], 1) for i in group}
         rows = []
         for (i, j), score in zip(self.pairs.tolist(), self.scores.tolist(), strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from stepclr.errors import check_at_least
+from stepclr.errors import check_number
 from stepclr.tools.curate.table import Table
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
@@ -43,7 +43,7 @@ def find_outliers(index: str | os.PathLike[str] | EmbeddingIndex, n: int = 50) -
 
     `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. Raises StepclrError if it cannot be read.
     """
-    check_at_least("n", n, 1)
+    check_number("n", n, 1)
     index = open_index(index)
     scores = outlier_scores(index.vectors)
     indices = np.argsort(-scores, kind="stable")[:n]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stepclr.errors import StepclrError, check_at_least
+from stepclr.errors import StepclrError, check_number
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
@@ -71,7 +71,7 @@ def suggest_labels(
 
     Raises StepclrError if a file cannot be read, or names an image that is not in the index.
     """
-    check_at_least("n", n, 1)
+    check_number("n", n, 1)
     index = open_index(index)
     for file in labels:
         index = with_labels(index, Path(file))

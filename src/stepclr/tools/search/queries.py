@@ -16,7 +16,7 @@ from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, check_at_least, one_line
+from stepclr.errors import StepclrError, check_number, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder
@@ -125,7 +125,7 @@ class Search:
 
     def nearest(self, h: Float[Tensor, " features"], k: int = 12) -> list[Hit]:
         """`__call__` for a query whose h is known."""
-        check_at_least("k", k, 1)
+        check_number("k", k, 1)
         hits: list[Hit] = []
         if self._index is None:
             with reading(self.where):
