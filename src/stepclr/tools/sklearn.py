@@ -28,6 +28,7 @@ from stepclr.config import PretrainOptions
 from stepclr.data.decode import source_side
 from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet
+from stepclr.data.levels import to_bytes
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, choose
@@ -43,9 +44,7 @@ from stepclr.recipes import RECIPES, recipe_config
 # The parameters that are fields of PretrainConfig.
 SETTINGS = ("encoder", "size", "epochs", "batch_size", "lr", "temperature", "precision")
 MIN_VIEW_PX = 16  # the strides of an encoder leave nothing of a smaller view
-MAX_GUESSED = (
-    64  # numbers of a row whose shape may be made up; longer rows are images, whose shape is known or asked for
-)
+MAX_GUESSED = 64  # numbers of a row whose shape may be made up; longer rows are images, whose shape is known
 BYTE = (0.0, 255.0)
 
 
@@ -306,6 +305,4 @@ def _as_bytes(images: NDArray[Any], black: float, white: float) -> NDArray[np.ui
             f"{white:g} (white): what lies outside is clipped",
             stacklevel=4,
         )
-    scaled = (np.clip(images, black, white) - black) * (255 / (white - black or 1))
-    rounded: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
-    return rounded
+    return to_bytes(images, black, white)
