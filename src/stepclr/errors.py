@@ -17,6 +17,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its class."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def installed(package: str, extra: str, by: str) -> ModuleType:
     """The module `package`, of the optional dependencies `extra`; StepclrError where it is not installed."""
     try:

@@ -478,20 +478,6 @@ def test_making_views_changes_neither_the_images_nor_anyones_random_state() -> N
     assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_autocast_and_default_types_around_views_change_nothing(renderer: Renderer) -> None:
-    batch, keys = made_up(4, 50, 50), view_keys(0, 0, range(4))
-    views = Views("simclr", **STRONG, renderer=renderer)  # type: ignore[arg-type]
-    x = views(batch, keys)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(views(batch, keys), x)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(views(batch, keys), x)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 # Draw: rates and ranges.
 
 MANY = 20_000

@@ -9,9 +9,9 @@ import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, choose, first_line
 from stepclr.model.encoder import SMALL, Encoder
-from stepclr.model.weights import first_line, load_weights
+from stepclr.model.weights import load_weights
 
 STEMS = {"imagenet": (7, 2), "small": (3, 1), "small-stride2": (3, 2)}  # side and stride of the first convolution
 OWN_MODULE = "module:"  # begins the name of an encoder whose architecture is a user's own module

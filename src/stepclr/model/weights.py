@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, first_line
 from stepclr.model.encoder import Encoder
 
 FILE = "encoder.safetensors"  # of a run
@@ -103,8 +103,3 @@ def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
         "of another shape": sorted(name for name in shared if tensors[name].shape != expected[name].shape),
     }
     return [f"{len(names)} {kind} (such as {names[0]})" for kind, names in kinds.items() if names]
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -9,8 +9,11 @@ from types import FrameType
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, and has written a checkpoint. `signal` is the signal's number."""
 
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+    def __init__(self, number: int, step: int, steps: int, folder: Path) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after step {step} of {steps}, and everything is saved in "
+            f"{folder}: repeat the command with resume=True to continue"
+        )
         self.signal = number
 
 
@@ -33,13 +36,3 @@ class Interruption:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.requested = number
         self.__exit__()
-
-
-def interrupted(number: int, step: int, steps: int, folder: Path) -> Interrupted:
-    """What to raise once the checkpoint is written."""
-    name = signal.Signals(number).name
-    return Interrupted(
-        f"stopped by {name} after step {step} of {steps}, and everything is saved in {folder}: "
-        "repeat the command with resume=True to continue",
-        number,
-    )

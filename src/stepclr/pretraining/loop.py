@@ -25,7 +25,7 @@ from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.pretraining.ddp import averaged, stride_warnings_off, synchronize_norms
 from stepclr.pretraining.gpu_cache import on_device
 from stepclr.pretraining.gradcache import simclr_step_in_parts, statistics_kept, teacher_logits
-from stepclr.pretraining.interrupt import Interruption, interrupted
+from stepclr.pretraining.interrupt import Interrupted, Interruption
 from stepclr.pretraining.logging import Meter, Progress
 from stepclr.pretraining.malloc import freed_memory_kept
 from stepclr.pretraining.model import SimCLR
@@ -190,7 +190,7 @@ def train(
                     save_checkpoint(run.folder / "checkpoint", step, model, optimizer, state, schedule.kept)
                     meter.saved()
                 if stop and step < schedule.steps:
-                    raise interrupted(stop, step, schedule.steps, run.folder)
+                    raise Interrupted(stop, step, schedule.steps, run.folder)
 
 
 def _algorithm(config: ResolvedConfig, world: World) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
-from stepclr.errors import StepclrError, check_suffix, choose, installed
+from stepclr.errors import StepclrError, check_suffix, choose, first_line, installed
 from stepclr.io import write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -115,8 +115,8 @@ def _write(writer: Format, network: Network, path: Path, format: str) -> None:
     except (StepclrError, OSError):
         raise
     except Exception as error:  # an exporter can fail in any way on a network that is new to it
-        name, reason = encoder_of(network).name, str(error).strip().split("\n")[0]
-        raise StepclrError(f"{name} cannot be written as {format}, use format=safetensors: {reason}") from error
+        problem = f"{encoder_of(network).name} cannot be written as {format}, use format=safetensors"
+        raise StepclrError(f"{problem}: {first_line(error)}") from error
 
 
 def _pixels(encoder: Encoder, images: ImageSet) -> UInt8[Tensor, "n 3 s s"]:
@@ -135,10 +135,8 @@ def _by_card(path: Path, code: str, images: UInt8[Tensor, "n 3 s s"]) -> Float[n
         # is one of timm's or torchvision's and quoted by repr or looked up, and numbers.
         exec(code, scope)
     except (RuntimeError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise StepclrError(
-            f"could not load the exported file, use format=onnx or format=torch-export: {reason}"
-        ) from error
+        hint = "use format=onnx or format=torch-export"
+        raise StepclrError(f"could not load the exported file, {hint}: {first_line(error)}") from error
     return np.asarray(scope["logits" if "logits" in scope else "h"])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from stepclr.errors import StepclrError, installed
+from stepclr.errors import StepclrError, first_line, installed
 from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import state_checksum
@@ -199,8 +199,7 @@ def reading(where: Path) -> Iterator[None]:
     except BaseException as error:
         if DISK_FULL in str(error):  # LanceDB reports a full disk in words only
             raise OSError(errno.ENOSPC, DISK_FULL, os.fspath(where)) from error
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise StepclrError(f"{where} cannot be read: {reason}") from error
+        raise StepclrError(f"{where} cannot be read: {first_line(error)}") from error
 
 
 def _read_table(where: Path, metadata: IndexMetadata) -> EmbeddingIndex:
