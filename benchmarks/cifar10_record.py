@@ -12,8 +12,9 @@ and is scored once: weighted kNN, k = 10, T = 0.1, cosine of float32 h, all trai
 bank, top-1 on all test images. The time is that of the training loop over all pieces, as metrics.jsonl has it:
 waiting for data, the compilation at the start of every piece, logging and checkpoints count; decoding before the first
 step, the kNN watched while training and the score do not. That watched kNN, which is printed over time, is of held-out
-TRAINING images (k = 20), so that nothing is chosen by the test images. The settings are published ones that reach
-kNN 90.3 in 500 epochs at batch 512 (github.com/dkobak/simclr-cifar10), with epochs to spare; not measured here yet.
+TRAINING images (k = 20), so that nothing is chosen by the test images. The settings are near published ones that reach
+kNN 90.3 in 500 epochs (github.com/dkobak/simclr-cifar10), with epochs to spare; those have batch 512, gray with
+probability 0.1 (here 0.2) and no BatchNorm in the head. Not measured here yet.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Images a second of the whole training loop: stepclr's against lightly's documented SimCLR loop, in one run.
+"""Images a second of the whole training loop: stepclr's against lightly's SimCLR loop, in one run.
 
     pip install '.[bench]'
     python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--seconds 60]
 
 FOLDER holds images (any class folders are ignored). Both train a ResNet-18 of the same shape on the same images
-with the same batch. lightly's side is the loop its documentation shows: its SimCLRTransform, a DataLoader with two
-workers, SimCLRProjectionHead, NTXentLoss, plain SGD, float32. stepclr's side is `stepclr pretrain` with its defaults.
-Each side runs for the given time after a warm-up; loading and start-up do not count. The two take turns, twice.
+with the same batch. "lightly" is the loop of its own benchmark (lightly_loop.py) with two DataLoader workers, in
+float32; "lightly-bf16" the same under autocast and with channels_last, so that engineering and precision are told
+apart. stepclr's side is `stepclr pretrain` with its defaults. Each side runs for the given time after a warm-up;
+loading and start-up do not count. They take turns, twice.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from lightly_loop import LightlyLoop, Settings
+from lightly_loop import NAMES, LightlyLoop
 
 import stepclr
 from stepclr.config import PretrainConfig
@@ -29,10 +30,11 @@ WARM_UP = 3  # steps
 Stem = Literal["imagenet", "small", "small-stride2"]
 
 
-def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> float:
+def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float, bf16: bool) -> float:
     """Images over time of lightly's loop."""
     images, begun = 0, 0.0
-    for step, count in enumerate(LightlyLoop(folder, size, stem, Settings(batch=batch)).steps(), 1):
+    loop = LightlyLoop(folder, size, stem, epochs=1000, batch=batch, bf16=bf16)
+    for step, count in enumerate(loop.steps(endless=True), 1):
         if step == WARM_UP:
             begun = time.perf_counter()
         elif step > WARM_UP:
@@ -80,8 +82,10 @@ def main() -> None:
     )
     setting = (given.folder, given.size, given.batch, given.stem, given.seconds)
     for turn in (1, 2):
-        theirs, ours = lightly_images_a_second(*setting), stepclr_images_a_second(*setting)
-        print(f"turn {turn}: lightly {theirs:.1f} images/s, stepclr {ours:.1f} images/s, ratio {ours / theirs:.2f}")
+        theirs = {name: lightly_images_a_second(*setting, bf16) for name, bf16 in NAMES.items()}
+        ours = stepclr_images_a_second(*setting)
+        words = [f"{name} {speed:.1f} images/s (ratio {ours / speed:.2f})" for name, speed in theirs.items()]
+        print(f"turn {turn}: stepclr {ours:.1f} images/s, {', '.join(words)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def test_without_a_gpu_every_row_says_so_and_nothing_is_estimated() -> None:
     ended = run("gpu.py")
     assert ended.returncode == 0, ended.stderr
     table = rows(ended.stdout)
-    assert len(table) == 11
+    assert len(table) == 12
     for row in table:
         assert re.fullmatch(r"not measured: torch \S+ finds no CUDA device", row[1])
         assert row[2:] == ["", ""]
@@ -192,11 +192,11 @@ def test_the_full_sizes_are_for_a_gpu() -> None:
 
 @pytest.mark.slow
 def test_all_rows_in_tiny_sizes(jpegs: Path) -> None:
-    pytest.importorskip("lightly", reason="one row is lightly's")
+    pytest.importorskip("lightly", reason="two rows are lightly's")
     ended = run("gpu.py", "--device=cpu", "--quick", f"--cifar={jpegs}", f"--imagenette={jpegs}", "--seconds=0.5")
     assert ended.returncode == 0, ended.stderr
     table = rows(ended.stdout)
-    assert len(table) == 11
+    assert len(table) == 12
     for row in table:
         assert re.match(r"[\d,.]+ (TFLOP/s|images/s|views/s|ms)", row[1]), row
 

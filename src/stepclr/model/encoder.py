@@ -17,7 +17,7 @@ from stepclr.data.stores import as_image
 from stepclr.errors import StepclrError
 
 STRIP = 16  # short sides; only the middle of a longer image is enlarged, or a line of pixels would fill the memory
-SMALL = 64  # up to this view size a stem that reduces the image fourfold costs too much: about 10 points on CIFAR
+SMALL = 64  # up to this view size a stem that reduces the image fourfold leaves too little; SimCLR App. B.9 replaces it
 AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 
 
