@@ -7,11 +7,11 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_files import file_of, scene
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -19,19 +19,6 @@ from stepclr.data.decode import decode, reduced, size_of, upright_rgb
 from stepclr.data.formats import UnreadableError
 from stepclr.data.reading import Reading
 from stepclr.errors import StepclrError
-
-
-def scene(height: int = 40, width: int = 60) -> NDArray[np.uint8]:
-    """A smooth image `[H, W, 3]` that looks different when turned or mirrored in any way."""
-    y, x = np.mgrid[:height, :width]
-    red, green, blue = 255 * x / width, 255 * y / height, 255 * (x + y > width / 2)
-    return np.stack([red, green, blue], axis=-1).astype(np.uint8)
-
-
-def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def hwc(image: torch.Tensor) -> NDArray[np.uint8]:

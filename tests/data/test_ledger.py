@@ -11,28 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_files import file_of, fill, heic, scene
 from PIL import Image
-from test_decode import file_of, scene
 
 from stepclr.data.formats import format_of
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
-
-
-def heic() -> bytes:
-    """An image as an iPhone stores it."""
-    pillow_heif = pytest.importorskip("pillow_heif")
-    file = io.BytesIO()
-    pillow_heif.from_pillow(Image.fromarray(scene())).save(file, quality=-1)
-    return file.getvalue()
-
-
-def fill(root: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
 
 
 def zipped(files: dict[str, bytes], path: Path) -> Path:
@@ -63,7 +48,7 @@ def test_what_is_left_out_is_counted_by_kind_with_a_way_to_read_it(tmp_path: Pat
     for images in every_kind(files, tmp_path):
         assert len(images) == 3
         (line,) = images.ledger.lines()
-        assert line.startswith("ignored 7 files and folders that are not images: 5 .cr2 (raw data of cameras: convert")
+        assert line.startswith("ignored 7 files and folders: 5 .cr2 (raw data of cameras: convert")
         assert "1 .txt, " in line
         assert "1 .npy (arrays: load them in Python" in line
 
@@ -75,7 +60,7 @@ def test_names_without_a_suffix_are_known_by_their_first_bytes(tmp_path: Path) -
     files |= {"IMG 12.30.45": file_of(image), "x.jpg?width=640": file_of(image), "README": b"P5 or BM, as you like"}
     for images in every_kind(files, tmp_path):
         assert sorted(images.names) == sorted(files.keys() - {"README"})
-        assert images.ledger.lines() == ["ignored 1 files and folders that are not images: 1 without a suffix"]
+        assert images.ledger.lines() == ["ignored 1 files and folders: 1 without a suffix"]
         assert len(images.read(range(len(images)))) == 9
 
 
@@ -97,7 +82,7 @@ def test_heic_is_counted_with_what_to_install_where_it_is_not(
     images.read_readable(range(len(images)))
     (line,) = images.ledger.lines()
     assert "stepclr[heic]" in line
-    assert line.startswith("skipped 1 images" if read else "ignored 1 files and folders that are not images: 1 .heic (")
+    assert line.startswith("skipped 1 images" if read else "ignored 1 files and folders: 1 .heic (")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +97,7 @@ def test_folders_of_systems_are_neither_classes_nor_images(folder: str, tmp_path
         assert len(images) == 1
         assert folder not in images.classes
         (line,) = images.ledger.lines()
-        assert line.startswith("ignored 3 files and folders")
+        assert line.startswith("ignored 3 files and folders: ")
         assert "1 Thumbs.db" in line
         assert ("2 hidden" if folder.startswith(".") else f"2 {folder}/") in line
 
@@ -127,7 +112,7 @@ def test_links_to_nothing_are_missing_images(tmp_path: Path) -> None:
     assert len(images) == 1
     skipped, ignored = images.ledger.lines()
     assert skipped.startswith("skipped 59 images that cannot be read, for example link 0.png: a link to a file that")
-    assert ignored == "ignored 1 files and folders that are not images: 1 .txt"
+    assert ignored == "ignored 1 files and folders: 1 .txt"
     assert dict(images.skipped)["pipe.png"] == "a device or a pipe, not a file"
 
 

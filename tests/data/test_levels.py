@@ -1,15 +1,13 @@
 """Step 1: which numbers are black and white is declared, asked for, or a reason; never guessed from one image."""
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+from made_files import file_of, ramp, scene, sixteen_bit_color, tiff
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
-from test_decode import file_of, scene
 
 from stepclr.data.decode import decoded
 from stepclr.data.formats import UnsupportedError
@@ -18,11 +16,6 @@ from stepclr.errors import StepclrError
 
 BYTES = np.arange(256)
 LARGEST = {"10 bits": 1023, "12 bits": 4095, "14 bits": 16383, "16 bits": 65535}
-
-
-def ramp(largest: float, dtype: Any) -> NDArray[Any]:
-    """From 0 to `largest` in 256 steps, one row."""
-    return np.linspace(0, largest, 256)[None].astype(dtype)
 
 
 def tagged(image: NDArray[Any], **tags: Any) -> bytes:
@@ -96,33 +89,6 @@ def test_one_image_never_decides_its_own_range() -> None:
 
 def test_eight_bits_are_what_they_are_whatever_the_range() -> None:
     assert (read(file_of(Image.fromarray(ramp(255, np.uint8))), (0, 4095)) == BYTES).all()
-
-
-def sixteen_bit_color(levels: NDArray[np.uint16], kind: str) -> bytes:
-    """Gray as color of 16 bits per channel, which Pillow cannot write."""
-    if kind == "PNG":
-        header = struct.pack(">IIBBBBB", levels.size, 1, 16, 2, 0, 0, 0)
-        pixels = np.repeat(levels.ravel(), 3).astype(">u2").tobytes()
-        file = b"\x89PNG\r\n\x1a\n"
-        for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")):
-            file += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        return file
-    return tiff(np.repeat(levels[..., None], 3, axis=2), photometric=2)
-
-
-def tiff(pixels: NDArray[Any], photometric: int, extra: tuple[int, ...] = ()) -> bytes:
-    """A plain TIFF of any bands [H, W, C], little-endian."""
-    height, width, bands = pixels.shape
-    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
-    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
-    values = {256: width, 257: height, 258: (8 * pixels.itemsize,) * bands, 259: 1, 262: photometric, 277: bands}
-    values |= {278: height, 279: pixels.nbytes, 284: 1, 339: (kind,) * bands} | ({338: extra} if extra else {})
-    for tag, value in values.items():
-        directory.tagtype[tag] = 4 if tag in (256, 257, 273, 279) else 3
-        directory[tag] = value
-    directory.tagtype[273] = 4
-    directory[273] = 0  # the pixels follow the directory, which adds its own length
-    return struct.pack("<2sHI", b"II", 42, 8) + directory.tobytes(8) + pixels.tobytes()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

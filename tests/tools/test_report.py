@@ -47,6 +47,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image = Image.fromarray((grey[..., None] * tint).astype(np.uint8))
         image.resize((40 + i % 7, 36)).save(home / f"{EVIL}{i}.jpg")
     (folder / "shoe" / f"broken {EVIL}.jpg").write_bytes(b"no image")
+    (folder / "shoe" / f"raw {EVIL}.CR2").write_bytes(b"II*")
     return folder
 
 
@@ -98,6 +99,8 @@ def test_names_of_files_classes_and_runs_are_text(page: str) -> None:
 def test_what_was_skipped_is_named(page: str) -> None:
     assert "1 images could not be read" in page
     assert "broken &lt;img" in page
+    assert "1 files and folders were ignored" in page
+    assert re.search(r"raw &lt;img .*: \.cr2 \(raw data of cameras", page)
 
 
 def test_the_numbers_of_step_5_fit_together(context: Context) -> None:

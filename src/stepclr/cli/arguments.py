@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.errors import StepclrError, one_line
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ Names = Annotated[
     str | None,
     arg(metavar="NAME,NAME,...", help="Keep only the labeled images of these classes.", help_behavior_hint=ALL),
 ]
+Read = Annotated[Reading, arg(name="reading")]
 Limit = Annotated[int | None, arg(metavar="N", help="Keep at most this many images.", help_behavior_hint=ALL)]
 
 
@@ -42,16 +44,31 @@ def say(text: object) -> None:
 
 
 def open_source(
-    source: str, classes: str | None = None, limit: int | None = None, damaged: Damaged = "refuse"
+    source: str,
+    classes: str | None = None,
+    limit: int | None = None,
+    damaged: Damaged = "refuse",
+    reading: Reading = AS_DECLARED,
 ) -> "ImageSet":
     """`open_images` with the arguments of the command line, and what is in it on standard error."""
     from stepclr.data.labels import heading
     from stepclr.data.sources import open_images
 
     images = open_images(source, classes=classes or None, limit=limit, damaged=damaged)
-    if first_rank():
-        print("\n".join(map(one_line, heading(images).split("\n"))), file=sys.stderr, flush=True)
+    images = images.read_as(reading.value_range, reading.max_pixels)
+    _note(heading(images).split("\n"))
     return images
+
+
+def say_unread(*opened: "ImageSet") -> None:
+    """Print on standard error what was found while the images of opened sources were read."""
+    for images in opened:
+        _note([f"{images.source}: {line}" for line in images.ledger.lines(ignored=False)])
+
+
+def _note(lines: list[str]) -> None:
+    if lines and first_rank():
+        print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
 
 
 def image_format(out: Path) -> str:

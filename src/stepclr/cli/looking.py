@@ -9,8 +9,20 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, Images, Limit, Names, image_format, open_source, page_of, say
+from stepclr.cli.arguments import (
+    Counter,
+    Images,
+    Limit,
+    Names,
+    Read,
+    image_format,
+    open_source,
+    page_of,
+    say,
+    say_unread,
+)
 from stepclr.config import PretrainConfig, Strength
+from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.recipes import RECIPES, recipe_config
 
@@ -67,6 +79,7 @@ def steps(
     encoder: str = "resnet18",
     classes: Names = None,
     seed: int = 0,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Show steps 1 to 8 on 64 images: the input and output of each, and where to read about it.
 
@@ -79,7 +92,7 @@ def steps(
 
     if only is not None and only not in STEPS:
         raise StepclrError(f"--only {only}: the steps are 1 to 8")
-    walk = Walk(open_source(source, classes, 64), PretrainConfig(encoder=encoder, seed=seed))
+    walk = Walk(open_source(source, classes, 64, reading=reading), PretrainConfig(encoder=encoder, seed=seed))
     for step in [only] if only else STEPS:
         say("\n".join(walk.lines(step)))
 
@@ -98,6 +111,7 @@ def views(
     pairs: int = 4,
     seed: int = 0,
     classes: Names = None,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Save a sheet of augmented views.
 
@@ -125,7 +139,7 @@ def views(
     from stepclr.views.policies import POLICIES, read_policy
     from stepclr.views.views import Views
 
-    images = open_source(source, classes, None)
+    images = open_source(source, classes, reading=reading)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])
     side = size or view_size(images)
@@ -139,6 +153,7 @@ def views(
     kind = image_format(out)
     some = some.decoded(source_side(side))  # images that cannot be read are left out
     pixels, _ = some.read_readable(range(len(some)))
+    say_unread(images)
     if policy == "all":
         image, what = policy_sheet(pixels, shown, seed), "one view"
     else:

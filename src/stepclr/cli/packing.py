@@ -5,7 +5,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from stepclr.cli.arguments import Counter, Images, Limit, Names, open_source, say
+from stepclr.cli.arguments import Counter, Images, Limit, Names, Read, open_source, say, say_unread
+from stepclr.data.reading import AS_DECLARED
 
 
 def pack(
@@ -16,6 +17,7 @@ def pack(
     quality: Annotated[int | None, arg(metavar="1..95", help_behavior_hint="(default: 90 where reduced)")] = None,
     classes: Names = None,
     limit: Limit = None,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Write the images of a source as tar shards with an index and checksums.
 
@@ -29,7 +31,8 @@ def pack(
     """
     from stepclr.data.shards.packing import pack as write_shards
 
-    images = open_source(source, classes, limit)
+    images = open_source(source, classes, limit, reading=reading)
     packed = write_shards(images, out, per_shard, short_side, quality, Counter())
+    say_unread(images)
     skipped = f"; {packed.skipped:,} could not be read, see {out / 'skipped.csv'}" if packed.skipped else ""
     say(f"{out}: {packed.images:,} images in {packed.shards:,} shards{skipped}")

@@ -5,8 +5,22 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, Damaged, Images, Limit, Names, Source, names, open_source, page_of, say
+from stepclr.cli.arguments import (
+    Counter,
+    Damaged,
+    Images,
+    Limit,
+    Names,
+    Read,
+    Source,
+    names,
+    open_source,
+    page_of,
+    say,
+    say_unread,
+)
 from stepclr.config import FILE
+from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError
 
 
@@ -21,6 +35,7 @@ def evaluate(
     baselines: str = "pixels,random",
     scratch_steps: int = 1000,
     finetune: bool = False,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Evaluate a run's frozen encoder with few labels and compare it with baselines.
 
@@ -43,10 +58,12 @@ def evaluate(
     from stepclr.evaluation.results import EVALUATION
     from stepclr.tools.scores import paired_lines, score_table, write_label_chart
 
-    options |= {"train": open_source(train), "test": open_source(test)}
+    reading = options.pop("reading")
+    options |= {"train": open_source(train, reading=reading), "test": open_source(test, reading=reading)}
     options["probe"] = names(probe) or []
     options["baselines"] = [] if baselines == "none" else names(baselines) or []
     scores = stepclr.evaluate(**options, progress=Counter())
+    say_unread(options["train"], options["test"])
     say(score_table(scores))
     for line in paired_lines(scores):
         say(line)
@@ -79,6 +96,7 @@ def predict(
     source: Images,
     out: Annotated[Path, arg(metavar="FILE.csv")],
     limit: Limit = None,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Predict the class of each image of a source, with the probability of every class.
 
@@ -88,7 +106,9 @@ def predict(
     """
     from stepclr.evaluation.predict import write_predictions
 
-    written = write_predictions(classifier, open_source(source, limit=limit), out, Counter())
+    images = open_source(source, limit=limit, reading=reading)
+    written = write_predictions(classifier, images, out, Counter())
+    say_unread(images)
     say(f"{out}: {written.rows:,} predictions{_unreadable(written.skipped)}")
 
 
@@ -100,6 +120,7 @@ def embed(
     limit: Limit = None,
     precision: str = "fp32",
     damaged_shards: Damaged = "refuse",
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Write the representations of all images of a source, with their paths and labels.
 
@@ -113,12 +134,14 @@ def embed(
     """
     from stepclr.tools.search.table import build_index, write_embeddings
 
-    images = open_source(source, classes, limit, damaged_shards)
+    images = open_source(source, classes, limit, damaged_shards, reading)
     if out.suffix and not out.is_dir():
         written = write_embeddings(run, images, out, precision, Counter())
+        say_unread(images)
         say(f"{out}: {written.rows:,} embeddings{_unreadable(written.skipped)}")
         return
     built = build_index(run, images, out, precision, Counter())
+    say_unread(images)
     say(
         f"{out}: {built.rows:,} embeddings, {built.added:,} of them new, {built.removed:,} removed"
         + _unreadable(built.skipped)

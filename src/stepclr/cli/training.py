@@ -1,6 +1,7 @@
 """Commands that train: pretrain, finetune, distill. torch is imported inside them: help is instant."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,16 @@ from stepclr.cli.arguments import (
     Images,
     Limit,
     Names,
+    Read,
     Source,
     first_rank,
     open_source,
     page_of,
     say,
+    say_unread,
 )
 from stepclr.config import PretrainConfig
+from stepclr.data.reading import AS_DECLARED
 from stepclr.recipes import RECIPES
 
 
@@ -83,6 +87,7 @@ def finetune(
     optimizer: Annotated[str, arg(metavar="{sgd,lars}")] = "sgd",
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.05 sgd, 0.08 lars)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Fine-tune a run's encoder into a classifier with few labels.
 
@@ -105,8 +110,12 @@ def finetune(
     import stepclr
     from stepclr.tools.scores import labels_words, score_table
 
-    options |= {"train": open_source(train), "test": open_source(test) if test else None}
-    scores = stepclr.finetune(**options, progress=Counter())
+    reading = options.pop("reading")
+    sources = {"train": open_source(train, reading=reading)}
+    if test:
+        sources["test"] = open_source(test, reading=reading)
+    scores = stepclr.finetune(**{**options, **sources}, progress=Counter())
+    say_unread(*sources.values())
     if scores.rows:
         say(score_table(scores))
     made = scores.protocol["classifier"]
@@ -128,6 +137,7 @@ def distill(
     monitor: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the source itself)")] = None,
     limit: Limit = None,
     resume: bool = False,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Train a student on a classifier's predictions for unlabeled images (SimCLRv2's third stage).
 
@@ -144,7 +154,9 @@ def distill(
         monitor: Labeled images for the kNN score during training.
         resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
     """
-    options = {name: value for name, value in locals().items() if value is not None}  # the others have defaults
+    options = dict(locals())
+    options |= asdict(options.pop("reading"))
+    options = {name: value for name, value in options.items() if value is not None}  # the others have defaults
     import stepclr
 
     stepclr.distill(images=options.pop("source"), **options)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stepclr.data.formats import SUFFIX_OF, File, check_pixels, has_heif, opened, reasons, silence_pillow
 from stepclr.data.levels import rgb
-from stepclr.data.reading import Reading
+from stepclr.data.reading import AS_DECLARED, Reading
 
 # JPEG's own reduction (by 2, 4 or 8: fewer cosines, less to decode) leaves at least this factor to the antialiased one.
 # Real images then differ from a full decoding by 37 dB or more; without a margin it would be 31. If the reduction does
@@ -25,7 +25,6 @@ HEIF = version("pillow-heif") if has_heif() else None
 # All that determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this
 # module, in formats.py or in levels.py.
 DECODER = f"3, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
-AS_DECLARED = Reading()
 TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  # EXIF orientation -> axes to mirror
 SIDEWAYS = {5, 6, 7, 8}  # and rows and columns change places before that
 

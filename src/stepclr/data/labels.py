@@ -38,10 +38,15 @@ def describe_classes(counts: dict[str, int], unlabeled: int) -> str:
 
 
 def heading(images: ImageSet) -> str:
-    """What every command says of a source before it begins: images, classes, and a warning if these are splits."""
+    """What every command says of a source before it begins: images, classes, and what is left out.
+
+    Classes that are named like splits are a warning.
+    """
     words = describe_classes(class_counts(images), int((images.labels < 0).sum()))
-    warning = split_folders(images)
-    return f"{images.source}: {len(images):,} images, {words}" + (f"\nwarning: {warning}" if warning else "")
+    lines = [f"{images.source}: {len(images):,} images, {words}", *images.ledger.lines()]
+    if warning := split_folders(images):
+        lines.append(f"warning: {warning}")
+    return "\n".join(lines)
 
 
 def of_these_classes(images: ImageSet, classes: list[str]) -> ImageSet:

@@ -90,8 +90,8 @@ class Ledger:
                 return False
         return True
 
-    def lines(self) -> list[str]:
-        """A line for what is skipped, ignored, and read with a change; none for what did not occur."""
+    def lines(self, ignored: bool = True) -> list[str]:
+        """A line for what is skipped, `ignored`, and changed when it is read; none for what did not occur."""
         lines = []
         if self.unreadable:
             name, reason = next(iter(self.unreadable.items()))
@@ -100,8 +100,8 @@ class Ledger:
         counts: Counter[str] = Counter()
         for kind, hint, number in self.ignored.values():
             counts[f"{kind} ({hint})" if hint else kind] += number
-        if counts:
-            lines.append(f"ignored {counts.total():,} files and folders that are not images: {_kinds(counts)}")
+        if counts and ignored:
+            lines.append(f"ignored {counts.total():,} files and folders: {_kinds(counts)}")
         if self.remarks:
             lines.append(f"changed {len(self.remarks):,} images: {_kinds(Counter(self.remarks.values()))}")
         return lines

@@ -36,7 +36,7 @@ MaxPixels = Annotated[int | None, arg(metavar="N", help_behavior_hint=f"(default
 
 @dataclass(frozen=True)
 class Reading:
-    """How image files are read. None: what each file declares, and at most MAX_PIXELS pixels."""
+    """How image files are read, where they do not say it themselves."""
 
     value_range: ValueRange = None
     """The numbers that are black and white, in images of more than 8 bits per channel."""
@@ -60,3 +60,6 @@ class Reading:
     def changed(self, by: "Reading") -> "Reading":
         """This, except for what `by` decides."""
         return Reading(by.value_range or self.value_range, by.max_pixels or self.max_pixels)
+
+
+AS_DECLARED = Reading()

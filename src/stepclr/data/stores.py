@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import AS_DECLARED, DECODER, decoded, reduced, size_of, upright_rgb
+from stepclr.data.decode import DECODER, decoded, reduced, size_of, upright_rgb
 from stepclr.data.formats import File, UnreadableError, reasons
-from stepclr.data.reading import Reading
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.data.recall import Stamp, recall
 from stepclr.io import checksum_of
 from stepclr.threads import pool

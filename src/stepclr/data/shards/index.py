@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from stepclr.data.images import Names
 from stepclr.data.order import ShardOrder
+from stepclr.data.reading import Range
 from stepclr.errors import StepclrError
 from stepclr.io import checksum, new_file
 
@@ -73,9 +74,12 @@ class Part:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[tuple[str, str, str, int]] = field(default_factory=list)
     """(path, kind, hint, count) of members that are no images."""
+    changed: list[tuple[str, str]] = field(default_factory=list)
+    """(name, remark) of images that were not packed as they are."""
 
     def write(self, path: Path) -> None:
         facts = {**asdict(self.shard), "classes": self.classes, "skipped": self.skipped, "ignored": self.ignored}
+        facts["changed"] = self.changed
         content = b"\n".join([json.dumps(facts).encode(), self.members.tobytes() + self.names])
         with new_file(path) as file:
             file.write(hashlib.blake2b(content).digest() + content)
@@ -91,11 +95,11 @@ class Part:
             return None
         header, _, rest = content[64:].partition(b"\n")
         facts = json.loads(header)
-        classes, skipped = facts.pop("classes"), [(name, why) for name, why in facts.pop("skipped")]
-        ignored = _ignored(facts.pop("ignored"))
+        classes, ignored = facts.pop("classes"), _ignored(facts.pop("ignored"))
+        skipped, changed = ([(name, text) for name, text in facts.pop(key)] for key in ("skipped", "changed"))
         shard = Shard(**facts)
         end = shard.images * MEMBER.itemsize
-        return Part(shard, np.frombuffer(rest[:end], MEMBER), rest[end:], classes, skipped, ignored)
+        return Part(shard, np.frombuffer(rest[:end], MEMBER), rest[end:], classes, skipped, ignored, changed)
 
 
 @dataclass(eq=False)
@@ -110,6 +114,8 @@ class Index:
     """(shard, what is wrong with it) of those that could not be scanned."""
     skipped: list[tuple[str, str]]
     ignored: list[tuple[str, str, str, int]]
+    value_range: Range | None = None
+    """With which the images were packed."""
 
     def __post_init__(self) -> None:
         table = self.table()
@@ -195,7 +201,9 @@ def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> I
         damaged = [(str(name), str(why)) for name, why in stored.get("damaged", [])]
         skipped = [(str(name), str(why)) for name, why in stored.get("skipped", [])]
         classes, ignored = [str(name) for name in stored["classes"]], _ignored(stored.get("ignored", []))
-        return Index(members, names, shards, classes, damaged, skipped, ignored)
+        range_of = stored.get("value_range")
+        value_range = (float(range_of[0]), float(range_of[1])) if range_of else None
+        return Index(members, names, shards, classes, damaged, skipped, ignored, value_range)
     except StepclrError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:

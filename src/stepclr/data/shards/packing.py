@@ -10,7 +10,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import BufferedWriter
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import decode, reduced, size_of, suffix_of
+from stepclr.data.decode import decoded, reduced, size_of, suffix_of
 from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.images import ImageSet
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
@@ -64,6 +64,8 @@ class Content:
     suffix: str
     size: tuple[int, int]
     """(height, width) in pixels."""
+    remark: str = ""
+    """What the image loses or gains when it is read."""
 
 
 def pack(
@@ -89,6 +91,7 @@ def pack(
     treatment = _treatment(images, per_shard, short_side, quality)
     plan = {"source": images.source, "of": len(images), "names": images.names_checksum(), "per_shard": per_shard}
     plan |= {"classes": images.classes, **asdict(treatment)}
+    plan["value_range"] = list(images.value_range) if images.value_range else None
     _begin(folder, plan)
     ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
     with locked(folder, f"another process is packing into {folder}; wait until it ends"):
@@ -141,7 +144,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
             file.write(json.dumps(plan, indent=1).encode())
         return
     try:
-        earlier = json.loads(stored.read_bytes())
+        earlier = {"value_range": None} | json.loads(stored.read_bytes())  # older ones have none
         differing = [name for name, value in plan.items() if earlier[name] != value]
     except (ValueError, KeyError, TypeError):
         raise StepclrError(f"{stored} was not written by stepclr pack; choose another folder") from None
@@ -178,6 +181,7 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
 
     for k in range(count):
         images.ledger.unreadable |= load(k).skipped
+        images.ledger.remarks |= load(k).changed
     images.ledger.write(folder / "skipped.csv")
     write_index(folder, [partial(load, k) for k in range(count)], plan, images.classes)
 
@@ -222,12 +226,15 @@ def _write_shard(path: Path, images: ImageSet, indices: range, treatment: Treatm
     records: list[tuple[int, ...]] = []
     names = bytearray()
     skipped: list[tuple[str, str]] = []
+    changed: list[tuple[str, str]] = []
     with new_file(path) as file:
         tar = TarWriter(file)
         for i, content in _contents(images, indices, treatment):
             if isinstance(content, UnreadableError):
                 skipped.append((images.names[i], str(content)))
             else:
+                if content.remark:
+                    changed.append((images.names[i], content.remark))
                 label = int(images.labels[i])
                 offset = tar.add(f"{i:09d}{content.suffix}", content.bytes)
                 if label >= 0:
@@ -239,7 +246,7 @@ def _write_shard(path: Path, images: ImageSet, indices: range, treatment: Treatm
                 progress(i + 1, len(images))
         tar.put(END)
     shard = Shard(path.name, len(records), tar.length, tar.content.hexdigest())
-    return Part(shard, np.array(records, MEMBER), bytes(names), skipped=skipped)
+    return Part(shard, np.array(records, MEMBER), bytes(names), skipped=skipped, changed=changed)
 
 
 def _contents(
@@ -261,10 +268,12 @@ def _content(images: ImageSet, i: int, treatment: Treatment) -> Content:
         content = file.read()
     reading = images.store.reading
     height, width = size_of(io.BytesIO(content), reading)
-    if treatment.short_side and min(height, width) > treatment.short_side:
-        return _encoded(decode(io.BytesIO(content), treatment.short_side, reading), treatment.quality)
-    decode(io.BytesIO(content), VERIFIED_SIDE, reading)
-    return Content(content, suffix_of(io.BytesIO(content), reading), (height, width))
+    smaller = treatment.short_side and min(height, width) > treatment.short_side
+    # Where the bytes are kept, decoding only shows that they can be read.
+    pixels, remark = decoded(io.BytesIO(content), treatment.short_side if smaller else VERIFIED_SIDE, reading)
+    if smaller:
+        return replace(_encoded(pixels, treatment.quality), remark=remark)
+    return Content(content, suffix_of(io.BytesIO(content), reading), (height, width), remark)
 
 
 def _encoded(pixels: Tensor, quality: int | None) -> Content:

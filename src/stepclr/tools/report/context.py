@@ -55,13 +55,21 @@ class Context:
         return stored_scores(self.run)
 
     @cached_property
-    def skipped(self) -> list[list[str]]:
-        """The lines of skipped.csv: (path, reason)."""
+    def left_out(self) -> dict[str, list[tuple[str, str]]]:
+        """The lines of skipped.csv, (path, reason): images that were "skipped", what was "ignored", or "changed"."""
+        groups: dict[str, list[tuple[str, str]]] = {"skipped": [], "ignored": [], "changed": []}
         path = self.run.folder / "skipped.csv"
         if not path.exists():
-            return []
+            return groups
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return [row for row in csv.reader(file) if len(row) == 2][1:]
+            rows = [row for row in csv.reader(file) if len(row) == 2][1:]
+        for name, reason in rows:
+            outcome, _, rest = reason.partition(": ")
+            if outcome in ("ignored", "changed"):
+                groups[outcome].append((name, rest))
+            else:
+                groups["skipped"].append((name, reason))
+        return groups
 
     @cached_property
     def views(self) -> Views:

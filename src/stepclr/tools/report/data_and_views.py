@@ -36,18 +36,18 @@ STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STRENGTH_IMAGES = 4  # at each strength
 OPTIONAL = {ColorJitter: "color jitter", Grayscale: "gray", Warp: "sparse image warp", Blur: "Gaussian blur"}
 JITTERS = ("brightness", "contrast", "saturation", "hue")
+EXAMPLES = 10  # of what was left out
 KEYS = 64  # to choose a clear crop from
 
 
 def data(context: Context) -> Json:
-    """Step 1: counts, classes, sizes, a sample, the images that were skipped."""
+    """Step 1: counts, classes, sizes, a sample, what was skipped, ignored or changed."""
     images, config = context.images, context.config
     section: Json = {
         "source": config.source,
         "count": config.images,
         "labeled": config.labeled,
-        "skipped": context.skipped[:10],
-        "skipped_count": max(len(context.skipped), config.skipped),
+        "left_out": _left_out(context),
         "why": context.why,
     }
     if images is None:
@@ -91,6 +91,23 @@ def views(context: Context) -> Json:
         "strengths": _strengths(context, images[:STRENGTH_IMAGES]),
         "strength": run_views.strength if isinstance(run_views.strength, float | int) else None,
     }
+
+
+def _left_out(context: Context) -> list[Json]:
+    """Counts and examples of what was met under the source and not simply read."""
+    groups = context.left_out
+    skipped = max(len(groups["skipped"]), context.config.skipped)
+    titles = {
+        "skipped": f"{skipped:,} images could not be read",
+        "ignored": f"{len(groups['ignored']):,} files and folders were ignored",
+        "changed": f"{len(groups['changed']):,} images were changed when they were read",
+    }
+    counts = {name: len(rows) for name, rows in groups.items()} | {"skipped": skipped}
+    return [
+        {"title": title, "rows": groups[name][:EXAMPLES], "more": counts[name] > EXAMPLES}
+        for name, title in titles.items()
+        if counts[name]
+    ]
 
 
 def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
