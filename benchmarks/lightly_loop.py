@@ -61,7 +61,7 @@ class LightlyLoop:
         width = self.encoder.num_features
         self.model = nn.Sequential(self.encoder.body, SimCLRProjectionHead(width, width, 128)).to(self.device)
         if bf16:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model.to(memory_format=torch.channels_last)
 
         self.loss = NTXentLoss()
         rate = 0.06 * batch / 128

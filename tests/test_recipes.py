@@ -11,7 +11,7 @@ import torch
 import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.pretraining.model import build_model
-from stepclr.pretraining.resolve import resolve
+from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.recipes import RECIPES, recipe_config
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -144,3 +144,27 @@ def test_supcontrasts_settings() -> None:
     assert (simclr.normalize_h, simclr.min_area, simclr.interpolation) == (False, 0.2, "bilinear")
     labels = {"loss": "supcon", "temperature": 0.1, "loss_scale": 0.1 / 0.07, "linear_epochs": 100}
     assert differences("cifar100-supcon", "cifar100") == labels
+
+
+@pytest.mark.parametrize(
+    ("loss", "size", "temperature"),
+    [("nt-xent", 32, 0.2), ("nt-xent", 64, 0.2), ("nt-xent", 96, 0.1), ("dcl", 224, 0.1), ("supcon", 32, 0.1),
+     ("supcon", 224, 0.1)],
+)  # fmt: skip
+def test_the_default_temperature_follows_the_loss_and_the_size(loss: str, size: int, temperature: float) -> None:
+    images = stepclr.open_images("sample:train", limit=8)
+    assert resolve(PretrainConfig(loss=loss, size=size), images).temperature == temperature
+    assert resolve(PretrainConfig(loss=loss, size=size, temperature=0.7), images).temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("policy", "usual"), [("simclr", "bicubic"), ("simaugment", "bilinear"), ("stacked", "bicubic")]
+)
+def test_crops_are_resized_as_asked_or_as_the_policy_has_it(policy: str, usual: str) -> None:
+    images = stepclr.open_images("sample:train", limit=8)
+    assert views_of(resolve(PretrainConfig(policy=policy), images)).interpolation == usual
+    assert (
+        views_of(resolve(PretrainConfig(policy=policy, interpolation="bilinear"), images)).interpolation == "bilinear"
+    )
+    with pytest.raises(stepclr.StepclrError, match="unknown interpolation 'bilinar'"):
+        resolve(PretrainConfig(interpolation="bilinar"), images)  # type: ignore[arg-type]

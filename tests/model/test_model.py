@@ -24,9 +24,10 @@ from torchvision.transforms.v2 import functional as tv
 from stepclr import ProjectionHead, StepclrError, build_encoder, load_encoder, open_images
 from stepclr.config import Stem
 from stepclr.model.build import STEMS
+from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.files import save_encoder
+from stepclr.model.files import load_classifier, save_classifier, save_encoder
 
 SMALL = "test_resnet"  # timm's smallest ResNet
 
@@ -617,6 +618,18 @@ def test_a_plain_head_has_biases_and_no_norm() -> None:
     h = torch.randn(9, 12)
     torch.testing.assert_close(head(h), (h @ first.T + shift).relu() @ last.T + end)
     torch.testing.assert_close(head.first_layers(1)(h), (h @ first.T + shift).relu())
+
+
+@pytest.mark.parametrize(("text", "kept"), [("20-7:plain", 1), ("20-20-7:plain", 2), ("7", 1), ("20-7:reference", 2)])
+def test_a_classifier_keeps_the_first_layers_of_any_head(text: str, kept: int, tmp_path: Path) -> None:
+    encoder = build_encoder("test_resnet", "small-stride2", size=28)
+    head = ProjectionHead.of_text(encoder.num_features, text).eval()
+    classifier = Classifier(encoder, ["a", "b"], text, kept).eval()
+    classifier.neck.load_state_dict(head.first_layers(kept).state_dict())
+    save_classifier(classifier, tmp_path / "classifier.safetensors")
+    x = torch.rand(2, 3, 28, 28)
+    expected = classifier.linear(head.first_layers(kept)(encoder.eval()(x)))
+    torch.testing.assert_close(load_classifier(tmp_path / "classifier.safetensors")(x), expected)
 
 
 @pytest.mark.parametrize("text", ["", "12x4", "0-4", "8-9-4", "8-8-8-4", "²-4", "9" * 5000, "8-4:", "8-4:plane"])
