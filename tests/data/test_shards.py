@@ -171,6 +171,53 @@ def test_webdatasets_layout_is_read_with_its_labels(tmp_path: Path, cache: Path)
     assert list(cache.iterdir())
 
 
+def test_a_class_number_goes_with_the_longest_stem(tmp_path: Path) -> None:
+    members = {"img.v1.0.jpg": image(1), "img.v1.0.cls": b"0", "img.v2.0.jpg": image(2), "img.v2.0.cls": b"1"}
+    members |= {"img.v2.0.left.jpg": image(3), "img.v2.0.left.cls": b"2", "other.jpg": image(4), "img.cls": b"3"}
+    members |= {"img.v3.jpg": image(5)}
+    images = stepclr.open_images(write_tar(tmp_path / "x.tar", dict(members)))
+    assert dict(zip(images.names, images.labels.tolist(), strict=True)) == {
+        "img.v1.0.jpg": 0, "img.v2.0.jpg": 1, "img.v2.0.left.jpg": 2, "other.jpg": -1, "img.v3.jpg": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("description", ["0000.cls", "0000.json"])
+@pytest.mark.parametrize("further", ["0000.seg.png", "0000.png"])
+def test_a_sample_is_one_image(description: str, further: str, tmp_path: Path) -> None:
+    members = {"0000.jpg": image(1), further: image(9), description: b"1", "0001.jpg": image(2), "0001.cls": b"0"}
+    images = stepclr.open_images(write_tar(tmp_path / "x.tar", dict(members)))
+    assert list(images.names) == ["0000.jpg", "0001.jpg"]
+    assert images.labels.tolist() == [1 if description == "0000.cls" else -1, 0]
+    assert "1 further images of a sample (masks or other versions)" in " ".join(images.ledger.lines())
+
+
+def test_images_that_nothing_describes_are_all_read_as_in_a_folder(tmp_path: Path) -> None:
+    members = {"dog/a.jpg": image(1), "dog/a.edited.jpg": image(2), "dog/a.png": image(3), "cat/a.jpg": image(4)}
+    images = stepclr.open_images(write_tar(tmp_path / "x.tar", dict(members)))
+    assert list(images.names) == list(members)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("a.jpg a.cls a.jpg a.cls", "it contains a.jpg twice"),
+        ("a.jpg a.cls b.jpg a.cls", "it contains a.cls twice"),
+        ("dog/a.jpg dog/b.jpg ./dog/a.jpg", "it contains dog/a.jpg twice"),
+        ("0.rgb.jpg 0.seg.png 0.cls", "0.cls labels several images, 0.rgb.jpg and 0.seg.png: keep one of them"),
+    ],
+)
+def test_what_could_be_labeled_in_two_ways_is_refused(names: str, said: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for i, name in enumerate(names.split()):
+            info = tarfile.TarInfo(name)
+            content = b"%d" % (i // 2) if name.endswith(".cls") else image(i)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(stepclr.StepclrError) as error:
+        stepclr.open_images(tmp_path / "x.tar")
+    assert f"x.tar is corrupt: {said}" in str(error.value)
+
+
 @pytest.mark.parametrize("top", ["", "photos/", "./"])
 def test_without_class_numbers_the_first_folder_is_the_class_as_in_a_zip(top: str, tmp_path: Path) -> None:
     names = {f"{top}dog/b.png": image(1), f"{top}cat/old/a.png": image(2), f"{top}dog/a.png": image(3)}

@@ -19,7 +19,7 @@ import numpy as np
 from stepclr.data.decode import size_of
 from stepclr.data.folders import LARGEST
 from stepclr.data.formats import HEAD, DamagedError, UnreadableError
-from stepclr.data.ledger import Ledger, suffix_of_name
+from stepclr.data.ledger import Ignored, Ledger, suffix_of_name
 from stepclr.data.memory import MAX_CLASSES
 from stepclr.data.reading import Reading
 from stepclr.data.recall import SETTLED, stamps
@@ -32,7 +32,7 @@ from stepclr.threads import pool
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 MISSING = "missing"
 ANY_SIZE = Reading(max_pixels=2**62)
-VERSION = "2"  # of what `scan` finds; raise it with any change there or in the index
+VERSION = "3"  # of what `scan` finds; raise it with any change there or in the index
 MAX_CLS_BYTES = 32  # of a `.cls` that may be a class number
 
 
@@ -131,10 +131,12 @@ def _remote_version(system: Any, path: str) -> str:
 class Members:
     """What the members of a tar are."""
 
-    images: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    """(name, record of the index) of each image."""
+    images: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The record of the index of each image, by its name."""
     numbers: dict[str, int] = field(default_factory=dict)
-    """The class number of each key that has one."""
+    """The class number in each `.cls`, by its stem."""
+    samples: set[str] = field(default_factory=set)
+    """The stems of all files that describe an image: each is the name of a WebDataset sample."""
     ledger: Ledger = field(default_factory=Ledger)
     """What is left out."""
 
@@ -142,11 +144,18 @@ class Members:
         parts = member.name.split("/")
         name = "/".join(part for part in parts if part != ".")
         plain = member.type in PLAIN and member.sparse is None
+        stem = _stems(name)[0]
+        if name in self.images or (name.endswith(".cls") and stem in self.numbers):
+            raise DamagedError(f"it contains {name} twice")
         if name.endswith(".cls") and plain and member.size <= MAX_CLS_BYTES:
-            self.numbers[_key(name)] = _number(name, _read(file, member))
+            self.numbers[stem] = _number(name, _read(file, member))
+            self.samples.add(stem)
             return
         folder = member.isdir() and suffix_of_name(name) not in self.ledger.suffixes
-        if folder or not self.ledger.admits(name, lambda: _read(file, member, HEAD)):
+        if folder:
+            return
+        if not self.ledger.admits(name, lambda: _read(file, member, HEAD)):
+            self.samples.add(stem)
             return
         if name.startswith("/") or ".." in parts:
             self.ledger.unreadable[name] = "its name leads out of the tar"
@@ -161,11 +170,34 @@ class Members:
             except UnreadableError:
                 height = width = 0
             record = (member.offset_data, -1, 0, member.size, height, width, zlib.crc32(content))
-            self.images.append((name, record))
+            self.images[name] = record
+
+    def leave_one_image_of_each_sample(self) -> None:
+        """Of `0000.jpg`, `0000.seg.png` and `0000.cls` only the image with the sample's own name is read.
+
+        Raises `DamagedError` where none of several images has the name of the class number that they share.
+        """
+        members: dict[str, list[str]] = {}
+        for name in self.images:
+            sample = next((stem for stem in _stems(name) if stem in self.samples), None)
+            if sample is not None:
+                members.setdefault(sample, []).append(name)
+        for sample, names in members.items():
+            own = [name for name in names if _stems(name)[0] == sample]
+            if len(names) > 1 and not own and sample in self.numbers:
+                raise DamagedError(f"{sample}.cls labels several images, {' and '.join(names[:2])}: keep one of them")
+            for name in names:
+                if own and name != own[0]:
+                    del self.images[name]
+                    self.ledger.ignored[name] = Ignored("further images of a sample", "masks or other versions")
+
+    def label(self, name: str) -> int:
+        """The class number of an image: that of the longest stem which has one; -1: none."""
+        return next((self.numbers[stem] for stem in _stems(name) if stem in self.numbers), -1)
 
 
 def scan(path: Path, where: str, prefix: str) -> Part:
-    """The images of a tar, named after `prefix`, labeled by `.cls` members of the same key, or else by folders.
+    """The images of a tar, named after `prefix`, labeled by `.cls` members of the same sample, or else by folders.
 
     Nothing is unpacked, so a name cannot lead a file anywhere. Links and devices are not images. Raises `DamagedError`,
     which calls the tar `where`, if it is truncated, corrupt, compressed or not a tar.
@@ -182,19 +214,20 @@ def scan(path: Path, where: str, prefix: str) -> Part:
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise DamagedError(f"byte {tar.offset:,} begins neither a member nor the end of a tar")
+            members.leave_one_image_of_each_sample()
     except DamagedError as error:
         raise DamagedError(f"{where} is corrupt: {error}") from error
     except Exception as error:  # tarfile raises what its parsers raise on hostile headers
         why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(f"{where} cannot be read as an uncompressed tar: {why}") from error
 
-    names = [name for name, _ in members.images]
+    names = list(members.images)
     stored_names = [f"{prefix}{name}".encode(errors="surrogateescape") for name in names]
-    table = np.array([record for _, record in members.images], MEMBER)
+    table = np.array([*members.images.values()], MEMBER)
     table["name"] = np.cumsum([0, *map(len, stored_names)])[:-1]
     classes = None
     if members.numbers:
-        table["label"] = [members.numbers.get(_key(name), -1) for name in names]
+        table["label"] = [members.label(name) for name in names]
     else:
         folders = ["/".join(name.split("/")[:-1][:2]) for name in names]
         classes = sorted(set(folders))
@@ -217,10 +250,15 @@ def _read(file: BufferedReader, member: tarfile.TarInfo, most: int = LARGEST) ->
     return content
 
 
-def _key(name: str) -> str:
-    """WebDataset's: members with the same path up to the first dot of the file's name belong together."""
+def _stems(name: str) -> list[str]:
+    """The path up to each dot of the file's name, the longest first: `a/b.c.jpg` -> `a/b.c`, `a/b`.
+
+    In WebDataset's layout the members of a sample have one of them in common.
+    """
     folder, slash, base = name.rpartition("/")
-    return folder + slash + base.split(".", 1)[0]
+    parts = base.split(".")
+    ends = range(max(1, len(parts) - 1), 0, -1)
+    return [f"{folder}{slash}{'.'.join(parts[:end])}" for end in ends]
 
 
 def _number(name: str, content: bytes) -> int:
