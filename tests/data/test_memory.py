@@ -61,6 +61,12 @@ def test_arrays_with_labels() -> None:
         open_images((IMAGES, LABELS), classes="1")
 
 
+def test_three_gray_images_are_three() -> None:
+    gray = IMAGES[:3, 0]
+    for source in (gray, (gray, LABELS[:3]), (torch.from_numpy(gray), LABELS[:3]), torch.from_numpy(gray[:, None])):
+        assert len(open_images(source)) == 3
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -68,6 +74,12 @@ def test_arrays_with_labels() -> None:
         (IMAGES[:0], r"not \[0, 3, 5, 7\]"),
         (IMAGES[0, 0], r"not \[5, 7\]"),
         (np.zeros((2, 4, 8, 8), np.uint8), "1 or 3 channels"),
+        (IMAGES[0].transpose(1, 2, 0), r"\[5, 7, 3\] are one image, not several: pass images\[None\]$"),
+        ((IMAGES[0].transpose(1, 2, 0), LABELS[:5]), "are one image"),
+        (IMAGES[0].transpose(1, 2, 0) / 255, "are one image"),
+        (np.zeros((5, 7, 4), np.uint8), "are one image"),
+        (IMAGES[0, 0, :, :, None], "are one image"),
+        (torch.from_numpy(IMAGES[0]), r"pass images\[None\]; or, if they are 3 gray images, images\[:, None\]"),
         ((IMAGES, LABELS[:5]), r"labels must be 6 whole numbers, not int64 \[5\]"),
         ((IMAGES, LABELS * 0.5), "not float64"),
         ((IMAGES, LABELS - 1), "not -2 to 1"),

@@ -31,6 +31,7 @@ def open_array(
     They are uint8, or other numbers of which `value_range` says which are black and white.
     """
     images = array.cpu().numpy() if isinstance(array, Tensor) else array
+    _check_several(images.shape, isinstance(array, Tensor) and labels is None)
     if images.dtype != np.uint8:
         if value_range is None or images.dtype.kind not in "iuf":
             raise StepclrError(
@@ -60,6 +61,21 @@ def open_dataset(dataset: Dataset[Any]) -> ImageSet:
     if labels is None or labels[first] != _label(item):
         labels = np.array([_label(_item(dataset, i)) for i in range(n)])
     return _numbered(Items(dataset), n, labels, _classes(dataset), source)
+
+
+def _check_several(shape: tuple[int, ...], is_tensor: bool) -> None:
+    """Raise StepclrError for one image in colors, whose rows or channels would be taken for gray images.
+
+    A tensor `[3, H, W]` is one image to torchvision; an array of that shape may well be three gray ones.
+    """
+    if len(shape) != 3:
+        return
+    channels_last = shape[2] in (1, 3, 4) and shape[1] > shape[2]
+    if channels_last or (is_tensor and shape[0] == 3):
+        raise StepclrError(
+            f"images of the shape {list(shape)} are one image, not several: pass images[None]"
+            + ("" if channels_last else "; or, if they are 3 gray images, images[:, None]")
+        )
 
 
 def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
