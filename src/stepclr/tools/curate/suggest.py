@@ -1,7 +1,5 @@
 """Which images of an index to label next: the ones that represent most of the images not yet covered by a label."""
 
-import csv
-import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,7 +13,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stepclr.errors import StepclrError, check_number
+from stepclr.data.label_csv import read_labels
+from stepclr.errors import check_number
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
@@ -65,16 +64,15 @@ def suggest_labels(
 
     Args:
         index: what `stepclr embed` wrote, or an `EmbeddingIndex`.
-        labels: CSV files with the columns path and label, whose labels are added to the index's own; an empty label
-            changes nothing. The CSV that `stepclr find next` writes is one, once its labels are filled in.
+        labels: CSV files with the columns path and label, or others of the usual names, whose labels are added to the
+            index's own; an empty label changes nothing. `stepclr find next` writes one to fill in.
         seed: of the random subset of a large index.
 
-    Raises StepclrError if a file cannot be read, or names an image that is not in the index.
+    Raises StepclrError if a file cannot be read, names an image that is not in the index, or gives one two labels.
     """
     check_number("n", n, 1)
     index = open_index(index)
-    for file in labels:
-        index = with_labels(index, Path(file))
+    index = with_labels(index, [Path(file) for file in labels])
     return Suggestions(*choose_images(index.vectors, index.labels, n, seed), index)
 
 
@@ -121,32 +119,13 @@ def class_uncertainty(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarr
     return uncertainty
 
 
-def with_labels(index: EmbeddingIndex, file: Path) -> EmbeddingIndex:
-    """The index with the labels of a CSV with the columns path and label; an empty label changes nothing.
-
-    Raises StepclrError if it is not such a table, or names an image that is not in the index.
-    """
-    try:
-        # Excel begins a CSV with a byte order mark; paths need not be valid text.
-        text = file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except OSError as error:
-        raise StepclrError(f"{file} cannot be read: {error.strerror}") from error
-    except csv.Error as error:
-        raise StepclrError(f"{file} is not a CSV file: {error}") from error
-    if not rows or not {"path", "label"} <= rows[0].keys():
-        raise StepclrError(f"{file} must have the columns path and label, and a row per label")
-    index_of = {path: i for i, path in enumerate(index.paths)}
+def with_labels(index: EmbeddingIndex, files: Iterable[Path]) -> EmbeddingIndex:
+    """The index with the labels of CSV files, which `read_labels` describes."""
     labels, classes = index.labels.copy(), list(index.classes)
-    for row in rows:
-        path, label = row["path"], row["label"]
-        if not label:
-            continue
-        if path not in index_of:
-            raise StepclrError(f"{file}: the index has no image {path!r}")
+    for i, label in read_labels(files, index.paths, "the index").items():
         if label not in classes:
             classes.append(label)
-        labels[index_of[path]] = classes.index(label)
+        labels[i] = classes.index(label)
     return replace(index, labels=labels, classes=classes)
 
 
