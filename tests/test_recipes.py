@@ -157,14 +157,10 @@ def test_the_default_temperature_follows_the_loss_and_the_size(loss: str, size: 
     assert resolve(PretrainConfig(loss=loss, size=size, temperature=0.7), images).temperature == 0.7
 
 
-@pytest.mark.parametrize(
-    ("policy", "usual"), [("simclr", "bicubic"), ("simaugment", "bilinear"), ("stacked", "bicubic")]
-)
-def test_crops_are_resized_as_asked_or_as_the_policy_has_it(policy: str, usual: str) -> None:
+@pytest.mark.parametrize("policy", ["simclr", "simaugment", "stacked"])
+def test_crops_are_resized_as_asked_or_as_the_policy_has_it(policy: str) -> None:
     images = stepclr.open_images("sample:train", limit=8)
+    usual = "bilinear" if policy == "simaugment" else "bicubic"
     assert views_of(resolve(PretrainConfig(policy=policy), images)).interpolation == usual
-    assert (
-        views_of(resolve(PretrainConfig(policy=policy, interpolation="bilinear"), images)).interpolation == "bilinear"
-    )
-    with pytest.raises(stepclr.StepclrError, match="unknown interpolation 'bilinar'"):
-        resolve(PretrainConfig(interpolation="bilinar"), images)  # type: ignore[arg-type]
+    asked = PretrainConfig(policy=policy, interpolation="bilinear")
+    assert views_of(resolve(asked, images)).interpolation == "bilinear"
