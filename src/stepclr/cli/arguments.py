@@ -93,11 +93,6 @@ def page_of(run: str | os.PathLike[str]) -> None:
         print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
 
 
-def names(text: str | None) -> list[str] | None:
-    """The items of a list that is written with commas; None for None."""
-    return [name.strip() for name in text.split(",")] if text else None
-
-
 class Counter:
     """Progress on standard error: one changing line on a terminal, else a line every 15 seconds."""
 

@@ -13,7 +13,6 @@ from stepclr.cli.arguments import (
     Names,
     Read,
     Source,
-    names,
     open_source,
     page_of,
     say,
@@ -60,8 +59,7 @@ def evaluate(
 
     reading = options.pop("reading")
     options |= {"train": open_source(train, reading=reading), "test": open_source(test, reading=reading)}
-    options["probe"] = names(probe) or []
-    options["baselines"] = [] if baselines == "none" else names(baselines) or []
+    options["baselines"] = "" if baselines == "none" else baselines
     scores = stepclr.evaluate(**options, progress=Counter())
     say_unread(options["train"], options["test"])
     say(score_table(scores))

@@ -125,7 +125,7 @@ def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], fi
 
 
 def _names(what: str, given: str | Iterable[str], choices: Iterable[str]) -> list[str]:
-    names = given.split(",") if isinstance(given, str) else given
+    names = given.split(",") if isinstance(given, str) and given else given  # "" is none
     return [choose(what, name.strip(), choices) for name in names]
 
 
