@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import write_csv
-from stepclr.model.features import Written, fill_unreadable
+from stepclr.model.features import Written, fill_unreadable, resized
 from stepclr.model.files import load_classifier
 from stepclr.pretraining.classifier import logits
 from stepclr.threads import Progress
@@ -69,8 +68,7 @@ def _predict(
 ) -> tuple[ImageSet, Float32[np.ndarray, "n classes"], np.ndarray, list[str]]:
     """The images, the probabilities of the readable ones, the indices of those, and the classes."""
     classifier = load_classifier(path).to(default_device())
-    # Reduced as for training and evaluation; read once, so not worth a place in the cache.
-    source = classifier.encoder.ranged(open_images(images)).decoded(source_side(classifier.encoder.size), budget=0)
+    source = resized(open_images(images), classifier.encoder)
     predicted, kept = logits(classifier, source, progress)
     if not len(kept):
         raise StepclrError(f"no image of {source.source} can be read")

@@ -15,6 +15,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
@@ -36,6 +37,11 @@ class Written:
 
     rows: int
     skipped: int
+
+
+def resized(images: ImageSet, encoder: Encoder) -> ImageSet:
+    """The images reduced as for training, so that h is the same; not cached, because they are read only once."""
+    return encoder.ranged(images).decoded(source_side(encoder.size), budget=0)
 
 
 def represent(

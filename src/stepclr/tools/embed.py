@@ -6,14 +6,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.distributed import join
 from stepclr.errors import StepclrError, choose
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import fill_unreadable, represent
+from stepclr.model.features import fill_unreadable, represent, resized
 from stepclr.model.files import load_encoder
 from stepclr.threads import Progress
 
@@ -43,11 +42,6 @@ def embed(
 def dtype_of(precision: str) -> torch.dtype:
     """The type of the encoder's arithmetic; StepclrError unless it is "fp32" or "bf16"."""
     return DTYPES[choose("precision", precision, DTYPES)]
-
-
-def resized(images: ImageSet, encoder: Encoder) -> ImageSet:
-    """As for training and evaluation, so that h is the same; not cached, because the images are read only once."""
-    return encoder.ranged(images).decoded(source_side(encoder.size), budget=0)
 
 
 def represented(

@@ -25,7 +25,6 @@ from torch.utils.data import Dataset
 from typeguard import TypeCheckError, check_type
 
 from stepclr.config import PretrainOptions
-from stepclr.data.decode import source_side
 from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet
 from stepclr.data.levels import to_bytes
@@ -34,7 +33,7 @@ from stepclr.device import default_device
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import fill_unreadable, represent
+from stepclr.model.features import fill_unreadable, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.model.weights import FILE
 from stepclr.pretraining.api import pretrain
@@ -137,7 +136,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         A file that cannot be read has a row of NaN, and a warning reports how many there are.
         """
         check_is_fitted(self, "encoder_")
-        images = self.encoder_.ranged(self._images(X, fitting=False)).decoded(source_side(self.encoder_.size), budget=0)
+        images = resized(self._images(X, fitting=False), self.encoder_)
         h, kept = represent(self.encoder_, images)
         return fill_unreadable(h.numpy(), kept, images)
 

@@ -28,12 +28,12 @@ from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import checksum_of, locked, write_whole
 from stepclr.model.encoder import Encoder
-from stepclr.model.features import Written, represent
+from stepclr.model.features import Written, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
-from stepclr.tools.embed import dtype_of, represented, resized
+from stepclr.tools.embed import dtype_of, represented
 from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.search.index import (
     METADATA_FILE,
