@@ -158,16 +158,14 @@ def published(path: Path) -> Iterator[BufferedWriter]:
         raise StepclrError(f"cannot write in {path.parent}: {why}; STEPCLR_CACHE may name another folder") from error
 
 
-def blake() -> "hashlib.blake2b":
-    """A new hash of the kind that all checksums of files are."""
-    return hashlib.blake2b(digest_size=16)
+def blake(content: bytes = b"") -> "hashlib.blake2b":
+    """A hash of the kind that all checksums of files are, of these bytes and those that `update` adds."""
+    return hashlib.blake2b(content, digest_size=16)
 
 
 def checksum_of(content: bytes) -> str:
     """The checksum of these bytes."""
-    digest = blake()
-    digest.update(content)
-    return digest.hexdigest()
+    return blake(content).hexdigest()
 
 
 def checksum(path: Path) -> str | None:

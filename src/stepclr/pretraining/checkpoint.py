@@ -1,6 +1,5 @@
 """Checkpoints: everything that the next step depends on, in one safetensors file that is written all or nothing."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stepclr.errors import StepclrError
-from stepclr.io import temporary_files, write_whole
+from stepclr.io import blake, temporary_files, write_whole
 from stepclr.pretraining.run import Fields
 
 
@@ -73,7 +72,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """A checksum of the tensors' names, types and bytes, and of the metadata."""
-    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
+    digest = blake(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -26,7 +26,7 @@ from stepclr.data.recall import SETTLED, stamps
 from stepclr.data.shards.cache import Place, copy, folder, index_file, make_room
 from stepclr.data.shards.index import INDEX, MEMBER, Index, Part, Shard, load_index, write_index
 from stepclr.errors import StepclrError
-from stepclr.io import blake
+from stepclr.io import blake, checksum_of
 from stepclr.threads import pool
 
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
@@ -40,8 +40,8 @@ def scanned(place: Place, names: list[str]) -> Index:
     """The index of shards that came without one, from the cache, or made there by one pass over each shard."""
     paths = [place.path(name) for name in names]
     versions = _versions(place, paths)
-    key = hashlib.blake2b("\0".join([VERSION, *paths, *versions]).encode(errors="surrogateescape"), digest_size=16)
-    home = folder() / f"index-{key.hexdigest()}"
+    key = checksum_of("\0".join([VERSION, *paths, *versions]).encode(errors="surrogateescape"))
+    home = folder() / f"index-{key}"
     here = Place(None, str(home))
     with suppress(StepclrError):  # it is corrupt
         if (text := here.read(INDEX)) and (index := load_index(text, partial(index_file, here), str(home / INDEX))):
@@ -124,7 +124,7 @@ def _remote_version(system: Any, path: str) -> str:
         return MISSING
     except Exception as error:  # whatever the file system's client raises
         raise StepclrError(f"{path} cannot be reached: {type(error).__name__}: {error}") from error
-    return hashlib.blake2b(version.encode(), digest_size=16).hexdigest()
+    return checksum_of(version.encode())
 
 
 @dataclass

@@ -131,7 +131,7 @@ def _scanned(store: Store, row: int) -> ScannedImage:
 
 
 def _with_pixels(found: ScannedImage, image: UInt8[Tensor, "3 h w"]) -> ScannedImage:
-    checksum = hashlib.blake2b(repr(tuple(image.shape)).encode(), digest_size=16)
+    checksum = blake(repr(tuple(image.shape)).encode())
     checksum.update(image.contiguous().numpy().data)
     found.size = (image.shape[1], image.shape[2])
     found.pixels = checksum.digest()
