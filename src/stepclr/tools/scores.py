@@ -1,6 +1,5 @@
 """What runs scored: evaluation.json as tables, lines and a chart, and the lines of Python that load the encoder."""
 
-import io
 import json
 import math
 import os
@@ -243,9 +242,7 @@ def label_chart(scores: Scores) -> "Figure":
 
 def write_label_chart(scores: Scores, path: Path) -> None:
     """Write `label_chart` as a PNG file, all or nothing."""
-    content = io.BytesIO()
-    label_chart(scores).savefig(content, format="png", dpi=150)
-    write_whole(path, lambda file: file.write(content.getbuffer()))
+    write_whole(path, lambda file: label_chart(scores).savefig(file, format="png", dpi=150))
 
 
 def loading_snippet(run: str | os.PathLike[str]) -> str:
