@@ -4,9 +4,9 @@
 the settings that a paper describes, with the paper's number, and nobody has run them here. "not measured": no number of
 these settings is known; a number of similar settings says whose it is and how they differ.
 
-What no setting here can repeat of the published ones: SimCLR's and SupCon's code draws the aspect of a crop uniformly,
-in up to 100 attempts (here and in torchvision: its logarithm, in 10), and starts the last BatchNorm of a ResNet block
-at 0. SupContrast and SupCon normalize the images; here they stay in [0, 1].
+What no setting here repeats of the published ones: SimCLR's and SupCon's code draws the aspect of a crop uniformly, in
+up to 100 attempts (here and in torchvision: its logarithm, in 10). SupContrast and SupCon normalize the images; here
+they stay in [0, 1]. SupContrast starts the last BatchNorm of a ResNet block at 1; here, as in SimCLR's code, at 0.
 """
 
 from dataclasses import dataclass, replace
