@@ -14,7 +14,9 @@ import stepclr
 from stepclr.cli import main
 from stepclr.data.labels import describe_classes, heading, split_folders
 from stepclr.errors import StepclrError
+from stepclr.tools.doctor.copies import leakage_findings
 from stepclr.tools.doctor.findings import class_findings
+from stepclr.tools.doctor.scan import scan
 
 TINY: dict[str, Any] = {"encoder": "test_resnet", "stem": "small-stride2", "epochs": 1, "batch_size": 4, "head": "8-4"}
 WORDS = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -144,11 +146,23 @@ def test_which_names_are_those_of_splits(classes: str, meant: bool, tmp_path: Pa
 
 def test_classes_in_words(tmp_path: Path) -> None:
     images = stepclr.open_images(images_in(tmp_path, *numbered("cat"), *numbered("dog", n=5), "loose.png"))
-    assert heading(images) == f"{tmp_path}: 9 images, 2 classes: dog 5, cat 3; 1 images without a label"
+    assert heading(images) == f"{tmp_path}: 9 images, 2 classes: dog 5, cat 3; 1 image without a label"
     assert describe_classes({}, 5) == "no labels"
     many = describe_classes({f"c{i}": 2000 - i for i in range(1000)}, 0)
     assert many.startswith("1,000 classes: c0 2,000, c1 1,999, ")
     assert many.endswith("c9 1,991, ..., c998 1,002, c999 1,001")
+
+
+def test_a_set_that_lacks_classes_is_used_for_the_others(tmp_path: Path) -> None:
+    train = stepclr.open_images(images_in(tmp_path / "train", *numbered("ant", "bee", "cat")))
+    test = images_in(tmp_path / "test", *numbered("cat", "dog"))
+    found = {f.name: f.examples for f in leakage_findings(scan(train), scan(stepclr.open_images(test)))}
+    assert (found["test-classes"], found["test-lacks-classes"]) == (["dog"], ["ant", "bee"])
+    # Of the classes that were chosen for training, the monitor has one.
+    with pytest.raises(StepclrError, match="test has one class, 'cat'"):
+        stepclr.pretrain(train, tmp_path / "run", classes="bee,cat", monitor=str(test), **TINY)
+    with pytest.raises(StepclrError, match="test has no image of bee"):
+        stepclr.doctor(train.keep("bee"), stepclr.PretrainConfig(**TINY), test)
 
 
 def test_a_class_is_the_same_in_both_ways_to_write_an_accent(run: stepclr.Run, tmp_path: Path) -> None:

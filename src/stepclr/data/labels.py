@@ -33,7 +33,7 @@ def describe_classes(counts: dict[str, int], unlabeled: int) -> str:
     if len(ordered) > LISTED:
         ordered[LISTED - 2 : -2] = ["..."]
     words = f"{len(counts):,} classes: " if len(counts) > 1 else "1 class: "
-    rest = f"; {unlabeled:,} images without a label" if unlabeled else ""
+    rest = f"; {unlabeled:,} image{'s' * (unlabeled > 1)} without a label" if unlabeled else ""
     return f"{words}{', '.join(ordered)}{rest}"
 
 
@@ -52,6 +52,8 @@ def heading(images: ImageSet) -> str:
 def of_these_classes(images: ImageSet, classes: list[str]) -> ImageSet:
     """The labeled images of these classes, with positions in them as labels; some classes may have no image."""
     present = [name for name in classes if name in images.classes]
+    if not present:
+        raise StepclrError(f"{images.source} has no image of {', '.join(classes)}")
     kept = images.keep(present)
     number = np.array([classes.index(name) for name in present])
     return replace(kept, labels=number[kept.labels], classes=classes)

@@ -103,8 +103,7 @@ def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = No
             f"{test.source} has the class {extra[0]!r}, of which {train.source} has no image."
             f"{nearest(extra[0], in_train)}"
         )
-    if not set(in_test) & set(classes):
-        raise StepclrError(f"{test.source} has no image of {', '.join(classes)}")
+    of_these_classes(test, classes)  # raises where there is none
     return list(classes)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.labels import check_classes, heading
+from stepclr.data.labels import check_classes, heading, of_these_classes
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
@@ -104,8 +104,9 @@ def pretrain(
     teacher = load_classifier(config.teacher) if config.teacher else None
     images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
-    watched = open_images(decided.monitor, classes=images.chosen) if decided.monitor else None
+    watched = open_images(decided.monitor) if decided.monitor else None
     watched = watched.read_as(decided.value_range, decided.max_pixels) if watched else None
+    watched = of_these_classes(watched, images.chosen) if watched and images.chosen else watched
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Progress(progress and world.first, tensorboard and world.first)
     printer.say(heading(images))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from stepclr.data.images import ImageSet
+from stepclr.data.labels import class_counts, split_folders
 from stepclr.errors import StepclrError
 from stepclr.tools.curate.details import groups, near_pairs
 from stepclr.tools.doctor.findings import Finding, finding
@@ -59,9 +60,16 @@ def leakage_findings(scan: Scan, test_scan: Scan) -> Iterator[Finding]:
             conflicts.append(f"{test.names[i]} ({labels[0]}) = {train.names[j]} ({labels[1]})")
     says = "of these have another label in the training set"
     yield finding("leakage-conflicting", "error", len(conflicts), says, "choose one label", conflicts)
-    new = [name for name in test.classes if train.classes and name not in train.classes]
-    do = "remove them, or add training images of them"
-    yield finding("test-classes", "warning", len(new), "classes occur in the test set only", do, new)
+    in_test = {name for name, n in class_counts(test).items() if n}
+    in_train = {name for name, n in class_counts(train).items() if n}
+    if in_test and in_train:
+        new, missing = sorted(in_test - in_train), sorted(in_train - in_test)
+        do = "remove them, or add training images of them"
+        yield finding("test-classes", "warning", len(new), "classes occur in the test set only", do, new)
+        do = "scores are those of the other classes"
+        yield finding("test-lacks-classes", "note", len(missing), "classes have no test images", do, missing)
+    if why := split_folders(test):
+        yield finding("test-split-folders", "warning", 1, "test set has splits for classes", why)
 
 
 def _duplicates(scan: Scan) -> tuple[Pairs, Pairs]:

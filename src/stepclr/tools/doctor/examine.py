@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stepclr.config import PretrainConfig, ResolvedConfig
-from stepclr.data.labels import class_counts
+from stepclr.data.labels import class_counts, of_these_classes
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.pretraining.resolve import resolve, view_size
@@ -72,6 +72,7 @@ def doctor(
     images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels)
     if test is not None:
         test = open_images(test, value_range=config.value_range, max_pixels=config.max_pixels)
+        test = of_these_classes(test, images.chosen) if images.chosen else test
     seconds: dict[str, float] = {}
     with _timed(seconds, "looking"):
         scanned = scan(images, progress)
