@@ -42,19 +42,27 @@ def sixteen_bit_color(levels: NDArray[np.uint16], kind: str) -> bytes:
     return tiff(np.repeat(levels[..., None], 3, axis=2), photometric=2)
 
 
-def tiff(pixels: NDArray[Any], photometric: int, extra: tuple[int, ...] = ()) -> bytes:
-    """A plain TIFF of any bands [H, W, C], little-endian."""
+def tiff(pixels: NDArray[Any], photometric: int, extra: tuple[int, ...] = (), planes: int = 1) -> bytes:
+    """A plain TIFF of any bands [H, W, C], little-endian, interleaved or one behind the other (planes=2)."""
     height, width, bands = pixels.shape
     kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
-    values = {256: width, 257: height, 258: (8 * pixels.itemsize,) * bands, 259: 1, 262: photometric, 277: bands}
-    values |= {278: height, 279: pixels.nbytes, 284: 1, 339: (kind,) * bands} | ({338: extra} if extra else {})
+    values: dict[int, Any] = {
+        256: width,
+        257: height,
+        258: (8 * pixels.itemsize,) * bands,
+        259: 1,
+        262: photometric,
+        277: bands,
+    }
+    parts = [pixels.tobytes()] if planes == 1 else [pixels[..., band].tobytes() for band in range(bands)]
+    values |= {278: height, 284: planes, 339: (kind,) * bands} | ({338: extra} if extra else {})
+    values |= {279: tuple(map(len, parts)), 273: tuple(np.cumsum([0, *map(len, parts[:-1])]).tolist())}
     for tag, value in values.items():
         directory.tagtype[tag] = 4 if tag in (256, 257, 273, 279) else 3
         directory[tag] = value
-    directory.tagtype[273] = 4
-    directory[273] = 0  # the pixels follow the directory, which adds its own length
-    return struct.pack("<2sHI", b"II", 42, 8) + directory.tobytes(8) + pixels.tobytes()
+    # The pixels follow the directory, which adds its own length to where they begin.
+    return struct.pack("<2sHI", b"II", 42, 8) + directory.tobytes(8) + b"".join(parts)
 
 
 def heic() -> bytes:

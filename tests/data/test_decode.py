@@ -231,6 +231,15 @@ def test_an_image_above_max_pixels_is_refused_with_the_option_that_reads_it(read
     read(io.BytesIO(file), reading=Reading(max_pixels=40 * 60), **options)
 
 
+def test_a_huge_png_is_reduced_as_a_jpeg_is() -> None:
+    """Within what a careful resize gives; whole, it would take three times the memory."""
+    ramp = np.arange(7_100) / 56
+    large = Image.fromarray((ramp[:, None] + ramp).astype(np.uint8))
+    small = decode(io.BytesIO(file_of(large, "PPM")), 71)
+    middles = (100 * np.arange(71) + 50) / 56
+    assert np.abs(hwc(small)[..., 0] - (middles[:, None] + middles - 0.5)).max() <= 2
+
+
 def test_a_phones_108_million_pixels_are_decoded_reduced() -> None:
     file = file_of(Image.new("L", (12_000, 9_000), 77), "JPEG")
     assert size_of(io.BytesIO(file)) == (9_000, 12_000)

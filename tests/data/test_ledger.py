@@ -13,6 +13,7 @@ import pytest
 import torch
 from made_files import file_of, fill, heic, scene
 from PIL import Image
+from torch.utils.data import Dataset
 
 from stepclr.data.formats import format_of
 from stepclr.data.images import ImageSet
@@ -149,6 +150,28 @@ def test_every_set_of_a_source_shares_its_ledger_and_the_cache_remembers(tmp_pat
             ["a/1.png", "not an image in a known format"],
             ["a/0.png", "changed: a light drawing on transparency, laid over black"],
         ]
+
+
+class Drawings(Dataset[Image.Image]):
+    """PIL images of a program: a white drawing on transparency, and one of floating-point numbers."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if index:
+            return Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))
+        white = np.full((40, 40, 2), 255, np.uint8)
+        white[..., 1] = np.eye(40) * 255
+        return Image.fromarray(white)
+
+
+def test_images_of_a_dataset_follow_the_same_rules() -> None:
+    images = open_images(Drawings())
+    assert images.read_readable([0, 1])[1].tolist() == [0]
+    assert "--value-range LOW,HIGH (value_range)" in images.skipped[0][1]
+    assert images.ledger.lines()[1] == "changed 1 images: 1 a light drawing on transparency, laid over black"
+    assert int(open_images(Drawings(), value_range=(0, 1))[1][0].max()) == 255
 
 
 def test_numbers_in_arrays_and_pil_images_follow_the_same_rule() -> None:

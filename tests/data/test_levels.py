@@ -114,11 +114,38 @@ def test_bands_that_cannot_be_read_are_named(pixels: NDArray[Any], photometric: 
         decoded(io.BytesIO(tiff(pixels, photometric)), None, Reading())
 
 
+@pytest.mark.parametrize(
+    ("pixels", "photometric", "reason"),
+    [
+        (np.zeros((4, 4, 3), np.uint16), 2, "3 separate planes of 16 bits"),
+        (np.zeros((4, 4, 4), np.uint8), 2, "4 separate planes of 8 bits"),
+        (np.zeros((4, 4, 1), np.int8), 1, "signed 8-bit numbers"),
+    ],
+    ids=["16-bit planes", "a plane of unknown meaning", "signed bytes"],
+)
+def test_layouts_that_pillow_would_read_wrongly_are_refused(
+    pixels: NDArray[Any], photometric: int, reason: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=reason):
+        decoded(io.BytesIO(tiff(pixels, photometric, planes=2)), None, Reading())
+
+
+@pytest.mark.parametrize(("kind", "said"), [("GIF", True), ("TIFF", True), ("PNG", True), ("MPO", False)])
+def test_further_frames_are_left_out_aloud(kind: str, said: bool) -> None:
+    """But not those that a phone adds to a JPEG."""
+    first, second = Image.fromarray(scene()), Image.fromarray(scene()[::-1])
+    _, remark = decoded(io.BytesIO(file_of(first, kind, save_all=True, append_images=[second])), None, Reading())
+    assert remark == ("the first of several frames or pages" if said else "")
+
+
 @pytest.mark.parametrize("extra", [(0,), ()], ids=["of no meaning", "not declared"])
-def test_a_fourth_band_is_left_out_aloud(extra: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("deep", [1, 256], ids=["8 bits", "16 bits"])
+def test_a_fourth_band_is_left_out_aloud(extra: tuple[int, ...], deep: int) -> None:
     """Near infrared is not transparency."""
     color = scene()
     with_infrared = np.dstack([color, np.full(color.shape[:2], 9, np.uint8)])
+    if deep > 1:
+        with_infrared = with_infrared.astype(np.uint16) * deep
     image, remark = decoded(io.BytesIO(tiff(with_infrared, 2, extra)), None, Reading())
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), color)
     assert remark == "only red, green and blue of its bands"

@@ -20,6 +20,7 @@ from stepclr.data.reading import AS_DECLARED, Reading
 # Real images then differ from a full decoding by 37 dB or more; without a margin it would be 31. If the reduction does
 # not divide a side, the last, incomplete pixel counts as a whole one.
 MIN_RESIZE = 4 / 3
+LARGE = 50_000_000  # pixels; resizing more of them takes several times the memory of the image itself
 JPEG = features.version("libjpeg_turbo") or features.version("jpg")
 HEIF = version("pillow-heif") if has_heif() else None
 # All that determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this
@@ -41,10 +42,16 @@ def upright_rgb(image: bytes | Image.Image, reading: Reading = AS_DECLARED) -> U
     """
     if isinstance(image, bytes):
         return decode(io.BytesIO(image), None, reading)
+    return from_pil(image, reading)[0]
+
+
+def from_pil(image: Image.Image, reading: Reading) -> tuple[UInt8[Tensor, "3 h w"], str]:
+    """`upright_rgb` of a PIL image, and a remark on what it loses or gains by it; "" if there is nothing to say."""
     with reasons():
         silence_pillow()
         check_pixels(image, reading)
-        return _upright(_planar(np.asarray(rgb(image, reading)[0])), _orientation(image))
+        pixels, remark = rgb(image, reading)
+        return _upright(_planar(np.asarray(pixels)), _orientation(image)), remark
 
 
 def decode(file: File, short_side: int | None = None, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
@@ -68,6 +75,10 @@ def decoded(file: File, short_side: int | None, reading: Reading) -> tuple[UInt8
         if reduce:
             image.draft(None, (int(MIN_RESIZE * width), int(MIN_RESIZE * height)))
         (pixels, remark), orientation = rgb(image, reading, again), _orientation(image)
+        # Beyond LARGE, whatever else a format offers, the antialiased reduction gets no more than a draft has.
+        factor = int(min(pixels.width / width, pixels.height / height) / MIN_RESIZE)
+        if factor > 1 and pixels.width * pixels.height > LARGE:
+            pixels = pixels.reduce(factor)
         planar = _resized(np.array(pixels), height, width) if reduce else _planar(np.asarray(pixels))
         return _upright(planar, orientation), remark
 

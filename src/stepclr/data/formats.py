@@ -142,8 +142,8 @@ def _unknown_tiff(file: File) -> UnreadableError:
     except Exception:  # a hostile file raises what the parser raises
         return UnreadableError("not an image in a known format: a TIFF whose description is broken")
     return UnsupportedError(
-        f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}, which is not read; convert it to RGB "
-        "with 8 or 16 bits per band, or to one band"
+        f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}; what is read is RGB of 8 or 16 bits, "
+        "and one band of 8, 16 or 32"
     )
 
 

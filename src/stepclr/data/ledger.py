@@ -1,5 +1,6 @@
 """`Ledger`: what became of everything that was met under a source and is not simply one of its images."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,7 +137,7 @@ def suffix_of_name(path: str) -> str:
     In "IMG 12.30.45", "Dr. Who" and "photo.jpg?width=640" it is not.
     """
     stem, _, suffix = path.rsplit("/", 1)[-1].rpartition(".")
-    letters = suffix.replace("_", "").replace("-", "")
+    letters = re.sub("[_~-]", "", suffix)
     if not stem or not letters.isascii() or not letters.isalnum() or letters.isdecimal() or len(suffix) > LONGEST:
         return ""
     return f".{suffix.lower()}"

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageStat
 
-from stepclr.data.formats import BITS, UnsupportedError
+from stepclr.data.formats import BITS, SAMPLE_FORMAT, UnsupportedError
 from stepclr.data.reading import Range, Reading
 
 BYTE = 255
@@ -18,11 +18,14 @@ SIXTEEN = 2**16 - 1
 DIM = 2**14 - 1  # numbers of 16 bits that all lie below probably have 10, 12 or 14: as 16 bits they would be black
 STRIP = 2**22  # numbers that are scaled at a time
 FAINT = 8.0  # levels; a smaller standard deviation over a background is hardly a drawing
-WHITE_IS_ZERO, PHOTOMETRIC, EXTRA_SAMPLES = 0, 262, 338
+PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 262, 284, 338  # tags of TIFF
+WHITE_IS_ZERO, SEPARATE = 0, 2  # values of the first two
 LOWEST, HIGHEST = (340, 280), (341, 281)  # tags of TIFF for the smallest and the largest number
 HALVES = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # the byte order that swaps both bytes
 OPTION = "--value-range LOW,HIGH (value_range) says which numbers are black and white"
 ON_BLACK = "a light drawing on transparency, laid over black"
+FIRST_FRAME = "the first of several frames or pages"
+FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # a phone's JPEG and HEIC have further images for other purposes
 BANDS_LEFT = "only red, green and blue of its bands"
 
 Again = Callable[[], ImageFile.ImageFile]  # opens the same image once more
@@ -35,19 +38,21 @@ def rgb(image: Image.Image, reading: Reading, again: Again | None = None) -> tup
 
     Raises `UnsupportedError` where it is not known which numbers are black and white.
     """
-    wide = _is_wide(image)
-    remark = BANDS_LEFT if _has_more_bands(image) else ""
+    _check_layout(image)
+    wide, lacks_meaning = _is_wide(image), _lacks_meaning(image)
+    remarks = [FIRST_FRAME] * (image.format in FRAMED and bool(getattr(image, "is_animated", False)))
+    remarks += [BANDS_LEFT] * (lacks_meaning or 0 in _tags(image).get(EXTRA_SAMPLES, ()))
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_one_band(image, reading)).convert("RGB"), remark
+        return Image.fromarray(_one_band(image, reading)).convert("RGB"), "; ".join(remarks)
     if wide:
         image = _wide(image, reading, again)
-    elif _lacks_meaning(image):  # its fourth band is not declared to be transparency
+    if lacks_meaning:  # the fourth band may be transparency, or near infrared
         image = image.convert("RGB")
     if image.mode != "RGB" and image.has_transparency_data:
         image, over = _over_background(image)
-        remark = remark or over
-    return (image if image.mode == "RGB" else image.convert("RGB")), remark
+        remarks += [over] * bool(over)
+    return (image if image.mode == "RGB" else image.convert("RGB")), "; ".join(remarks)
 
 
 def to_bytes(numbers: NDArray[Any], black: float | int, white: float | int) -> UInt8[np.ndarray, "..."]:
@@ -105,13 +110,16 @@ def _wide(image: Image.Image, reading: Reading, again: Again | None) -> Image.Im
     found = _range(image, reading)
     colors = [band for band in image.getbands() if band != "A"]
     if found is None:
-        _check_bright(max(int(np.asarray(image.getchannel(band)).max()) for band in colors) << 8)
+        _check_bright(max(int(np.asarray(image.getchannel(band)).max()) for band in colors) << 8 | BYTE)
         return image
     if again is None:
         raise UnsupportedError("only the upper bytes of its 16 bits are known; give the file instead")
     with again() as other:
         other.tile = [tile._replace(args=_swapped(tile.args)) for tile in other.tile]
-        other.load()
+        try:
+            other.load()
+        except ValueError:  # Pillow has no reader for the other order of these bytes
+            raise UnsupportedError("16-bit gray with transparency; save it without, or with 8 bits") from None
         bands = []
         for band in colors:
             upper, lower = (np.asarray(one.getchannel(band)) for one in (image, other))
@@ -146,9 +154,14 @@ def _swapped(args: Any) -> Any:
     return tuple(_swapped(one) if isinstance(one, str) else one for one in args)
 
 
-def _has_more_bands(image: Image.Image) -> bool:
-    extra = _tags(image).get(EXTRA_SAMPLES, ())
-    return 0 in extra or _lacks_meaning(image)
+def _check_layout(image: Image.Image) -> None:
+    """Raise `UnsupportedError` for layouts of TIFF that Pillow reads, but not rightly."""
+    tags = _tags(image)
+    bits = tags.get(BITS, (8,))
+    if tags.get(PLANES) == SEPARATE and len(bits) > 1 and (bits[0] > 8 or _lacks_meaning(image)):
+        raise UnsupportedError(f"a TIFF of {len(bits)} separate planes of {bits[0]} bits; save its bands interleaved")
+    if bits[0] == 8 and tags.get(SAMPLE_FORMAT, (1,))[0] != 1:
+        raise UnsupportedError("a TIFF of signed 8-bit numbers; convert it to unsigned ones")
 
 
 def _lacks_meaning(image: Image.Image) -> bool:

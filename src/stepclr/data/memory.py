@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, Subset
 from stepclr.data.formats import UnreadableError
 from stepclr.data.images import ImageSet
 from stepclr.data.levels import to_bytes
-from stepclr.data.reading import Range
+from stepclr.data.reading import Range, Reading
 from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
@@ -44,7 +44,7 @@ def open_array(
     return _numbered(Pixels(_channels_first(images)), len(images), labels, classes, source)
 
 
-def open_dataset(dataset: Dataset[Any]) -> ImageSet:
+def open_dataset(dataset: Dataset[Any], value_range: Range | None = None) -> ImageSet:
     """The images of a map-style Dataset.
 
     Its labels are those of its list `targets` or `labels` if it has one; else every item is read once for its label.
@@ -54,7 +54,7 @@ def open_dataset(dataset: Dataset[Any]) -> ImageSet:
     if item is None:
         raise StepclrError(f"{source}: none of its {n} images can be read")
     try:
-        as_image(item[0] if isinstance(item, tuple | list) else item)
+        as_image(item[0] if isinstance(item, tuple | list) else item, Reading(value_range))
     except UnreadableError as error:
         raise StepclrError(f"{source}: {error}") from error
     labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)

@@ -99,7 +99,7 @@ def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
         return open_array(*source, value_range=value_range)
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset) and hasattr(source, "__len__"):
-        return open_dataset(source)
+        return open_dataset(source, value_range)
     raise StepclrError(
         f"cannot open images from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
         "(array, labels), a map-style torch Dataset or an ImageSet"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import DECODER, decoded, reduced, size_of, upright_rgb
+from stepclr.data.decode import DECODER, decoded, from_pil, reduced, size_of, upright_rgb
 from stepclr.data.formats import File, UnreadableError, reasons
 from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.data.recall import Stamp, recall
@@ -75,6 +75,11 @@ class Store(ABC):
         """The same store, which gives these sizes of its rows instead of reading them from files."""
         return self
 
+    def note(self, row: int, remark: str) -> None:
+        """Keep a remark on a row that was read, if there is one."""
+        if remark:
+            self.remarks[row] = remark
+
     def read_as(self, reading: Reading) -> "Store":
         """The same store, whose files are read so."""
         store = copy.copy(self)
@@ -108,8 +113,7 @@ class Files(Store):
     def image(self, row: int, short_side: int | None) -> Tensor:
         with reasons(), self.open(row) as file:
             pixels, remark = decoded(file, short_side, self.reading)
-        if remark:
-            self.remarks[row] = remark
+        self.note(row, remark)
         return pixels
 
     def size(self, row: int) -> tuple[int, int]:
@@ -203,7 +207,11 @@ class Items(Store):
     def image(self, row: int, short_side: int | None) -> Tensor:
         with reasons():
             item = self.items[row]
-            return reduced(as_image(item[0] if isinstance(item, tuple | list) else item, self.reading), short_side)
+            item = item[0] if isinstance(item, tuple | list) else item
+            if isinstance(item, Image.Image):
+                item, remark = from_pil(item, self.reading)
+                self.note(row, remark)
+            return reduced(as_image(item), short_side)
 
     def size(self, row: int) -> tuple[int, int]:
         height, width = self.image(row, None).shape[1:]

@@ -317,5 +317,6 @@ def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: W
 def list_skipped(images: ImageSet, run: Run, world: World) -> None:
     """Write skipped.csv: what was met under the source and not simply read, also by another rank."""
     images.ledger.unreadable |= world.union(images.skipped)
+    images.ledger.remarks |= world.union(images.ledger.remarks.items())
     if world.first:
         images.ledger.write(run.folder / "skipped.csv")

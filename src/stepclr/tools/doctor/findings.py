@@ -101,7 +101,7 @@ def _wrong(image: ScannedImage, size: int) -> list[str]:
         "long": max(height, width) > LONG * min(height, width),
         "animated": image.animated,
         "deep": image.mode in DEEP_MODES,
-        "changed": bool(image.remark),
+        "changed": bool(image.remark) and not image.animated,
         "cmyk": image.mode == "CMYK",
     }
     return [name for name, yes in applies.items() if yes]
