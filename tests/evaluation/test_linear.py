@@ -71,6 +71,14 @@ def independent_optimum(x: Array, labels: NDArray[np.int64], strength: float) ->
     return weight[:-1], weight[-1]
 
 
+def clouds_of(labels: np.ndarray, features: int = 40, seed: int = 0) -> np.ndarray:
+    """Rows around the center of their class, which is the same for every seed."""
+    centers = np.random.default_rng(9).normal(size=(int(labels.max()) + 1, features))
+    noise = np.random.default_rng(seed).normal(size=(len(labels), features))
+    rows: np.ndarray = (centers[labels] + 0.7 * noise).astype(np.float32)
+    return rows
+
+
 def one_problem(n: int) -> Array:
     return np.full((n, 1), 1 / n)
 
@@ -137,7 +145,7 @@ def test_the_grid_is_45_values_from_strong_to_weak() -> None:
 def test_a_tie_goes_to_the_larger_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "cross_entropy", lambda logits, _: (np.ones(logits.shape[:2]), logits))
     h, labels = clouds(12, 4, 2)
-    assert choose_strength(principal_axes(standardize(h, h)[0])[0], labels, fold_shares(labels, 0)) == 1e5
+    assert choose_strength(principal_axes(standardize(h, h)[0])[0], labels, seed=0) == 1e5
 
 
 def test_a_collapsed_encoder_is_scored_like_any_other() -> None:
@@ -155,6 +163,39 @@ def test_black_pixels_have_no_direction_and_do_no_harm() -> None:
 def test_one_label_a_class_takes_the_stated_lambda() -> None:
     h, labels = clouds(3, 5, 3)
     assert linear_evaluation(h, labels, h, seed=0).chosen == STRENGTH_AT_1_LABEL == linear.SETTINGS["l2_at_1_label"]
+
+
+def test_unbalanced_labels_do_not_leave_the_common_class_alone() -> None:
+    """Of the rare classes nothing can be held out; a lambda so large that only the bias counts would name one class."""
+    for counts in ([30, *[1] * 9], [2, *[1] * 9], [3, 3, *[1] * 8]):
+        rows, truth = clouds_of(np.repeat(np.arange(10), counts)), np.repeat(np.arange(10), 20)
+        fit = linear_evaluation(rows, np.repeat(np.arange(10), counts), clouds_of(truth, seed=1), seed=0)
+        assert len(set(fit.predicted.tolist())) == 10
+        assert fit.chosen < 0.01
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_search_goes_on_until_the_loss_has_fallen(seed: int) -> None:
+    """Two wide axes of noise make the held-out loss rise at first; the narrow one that tells the classes comes last."""
+
+    def rows(labels: np.ndarray, seed: int) -> np.ndarray:
+        noise = np.random.default_rng(seed).normal(size=(3, len(labels)))
+        return np.stack([3 * noise[0], 3 * noise[1], 0.3 * (2 * labels - 1) + 0.05 * noise[2]], 1).astype(np.float32)
+
+    labels, truth = np.arange(20) % 2, np.arange(200) % 2
+    fit = linear_evaluation(rows(labels, seed), labels, rows(truth, 100 + seed), seed=0)
+    assert fit.chosen < 1e-3
+    assert (fit.predicted == truth).mean() > 0.95
+
+
+@pytest.mark.parametrize("classes", [2, 300])
+def test_the_strongest_lambda_takes_the_step_that_the_gradient_at_0_says(classes: int) -> None:
+    labels = np.repeat(np.arange(classes), 3)
+    x, _ = standardize(clouds_of(labels, 8), clouds_of(labels, 8))
+    x, _ = principal_axes(x)
+    weight = solve(x, labels, one_problem(len(x)), 1e5).weight[:, 0]
+    slope = x.T @ (1 / classes - np.eye(classes)[labels]) / len(x)
+    np.testing.assert_allclose(weight, -slope / 1e5, atol=1e-3 * np.abs(slope).max() / 1e5)
 
 
 def test_rows_become_unit_then_centered_then_divided_by_one_scalar() -> None:
@@ -257,9 +298,19 @@ def test_folds_hold_every_row_out_once_and_every_class_in_each() -> None:
         assert set(LABELS[rows]) == set(LABELS[held_out]) == {0, 1, 2}
 
 
-@pytest.mark.parametrize(("labels", "parts"), [([0, 0, 0, 1, 1, 1], 3), ([0, 0, 1, 1, 1, 1], 2), ([0, 1, 1, 1], 0)])
-def test_there_are_no_more_folds_than_the_rarest_class_has_rows(labels: list[int], parts: int) -> None:
-    assert len(folds(np.array(labels), 5, 0)) == parts
+@pytest.mark.parametrize(
+    ("counts", "parts"), [([3, 3], 3), ([2, 4], 4), ([1, 3], 3), ([1, 9, 2, 1], 5), ([1, 1, 1], 0), ([2, 1, 1], 2)]
+)
+def test_every_fold_is_fitted_to_every_class(counts: list[int], parts: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    pairs = folds(labels, 5, 0)
+    assert len(pairs) == parts
+    for rows, held_out in pairs:
+        assert set(labels[rows]) == set(range(len(counts)))
+        assert sorted([*rows, *held_out]) == list(range(len(labels)))
+    times = np.bincount([row for _, held_out in pairs for row in held_out], minlength=len(labels))
+    if parts:
+        assert times.tolist() == [int(counts[label] > 1) for label in labels]
 
 
 @pytest.mark.parametrize(

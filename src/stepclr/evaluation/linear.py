@@ -17,8 +17,12 @@ from stepclr.evaluation.splits import folds
 
 STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak
 FOLDS = 5
-PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search
-STRENGTH_AT_1_LABEL = 10.0  # with one label per class there are no folds to choose it with; the score hardly changes
+PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search, once it has fallen at all
+HOPELESS = 2.0  # times the log-loss of the largest lambda, which is about that of W = 0, ends the search anyway
+# With one label per class there are no folds to choose lambda with, and the score hardly changes with it. Where some
+# classes have more, but fewer rows can be held out than there are classes, these are no guide; and a large lambda would
+# leave little but the bias, which favors the common classes.
+STRENGTH_AT_1_LABEL, STRENGTH_AT_FEW = 10.0, 1e-3
 SETTINGS: dict[str, str | int | float] = {
     "objective": "mean cross-entropy + l2/2 |W|^2, multinomial, bias not penalized",
     "rows": "unit norm, minus the draw's mean, divided by the draw's root mean square (one scalar)",
@@ -28,9 +32,11 @@ SETTINGS: dict[str, str | int | float] = {
     "l2_smallest": float(STRENGTHS[-1]),
     "l2_largest": float(STRENGTHS[0]),
     "l2_chosen_by": "log-loss on stratified folds of the draw, ties to the larger; then refitted on the whole draw",
-    "l2_folds": f"min({FOLDS}, labels of the smallest class)",
-    "l2_walk": f"from large to small, each starts at the last fit; stops {PATIENCE} values after the lowest log-loss",
+    "l2_folds": f"min({FOLDS}, labels of the largest class); a class's only label is never held out",
+    "l2_walk": f"from large to small, each starts at the last fit; stops {PATIENCE} values after the lowest log-loss, "
+    f"once it has fallen, or at {HOPELESS:g} times that of the largest",
     "l2_at_1_label": STRENGTH_AT_1_LABEL,
+    "l2_where_fewer_can_be_held_out_than_there_are_classes": STRENGTH_AT_FEW,
 }
 
 
@@ -51,8 +57,7 @@ def linear_evaluation(
     with threadpool_limits(1, "blas"):  # the matrices are so narrow that BLAS threads mostly wait
         x, x_test = standardize(h, h_test)
         x, basis = principal_axes(x)
-        shares = fold_shares(labels, seed)
-        strength = choose_strength(x, labels, shares) if shares.size else STRENGTH_AT_1_LABEL
+        strength = choose_strength(x, labels, seed)
         layer = solve(x, labels, np.full((len(x), 1), 1 / len(x)), strength)
         return Fit(layer.logits(x_test @ basis)[:, 0].argmax(1), strength)
 
@@ -95,16 +100,20 @@ def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "
     return shares
 
 
-def choose_strength(
-    x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], shares: Float[np.ndarray, "n p"]
-) -> float:
+def choose_strength(x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], seed: int) -> float:
     """The lambda with the least held-out log-loss, tried from strong to weak, each fit starting at the one before."""
+    shares = fold_shares(labels, seed)
+    held_out = shares == 0
+    if not shares.size:
+        return STRENGTH_AT_1_LABEL
+    if held_out.sum() < labels.max() + 1:
+        return STRENGTH_AT_FEW
     layers: Layers | None = None
     losses: list[float] = []
     for strength in STRENGTHS:
         layers = solve(x, labels, shares, strength, layers)
-        losses.append(cross_entropy(layers.logits(x), labels)[0][shares == 0].mean())
+        losses.append(cross_entropy(layers.logits(x), labels)[0][held_out].mean())
         best = int(np.argmin(losses))  # the first of equal ones, so the larger lambda
-        if len(losses) - 1 - best >= PATIENCE:
+        if (best and len(losses) - 1 - best >= PATIENCE) or losses[-1] > HOPELESS * losses[0]:
             break
     return float(STRENGTHS[best])

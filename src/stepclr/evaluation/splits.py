@@ -1,5 +1,6 @@
 """Which labels a score may use: random splits with a given number of labels per class, and stratified folds."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,11 +93,21 @@ def mix_seed(*key: int) -> int:
 
 
 def folds(labels: Int[np.ndarray, " n"], parts: int, seed: int) -> list[tuple[Indices, Indices]]:
-    """(indices to fit on, indices held out) of stratified folds, at most as many as the rarest class has labels.
+    """(indices to fit on, indices held out) of stratified folds, at most as many as the commonest class has labels.
 
-    There are none where that would be fewer than 2.
+    A class with one label is never held out: without it, there would be nothing to fit the class to. There are no folds
+    where there is nothing to hold out.
     """
-    parts = min(parts, int(np.bincount(labels).min()))
+    counts = np.bincount(labels)
+    parts = min(parts, int(counts.max()))
     if parts < 2:
         return []
-    return list(StratifiedKFold(parts, shuffle=True, random_state=seed).split(labels, labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer labels than folds
+        halves = list(StratifiedKFold(parts, shuffle=True, random_state=seed).split(labels, labels))
+    pairs = []
+    for _, members in halves:
+        held_out = members[counts[labels[members]] > 1]
+        if len(held_out):
+            pairs.append((np.setdiff1d(np.arange(len(labels)), held_out), held_out))
+    return pairs
