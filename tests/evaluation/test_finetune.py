@@ -23,9 +23,9 @@ from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.errors import StepclrError
 from stepclr.evaluation.finetune import FinetuneSettings, finetuned
-from stepclr.evaluation.init_from import initial_weights
+from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.results import Score, Scores
-from stepclr.evaluation.splits import label_splits
+from stepclr.evaluation.splits import Split, label_splits
 from stepclr.model.build import build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import load_classifier, save_classifier
@@ -478,7 +478,7 @@ def test_paired_lines_compare_what_saw_the_same_labels() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_the_rate_of_every_weight_follows_the_cosine(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LARS has a second group, of BatchNorm and biases: its rate falls too."""
+    """There are two or three groups of weights: the rate of each falls."""
     seen: list[list[float]] = []
     kind: Any = {"sgd": SGD, "lars": LARS}[optimizer]
     step = kind.step
@@ -491,11 +491,11 @@ def test_the_rate_of_every_weight_follows_the_cosine(optimizer: str, monkeypatch
     classifier = Classifier(build_encoder("test_resnet", "small-stride2", size=28), [str(k) for k in range(10)])
     how = Supervised(4, 32, 0.2, 0.4, bf16=False, optimizer=optimizer)
     train_classifier(classifier, stepclr.open_images("sample:train", limit=64), how, seed=0)
-    assert seen == [[0.2 * lr_multiplier(k, 4, 0)] * (2 if optimizer == "lars" else 1) for k in range(4)]
+    assert seen == [[0.2 * lr_multiplier(k, 4, 0)] * (3 if optimizer == "lars" else 2) for k in range(4)]
 
 
 def test_lars_fine_tunes_as_simclrv2_does() -> None:
-    """Peak rate 0.005 sqrt(B); the linear layer's bias and BatchNorm have neither decay nor the trust ratio."""
+    """Peak rate 0.005 sqrt(B); BatchNorm and the linear layer do not have the trust ratio."""
     how = FinetuneSettings(epochs=1, batch_size=64, optimizer="lars").training(640)
     assert how.rate == pytest.approx(0.005 * 64**0.5)
     torch.manual_seed(0)
@@ -504,9 +504,13 @@ def test_lars_fine_tunes_as_simclrv2_does() -> None:
     train_classifier(classifier, stepclr.open_images("sample:train", limit=64), replace(how, steps=1), seed=0)
     for name, weight in classifier.named_parameters():
         moved = (weight - before[name]).norm().item()
-        if weight.ndim > 1 and moved:  # a step is rate times trust 0.001 times the weights' length
+        if (
+            weight.ndim > 1 and moved and not name.startswith("linear")
+        ):  # a step is rate times trust 0.001 times the weights' length
             assert moved == pytest.approx(how.rate * 0.001 * before[name].norm().item(), rel=1e-3), name
-    assert not torch.equal(classifier.linear.weight, before["linear.weight"])
+    # The trust ratio would have moved the linear layer by as little; its plain step is rate times the gradient.
+    moved = (classifier.linear.weight - before["linear.weight"]).norm().item()
+    assert moved > 20 * how.rate * 0.001 * before["linear.weight"].norm().item()
     with pytest.raises(StepclrError, match="Did you mean 'lars'"):
         stepclr.finetune("nowhere", "sample:train", optimizer="larz")
 
@@ -536,3 +540,14 @@ def test_a_classifier_file_with_an_impossible_head_is_refused(head: str, kept_la
     save_file(load_file(path), path, metadata)
     with pytest.raises(StepclrError, match=r"is corrupt|does not fit the network"):
         load_classifier(path)
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_the_linear_layer_starts_at_0_where_it_is_asked_to(zero_init: bool) -> None:
+    train = stepclr.open_images("sample:train", limit=40)
+    initial = InitialWeights(build_encoder("test_resnet", "small-stride2", size=28))
+    settings = FinetuneSettings(epochs=1, lr=1e-20, zero_init=zero_init)  # it ends where it starts
+    classifier = finetuned(initial, train, Split("all", 0, np.arange(40), seed=0), settings)
+    for weight in classifier.linear.parameters():
+        assert (weight.abs().max() < 1e-10) == zero_init
+    assert settings.describe()["linear layer starts at"] == ("0" if zero_init else "torch's default, random")

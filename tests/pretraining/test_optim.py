@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from stepclr.config import ResolvedConfig
+from stepclr.model.build import build_encoder
 from stepclr.pretraining.optim import LARS, build_optimizer, lr_multiplier, scaled_lr
 
 Schedule = Callable[[int, int, int, float], float]  # of step, steps, warm-up steps and peak
@@ -208,3 +210,25 @@ def test_a_run_of_hardly_any_steps_has_finite_rates(steps: int, warmup: int) -> 
     rates = [rate_at(step, steps, warmup, 0.3) for step in range(steps + 1)]
     assert all(0 <= rate <= 0.3 for rate in rates)
     assert rates[0] > 0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_a_timm_network_excludes_has_no_decay(name: Literal["sgd", "lars", "adamw"]) -> None:
+    encoder = build_encoder("test_vit", size=32)
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    groups = build_optimizer(encoder, settings(name, 0.1, 0.3)).param_groups
+    decays = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decays.keys() == set(names.values())
+    assert decays["body.cls_token"] == decays["body.pos_embed"] == decays["body.norm.bias"] == 0
+    assert decays["body.blocks.0.mlp.fc1.weight"] == decays["body.patch_embed.proj.weight"] == 0.3
+
+
+@pytest.mark.parametrize("loss", ["nt-xent", "cross-entropy", "distill"])
+def test_lars_adapts_a_head_of_projections_but_not_one_of_logits(loss: str) -> None:
+    model = nn.ModuleDict({"encoder": nn.Linear(4, 4), "head": nn.Linear(4, 3)})
+    groups = build_optimizer(model, replace(settings("lars", 0.1, 0.3), loss=loss)).param_groups
+    adapted = {id(parameter) for group in groups if group["adapt"] for parameter in group["params"]}
+    decayed = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    encoder, head = (id(model[part].weight) for part in ("encoder", "head"))
+    assert adapted == ({encoder, head} if loss == "nt-xent" else {encoder})
+    assert decayed == {encoder, head}

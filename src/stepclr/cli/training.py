@@ -88,6 +88,7 @@ def finetune(
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.05 sgd, 0.08 lars)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
     reading: Read = AS_DECLARED,
+    zero_init: bool = False,
 ) -> None:
     """Fine-tune a run's encoder into a classifier with few labels.
 
@@ -105,6 +106,7 @@ def finetune(
         optimizer: sgd, as in SimCLR, or lars, as in SimCLRv2.
         lr: Peak learning rate at batch 256; scaled by the square root of the batch size.
         min_area: Smallest crop, as a share of the image's area.
+        zero_init: Start the linear layer at 0 instead of at random.
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr

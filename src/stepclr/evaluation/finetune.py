@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
@@ -33,7 +34,10 @@ from stepclr.threads import Progress
 
 EPOCHS, MIN_STEPS = 60, 500
 RATES = {"sgd": 0.05, "lars": 0.08}  # SimCLR App. B.5; SimCLRv2 App. B: 0.005 sqrt(B)
-OPTIMIZERS = {"sgd": f"SGD, Nesterov momentum {MOMENTUM}", "lars": f"LARS, momentum {MOMENTUM}"}
+OPTIMIZERS = {
+    "sgd": f"SGD, Nesterov momentum {MOMENTUM}",
+    "lars": f"LARS, momentum {MOMENTUM}, the linear layer not adapted",
+}
 MIN_BATCH, MAX_BATCH, BATCHES = 32, 256, 16  # a batch is a 16th of the images, within these limits
 
 
@@ -51,6 +55,7 @@ class FinetuneSettings:
     lr: float | None = None
     min_area: float = MIN_AREA
     bf16: bool = False
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 1)
@@ -81,6 +86,7 @@ class FinetuneSettings:
             "lr_at_batch_256": self.peak,
             "lr_scaling": "sqrt",
             "optimizer": f"{OPTIMIZERS[self.optimizer]}, no weight decay, no warm-up, cosine per step to 0",
+            "linear layer starts at": "0" if self.zero_init else "torch's default, random",
             "precision": "bf16" if self.bf16 else "fp32",
             "tested": "eval mode, float32, center crop",
         }
@@ -101,6 +107,7 @@ def finetune(
     optimizer: str = "sgd",
     lr: float | None = None,
     min_area: float | None = None,
+    zero_init: bool = False,
     progress: Progress | None = None,
 ) -> Scores:
     """Train a classifier, the whole network, from a run's encoder and few labels (SimCLR App. B.5).
@@ -121,9 +128,10 @@ def finetune(
         epochs: passes over the split's images; by default 60, and at least 500 steps.
         batch_size: by default a 16th of the split's images, but at least 32 and at most 256. Fewer images than that
             are one batch.
-        optimizer: "sgd" (SimCLR) or "lars" (SimCLRv2).
+        optimizer: "sgd" (SimCLR) or "lars" (SimCLRv2), which does not adapt the linear layer's rate.
         lr: peak learning rate at batch 256, by default 0.05 for sgd and 0.08 for lars; times sqrt(batch / 256).
         min_area: smallest crop, share of the image; by default the run's.
+        zero_init: start the linear layer at 0, where torch draws it at random.
         progress: called with (steps done, steps in all).
 
     Returns the scores, whose rows are empty where there is no `test`; `protocol["classifier"]` names the file.
@@ -137,7 +145,8 @@ def finetune(
     check_number("seed", seed, 0)
     folder = Run(Path(run))
     run_area, bf16 = training_defaults(folder)
-    settings = FinetuneSettings(epochs, batch_size, optimizer, lr, run_area if min_area is None else min_area, bf16)
+    area = run_area if min_area is None else min_area
+    settings = FinetuneSettings(epochs, batch_size, optimizer, lr, area, bf16, zero_init)
     initial = initial_weights(folder, start)
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
@@ -186,6 +195,9 @@ def finetuned(
 ) -> Classifier:
     """The classifier that one split of train makes of `initial`, which stays as it is; a function of the arguments."""
     classifier = initial.classifier(train.classes, split.seed)
+    if settings.zero_init:
+        for weight in classifier.linear.parameters():
+            nn.init.zeros_(weight)
     training = settings.training(len(split.indices))
     train_classifier(classifier, train.take(split.indices), training, split.seed, after_step)
     if not is_finite(classifier):

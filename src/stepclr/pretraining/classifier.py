@@ -24,7 +24,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.small_conv import small_convolutions
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
-from stepclr.pretraining.optim import LARS, MOMENTUM, lr_multiplier, parameter_groups, scaled_lr, set_lr
+from stepclr.pretraining.optim import LARS, MOMENTUM, lr_multiplier, not_decayed, parameter_groups, scaled_lr, set_lr
 from stepclr.threads import Progress
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
@@ -38,9 +38,9 @@ LENGTHS = 1024  # images on which |h| is measured
 class Supervised:
     """Settings of SGD (Nesterov) or LARS, with a cosine per step from `rate` to 0.
 
-    steps: of `batch_size` images. rate: at the top, as it is. weight_decay: of every weight that learns (by LARS, of
-    those it adapts). min_area: smallest crop, share of the image. bf16: train under autocast. freeze: only the linear
-    layer learns. optimizer: "sgd" or "lars".
+    steps: of `batch_size` images. rate: at the top, as it is. weight_decay: of every weight that learns, except what
+    the network excludes (by LARS, as in `parameter_groups`). min_area: smallest crop, share of the image. bf16: train
+    under autocast. freeze: only the linear layer learns. optimizer: "sgd" or "lars".
     """
 
     steps: int
@@ -122,10 +122,16 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Resolv
 
 def _optimizer(classifier: Classifier, settings: Supervised) -> Optimizer:
     if settings.optimizer == "lars":
-        optimizer: Optimizer = LARS(parameter_groups(classifier, settings.weight_decay), settings.rate)
+        groups = parameter_groups(classifier, settings.weight_decay, classifier.linear)
+        optimizer: Optimizer = LARS(groups, settings.rate)
     else:
+        excluded = not_decayed(classifier)
         learning = [p for p in classifier.parameters() if p.requires_grad]
-        optimizer = SGD(learning, settings.rate, MOMENTUM, weight_decay=settings.weight_decay, nesterov=True)
+        groups = [
+            {"params": [p for p in learning if p not in excluded], "weight_decay": settings.weight_decay},
+            {"params": [p for p in learning if p in excluded], "weight_decay": 0.0},
+        ]
+        optimizer = SGD(groups, settings.rate, MOMENTUM, nesterov=True)
     for group in optimizer.param_groups:
         group["initial_lr"] = settings.rate
     return optimizer

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from stepclr.config import ResolvedConfig
+from stepclr.loss.objectives import OBJECTIVES
 
 MOMENTUM = 0.9  # of SGD and LARS
 
@@ -17,7 +18,7 @@ class LARS(Optimizer):
 
     g <- g + decay w;  v <- momentum v + lr trust |w| / |g| g;  w <- w - v
 
-    The ratio is 1 where |w| or |g| is 0, and in groups with `adapt=False` (BatchNorm and biases).
+    The ratio is 1 where |w| or |g| is 0, and in groups with `adapt=False` (BatchNorm, biases and a classifier).
     """
 
     def __init__(
@@ -50,21 +51,52 @@ class LARS(Optimizer):
             torch._foreach_sub_(weights, v)
 
 
-def parameter_groups(modules: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups of trainable parameters: matrices and filters; and vectors, without decay and LARS adaptation."""
-    parameters = [p for p in modules.parameters() if p.requires_grad]
+def parameter_groups(
+    modules: nn.Module, weight_decay: float, classifier: nn.Module | None = None
+) -> list[dict[str, object]]:
+    """Three groups of trainable parameters, which differ in weight decay and in LARS adaptation.
+
+    Matrices and filters have both. The weight of a new linear `classifier` among `modules` has decay alone: SimCLR's
+    code excludes it, because steps in proportion to small new weights would hardly move it. Vectors, and what the
+    network itself excludes (`not_decayed`), have neither.
+    """
+    matrices, classifying, rest = [], [], []
+    excluded = not_decayed(modules)
+    of_classifier = set(classifier.parameters()) if classifier else set()
+    for parameter in modules.parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim <= 1 or parameter in excluded:
+            rest.append(parameter)
+        elif parameter in of_classifier:
+            classifying.append(parameter)
+        else:
+            matrices.append(parameter)
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "adapt": False},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": classifying, "weight_decay": weight_decay, "adapt": False},
+        {"params": rest, "weight_decay": 0.0, "adapt": False},
     ]
 
 
+def not_decayed(modules: nn.Module) -> set[nn.Parameter]:
+    """The parameters that the network's `no_weight_decay()` names: cls_token and pos_embed of timm's transformers."""
+    excluded: set[nn.Parameter] = set()
+    for module in modules.modules():
+        names = getattr(module, "no_weight_decay", None)
+        if callable(names):
+            named = dict(module.named_parameters())
+            excluded.update(named[name] for name in names() if name in named)
+    return excluded
+
+
 def build_optimizer(modules: nn.Module, config: ResolvedConfig) -> Optimizer:
-    """The optimizer of `config`; parameters of one dimension (BatchNorm, biases) are free of decay and adaptation.
+    """The optimizer of `config` for the groups of `parameter_groups`; a head of logits is a classifier.
 
     Each group's `initial_lr` is the rate at the top of the schedule, which `set_lr` multiplies.
     """
-    groups = parameter_groups(modules, config.weight_decay)
+    classifier = None if OBJECTIVES[config.loss].contrastive else modules.get_submodule("head")
+    groups = parameter_groups(modules, config.weight_decay, classifier)
     lr = scaled_lr(config.lr, config.batch_size, config.lr_scaling)
     if config.optimizer == "lars":
         optimizer: Optimizer = LARS(groups, lr)
