@@ -6,12 +6,14 @@ REPORT is the page of an evaluated run (runs/demo/report.html). Chromium has to 
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+Scheme = Literal["light", "dark"]
 # name -> (the heading it begins at, width and height of the window in pixels, color scheme)
-SCREENS = {
+SCREENS: dict[str, tuple[str, int, int, Scheme]] = {
     "desktop-top": ("", 1100, 1400, "light"),
     "loss": ("loss", 1100, 1150, "light"),
     "health": ("training", 1100, 1150, "light"),
@@ -38,7 +40,7 @@ def main(report: Path, folder: Path) -> None:
         browser.close()
 
 
-def opened(browser: Browser, report: Path, width: int, height: int, scheme: str) -> Page:
+def opened(browser: Browser, report: Path, width: int, height: int, scheme: Scheme) -> Page:
     """The page in a window, with all its charts drawn."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
