@@ -148,7 +148,7 @@ def test_supcontrasts_settings() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "size", "temperature"),
-    [("nt-xent", 32, 0.2), ("nt-xent", 64, 0.2), ("nt-xent", 96, 0.1), ("dcl", 224, 0.1), ("supcon", 32, 0.1),
+    [("nt-xent", 32, 0.2), ("nt-xent", 64, 0.2), ("nt-xent", 96, 0.2), ("dcl", 224, 0.1), ("supcon", 32, 0.1),
      ("supcon", 224, 0.1)],
 )  # fmt: skip
 def test_the_default_temperature_follows_the_loss_and_the_size(loss: str, size: int, temperature: float) -> None:

@@ -109,7 +109,7 @@ class PretrainConfig:
     teacher: Annotated[str | None, _default("none", "CLASSIFIER")] = None
     """Classifier to learn from, with the loss distill."""
     temperature: Annotated[
-        float | None, _default("0.2 up to 64 px, 0.1 above; 0.1 for supcon, 1 for distill", "TAU")
+        float | None, _default("0.2 up to 96 px, 0.1 above; 0.1 for supcon, 1 for distill", "TAU")
     ] = None
     """Temperature tau of the loss; cross-entropy does not use it."""
     loss_scale: float = 1.0
