@@ -211,7 +211,8 @@ def images(kind: str) -> list[bytes]:
     exif[0x0112] = 6
     made: list[tuple[Image.Image, dict[str, Any]]] = [(rgb, {"exif": exif}), (rgb.convert("L"), {})]
     if kind == "PNG":
-        made += [(rgb.convert("RGBA"), {}), (rgb.convert("P"), {"transparency": 3}), (rgb.convert("I;16"), {})]
+        deep = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
+        made += [(rgb.convert("RGBA"), {}), (rgb.convert("P"), {"transparency": 3}), (deep, {})]
     else:
         made += [(rgb, {"progressive": True, "quality": 95}), (rgb.convert("CMYK"), {"icc_profile": b"profile" * 9})]
     return [saved(image, kind, **options) for image, options in made]
