@@ -22,8 +22,7 @@ from torch import Tensor
 
 import stepclr
 from stepclr.data.decode import upright_rgb
-from stepclr.tools.curate.details import near_pairs
-from stepclr.tools.images import gray_thumbnail
+from stepclr.data.details import gray_thumbnail, near_pairs
 
 PLANTED, SHOWN = 1000, 96
 AnyImage = Image.Image

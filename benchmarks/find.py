@@ -25,13 +25,13 @@ from torch.utils.data import Dataset
 
 import stepclr
 from stepclr.data.decode import upright_rgb
+from stepclr.data.details import gray_thumbnail, near_pairs
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
-from stepclr.tools.curate.details import near_pairs
 from stepclr.tools.curate.duplicates import duplicate_pairs
 from stepclr.tools.curate.outliers import outlier_scores
 from stepclr.tools.curate.suggest import choose_images
-from stepclr.tools.images import gray_thumbnail, jpeg_thumbnail
+from stepclr.tools.images import jpeg_thumbnail
 
 IMAGES, PLANTED, FOREIGN, ODDEST, DRAWS, BUDGETS, L2 = 2000, 200, (5, 40), 40, 5, (10, 50, 100), 0.1
 MORE: dict[str, Callable[[Image.Image], Image.Image]] = {

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,8 @@ def test_the_table_has_a_row_for_every_method_and_budget(run: Path, train: Image
         ("pixels", 2, 3), ("pixels", "all", 1), ("random", 2, 3), ("random", "all", 1), ("scratch", 2, 3),
         ("scratch", "all", 1), ("simclr", 2, 3), ("simclr", "all", 1), ("knn", 2, 3), ("knn", "all", 1),
     ]  # fmt: skip
-    for row in scores.rows:
-        assert list(asdict(row)) == ["method", "labels_per_class", "mean", "std", "values"]
+    for row, stored in zip(scores.rows, scores.to_dict()["rows"], strict=True):
+        assert list(stored) == ["method", "labels_per_class", "mean", "std", "values"]
         assert all(0 <= value <= 1 for value in row.values)
         assert row.mean == pytest.approx(sum(row.values) / len(row.values))
         if len(row.values) == 1:
@@ -322,19 +322,20 @@ def test_a_run_of_chosen_classes_is_scored_on_these(tmp_path: Path, train: Image
 
 
 def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
-    images, labels = striped(13, 1)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = tmp_path / "labeled" / CLASSES[label] / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    (tmp_path / "labeled" / "bee" / "00.png").write_bytes(b"no image")
-    Image.fromarray(images[0]).save(tmp_path / "labeled" / "loose.png")
-    where = str(tmp_path / "labeled")
-    told = stepclr.evaluate(run, where, tmp_path / "labeled", 2, draws=1, scratch_steps=2).protocol
-    assert told["train"] == told["test"] == {
-        "source": where, "images": 13, "left_out_without_label": 1, "left_out_of_other_classes": 0,
-        "left_out_unreadable": 1,
-    }  # fmt: skip
+    for part, name in enumerate(("train", "test")):
+        images, labels = striped(13, part)
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = tmp_path / name / CLASSES[label] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        (tmp_path / name / "bee" / "00.png").write_bytes(b"no image")
+        Image.fromarray(images[0]).save(tmp_path / name / "loose.png")
+    told = stepclr.evaluate(run, str(tmp_path / "train"), tmp_path / "test", 2, draws=1, scratch_steps=2).protocol
+    for name in ("train", "test"):
+        assert told[name] == {
+            "source": str(tmp_path / name), "images": 13, "left_out_without_label": 1, "left_out_of_other_classes": 0,
+            "left_out_unreadable": 1,
+        }  # fmt: skip
 
 
 # What is refused

@@ -11,8 +11,16 @@ from torch import Tensor
 
 import stepclr
 from stepclr.data.decode import upright_rgb
-from stepclr.tools.curate.details import BLOCK, MAX_CANDIDATES, MIN_COSINE, candidates, detail, groups, near_pairs
-from stepclr.tools.images import gray_thumbnail
+from stepclr.data.details import (
+    BLOCK,
+    MAX_CANDIDATES,
+    MIN_COSINE,
+    candidates,
+    detail,
+    gray_thumbnail,
+    groups,
+    near_pairs,
+)
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:

@@ -13,11 +13,10 @@ from torch import nn
 
 import stepclr
 from stepclr.cli import main
+from stepclr.data.details import gray_thumbnail, groups
 from stepclr.model.files import save_encoder
 from stepclr.tools.curate import outliers, suggest
-from stepclr.tools.curate.details import groups
 from stepclr.tools.curate.duplicates import duplicate_pairs
-from stepclr.tools.images import gray_thumbnail
 
 Capture = pytest.CaptureFixture[str]
 Array = NDArray[np.float32]

@@ -55,9 +55,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
     """A scored run on these, with its page."""
     run = stepclr.pretrain(photos, tmp_path_factory.mktemp("runs") / f"r {EVIL}".replace("/", ""), **OPTIONS)
-    stepclr.evaluate(run, photos, photos, labels_per_class="2,all", draws=2, baselines="pixels")
+    images = stepclr.open_images(photos)
+    train, test = images.take(range(0, len(images), 2)), images.take([0, *range(1, len(images), 2)])
+    stepclr.evaluate(run, train, test, labels_per_class="2,all", draws=2, baselines="pixels")
     stepclr.report(run)
     return run
+
+
+def turned(photos: Path, home: Path) -> Path:
+    """A folder of the photos, upside down: other images of the same classes."""
+    for path in photos.rglob("*.jpg"):
+        if "broken" not in path.name:
+            copy = home / "turned" / path.relative_to(photos)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            Image.open(path).rotate(180).save(copy)
+    return home / "turned"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +106,11 @@ def test_names_of_files_classes_and_runs_are_text(page: str) -> None:
     assert "script-src 'nonce-" in policy
     assert "default-src 'none'" in policy
     assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+def test_test_images_that_are_in_train_are_counted(page: str) -> None:
+    assert "1 of the 46 test images are in train too (1 identical, 0 nearly identical)" in page
+    assert "all labels, clean" in page
 
 
 def test_what_was_skipped_is_named(page: str) -> None:
@@ -158,9 +175,9 @@ def test_the_confusion_matrix_is_that_of_the_scores(run: stepclr.Run, photos: Pa
     told = scores["protocol"]["confusion"]
     [row] = [row for row in scores["rows"] if (row["method"], row["labels_per_class"]) == ("simclr", "all")]
     matrix = np.array(told["matrix"])
-    assert matrix.sum() == 90 * len(row["values"])
+    assert matrix.sum() == 46 * len(row["values"])
     assert np.trace(matrix) / matrix.sum() == pytest.approx(row["mean"])
-    assert (matrix.sum(1) == 30 * len(row["values"])).all()
+    assert matrix.sum(1).tolist() == [16 * len(row["values"]), 15 * len(row["values"]), 15 * len(row["values"])]
     off = sorted((matrix[i, j] for i in range(3) for j in range(3) if i != j and matrix[i, j]), reverse=True)
     assert [pair["times"] for pair in told["pairs"]] == off[:5]
     names = stepclr.open_images(photos).names
@@ -189,7 +206,8 @@ def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.Capt
     assert "report.html" in capsys.readouterr().out
     unscored = (run / "report.html").read_text()
     assert "Not evaluated yet" in unscored
-    few = ["--train", photos, "--test", photos, "--labels-per-class", "2", "--draws", 1, "--baselines", "none"]
+    parts = ["--train", photos, "--test", turned(photos, tmp_path)]
+    few = [*parts, "--labels-per-class", "2", "--draws", 1, "--baselines", "none"]
     assert command("evaluate", run, *few) == 0
     scored = (run / "report.html").read_text()
     assert "Not evaluated yet" not in scored

@@ -45,7 +45,7 @@ def demo(
 
     import stepclr
     from stepclr.pretraining.run import free_folder
-    from stepclr.tools.scores import loading_snippet, paired_lines, score_table
+    from stepclr.tools.scores import loading_snippet, score_summary
     from stepclr.tools.walk import Walk
 
     config = recipe_config("sample")
@@ -66,9 +66,8 @@ def demo(
         scratch_steps=scratch_steps,
         progress=Counter(),
     )
-    say(score_table(scores))
-    for line in paired_lines(scores):
-        say(line)
+    for part in score_summary(scores):
+        say(part)
     page_of(out)
     say(f"step 8  use: the run, its scores and its encoder are in {out}\n\n{loading_snippet(run)}")
 

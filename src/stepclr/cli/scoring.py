@@ -55,16 +55,15 @@ def evaluate(
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.evaluation.results import EVALUATION
-    from stepclr.tools.scores import paired_lines, score_table, write_label_chart
+    from stepclr.tools.scores import score_summary, write_label_chart
 
     reading = options.pop("reading")
     options |= {"train": open_source(train, reading=reading), "test": open_source(test, reading=reading)}
     options["baselines"] = "" if baselines == "none" else baselines
     scores = stepclr.evaluate(**options, progress=Counter())
     say_unread(options["train"], options["test"])
-    say(score_table(scores))
-    for line in paired_lines(scores):
-        say(line)
+    for part in score_summary(scores):
+        say(part)
     if run.is_dir():
         say(f"protocol and every value: {run / EVALUATION}")
     if run.is_dir() and len(scores.protocol["labels_per_class"]) > 1:

@@ -110,7 +110,7 @@ def finetune(
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
-    from stepclr.tools.scores import labels_words, score_table
+    from stepclr.tools.scores import labels_words, score_summary
 
     reading = options.pop("reading")
     sources = {"train": open_source(train, reading=reading)}
@@ -118,8 +118,8 @@ def finetune(
         sources["test"] = open_source(test, reading=reading)
     scores = stepclr.finetune(**{**options, **sources}, progress=Counter())
     say_unread(*sources.values())
-    if scores.rows:
-        say(score_table(scores))
+    for part in score_summary(scores):
+        say(part)
     made = scores.protocol["classifier"]
     say(f"{made['file']}: classifier trained with {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
     say(f"stepclr predict {made['file']} SOURCE --out predictions.csv classifies new images")

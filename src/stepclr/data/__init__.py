@@ -10,6 +10,8 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     stores.py    where images are: files, arrays, memory
     recall.py    what is known about files without reading them again
     cache.py     decoded images in one memory-mapped file
+    details.py   which images show the same thing, by small gray thumbnails
+    copies.py    which images occur more than once, in one set or in two
     images.py    `ImageSet`, a torch `Dataset`
     folders.py   folders and zips
     labels.py    the classes in words, and whether they are classes

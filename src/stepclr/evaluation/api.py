@@ -70,8 +70,10 @@ def evaluate(
     Returns the scores: a `Score` for each method and number of labels, and the protocol, whose "confusion" reports
     which classes the run's own method confuses with the most labels it had. `to_dict()` is `evaluation.json`.
 
-    Raises StepclrError for an unknown name, a class that test has and train lacks, and a class with too few labels;
-    RuntimeError if the encoder changed meanwhile, or a linear layer did not converge.
+    Test images that are in train too are counted in the protocol, and each score has a clean one without them.
+
+    Raises StepclrError for an unknown name, a class that test has and train lacks, a class with too few labels, and a
+    test set that is all in train; RuntimeError if the encoder changed meanwhile, or a linear layer did not converge.
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)
@@ -97,7 +99,7 @@ def evaluate(
 
     truth = images.test.labels  # the one place that reads them
     scores = Scores(
-        [score(*key, [fit.predicted for fit in fits], truth) for key, fits in predictions.items()],
+        [score(*key, [fit.predicted for fit in fits], truth, images.clean) for key, fits in predictions.items()],
         {
             "run": os.path.abspath(run),
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},

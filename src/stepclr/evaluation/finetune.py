@@ -172,7 +172,7 @@ def finetune(
 
     truth = images.test.labels  # the one place that reads them
     scores = Scores(
-        [score("finetuned", number, of_number, truth) for number, of_number in predictions.items()],
+        [score("finetuned", number, of_number, truth, images.clean) for number, of_number in predictions.items()],
         {
             "run": os.path.abspath(run),
             "start": start,

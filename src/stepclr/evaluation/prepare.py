@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from stepclr.data.decode import source_side
@@ -14,6 +14,7 @@ from stepclr.data.labels import check_classes, class_counts, of_these_classes, s
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
+from stepclr.evaluation.overlap import find_overlap
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -28,7 +29,8 @@ MIN_AREA = 0.2  # smallest crop of training where no run has another
 class PreparedImages:
     """Readable labeled images to learn from and to score on (none where there is no test), with the encoder's h.
 
-    Labels are positions in `classes`. `protocol` is the part that `evaluation.json` and `finetune.json` share.
+    Labels are positions in `classes`; `clean` says which test images are not in train too. `protocol` is the part that
+    `evaluation.json` and `finetune.json` share.
     """
 
     classes: list[str]
@@ -36,6 +38,7 @@ class PreparedImages:
     test: ImageSet
     h: Float32[np.ndarray, "n f"]
     h_test: Float32[np.ndarray, "m f"]
+    clean: Bool[np.ndarray, " m"]
     splits: list[Split]
     protocol: dict[str, Any]
 
@@ -51,7 +54,8 @@ def prepare(
 ) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
-    Raises StepclrError for a class that test has and train lacks, and a class with too few labels.
+    Raises StepclrError for a class that test has and train lacks, a class with too few labels, and a test set that is
+    all in train.
     """
     test = None if test is None else encoder.ranged(open_images(test))
     train = encoder.ranged(open_images(train))
@@ -60,17 +64,19 @@ def prepare(
     label_splits(train.keep(classes).labels, classes, labels_per_class, 1, seed)
 
     train, h, train_counts = _readable(encoder, train, classes, world)
-    test_counts = None
+    test_counts, shared, clean = None, None, np.ones(0, bool)
     if test is None:
         test, h_test = train.take([]), h[:0]
     else:
         test, h_test, test_counts = _readable(encoder, test, classes, world)
+        shared, clean = find_overlap(train, test, world)
     in_test = class_counts(test)
     protocol = {
         "classes": classes,
         "classes_not_in_test": [] if test_counts is None else [name for name in classes if not in_test[name]],
         "train": train_counts,
         "test": test_counts,
+        "test_images_in_train": shared,
         "test_labels": "read once, after the last prediction",
         "labels_per_class": list(labels_per_class),
         "draws": draws,
@@ -78,7 +84,7 @@ def prepare(
         "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
     }
     splits = label_splits(train.labels, classes, labels_per_class, draws, seed)
-    return PreparedImages(classes, train, test, h, h_test, splits, protocol)
+    return PreparedImages(classes, train, test, h, h_test, clean, splits, protocol)
 
 
 def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:

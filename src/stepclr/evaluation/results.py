@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from stepclr.evaluation.splits import LabelsPerClass
 
@@ -18,7 +18,8 @@ MAX_CLASSES = 200  # of a confusion matrix that a person can still read
 class Score:
     """Top-1 (0 to 1) of a method: the value of each label split, their mean and sample standard deviation.
 
-    `std` is None where there is one value.
+    `std` is None where there is one value. `clean_mean`, `clean_std` and `clean_values` are the same of the test images
+    that are not in train too; None where no image is in both.
     """
 
     method: str
@@ -26,6 +27,9 @@ class Score:
     mean: float
     std: float | None
     values: list[float]
+    clean_mean: float | None = None
+    clean_std: float | None = None
+    clean_values: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,15 @@ class Scores:
     protocol: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`."""
-        return asdict(self)
+        """`{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`.
+
+        A row has "clean_mean", "clean_std" and "clean_values" too where test images are in train.
+        """
+        stored = asdict(self)
+        for row in stored["rows"]:
+            if row["clean_mean"] is None:
+                del row["clean_mean"], row["clean_std"], row["clean_values"]
+        return stored
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Scores":
@@ -50,11 +61,21 @@ def score(
     labels_per_class: LabelsPerClass,
     predictions: Sequence[Int[np.ndarray, " m"]],
     truth: Int[np.ndarray, " m"],
+    clean: Bool[np.ndarray, " m"],
 ) -> Score:
-    """The score of a method from its predictions for each label split."""
-    values = [float((predicted == truth).mean()) for predicted in predictions]
+    """The score of a method from its predictions for each label split, and that on the clean images, if not all are."""
+    correct = [predicted == truth for predicted in predictions]
+    whole = _summary(correct)
+    if clean.all():
+        return Score(method, labels_per_class, *whole)
+    return Score(method, labels_per_class, *whole, *_summary([of_split[clean] for of_split in correct]))
+
+
+def _summary(correct: list[Bool[np.ndarray, " m"]]) -> tuple[float, float | None, list[float]]:
+    """Mean, sample standard deviation and values of top-1 over the splits."""
+    values = [float(of_split.mean()) for of_split in correct]
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Score(method, labels_per_class, float(np.mean(values)), std, values)
+    return float(np.mean(values)), std, values
 
 
 def confusion(

@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -15,7 +14,6 @@ from stepclr.data.decode import upright_rgb
 from stepclr.errors import StepclrError, one_line
 
 THUMBNAIL_PX = 96  # long side of a thumbnail, and side of a cell of a contact sheet
-GRAY_PX = 32  # side of a gray thumbnail
 GAP, LINE = 4, 13  # px, between the cells of a contact sheet, and of a line of a caption
 
 
@@ -43,13 +41,6 @@ def thumbnail_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def gray_thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "side side"]:
-    """An image in gray, squeezed to GRAY_PX x GRAY_PX pixels: what duplicates are compared by."""
-    gray = (image.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)[None, None]
-    small = F.interpolate(gray, (GRAY_PX, GRAY_PX), mode="bilinear", antialias=True)[0, 0]
-    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 # Sheets.

@@ -80,8 +80,38 @@ def _encoder_checksum(run: Run) -> str | None:
 
 def percent(row: Score) -> str:
     """Top-1 of a row of evaluation.json, such as "76.5 ± 1.0 %": mean and, where there are several draws, std."""
-    std = "" if row.std is None else f" ± {100 * row.std:.1f}"
-    return f"{100 * row.mean:.1f}{std} %"
+    return _percent(row.mean, row.std)
+
+
+def clean_percent(row: Score) -> str:
+    """`percent` on the test images that are not in train too; "" where none is."""
+    return "" if row.clean_mean is None else _percent(row.clean_mean, row.clean_std)
+
+
+def percents(row: Score) -> str:
+    """`percent`, followed by `clean_percent` where it is another."""
+    clean = clean_percent(row)
+    return f"{percent(row)} ({clean} on clean images)" if clean else percent(row)
+
+
+def _percent(mean: float, std: float | None) -> str:
+    spread = "" if std is None else f" ± {100 * std:.1f}"
+    return f"{100 * mean:.1f}{spread} %"
+
+
+def overlap_words(scores: Scores) -> str:
+    """How many test images are in train too, in a sentence; "" where there are none, or no test."""
+    found = scores.protocol.get("test_images_in_train")
+    if not found:
+        return ""
+    near, total = found["near_identical"], scores.protocol["test"]["images"]
+    if total == found["clean"]:
+        return "" if near is not None else "Versions of test images in train were not looked for: too many pairs."
+    versions = "versions not looked for" if near is None else f"{near:,} nearly identical"
+    return (
+        f"{total - found['clean']:,} of the {total:,} test images are in train too ({found['identical']:,} identical, "
+        f"{versions}), such as {found['examples'][0]}; the clean scores are those on the other {found['clean']:,}."
+    )
 
 
 def labels_words(labels: int | str) -> str:
@@ -92,13 +122,21 @@ def labels_words(labels: int | str) -> str:
 
 
 def score_grid(scores: Scores) -> tuple[list[str], dict[str, list[str]]]:
-    """The numbers of labels in words, and the top-1 of each method for each of them ("" where it has none)."""
-    columns = list(dict.fromkeys(row.labels_per_class for row in scores.rows))
-    grid: dict[str, list[str]] = {}
+    """The numbers of labels in words, and the top-1 of each method for each of them ("" where it has none).
+
+    Where test images are in train too, the top-1 on the clean ones stands beside each.
+    """
+    columns: dict[str, None] = {}
+    cells: dict[str, dict[str, str]] = {}
     for row in scores.rows:
-        cells = grid.setdefault(row.method, [""] * len(columns))
-        cells[columns.index(row.labels_per_class)] = percent(row)
-    return [labels_words(labels) for labels in columns], grid
+        words = labels_words(row.labels_per_class)
+        of_row = {words: percent(row)}
+        if row.clean_mean is not None:
+            of_row[f"{words}, clean"] = clean_percent(row)
+        columns |= dict.fromkeys(of_row)
+        cells.setdefault(row.method, {}).update(of_row)
+    grid = {method: [of_method.get(words, "") for words in columns] for method, of_method in cells.items()}
+    return list(columns), grid
 
 
 def score_table(scores: Scores) -> Table:
@@ -112,6 +150,15 @@ def score_table(scores: Scores) -> Table:
     for method, cells in grid.items():
         table.add_row(method, *cells)
     return table
+
+
+def score_summary(scores: Scores) -> Iterator[Table | str]:
+    """What a command prints of the scores: the table, then what has to be known to read it, line by line."""
+    if scores.rows:
+        yield score_table(scores)
+    if words := overlap_words(scores):
+        yield words
+    yield from paired_lines(scores)
 
 
 def paired_lines(scores: Scores) -> Iterator[str]:
@@ -172,7 +219,7 @@ def _own_scores(scores: Scores | None) -> dict[str, str]:
     for row in scores.rows if scores else []:
         method = METHODS.get(row.method)
         if method and method.ours:
-            cells[f"{row.method}, {labels_words(row.labels_per_class)}"] = percent(row)
+            cells[f"{row.method}, {labels_words(row.labels_per_class)}"] = percents(row)
     return cells
 
 

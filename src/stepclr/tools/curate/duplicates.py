@@ -10,11 +10,10 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.data.decode import upright_rgb
+from stepclr.data.details import BLOCK, COARSE_PX, GRAY_PX, detail, gray_thumbnail, groups, likeness, threshold
 from stepclr.errors import StepclrError, check_number
 from stepclr.metrics import nearest
-from stepclr.tools.curate.details import BLOCK, COARSE_PX, detail, groups, likeness, threshold
 from stepclr.tools.curate.table import COLUMNS, Table
-from stepclr.tools.images import GRAY_PX, gray_thumbnail
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 NEIGHBORS = 20  # candidates per image; the distance to the last of them is the scale of an image's surroundings
@@ -85,7 +84,7 @@ def duplicate_pairs(
 
     Candidates are the NEIGHBORS nearest rows by cosine. With r the cosine distance of a pair over the distance of
     either image to its NEIGHBORS-th nearest (the smaller one), the score by h alone is 1 - r, and MIN_SCORE is needed.
-    With thumbnails, made by `images.gray_thumbnail`, the score is a (1 - r/2), where a is the cosine of both images'
+    With thumbnails, made by `gray_thumbnail`, the score is a (1 - r/2), where a is the cosine of both images'
     details, one of them mirrored if that fits better: on photographs this finds more than either alone.
     """
     x = F.normalize(torch.from_numpy(h).float(), dim=1)

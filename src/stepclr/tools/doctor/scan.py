@@ -14,12 +14,12 @@ from PIL import ExifTags
 from torch import Tensor
 
 from stepclr.data.decode import decoded, reduced, size_of
+from stepclr.data.details import GRAY_PX, gray_thumbnail
 from stepclr.data.formats import UnreadableError, UnsupportedError, opened, reasons
 from stepclr.data.images import ImageSet
 from stepclr.data.stores import Store, attempts
 from stepclr.io import blake
 from stepclr.threads import Progress
-from stepclr.tools.images import GRAY_PX, gray_thumbnail
 
 DECODED_SIDE = 2 * GRAY_PX  # px, short side to which an image is decoded for its thumbnail
 CHUNK = 256  # images between two reports of progress

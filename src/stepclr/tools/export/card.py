@@ -15,7 +15,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP
 from stepclr.model.files import state_checksum
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
-from stepclr.tools.scores import percent
+from stepclr.tools.scores import overlap_words, percents
 
 PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
 
@@ -143,12 +143,14 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         if not _is_of(protocol, source, network):
             yield f"None: the scores in {path.name} belong to other weights."
             return
-        rows = [(row.method, row.labels_per_class, percent(row), len(row.values)) for row in scores.rows]
+        rows = [(row.method, row.labels_per_class, percents(row), len(row.values)) for row in scores.rows]
         yield from _table(("method", "labels per class", "top-1", "label splits"), rows)
         yield ""
         for name in ("train", "test"):
             if protocol[name]:
                 yield f"- {name}: {plain(protocol[name]['source'])}, {protocol[name]['images']:,} images"
+        if words := overlap_words(scores):
+            yield f"- {plain(words)}"
         yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
         yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -10,7 +10,7 @@ from stepclr.evaluation.results import Scores
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import confusion, label_budget
-from stepclr.tools.scores import METHODS, labels_words, paired_lines, score_grid
+from stepclr.tools.scores import METHODS, labels_words, overlap_words, paired_lines, score_grid
 
 Json = dict[str, Any]
 
@@ -36,7 +36,7 @@ def _section(context: Context, scores: Scores) -> Json:
         "budgets": columns,
         "rows": rows,
         "paired": list(paired_lines(scores)),
-        "protocol": _protocol(scores.protocol),
+        "protocol": _protocol(scores),
     }
     confused = scores.protocol.get("confusion")
     if confused:
@@ -63,8 +63,9 @@ def _with_images(context: Context, pairs: list[Json], source: str) -> list[Json]
     return pairs
 
 
-def _protocol(protocol: Json) -> list[str]:
+def _protocol(scores: Scores) -> list[str]:
     """How the scores were made, in sentences."""
+    protocol = scores.protocol
     train, test = protocol["train"], protocol["test"]
     reasons = {
         "without a label": "left_out_without_label",
@@ -86,4 +87,6 @@ def _protocol(protocol: Json) -> list[str]:
         left_out = [f"{part[key]:,} {words}" for words, key in reasons.items() if part.get(key)]
         if left_out:
             sentences.append(f"Images of {part['source']} that were left out: {', '.join(left_out)}.")
+    if words := overlap_words(scores):
+        sentences.append(words)
     return sentences

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from stepclr.data.details import gray_thumbnail
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
 from stepclr.metrics import nearest
 from stepclr.tools.curate.duplicates import duplicate_pairs
 from stepclr.tools.curate.outliers import outlier_scores
-from stepclr.tools.images import gray_thumbnail, thumbnail_uri
+from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Plot, points
 from stepclr.tools.scores import loading_snippet

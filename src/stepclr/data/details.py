@@ -1,6 +1,6 @@
 """Which images show the same thing: re-compressed, resized, slightly cropped or brightened versions of each other.
 
-Each image becomes a gray thumbnail of 32 x 32 pixels (`images.gray_thumbnail`), and that its detail: the difference of
+Each image becomes a gray thumbnail of 32 x 32 pixels (`gray_thumbnail`), and that its detail: the difference of
 each pixel from its surroundings, divided by their contrast, so that neither brightness nor borders nor sky make two
 images alike.
 Candidates are pairs whose coarse details, at 16 x 16, have a large cosine, found by blocked matrix products. Each pair
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+GRAY_PX = 32  # side of a gray thumbnail
 COARSE_PX = 16  # side of the coarse thumbnails that find candidates
 WINDOW = 7  # pixels, the surroundings of a pixel
 NOISE = 10.0  # gray levels: smaller differences are noise rather than detail
@@ -28,6 +29,18 @@ MIN_IMAGES = 15  # with fewer images the quantile says nothing
 MAX_CANDIDATES = 8  # candidates per image; even a hundred versions of one image still end up in one group
 BLOCK = 1000
 CROPS = [(0.0, 0.0, 0.0)] + [(c * x, c * y, c) for c in (0.025, 0.05) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]
+
+
+def gray_thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "side side"]:
+    """An image in gray, squeezed to GRAY_PX x GRAY_PX pixels: what duplicates are compared by."""
+    return gray_thumbnails(image[None])[0]
+
+
+def gray_thumbnails(images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n side side"]:
+    """`gray_thumbnail` of each image."""
+    gray = (images.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    small = F.interpolate(gray, (GRAY_PX, GRAY_PX), mode="bilinear", antialias=True)[:, 0]
+    return small.round().clamp(0, 255).to(torch.uint8)
 
 
 def near_pairs(
