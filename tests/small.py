@@ -47,7 +47,8 @@ def run_config(**changes: Any) -> RunConfig:
     facts: dict[str, Any] = {"source": "sample:train", "classes": [], "labeled": 48, "limit": 48, "images": 48}
     facts |= {"features": 32, "skipped": 0, "names_checksum": "0", "steps_per_epoch": 3, "renderer": "numba"}
     facts |= {"threads": 1, "ranks": 1, "device": "cpu"}
-    decided = {"size": 28, "min_area": 0.2, "lr": 0.12, "weight_decay": 5e-4, "warmup": 0.3, "precision": "fp32"}
+    decided: dict[str, Any] = {"size": 28, "min_area": 0.2, "lr": 0.12, "weight_decay": 5e-4, "warmup": 0.3}
+    decided |= {"interpolation": "bicubic", "precision": "fp32"}
     return RunConfig(**(facts | decided | changes))
 
 
