@@ -75,6 +75,10 @@ class PretrainConfig:
     own: unchanged; auto: small up to 64 px, else unchanged."""
     weights: Annotated[str | None, _default("a new initialization", "NAME|PATH")] = None
     """Initial weights: "timm" for the pretrained ones, a checkpoint file, or a run."""
+    mean_std: Annotated[
+        str | None, _default("the weights' own, where known, else none", "imagenet|none|M,M,M,S,S,S")
+    ] = None
+    """Mean and standard deviation of the channels, by which the encoder normalizes images in [0, 1]."""
     normalize_h: bool = False
     """Normalize h to length 1, before the head and wherever the encoder is used (SupCon)."""
     checkpoint_activations: bool = False
@@ -165,6 +169,7 @@ class PretrainOptions(TypedDict, total=False):
     encoder: Any
     stem: Stem
     weights: str | None
+    mean_std: str | None
     normalize_h: bool
     checkpoint_activations: bool
     policy: Any

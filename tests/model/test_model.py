@@ -379,6 +379,7 @@ def test_an_encoder_file_carries_what_is_needed_to_use_it(tmp_path: Path) -> Non
         "num_features": encoder.num_features,
         "classes": encoder.classes,
         "normalize_h": False,
+        "value_range": None,
     }
 
 
@@ -478,7 +479,7 @@ def test_torchvisions_resnet18_gives_its_own_features(file: str, prefix: str, ke
         save_file(tensors, tmp_path / file)
     else:
         torch.save({key: tensors, "epoch": 3} if key else tensors, tmp_path / file)
-    encoder = build_encoder("resnet18", "imagenet", weights=tmp_path / file, size=64)
+    encoder = build_encoder("resnet18", "imagenet", weights=tmp_path / file, size=64, mean_std="none")
     network.fc = nn.Identity()
     torch.testing.assert_close(features(encoder, 64), features(network, 64))
     assert features(network, 64).std() > 0.01
@@ -490,7 +491,7 @@ def test_foreign_weights_load_strictly_but_for_the_classifier(tmp_path: Path) ->
     changes: list[tuple[dict[str, Tensor], str, str, str]] = [
         (tensors, "resnet18", "small", "conv1.weight"),
         (tensors, "resnet34", "imagenet", "missing"),
-        ({**tensors, "projector.weight": torch.ones(2, 2)}, "resnet18", "imagenet", "projector.weight"),
+        ({**tensors, "layer5.weight": torch.ones(2, 2)}, "resnet18", "imagenet", "layer5.weight"),
         ({key: tensors[key] for key in tensors if key != "bn1.running_mean"}, "resnet18", "imagenet", "running_mean"),
     ]
     for given, name, stem, words in changes:

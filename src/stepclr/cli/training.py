@@ -131,6 +131,7 @@ def distill(
     out: Annotated[Path, arg(metavar="RUN")],
     student: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: resnet18)")] = None,
     weights: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: a new initialization)")] = None,
+    mean_std: Annotated[str | None, arg(metavar="MEAN_STD", help_behavior_hint="(default: the weights' own)")] = None,
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None,
     batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 256)")] = None,
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.12 at batch 256)")] = None,
@@ -148,6 +149,7 @@ def distill(
         out: The run's folder; its classifier.safetensors is for stepclr predict.
         student: The student's encoder: resnet18 to resnet200, or any timm name.
         weights: Start the student from a run or a checkpoint file.
+        mean_std: Normalize images by imagenet, none, or six numbers with commas (three of mean, three of std).
         epochs: Passes over the images.
         batch_size: Images in a batch.
         lr: Peak learning rate at batch 256.

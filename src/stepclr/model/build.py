@@ -11,7 +11,7 @@ from torch import nn
 
 from stepclr.errors import StepclrError, choose, first_line
 from stepclr.model.encoder import SMALL, Encoder
-from stepclr.model.weights import load_weights
+from stepclr.model.weights import load_weights, set_mean_std
 
 STEMS = {"imagenet": (7, 2), "small": (3, 1), "small-stride2": (3, 2)}  # side and stride of the first convolution
 OWN_MODULE = "module:"  # begins the name of an encoder whose architecture is a user's own module
@@ -24,6 +24,7 @@ def build_encoder(
     size: int = 224,
     normalize_h: bool = False,
     num_features: int | None = None,
+    mean_std: str | None = None,
 ) -> Encoder:
     """An encoder of any timm name, its classifier removed, or of your own module.
 
@@ -35,10 +36,13 @@ def build_encoder(
             (3x3, stride 2, no pool), or "auto": small for S <= 64, else what timm builds ("imagenet", or "own" where
             that is another). Other networks keep their own.
         weights: None for a new initialization from torch's generator, "timm" for timm's pretrained weights, or the
-            path of a checkpoint file (.safetensors, .pt, .pth) or of a run. All must fit, but a classifier is dropped.
+            path of a run or of a checkpoint file (.safetensors, .pt, .pth) of any program: its backbone is found, its
+            heads are left out, and `origin` of the encoder says so. Every tensor of the encoder must be there and fit.
         size: side S of the views, in pixels.
         normalize_h: divide h by its length (SupCon's recipes do).
         num_features: F of your own module; by default measured on an image of zeros.
+        mean_std: what the encoder normalizes images in [0, 1] by: "imagenet", "none", or six numbers with commas, three
+            of the mean and three of the standard deviation. By default those of the weights, where they are known.
 
     Raises StepclrError for an unknown name or stem, a stem on a network other than a ResNet, weights that do not fit,
     and a module whose output is not `[n, F]`.
@@ -49,7 +53,9 @@ def build_encoder(
     else:
         encoder = _of_timm(network, stem, weights, size, normalize_h)
     if weights not in (None, "timm"):
-        load_weights(encoder, Path(str(weights)))
+        encoder.origin = load_weights(encoder, Path(str(weights)))
+    if mean_std is not None:
+        set_mean_std(encoder, mean_std)
     return encoder
 
 

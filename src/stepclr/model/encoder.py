@@ -33,6 +33,7 @@ class Encoder(nn.Module):
         num_features: F.
         classes: the classes that were chosen for pretraining, or empty.
         value_range: the numbers that are black and white in images of more than 8 bits; None: what each file declares.
+        origin: what was loaded of another program's checkpoint, in words, or empty.
         normalize_h: whether h has unit norm; SupCon normalizes it before the head and before the linear layer.
     """
 
@@ -55,6 +56,7 @@ class Encoder(nn.Module):
             num_features = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         self.num_features = num_features
         self.classes: list[str] = []
+        self.origin = ""
         self.value_range: Range | None = None
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] unchanged
         self.register_buffer("std", torch.ones(3, 1, 1))

@@ -1,7 +1,6 @@
 """Weights from files: this package's own encoders, and checkpoints of other programs."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,16 +11,17 @@ from torch import Tensor, nn
 
 from stepclr.errors import StepclrError, first_line
 from stepclr.model.encoder import Encoder
+from stepclr.model.foreign import find_backbone, parse_mean_std, read_pickled
 
 FILE = "encoder.safetensors"  # of a run
-WRAPPERS = ("module.", "encoder.", "backbone.")  # prefixes that DistributedDataParallel and others put before names
-CLASSIFIERS = ("fc", "classifier", "head")  # layers of other networks that an encoder does not have
 
 
-def load_weights(encoder: Encoder, path: Path) -> None:
-    """Load a checkpoint file (.safetensors, .pt, .pth) or a run's encoder into `encoder`.
+def load_weights(encoder: Encoder, path: Path) -> str:
+    """Load a checkpoint file (.safetensors, .pt, .pth, ...) or a run's encoder into `encoder`.
 
-    A classifier of another program's network is left out. Raises StepclrError unless all other names and shapes fit.
+    Of another program's checkpoint the backbone is found, and mean and std are those of its sender, if it is known.
+    Returns what was loaded of it, in words; "" for this package's own file. Raises StepclrError unless every tensor of
+    the encoder is there and fits.
     """
     if path.is_dir():
         path = path / FILE
@@ -31,13 +31,23 @@ def load_weights(encoder: Encoder, path: Path) -> None:
     if stem and stem != encoder.stem:  # small and small-stride2 have the same shapes
         raise StepclrError(f"{path} has stem {stem}, but the encoder has stem {encoder.stem}; choose stem={stem}")
     expected = encoder.state_dict()
-    tensors = _unwrap(stored, path)
-    if not any(name.startswith("body.") for name in tensors):
-        tensors = _of_other_network(tensors, expected)
+    words = ""
+    if isinstance(stored, Mapping) and any(str(name).startswith("body.") for name in stored):
+        tensors = dict(stored)
+    else:
+        tensors, words = _of_other_program(stored, expected, path)
     if problems := _misfits(tensors, expected):
         raise StepclrError(f"{path} does not fit {encoder.name} with stem {encoder.stem}: {', '.join(problems)}")
     encoder.load_state_dict(tensors)
     check_finite(encoder, path)
+    return words
+
+
+def set_mean_std(encoder: Encoder, text: str) -> None:
+    """Set the encoder's mean and std, as `parse_mean_std` understands them."""
+    mean, std = parse_mean_std(text)
+    encoder.mean.copy_(torch.tensor(mean).view(3, 1, 1))
+    encoder.std.copy_(torch.tensor(std).view(3, 1, 1))
 
 
 def is_finite(module: nn.Module) -> bool:
@@ -55,43 +65,33 @@ def check_finite(module: nn.Module, path: Path) -> None:
 def _read(path: Path) -> tuple[object, str | None]:
     """What the file holds, and the stem that its metadata names."""
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            tensors, stem = load_file(path), json.loads(metadata.get("stem", "null"))
-        else:
-            metadata, stem = {}, None
-            with warnings.catch_warnings(action="ignore"):
-                # Security: with weights_only a file from elsewhere is data, never code.
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix != ".safetensors":
+            return read_pickled(path), None
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if "labels" not in metadata:
+            return load_file(path), json.loads(metadata.get("stem", "null"))
     except Exception as error:  # an unpickler can fail in any way on a file that is not a checkpoint
         raise StepclrError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
-    if "labels" in metadata:
-        raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its encoder")
-    return tensors, stem
+    raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its encoder")
 
 
-def _unwrap(stored: object, path: Path) -> dict[str, Tensor]:
-    """The tensors under their plain names: taken out of "state_dict" or "model", and without a wrapper's prefix."""
-    for key in ("state_dict", "model"):
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
-    if not isinstance(stored, dict) or not all(isinstance(value, Tensor) for value in stored.values()):
-        raise StepclrError(f"{path} does not contain a plain dictionary of tensors")
-    tensors: dict[str, Tensor] = stored
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
-
-
-def _of_other_network(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a body alone, under our names: without its classifier, and with the encoder's preprocessing."""
-    renamed = {"mean": expected["mean"], "std": expected["std"]}
-    for name, value in tensors.items():
-        if f"body.{name}" in expected or name.split(".")[0] not in CLASSIFIERS:
-            renamed[f"body.{name}"] = value
-    return renamed
+def _of_other_program(stored: object, expected: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of another program's checkpoint under our names, with mean and std, and what is said of them."""
+    if isinstance(stored, Mapping) and any(str(name).startswith("model.encoder.body.") for name in stored):
+        raise StepclrError(f"{path} is a checkpoint of a run; name the run's folder, or resume the run to finish it")
+    body = {name.removeprefix("body."): tensor for name, tensor in expected.items() if name.startswith("body.")}
+    found = find_backbone(stored, body, path)
+    mean, std = parse_mean_std(found.mean_std or "none")
+    tensors = {f"body.{name}": tensor for name, tensor in found.tensors.items()}
+    tensors |= {"mean": torch.tensor(mean).view(3, 1, 1), "std": torch.tensor(std).view(3, 1, 1)}
+    sender = f"; {found.sender}'s" if found.sender else ""
+    if found.mean_std is None:
+        return (
+            tensors,
+            f"{found.words}{sender}; its mean and std are not known, and images stay in [0, 1]: see mean_std",
+        )
+    return tensors, f"{found.words}{sender}; mean and std {found.mean_std}"
 
 
 def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -122,6 +122,8 @@ def pretrain(
     with torch.random.fork_rng():
         torch.manual_seed(decided.seed)
         model = build_model(decided, images, teacher, module)
+        if model.encoder.origin and not stored:
+            printer.say(f"weights: {model.encoder.origin}")
         with world.in_turn():
             images = _decoded(images, decided, printer)
             watched = _decoded(watched, decided, printer) if watched else images

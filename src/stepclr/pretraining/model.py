@@ -36,7 +36,14 @@ def build_model(
     The head is a linear layer with one output for each class where the loss is one of logits.
     Raises StepclrError for settings that the network does not have.
     """
-    encoder = build_encoder(module or config.encoder, config.stem, config.weights, config.size, config.normalize_h)
+    encoder = build_encoder(
+        module or config.encoder,
+        config.stem,
+        config.weights,
+        config.size,
+        config.normalize_h,
+        mean_std=config.mean_std,
+    )
     encoder.classes = list(images.chosen or [])
     encoder.value_range = config.value_range
     if config.progressive and not isinstance(encoder.body, ResNet):
