@@ -55,7 +55,10 @@ def weighted_knn(
 
 
 def contrastive_top1(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Share of the 2N anchors whose most similar other projection is their positive (SimCLR's contrastive accuracy)."""
+    """Share of the 2N anchors whose most similar one of the 2N - 1 other projections is their positive.
+
+    SimCLR's code looks for it among the N projections of the other view alone, which is easier.
+    """
     z = F.normalize(torch.cat([z_i, z_j]).float())
     correct = torch.zeros((), device=z.device)
     for anchors in torch.arange(len(z), device=z.device).split(ROWS):
