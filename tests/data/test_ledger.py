@@ -103,6 +103,12 @@ def test_folders_of_systems_are_neither_classes_nor_images(folder: str, tmp_path
         assert ("2 hidden" if folder.startswith(".") else f"2 {folder}/") in line
 
 
+def test_a_class_may_be_called_recycled(tmp_path: Path) -> None:
+    image = file_of(Image.fromarray(scene()))
+    for images in every_kind({f"{name}/a.png": image for name in ("paper", "recycled", "RECYCLER", "trash")}, tmp_path):
+        assert images.classes == ["paper", "recycled", "trash"]
+
+
 def test_links_to_nothing_are_missing_images(tmp_path: Path) -> None:
     fill(tmp_path, {"a.png": file_of(Image.fromarray(scene()))})
     for i in range(58):

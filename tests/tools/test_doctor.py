@@ -16,6 +16,7 @@ from test_duplicates import compressed, scene
 import stepclr
 from stepclr.cli import main
 from stepclr.config import PretrainConfig
+from stepclr.data.reading import Reading
 from stepclr.tools.doctor import estimate
 from stepclr.tools.doctor.advice import Advice, advice
 from stepclr.tools.doctor.findings import finding
@@ -364,6 +365,8 @@ def test_advice() -> None:
     assert "--batch-size 32 --epochs 250" in few.command
     assert len(few.why) == 3
     assert "--micro-batch 64" in advised(largest=100).command
+    read = advised(reading=Reading((0, 4095), 10**9))
+    assert "--value-range 0,4095 --max-pixels 1000000000" in read.command  # as the doctor read them
     labeled = advised(labeled=9000, chosen=["cat", "dog"])
     assert "--classes cat,dog --recipe cifar10-supcon" in str(labeled.with_labels)
     conflicts = advised(labeled=9000, findings=[finding("conflicting-labels", "error", 1, "", "")])

@@ -65,6 +65,15 @@ def test_a_gray_image_is_one_of_three_equal_channels() -> None:
         assert torch.equal(torch.stack(transform(form, key=5)), expected)
 
 
+def test_more_than_eight_bits_need_a_value_range() -> None:
+    grey = image()[0].numpy()
+    deep = Image.fromarray(grey.astype(np.uint16) * 16)
+    with pytest.raises(StepclrError, match="value_range"):
+        SimCLRTransform(size=16)(deep, key=7)
+    views = SimCLRTransform(size=16, value_range=(0, 16 * 255))(deep, key=7)
+    assert torch.equal(torch.stack(views), torch.stack(SimCLRTransform(size=16)(Image.fromarray(grey), key=7)))
+
+
 def test_torchs_seed_repeats_the_views() -> None:
     transform = SimCLRTransform(size=32)
     torch.manual_seed(3)

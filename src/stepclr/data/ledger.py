@@ -16,9 +16,20 @@ LONGEST = 10  # letters of a suffix
 NO_SUFFIX = "without a suffix"
 
 # Names that operating systems, NAS boxes and programs give to folders and files of their own, in lower case.
-SYSTEM = {"__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "recycler", "recycled"}
+SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "@tmp",
+    "@recycle",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "@recently-snapshot",
+    "@__thumb",
+}
 SYSTEM |= {"system volume information", "lost+found", "found.000", "temporary items", "network trash folder"}
 SYSTEM |= {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
+OLD_BINS = {"RECYCLER", "RECYCLED"}  # in capitals; in small letters they may be classes
 
 HINTS = {
     ".heic .heif .hif": "install stepclr[heic] to read them",
@@ -128,7 +139,7 @@ def _kinds(counts: Counter[str]) -> str:
 
 def is_aside(name: str) -> bool:
     """Whether files and folders of this name are hidden or belong to an operating system."""
-    return name.lower() in SYSTEM or (name.startswith(".") and name != "..")
+    return name.lower() in SYSTEM or name in OLD_BINS or (name.startswith(".") and name != "..")
 
 
 def suffix_of_name(path: str) -> str:

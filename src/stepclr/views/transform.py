@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from stepclr.data.reading import Range, Reading
 from stepclr.data.stores import as_image
 from stepclr.views.numba.compiled import compiled
 from stepclr.views.ops import Op
@@ -32,7 +33,7 @@ class SimCLRTransform:
     those that `Views` makes of it for the same key. The key is drawn from torch's default generator, so that
     `torch.manual_seed` repeats the views, and each worker of a `DataLoader` draws its own.
 
-    Args: those of `Views`, the size first.
+    Args: those of `Views`, the size first; and `value_range`, (black, white) of PIL images of more than 8 bits.
     Raises StepclrError for settings that `Views` does not take, and for an image that is not one of the above.
     """
 
@@ -48,10 +49,12 @@ class SimCLRTransform:
         warp: float | None = None,
         *,
         renderer: Renderer = "auto",
+        value_range: Range | None = None,
     ) -> None:
         self.views = Views(
             policy, size, strength, blur, min_area, views, interpolation=interpolation, warp=warp, renderer=renderer
         )
+        self.reading = Reading(value_range)
         if self.views.renderer == "numba":
             compiled()  # once, here, rather than in every worker at the same time
 
@@ -61,7 +64,7 @@ class SimCLRTransform:
         """The V views of one image. key: any int64, as from `view_keys`; None: drawn from torch's generator."""
         if key is None:
             key = int(torch.randint(-(2**63), 2**63 - 1, ()))
-        return list(self.views(as_image(image)[None], [key])[:, 0])
+        return list(self.views(as_image(image, self.reading)[None], [key])[:, 0])
 
     def __repr__(self) -> str:
         return f"SimCLRTransform({self.views.describe()})"

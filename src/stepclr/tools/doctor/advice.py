@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
 
@@ -32,10 +33,12 @@ def advice(
     gpu: bool,
     largest: int | None,
     findings: Iterable[Finding],
+    reading: Reading = AS_DECLARED,
 ) -> Advice:
     """Settings for a set of `images` readable images, with views of `size` px.
 
     chosen: the classes that were chosen, if any. largest: how many images fit into memory at once, if known.
+    reading: how the images were read; the command reads them in the same way.
     """
     recipe, view_size, reason = _recipe(size, gpu)
     config, why = recipe_config(recipe), [reason]
@@ -57,6 +60,11 @@ def advice(
     for name in CHANGED:
         if getattr(wanted, name) != getattr(config, name):
             options += [f"--{name.replace('_', '-')}", str(getattr(wanted, name))]
+
+    if reading.value_range:
+        options += ["--value-range", ",".join(f"{number:g}" for number in reading.value_range)]
+    if reading.max_pixels:
+        options += ["--max-pixels", str(reading.max_pixels)]
 
     classes = ["--classes", ",".join(chosen)] if chosen else []
     start, end = ["stepclr", "pretrain", source, *classes, "--recipe"], [*options, "--out", "runs/doctor"]

@@ -107,6 +107,7 @@ def doctor(
             default_device().type == "cuda",
             estimated.largest_at_once,
             ordered(findings),
+            images.store.reading,
         )
     return Diagnosis(
         source=images.source,
