@@ -1,6 +1,7 @@
 """An encoder whose network is the user's own module: built, saved and loaded."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import stepclr
 from stepclr.errors import StepclrError
+from stepclr.evaluation.baselines import random_encoder
 from stepclr.model.files import save_encoder
 
 
@@ -54,13 +56,48 @@ def test_it_is_saved_and_loaded_into_another_such_module(tmp_path: Path) -> None
 
 def test_a_module_is_asked_for_where_it_is_needed_and_nowhere_else(tmp_path: Path) -> None:
     save_encoder(stepclr.build_encoder(Net(), size=20), tmp_path / "encoder.safetensors")
-    with pytest.raises(StepclrError, match=r"your own module; load_encoder needs module=Net\(\.\.\.\)"):
+    with pytest.raises(StepclrError, match=r"your own module: in Python, pass module=Net\(\.\.\.\)"):
         stepclr.load_encoder(tmp_path)
     with pytest.raises(StepclrError, match="does not fit module:Conv2d"):
         stepclr.load_encoder(tmp_path, module=nn.Conv2d(3, 5, 3))
     save_encoder(stepclr.build_encoder("test_resnet", size=32), tmp_path / "encoder.safetensors")
     with pytest.raises(StepclrError, match="do not pass module"):
         stepclr.load_encoder(tmp_path, module=Net())
+
+
+def test_a_run_of_ones_own_module_is_used_as_any_other(tmp_path: Path) -> None:
+    encoder = stepclr.build_encoder(Net(), size=20)
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    train = stepclr.open_images("sample:train", classes=["Bag", "Trouser"], limit=40)
+    h = stepclr.embed(tmp_path, train, module=Net())
+    assert h.shape == (40, 5)
+    settings: dict[str, Any] = {"baselines": ("random", "scratch"), "scratch_steps": 1, "draws": 1}
+    test = stepclr.open_images("sample:test", classes=["Bag", "Trouser"], limit=20)
+    scores = stepclr.evaluate(tmp_path, train, test, 5, module=Net(), **settings)
+    assert [row.method for row in scores.rows] == ["random", "scratch", "simclr", "knn", "knn"]
+    assert (tmp_path / "evaluation.json").exists()
+    stepclr.finetune(tmp_path, train, labels_per_class=5, epochs=1, module=Net())
+    assert stepclr.predict(tmp_path, train, module=Net()).probabilities.shape == (40, 2)
+    for use in (
+        lambda: stepclr.embed(tmp_path, train),
+        lambda: stepclr.evaluate(tmp_path, train, train),
+        lambda: stepclr.finetune(tmp_path, train),
+        lambda: stepclr.predict(tmp_path, train),
+    ):
+        with pytest.raises(StepclrError, match=r"in Python, pass module=Net\(\.\.\.\)"):
+            use()
+
+
+def test_random_is_a_new_initialization_of_ones_own_module() -> None:
+    encoder = stepclr.build_encoder(Net(), size=20)
+    first, again, other = (random_encoder(encoder, seed).state_dict() for seed in (1, 1, 2))
+    weight = "body.conv.weight"
+    assert torch.equal(first[weight], again[weight])
+    assert not torch.equal(first[weight], other[weight])
+    assert not torch.equal(first[weight], encoder.state_dict()[weight])
+    encoder.body.register_parameter("token", nn.Parameter(torch.ones(3)))
+    with pytest.raises(StepclrError, match=r"the module \(Net\) of your own module has none"):
+        random_encoder(encoder, 1)
 
 
 @pytest.mark.parametrize(

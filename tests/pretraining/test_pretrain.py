@@ -458,6 +458,8 @@ def test_ones_own_network_is_trained_resumed_and_loaded(tmp_path: Path) -> None:
     again.load_state_dict(begun)
     (whole.folder / "encoder.safetensors").rename(tmp_path / "expected.safetensors")
     checkpoints(whole.folder / "checkpoint")[-1].unlink()
+    with pytest.raises(stepclr.StepclrError, match=r"was made with your own module Tiny.* pass encoder=Tiny\(\.\.\.\)"):
+        stepclr.pretrain("sample:unlabeled", whole.folder, resume=True)
     small_run(whole.folder, encoder=again, stem="auto", resume=True)
     expected, found = (
         load_file(path) for path in (tmp_path / "expected.safetensors", whole.folder / "encoder.safetensors")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
@@ -48,6 +49,7 @@ def evaluate(
     scratch_steps: int = 1000,
     finetune: bool = False,
     progress: Progress | None = None,
+    module: nn.Module | None = None,
 ) -> Scores:
     """Top-1 of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
 
@@ -66,6 +68,7 @@ def evaluate(
         scratch_steps: optimizer steps of 32 images that scratch trains for.
         finetune: score fine-tuning on the same splits too (method finetuned), with the defaults of `stepclr.finetune`.
         progress: called with (done, total) after each split of each method.
+        module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores: a `Score` for each method and number of labels, and the protocol, whose "confusion" reports
     which classes the run's own method confuses with the most labels it had. `to_dict()` is `evaluation.json`.
@@ -82,7 +85,7 @@ def evaluate(
     check_number("scratch_steps", scratch_steps, 1)
     world = join()
     folder = Run(Path(run))
-    encoder = load_encoder(run).to(default_device())
+    encoder = load_encoder(run, module).to(default_device())
     before = state_checksum(encoder.state_dict())
     images = prepare(encoder, train, test, per_class, draws, seed, world)
     task = Task(encoder, images, seed, scratch_steps, *training_defaults(folder))

@@ -1,5 +1,6 @@
 """What pretraining has to beat: raw pixels, the same network untrained, and the same network trained from scratch."""
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stepclr.data.images import ImageSet
+from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.prepare import all_logits
 from stepclr.evaluation.splits import Indices, LabelsPerClass, Split, folds
-from stepclr.model.build import build_encoder
+from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.pretraining.classifier import Supervised, train_classifier
@@ -57,11 +59,28 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture and preprocessing, newly initialized from `seed`; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        initialized = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
+        if encoder.name.startswith(OWN_MODULE):
+            initialized = _initialized_again(encoder)
+        else:
+            initialized = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
     initialized = initialized.to(encoder.mean.device)
     initialized.mean.copy_(encoder.mean)
     initialized.std.copy_(encoder.std)
     return initialized
+
+
+def _initialized_again(encoder: Encoder) -> Encoder:
+    """A copy of a user's own module whose layers are initialized as torch does; StepclrError where one cannot be."""
+    copied = copy.deepcopy(encoder).cpu()
+    for name, layer in copied.body.named_modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+        elif list(layer.parameters(recurse=False)):
+            raise StepclrError(
+                f"baselines random and scratch need layers with a method reset_parameters, and {name or 'the module'} "
+                f"({type(layer).__name__}) of your own module has none; leave them out"
+            )
+    return copied
 
 
 def set_batchnorm_statistics(encoder: Encoder, images: ImageSet) -> None:

@@ -109,6 +109,7 @@ def finetune(
     min_area: float | None = None,
     zero_init: bool = False,
     progress: Progress | None = None,
+    module: nn.Module | None = None,
 ) -> Scores:
     """Train a classifier, the whole network, from a run's encoder and few labels (SimCLR App. B.5).
 
@@ -133,6 +134,7 @@ def finetune(
         min_area: smallest crop, share of the image; by default the run's.
         zero_init: start the linear layer at 0, where torch draws it at random.
         progress: called with (steps done, steps in all).
+        module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores, whose rows are empty where there is no `test`; `protocol["classifier"]` names the file.
     `to_dict()` is `finetune.json`.
@@ -147,7 +149,7 @@ def finetune(
     run_area, bf16 = training_defaults(folder)
     area = run_area if min_area is None else min_area
     settings = FinetuneSettings(epochs, batch_size, optimizer, lr, area, bf16, zero_init)
-    initial = initial_weights(folder, start)
+    initial = initial_weights(folder, start, module)
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
     images = prepare(initial.encoder, train, test, per_class, draws, seed)

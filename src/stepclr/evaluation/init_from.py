@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
@@ -40,13 +40,13 @@ class InitialWeights:
         return classifier.to(self.encoder.mean.device)
 
 
-def initial_weights(run: Run, start: str = "encoder") -> InitialWeights:
+def initial_weights(run: Run, start: str = "encoder", module: nn.Module | None = None) -> InitialWeights:
     """The run's encoder and, for "head.K", the first K layers of its projection head from its newest checkpoint.
 
     Raises StepclrError where there is no such head, or it does not belong to the encoder.
     """
     choose("start", start, STARTS)
-    encoder = load_encoder(run)
+    encoder = load_encoder(run, module)
     if start == "encoder":
         return InitialWeights(encoder)
     kept_layers = int(start.removeprefix("head."))

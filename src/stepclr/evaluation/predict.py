@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
+from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import write_csv
+from stepclr.model.classifier import Classifier
 from stepclr.model.features import Written, fill_unreadable, resized
 from stepclr.model.files import load_classifier
 from stepclr.pretraining.classifier import logits
@@ -26,7 +28,12 @@ class Predictions:
     classes: list[str]
 
 
-def predict(classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None) -> Predictions:
+def predict(
+    classifier: str | os.PathLike[str],
+    images: Source,
+    progress: Progress | None = None,
+    module: nn.Module | None = None,
+) -> Predictions:
     """The probability of each class for every image.
 
     Args:
@@ -34,10 +41,11 @@ def predict(classifier: str | os.PathLike[str], images: Source, progress: Progre
         images: anything `open_images` takes. An image that cannot be read has a row of NaN, and a warning gives their
             number.
         progress: called with (images done, images in all).
+        module: where the encoder is your own module, such a module; it receives the weights.
 
     Raises StepclrError for a file that is not a classifier, and where no image can be read.
     """
-    source, probabilities, kept, classes = _predict(classifier, images, progress)
+    source, probabilities, kept, classes = _predict(load_classifier(classifier, module), images, progress)
     return Predictions(fill_unreadable(probabilities, kept, source), classes)
 
 
@@ -53,7 +61,7 @@ def write_predictions(
     """
     path = Path(out)
     check_suffix(path, [".csv"])
-    source, probabilities, kept, classes = _predict(classifier, images, progress)
+    source, probabilities, kept, classes = _predict(load_classifier(classifier), images, progress)
     table = [["path", "predicted", "probability", *(f"p:{name}" for name in classes)]]
     for i, row in zip(kept, probabilities.tolist(), strict=True):
         best = int(np.argmax(row))
@@ -64,10 +72,10 @@ def write_predictions(
 
 
 def _predict(
-    path: str | os.PathLike[str], images: Source, progress: Progress | None
+    classifier: Classifier, images: Source, progress: Progress | None
 ) -> tuple[ImageSet, Float32[np.ndarray, "n classes"], np.ndarray, list[str]]:
     """The images, the probabilities of the readable ones, the indices of those, and the classes."""
-    classifier = load_classifier(path).to(default_device())
+    classifier.to(default_device())
     source = resized(open_images(images), classifier.encoder)
     predicted, kept = logits(classifier, source, progress)
     if not len(kept):

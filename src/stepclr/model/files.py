@@ -45,7 +45,7 @@ class EncoderMetadata:
         if self.name.startswith(OWN_MODULE):
             if module is None:
                 own = self.name.removeprefix(OWN_MODULE)
-                raise StepclrError(f"{path} holds the weights of your own module; load_encoder needs module={own}(...)")
+                raise StepclrError(f"{path} holds the weights of your own module: in Python, pass module={own}(...)")
             encoder = build_encoder(module, "own", None, self.size, self.normalize_h, self.num_features)
         else:
             if module is not None:
@@ -77,7 +77,8 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
     """The encoder of a run (its folder, or an `encoder.safetensors` anywhere), in eval mode, with its preprocessing.
 
     Where the run was pretrained with your own module, `module` must be such a module; it receives the weights.
-    Raises StepclrError unless every tensor is there, fits and is finite.
+    `evaluate`, `finetune`, `embed`, `predict` and `load_classifier` take it too. Raises StepclrError unless every
+    tensor is there, fits and is finite.
     """
     path = Path(run)
     path = path / FILE if path.is_dir() else path
@@ -102,7 +103,7 @@ def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> Non
     _save(classifier, classifier.encoder, values, path)
 
 
-def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = None) -> Classifier:
     """The classifier in a file, or in a run's folder as `classifier.safetensors`, in eval mode.
 
     Raises StepclrError unless every tensor is there, fits and is finite.
@@ -117,7 +118,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     facts = _parse(ClassifierMetadata, metadata, path)
     if not _possible(facts):
         raise StepclrError(f"{path} is corrupt: it cannot keep {facts.kept_layers} layers of the head {facts.head!r}")
-    classifier = Classifier(facts.build(path), facts.labels, facts.head, facts.kept_layers)
+    classifier = Classifier(facts.build(path, module), facts.labels, facts.head, facts.kept_layers)
     try:
         classifier.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError, OSError) as error:

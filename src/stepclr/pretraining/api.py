@@ -21,7 +21,7 @@ from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.model.build import module_name
+from stepclr.model.build import OWN_MODULE, module_name
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, save_encoder
 from stepclr.model.weights import FILE, is_finite
@@ -90,6 +90,9 @@ def pretrain(
     if isinstance(options.get("encoder"), nn.Module):
         module = options["encoder"]
         options["encoder"] = module_name(module)
+    elif stored and stored.encoder.startswith(OWN_MODULE):
+        own = stored.encoder.removeprefix(OWN_MODULE)
+        raise StepclrError(f"{run.folder} was made with your own module {own}: in Python, pass encoder={own}(...) too")
     if "policy" in options:
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
     config = _with_absolute_paths(replace(config, **options))

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
+from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
@@ -20,7 +21,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def embed(
-    run: str | os.PathLike[str], images: Source, precision: str = "fp32", progress: Progress | None = None
+    run: str | os.PathLike[str],
+    images: Source,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+    module: nn.Module | None = None,
 ) -> Float32[np.ndarray, "n features"]:
     """Representations h `[n, F]`, float32, of all images of `images` in their order, by the encoder of `run`.
 
@@ -29,11 +34,12 @@ def embed(
         images: an `ImageSet` or anything `open_images` takes.
         precision: of the encoder's arithmetic, "fp32" or "bf16".
         progress: is called with (images done, images in all).
+        module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     An image that cannot be read has a row of NaN, and a warning reports how many there are. Raises StepclrError if
     no image can be read.
     """
-    encoder = load_encoder(run).to(default_device())
+    encoder = load_encoder(run, module).to(default_device())
     source = resized(open_images(images), encoder)
     h, kept = represented(encoder, source, precision, progress)
     return fill_unreadable(h, kept, source)
