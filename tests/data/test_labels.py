@@ -2,11 +2,13 @@
 
 import io
 import unicodedata
+import zlib
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -23,9 +25,13 @@ WORDS = [word for name, value in TINY.items() for word in (f"--{name.replace('_'
 
 
 def images_in(root: Path, *paths: str) -> Path:
-    for i, path in enumerate(paths):
+    """Noise, of which no two are alike."""
+    for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (10 * i, 255 - 10 * i, 50)).save(root / path)
+        noise = np.random.default_rng(zlib.crc32(f"{root.name}/{path}".encode())).integers(
+            0, 256, (16, 16, 3), np.uint8
+        )
+        Image.fromarray(noise).save(root / path)
     return root
 
 
