@@ -68,7 +68,7 @@ def test_a_gray_image_is_one_of_three_equal_channels() -> None:
 def test_more_than_eight_bits_need_a_value_range() -> None:
     grey = image()[0].numpy()
     deep = Image.fromarray(grey.astype(np.uint16) * 16)
-    with pytest.raises(StepclrError, match="value_range"):
+    with pytest.raises(StepclrError, match="needs --value-range LOW,HIGH"):
         SimCLRTransform(size=16)(deep, key=7)
     views = SimCLRTransform(size=16, value_range=(0, 16 * 255))(deep, key=7)
     assert torch.equal(torch.stack(views), torch.stack(SimCLRTransform(size=16)(Image.fromarray(grey), key=7)))

@@ -83,8 +83,8 @@ def check_pixels(image: Image.Image, reading: Reading) -> None:
     pixels = image.width * image.height
     if pixels > reading.limit:
         raise UnsupportedError(
-            f"{image.width} x {image.height}: above the limit of {reading.limit:,} pixels; --max-pixels {pixels} "
-            "(max_pixels) reads it"
+            f"{image.width} x {image.height}: above the limit of {reading.limit:,} pixels; --max-pixels {pixels} reads "
+            "it"
         )
 
 

@@ -107,8 +107,11 @@ class Ledger:
         lines = []
         if self.unreadable:
             name, reason = next(iter(self.unreadable.items()))
-            total = len(self.unreadable)
-            lines.append(f"skipped {total:,} images that cannot be read, for example {one_line(name)}: {reason}")
+            line = (
+                f"skipped {len(self.unreadable):,} images that cannot be read, for example {one_line(name)}: {reason}"
+            )
+            others = len({re.sub(r"[\d,]+", "", why) for why in self.unreadable.values()}) - 1
+            lines.append(line + (f" ({others} other reasons)" if others else ""))
         counts: Counter[str] = Counter()
         for kind, hint, number in self.ignored.values():
             counts[f"{kind} ({hint})" if hint else kind] += number

@@ -22,7 +22,7 @@ PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 262, 284, 338  # tags of TIFF
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of the first two
 LOWEST, HIGHEST = (340, 280), (341, 281)  # tags of TIFF for the smallest and the largest number
 HALVES = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # the byte order that swaps both bytes
-OPTION = "--value-range LOW,HIGH (value_range) says which numbers are black and white"
+NEEDS = "needs --value-range LOW,HIGH, the numbers of black and white:"
 ON_BLACK = "a light drawing on transparency, laid over black"
 FIRST_FRAME = "the first of several frames or pages"
 FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # a phone's JPEG and HEIC have further images for other purposes
@@ -91,18 +91,16 @@ def _range(image: Image.Image, reading: Reading) -> Range | None:
 def _range_of_bits(image: Image.Image, largest: int) -> Range:
     """0 to 65535 for 16 bits that are used. Raises `UnsupportedError` for any other image."""
     if image.mode == "F":
-        raise UnsupportedError(f"floating-point numbers without a declared range; {OPTION}")
+        raise UnsupportedError(f"{NEEDS} floating-point numbers without a declared range")
     if not image.mode.startswith("I;16") and image.format in (None, "TIFF"):
-        raise UnsupportedError(f"32-bit or signed whole numbers without a declared range; {OPTION}")
+        raise UnsupportedError(f"{NEEDS} 32-bit or signed whole numbers without a declared range")
     _check_bright(largest)
     return 0.0, float(SIXTEEN)
 
 
 def _check_bright(largest: int) -> None:
     if 0 < largest <= DIM:
-        raise UnsupportedError(
-            f"16-bit numbers of at most {largest:,}, which would be nearly black as shares of {SIXTEEN:,}; {OPTION}"
-        )
+        raise UnsupportedError(f"{NEEDS} 16-bit numbers of at most {largest:,} would be nearly black")
 
 
 def _wide(image: Image.Image, reading: Reading, again: Again | None) -> Image.Image:
