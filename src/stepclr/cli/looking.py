@@ -194,7 +194,7 @@ def doctor(
     if recipe:
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images = open_images(source, classes or None, limit)
-    diagnosis = stepclr.doctor(images, config, open_images(test) if test else None, Counter())
+    diagnosis = stepclr.doctor(images, config, open_source(test) if test else None, Counter())
     text = dumps(diagnosis.to_dict(), indent=2)
     if out:
         write_whole(out, lambda file: file.write(text.encode()))
