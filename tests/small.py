@@ -48,7 +48,7 @@ def run_config(**changes: Any) -> RunConfig:
     facts |= {"features": 32, "skipped": 0, "names_checksum": "0", "steps_per_epoch": 3, "renderer": "numba"}
     facts |= {"threads": 1, "ranks": 1, "device": "cpu"}
     decided: dict[str, Any] = {"size": 28, "min_area": 0.2, "lr": 0.12, "weight_decay": 5e-4, "warmup": 0.3}
-    decided |= {"interpolation": "bicubic", "precision": "fp32"}
+    decided |= {"interpolation": "bicubic", "temperature": 0.5, "precision": "fp32"}
     return RunConfig(**(facts | decided | changes))
 
 

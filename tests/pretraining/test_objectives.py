@@ -155,6 +155,8 @@ def test_a_student_comes_to_predict_what_its_teacher_does(teacher: stepclr.Run, 
     assert run.metrics[0]["loss"] > run.metrics[-1]["loss"]
     resumed = stepclr.distill(teacher, "sample:unlabeled", tmp_path / "run", resume=True, progress=False)
     assert same(resumed, run)
+    with pytest.raises(stepclr.StepclrError, match="was started with teacher"):
+        stepclr.distill(tmp_path / "another", "sample:unlabeled", tmp_path / "run", resume=True, progress=False)
 
 
 def test_the_command_line_distills(teacher: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

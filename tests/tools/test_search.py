@@ -521,8 +521,14 @@ def test_a_run_stands_for_an_index_of_its_own_images(
     monkeypatch.chdir(tmp_path)
     own = Path(shutil.copytree(photos, tmp_path / "own"))
     run = stepclr.pretrain(
-        own, tmp_path / "run", encoder="test_resnet", stem="small-stride2", epochs=1, batch_size=16, progress=False
+        "own", "run", encoder="test_resnet", stem="small-stride2", epochs=1, batch_size=16, progress=False
     )
+    run = stepclr.Run(tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # a run finds its images from any folder
+    assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
+    assert f"{PHOTOS} images, {PHOTOS} of them new" in capsys.readouterr().out
+    stepclr.pretrain(own, run.folder, resume=True, epochs=2, progress=False)  # its vectors are other ones now
     assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
     assert f"{PHOTOS} images, {PHOTOS} of them new" in capsys.readouterr().out
     assert open_index(run.folder / "index").paths == stepclr.open_images(own).names

@@ -40,7 +40,7 @@ def distill(
     Raises what `pretrain` raises.
     """
     stored = RunConfig.read(Path(out)) if resume else None
-    config = stored.settings() if stored else replace(SETTINGS, teacher=os.fspath(classifier))
+    config = replace(stored.settings() if stored else SETTINGS, teacher=os.fspath(classifier))
     if student is not None:
         options["encoder"] = student
     return pretrain(images, out, config=config, limit=limit, resume=resume, progress=progress, **options)

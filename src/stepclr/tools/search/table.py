@@ -11,6 +11,7 @@ or not at all: wherever a process is killed, the table can be opened, and the sa
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -44,6 +45,7 @@ from stepclr.tools.search.index import (
     encoder_checksum,
     needed,
     open_table,
+    read_metadata,
     reading,
 )
 from stepclr.tools.search.nearest import update_ann_index
@@ -130,8 +132,16 @@ def build_index(
 
 
 def update_run_index(run: Path, progress: Progress | None = None) -> IndexUpdate:
-    """Build or update RUN/index: an index of the images that the run was trained on, as they are now."""
-    return build_index(run, Run(run).images(), run / "index", progress=progress)
+    """Build or update RUN/index: an index of the images that the run was trained on, as they are now.
+
+    Vectors of an encoder that the run has since trained further are of no use to it: the index is built again.
+    """
+    index = run / "index"
+    if (index / METADATA_FILE).is_file():
+        metadata = read_metadata(index)
+        if metadata and metadata.checksum != encoder_checksum(load_encoder(run)):
+            shutil.rmtree(index)
+    return build_index(run, Run(run).images(), index, progress=progress)
 
 
 def write_embeddings(
