@@ -61,6 +61,16 @@ def test_a_run_cannot_end_before_the_step_it_has_reached(tmp_path: Path) -> None
     assert (run.folder / FILE).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("choice", "words"), [({"limit": 20}, "limit 32, not 20"), ({"classes": ["Bag"]}, "the classes all, not Bag")]
+)
+def test_a_run_is_not_resumed_on_other_images_than_it_chose(choice: dict[str, Any], words: str, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", "sample:train", epochs=1)
+    with pytest.raises(stepclr.StepclrError, match=f"was started with {words}"):
+        small_run(run.folder, "sample:train", epochs=2, resume=True, **choice)
+    small_run(run.folder, "sample:train", epochs=2, resume=True, limit=None)
+
+
 def test_a_second_process_that_is_refused_changes_no_record(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     run = small_run(tmp_path / "run", epochs=1)
@@ -72,7 +82,8 @@ def test_a_second_process_that_is_refused_changes_no_record(tmp_path: Path) -> N
 def test_a_run_finds_its_images_from_any_folder_and_after_they_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    photos_in(tmp_path / "photos", IMAGES)
+    for name in ("a", "b"):
+        photos_in(tmp_path / "photos" / name, IMAGES // 2)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     small_run(Path("run"), "photos", epochs=1, monitor="photos")

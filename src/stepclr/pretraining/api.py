@@ -31,7 +31,7 @@ from stepclr.pretraining.logging import Progress
 from stepclr.pretraining.loop import Diverged, list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.resolve import resolve, views_of
-from stepclr.pretraining.resume import extended, resumed
+from stepclr.pretraining.resume import check_same_choice, extended, resumed
 from stepclr.pretraining.run import Run
 from stepclr.recipes import recipe_config
 from stepclr.views.policies import read_policy
@@ -97,6 +97,7 @@ def pretrain(
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
     config = _with_absolute_paths(replace(config, **options))
     if stored:
+        check_same_choice(classes, limit, stored, run)
         config = resumed(config, stored, run)
         classes, limit = stored.classes or None, stored.limit
 

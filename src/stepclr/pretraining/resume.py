@@ -1,5 +1,6 @@
 """What a resumed run may change, and what it must find as it was."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from stepclr.config import SETTINGS, PretrainConfig, RunConfig
@@ -27,6 +28,17 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
                 f"{', '.join(sorted(CHANGEABLE))}): leave {name} out, or choose another output folder"
             )
     return replace(config, **kept)
+
+
+def check_same_choice(classes: str | Sequence[str] | None, limit: int | None, stored: RunConfig, run: Run) -> None:
+    """Raise StepclrError if a run about to be resumed chose other images; None asks for those that it chose."""
+    if isinstance(classes, str):
+        classes = [name.strip() for name in classes.split(",")]
+    if classes is not None and list(classes) != stored.classes:
+        began = ", ".join(stored.classes) or "all"
+        raise StepclrError(f"{run.folder} was started with the classes {began}, not {', '.join(classes)}")
+    if limit is not None and limit != stored.limit:
+        raise StepclrError(f"{run.folder} was started with limit {stored.limit}, not {limit}")
 
 
 def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:
