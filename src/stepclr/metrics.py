@@ -88,7 +88,8 @@ def uniformity(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 def effective_rank(h: Float[Tensor, "n features"]) -> float:
     """exp of the entropy of the normalized singular values of centered h (Roy & Vetterli 2007).
 
-    It measures how many directions h uses: 1 is collapsed, F is the most.
+    It measures how many directions h uses: 1 is collapsed, and the smaller of F and n - 1 is the most. It grows with n:
+    compare the values of equally many images.
     """
     singular = torch.linalg.svdvals(h.float() - h.float().mean(0))
     if not singular.sum() > 0:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from small import checksum
+from small import checksum, run_config
 
 import stepclr
 from stepclr.data.images import ImageSet
@@ -58,9 +58,9 @@ def test() -> ImageSet:
     return named(24, seed=2)
 
 
-def make_run(folder: Path, classes: list[str] | None = None) -> Path:
+def make_run(folder: Path, classes: list[str] | None = None, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         encoder = build_encoder("test_resnet", "small-stride2", size=16)
     encoder.classes = classes or []
     save_encoder(encoder, folder / "encoder.safetensors")
@@ -447,3 +447,47 @@ def test_an_image_that_vanishes_on_the_way_is_an_error(
     monkeypatch.setattr(prepare, "represent", one_less)
     with pytest.raises(StepclrError, match="can no longer be read"):
         stepclr.evaluate(run, train, test)
+
+
+def test_runs_that_differ_in_their_seed_show_its_spread(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
+    runs = [make_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    for seed, run in enumerate(runs):
+        run_config(seed=seed, monitor=str(seed)).write(run)
+    options: Settings = {"labels_per_class": 2, "draws": 2, "baselines": "pixels"}
+    scores = stepclr.evaluate(runs[0], train, test, **options, seeds=runs)
+    assert {path.name for path in (tmp_path / "1").iterdir()} == {"config.json", "encoder.safetensors"}
+    assert Scores.from_dict(json.loads((runs[0] / "evaluation.json").read_text())) == scores
+    assert scores.protocol["seeds"] == {str(run): seed for seed, run in enumerate(runs)}
+
+    # Each value is that of a run scored alone, on the same splits.
+    alone = [stepclr.evaluate(run, train, test, **options) for run in runs]
+    added = {(row.method, row.labels_per_class): row for row in scores.rows[len(alone[0].rows) :]}
+    assert scores.rows[: len(alone[0].rows)] == alone[0].rows
+    assert list(added) == [("simclr over 3 seeds", 2), ("knn over 3 seeds", 2), ("knn over 3 seeds", "all")]
+    for (method, labels), row in added.items():
+        means = [
+            next(one.mean for one in each.rows if (one.method, one.labels_per_class) == (method.split()[0], labels))
+            for each in alone
+        ]
+        assert row.values == means
+        assert (row.mean, row.std) == pytest.approx((np.mean(means), np.std(means, ddof=1)))
+    assert "simclr over 3 seeds" in [str(cell) for cell in score_table(scores).columns[0].cells]
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
+    first, second = (make_run(tmp_path / name) for name in "ab")
+    run_config(seed=0).write(first)
+    for given, words in (
+        ({"seed": 1, "epochs": 7}, "in more than its seed: epochs is 7"),
+        ({"seed": 1, "names_checksum": "1"}, "in more than its seed: names_checksum is 1"),
+        ({"seed": 0}, "have the same seed, 0"),
+    ):
+        run_config(**given).write(second)
+        with pytest.raises(StepclrError, match=words) as error:
+            stepclr.evaluate(first, train, test, seeds=[second])
+        assert one_line(error)
+    with pytest.raises(StepclrError, match="seeds names no run besides"):
+        stepclr.evaluate(first, train, test, seeds=[first])
+    (second / "config.json").unlink()
+    with pytest.raises(StepclrError, match="is not the folder of a run"):
+        stepclr.evaluate(first, train, test, seeds=[second])

@@ -473,7 +473,9 @@ def test_paired_lines_compare_what_saw_the_same_labels() -> None:
     assert list(paired_lines(Scores(rows, {}))) == [
         "simclr - scratch with 5 labels per class: +15.0 points, standard error 5.0, above in 2 of 2 draws",
         "finetuned - scratch with 5 labels per class: +10.0 points, standard error 20.0, above in 1 of 2 draws",
+        "the standard errors cover the draws of the labels, not other test images or another pretraining seed",
     ]
+    assert not list(paired_lines(Scores(rows[:1], {})))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])

@@ -34,6 +34,7 @@ def evaluate(
     baselines: str = "pixels,random",
     scratch_steps: int = 1000,
     finetune: bool = False,
+    seeds: Annotated[tuple[Path, ...], arg(metavar="RUN ...")] = (),
     reading: Read = AS_DECLARED,
 ) -> None:
     """Evaluate a run's frozen encoder with few labels and compare it with baselines.
@@ -51,6 +52,7 @@ def evaluate(
         baselines: Baselines to compare with: pixels, random (untrained), scratch (supervised, slow); or none.
         scratch_steps: Training steps of scratch, of 32 images each.
         finetune: Also score fine-tuning with the same labels (slow).
+        seeds: Runs that differ in their seed alone: adds the mean and the spread over pretraining seeds.
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr

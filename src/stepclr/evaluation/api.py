@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from stepclr.config import SETTINGS
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source
 from stepclr.device import default_device
@@ -23,7 +24,7 @@ from stepclr.evaluation import linear
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task
 from stepclr.evaluation.prepare import prepare, training_defaults
-from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Scores, confusion, score
+from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Score, Scores, confusion, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
@@ -32,6 +33,8 @@ from stepclr.threads import Progress
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the method that each adds to the table
 BASELINES = ("pixels", "random", "scratch")
 OF_THE_RUN = ("simclr", "finetuned", "knn")  # the first of these that is scored has its confusion matrix reported
+# Runs that are compared over their seeds share all settings that shape an encoder, and the images.
+SAME_OVER_SEEDS = sorted({*SETTINGS, "names_checksum"} - {"seed", "keep_every", "monitor", "cache_gib"})
 Json = dict[str, Any]
 Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
 
@@ -48,6 +51,7 @@ def evaluate(
     baselines: str | Iterable[str] = ("pixels", "random"),
     scratch_steps: int = 1000,
     finetune: bool = False,
+    seeds: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
     module: nn.Module | None = None,
 ) -> Scores:
@@ -67,7 +71,10 @@ def evaluate(
             "scratch" (supervised training; slow).
         scratch_steps: optimizer steps of 32 images that scratch trains for.
         finetune: score fine-tuning on the same splits too (method finetuned), with the defaults of `stepclr.finetune`.
-        progress: called with (done, total) after each split of each method.
+        seeds: folders of runs that differ from `run` in their seed alone. They are scored on the same splits, and rows
+            such as "simclr over 3 seeds" are added, whose values are each run's mean over the splits: their `std` is
+            the spread over pretraining seeds. Nothing is written into these folders.
+        progress: called with (done, total) after each split of each method, of each run anew.
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores: a `Score` for each method and number of labels, and the protocol, whose "confusion" reports
@@ -80,15 +87,83 @@ def evaluate(
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)
+    others = _other_seeds(run, seeds)
     check_number("draws", draws, 1)
     check_number("seed", seed, 0)
     check_number("scratch_steps", scratch_steps, 1)
     world = join()
     folder = Run(Path(run))
+
+    def scores_of(each: Run, names: list[str]) -> Scores:
+        return _evaluate(each, train, test, per_class, draws, seed, names, scratch_steps, progress, module, world)
+
+    scores = scores_of(folder, names)
+    if others:
+        of_the_run = [name for name in names if name in OF_THE_RUN]
+        of_others = [scores_of(other, of_the_run) for other in others]
+        scores.rows.extend(_over_seeds([scores, *of_others]))
+        scores.protocol["seeds"] = {str(each.folder.resolve()): each.config.seed for each in [folder, *others]}
+    if folder.folder.is_dir() and world.first:
+        folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
+    return scores
+
+
+def _other_seeds(run: str | os.PathLike[str], seeds: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """The runs of `seeds` besides `run`; StepclrError unless all have the same settings and another seed each."""
+    runs = list({Path(path).resolve(): Run(Path(path)) for path in [run, *seeds]}.values())
+    if len(runs) == 1:
+        if seeds:
+            raise StepclrError(f"seeds names no run besides {run}; give runs with other seeds")
+        return []
+    seen: dict[int, Path] = {}
+    for each in runs:
+        if not each.exists():
+            raise StepclrError(f"{each.folder} is not the folder of a run, so its pretraining seed is not known")
+        for name in SAME_OVER_SEEDS:
+            first, value = getattr(runs[0].config, name), getattr(each.config, name)
+            if value != first:
+                raise StepclrError(
+                    f"{each.folder} differs from {runs[0].folder} in more than its seed: {name} is {value}, not {first}"
+                )
+        same = seen.setdefault(each.config.seed, each.folder)
+        if same != each.folder:
+            raise StepclrError(f"{same} and {each.folder} have the same seed, {each.config.seed}")
+    return runs[1:]
+
+
+def _over_seeds(of_runs: Sequence[Scores]) -> list[Score]:
+    """The rows of the first run's own methods over the seeds: the mean of each run's means, and their spread."""
+    means: dict[tuple[str, LabelsPerClass], list[float]] = {}
+    for scores in of_runs:
+        for row in scores.rows:
+            if row.method in OF_THE_RUN:
+                means.setdefault((row.method, row.labels_per_class), []).append(row.mean)
+    return [
+        Score(
+            f"{method} over {len(values)} seeds", labels, float(np.mean(values)), float(np.std(values, ddof=1)), values
+        )
+        for (method, labels), values in means.items()
+    ]
+
+
+def _evaluate(
+    run: Run,
+    train: Source,
+    test: Source,
+    per_class: list[LabelsPerClass],
+    draws: int,
+    seed: int,
+    names: list[str],
+    scratch_steps: int,
+    progress: Progress | None,
+    module: nn.Module | None,
+    world: World,
+) -> Scores:
+    """The scores of one run by the methods of these names; nothing is written."""
     encoder = load_encoder(run, module).to(default_device())
     before = state_checksum(encoder.state_dict())
     images = prepare(encoder, train, test, per_class, draws, seed, world)
-    task = Task(encoder, images, seed, scratch_steps, *training_defaults(folder))
+    task = Task(encoder, images, seed, scratch_steps, *training_defaults(run))
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
     splits = dict.fromkeys(names, images.splits)
@@ -101,10 +176,10 @@ def evaluate(
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated; its scores are not valid")
 
     truth = images.test.labels  # the one place that reads them
-    scores = Scores(
+    return Scores(
         [score(*key, [fit.predicted for fit in fits], truth, images.clean) for key, fits in predictions.items()],
         {
-            "run": os.path.abspath(run),
+            "run": os.path.abspath(run.folder),
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
             "encoder_sha256": {"before": before, "after": after},
             "representation": f"{encoder.num_features} features, float32, eval mode, center crop",
@@ -114,9 +189,6 @@ def evaluate(
             "confusion": _confusion(predictions, truth, images.classes, images.test),
         },
     )
-    if folder.folder.is_dir() and world.first:
-        folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
-    return scores
 
 
 def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], finetune: bool) -> list[str]:

@@ -16,6 +16,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 
 BANK, QUERIES = 4000, 1000  # enough to see a trend, and cheap compared with an epoch
+RANK_IMAGES = 1000  # of the queries, then the bank: the effective rank grows with their number, so runs share one
 
 
 def batch_metrics(
@@ -66,10 +67,15 @@ class Monitor:
         return len(labels) >= 10 and len(np.unique(labels)) > 1 and not split_folders(images)
 
     def __call__(self, encoder: Encoder, precision: str, world: World = ALONE) -> dict[str, float]:
-        """Top-1 of the queries and the effective rank of their h, at the run's own precision."""
+        """Top-1 of the queries, and the effective rank of h of `effective_rank_images`, at the run's own precision."""
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         bank, bank_rows = represent(encoder, self.bank, dtype, world=world)
         h, rows = represent(encoder, self.queries, dtype, world=world)
         predicted = weighted_knn(bank, torch.from_numpy(self.bank.labels[bank_rows]), h)
         truth = torch.from_numpy(self.queries.labels[rows])
-        return {"knn": (predicted == truth).double().mean().item(), "effective_rank": effective_rank(h)}
+        ranked = torch.cat([h, bank])[:RANK_IMAGES]
+        return {
+            "knn": (predicted == truth).double().mean().item(),
+            "effective_rank": effective_rank(ranked),
+            "effective_rank_images": len(ranked),
+        }

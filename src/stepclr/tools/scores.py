@@ -78,6 +78,9 @@ def _encoder_checksum(run: Run) -> str | None:
         return None
 
 
+PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
+
+
 def percent(row: Score) -> str:
     """Top-1 of a row of evaluation.json, such as "76.5 ± 1.0 %": mean and, where there are several draws, std."""
     return _percent(row.mean, row.std)
@@ -162,8 +165,12 @@ def score_summary(scores: Scores) -> Iterator[Table | str]:
 
 
 def paired_lines(scores: Scores) -> Iterator[str]:
-    """How far our methods are above each baseline, paired by draw: both saw the same labels in each."""
+    """How far our methods are above each baseline, paired by draw: both saw the same labels in each.
+
+    The last line says what the standard errors do not cover: draws share the test images, the run and some labels.
+    """
     rows = {(row.method, row.labels_per_class): row for row in scores.rows}
+    errors = 0
     for (name, labels), row in rows.items():
         method = METHODS.get(name)
         if method is None or len(row.values) < 2:
@@ -173,10 +180,13 @@ def paired_lines(scores: Scores) -> Iterator[str]:
                 continue
             gain = 100 * np.subtract(row.values, rows[baseline, labels].values)
             error = gain.std(ddof=1) / math.sqrt(len(gain))
+            errors += 1
             yield (
                 f"{name} - {baseline} with {labels_words(labels)}: {gain.mean():+.1f} points, standard error "
                 f"{error:.1f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
             )
+    if errors:
+        yield PAIRED_COVERS
 
 
 def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:

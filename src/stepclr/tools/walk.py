@@ -145,7 +145,10 @@ class Walk:
         _, encoder, h = self.trained
         if not Monitor.can_watch(self.images):
             rank = effective_rank(torch.from_numpy(h))
-            return "the frozen encoder; no labels here", f"h uses {rank:.1f} of {encoder.num_features} directions"
+            return (
+                "the frozen encoder; no labels here",
+                f"h of {len(h)} images uses {rank:.1f} of {encoder.num_features} directions",
+            )
         monitor = Monitor(self.images)
         return (
             f"the frozen encoder, {len(monitor.bank)} labeled images, {len(monitor.queries)} images to classify",

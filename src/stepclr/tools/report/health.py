@@ -209,7 +209,10 @@ def _rate_facts(f: Facts, log: Log) -> None:
     config = f.config
     f.uniformity, f.rank = log.end("uniformity"), log.last("effective_rank")
     uniformity = "" if math.isnan(f.uniformity) else f"uniformity {f.uniformity:.2f} (0: one point, -4: spread out)"
+    images = log.last("effective_rank_images")
     rank = "" if math.isnan(f.rank) else f"effective rank {f.rank:.1f}"
+    if not math.isnan(images):
+        rank += f" of {images:.0f} images"
     f.spread_words = ", ".join(filter(None, (uniformity, rank)))
     f.contracted = f.self_supervised and f.uniformity > CONTRACTED  # SupCon may draw a class together
 
