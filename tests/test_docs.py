@@ -25,6 +25,8 @@ from tyro.conf import Positional
 
 from stepclr.cli import COMMANDS
 from stepclr.config import PretrainConfig
+from stepclr.data.reading import Reading
+from stepclr.data.reading import Reading
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -283,8 +285,9 @@ def options(command: Any) -> set[str]:
     flags = set()
     for name, kind in typing.get_type_hints(command, include_extras=True).items():
         annotations = getattr(kind, "__metadata__", ())
-        if PretrainConfig in (kind, getattr(kind, "__origin__", None)):
-            flags |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(PretrainConfig)}
+        settings = getattr(kind, "__origin__", kind)
+        if settings in (PretrainConfig, Reading):
+            flags |= {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)}
         elif name != "return" and positional not in annotations:
             other = next((one.name for one in annotations if getattr(one, "name", None)), None)
             flags.add(f"--{other or name.replace('_', '-')}")

@@ -204,7 +204,8 @@ def test_scratch_takes_batches_of_32_by_a_cosine_to_0_of_views_of_their_keys(
         return view_keys(seed, epoch, indices)
 
     def step(self: torch.optim.SGD, *args: Any) -> Any:
-        (group,) = self.param_groups
+        group, excluded = self.param_groups
+        assert not excluded["params"]
         rates.append(group["lr"])
         assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 5e-4)
         return original(self, *args)

@@ -278,7 +278,7 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
         ({"epochs": 0}, r"epochs must be above 0, not 0"),
         ({"epochs": 1.5}, r"epochs must be int, not 1\.5"),
         ({"lr": "fast"}, r"lr must be float \| None, not 'fast'"),
-        ({"temperature": float("nan")}, r"temperature must be above 0, not nan"),
+        ({"temperature": float("nan")}, r"temperature must be a finite number, not nan"),
         ({"lr": -1.0}, r"lr must be above 0, not -1\.0"),
         ({"batch_size": "16"}, r"batch_size must be int, not '16'"),
         ({"encoder": "test_resnt"}, r"unknown encoder 'test_resnt'\. Did you mean 'test_resnet'\? .*"),

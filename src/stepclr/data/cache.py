@@ -106,7 +106,9 @@ def _fits(store: Store, rows: Rows, short_side: int, budget: int) -> bool:
 
 
 def _path(folder: Path, store: Store, checksums: list[str], short_side: int) -> Path:
-    what = "\n".join([DECODER, repr(store.reading), str(short_side), *checksums])
+    # The limit that holds, so that the default is the same whether it was left out or written down.
+    reading = f"{store.reading.value_range} {store.reading.limit}"
+    what = "\n".join([DECODER, reading, str(short_side), *checksums])
     return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.pixels"
 
 
