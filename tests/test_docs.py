@@ -26,7 +26,6 @@ from tyro.conf import Positional
 from stepclr.cli import COMMANDS
 from stepclr.config import PretrainConfig
 from stepclr.data.reading import Reading
-from stepclr.data.reading import Reading
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -67,7 +67,10 @@ def test_a_delay_is_charged_to_its_part(
     spent = profiled(tmp_path / "run", capsys)
     wanted = 1000 * DELAY * (0.5 if part == "data" else 1)  # reading continues alongside the work
     assert spent[part] > 0.9 * wanted
-    assert all(other == part or milliseconds < wanted / 2 for other, milliseconds in spent.items())
+    charged = {part}
+    if part in ("data", "forward"):  # the check at the end of an epoch reads and represents a few images too
+        charged.add("other")
+    assert all(milliseconds < wanted / 2 for other, milliseconds in spent.items() if other not in charged)
 
 
 def test_the_backward_pass_is_charged_too(
