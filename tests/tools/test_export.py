@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
     )
     few = stepclr.open_images("sample:test", limit=60)
     stepclr.evaluate(run, "sample:train", few, labels_per_class=2, draws=2)
-    stepclr.finetune(run, few, few, epochs=1)
+    stepclr.finetune(run, stepclr.open_images("sample:train", limit=60), few, epochs=1)
     return run
 
 
