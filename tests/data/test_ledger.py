@@ -61,7 +61,7 @@ def test_names_without_a_suffix_are_known_by_their_first_bytes(tmp_path: Path) -
     files |= {"IMG 12.30.45": file_of(image), "x.jpg?width=640": file_of(image), "README": b"P5 or BM, as you like"}
     for images in every_kind(files, tmp_path):
         assert sorted(images.names) == sorted(files.keys() - {"README"})
-        assert images.ledger.lines() == ["ignored 1 files and folders: 1 without a suffix"]
+        assert images.ledger.lines() == ["ignored 1 file or folder: 1 without a suffix"]
         assert len(images.read(range(len(images)))) == 9
 
 
@@ -83,7 +83,7 @@ def test_heic_is_counted_with_what_to_install_where_it_is_not(
     images.read_readable(range(len(images)))
     (line,) = images.ledger.lines()
     assert "stepclr[heic]" in line
-    assert line.startswith("skipped 1 images" if read else "ignored 1 files and folders: 1 .heic (")
+    assert line.startswith("skipped 1 image" if read else "ignored 1 file or folder: 1 .heic (")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_links_to_nothing_are_missing_images(tmp_path: Path) -> None:
     assert len(images) == 1
     skipped, ignored = images.ledger.lines()
     assert skipped.startswith("skipped 59 images that cannot be read, for example link 0.png: a link to a file that")
-    assert ignored == "ignored 1 files and folders: 1 .txt"
-    assert skipped.endswith(" (1 other reasons)")
+    assert ignored == "ignored 1 file or folder: 1 .txt"
+    assert skipped.endswith(" (1 other reason)")
     assert dict(images.skipped)["pipe.png"] == "a device or a pipe, not a file"
 
 
@@ -141,8 +141,8 @@ def test_every_set_of_a_source_shares_its_ledger_and_the_cache_remembers(tmp_pat
         {"a/0.png": file_of(Image.fromarray(white)), "a/1.png": b"broken", "b/2.png": file_of(Image.new("L", (9, 9)))},
     )
     expected = [
-        "skipped 1 images that cannot be read, for example a/1.png: not an image in a known format",
-        "changed 1 images: 1 a light drawing on transparency, laid over black",
+        "skipped 1 image that cannot be read, for example a/1.png: not an image in a known format",
+        "changed 1 image: 1 a light drawing on transparency, laid over black",
     ]
     for budget in (2**30, 2**30, 0):
         images = open_images(tmp_path)
@@ -177,7 +177,7 @@ def test_images_of_a_dataset_follow_the_same_rules() -> None:
     images = open_images(Drawings())
     assert images.read_readable([0, 1])[1].tolist() == [0]
     assert "--value-range LOW,HIGH" in images.skipped[0][1]
-    assert images.ledger.lines()[1] == "changed 1 images: 1 a light drawing on transparency, laid over black"
+    assert images.ledger.lines()[1] == "changed 1 image: 1 a light drawing on transparency, laid over black"
     assert int(open_images(Drawings(), value_range=(0, 1))[1][0].max()) == 255
 
 

@@ -247,6 +247,9 @@ def test_classes(sound: Path, images: Path) -> None:
     assert "no image has a label" in screen(unlabeled)
     assert unlabeled.advice is not None
     assert unlabeled.advice.with_labels is None
+    one_class = stepclr.doctor((array, np.zeros(48, np.int64)), CONFIG)  # there is nothing to tell apart
+    assert one_class.advice is not None
+    assert one_class.advice.with_labels is None
 
 
 @pytest.mark.usefixtures("without_trials")

@@ -63,7 +63,7 @@ def open_source(
 def say_unread(*opened: "ImageSet") -> None:
     """Print on standard error what was found while the images of opened sources were read."""
     for images in opened:
-        _note([f"{images.source}: {line}" for line in images.ledger.lines(ignored=False)])
+        _note([f"{images.source}: {line}" for line in images.ledger.lines_of_read()])
 
 
 def _note(lines: list[str]) -> None:

@@ -43,7 +43,7 @@ def heading(images: ImageSet) -> str:
     Classes that are named like splits are a warning.
     """
     words = describe_classes(class_counts(images), int((images.labels < 0).sum()))
-    lines = [f"{images.source}: {len(images):,} images, {words}", *images.ledger.lines()]
+    lines = [f"{images.source}: {len(images):,} images, {words}", *images.ledger.lines_of_ignored()]
     if warning := split_folders(images):
         lines.append(f"warning: {warning}")
     return "\n".join(lines)

@@ -102,24 +102,39 @@ class Ledger:
                 return False
         return True
 
-    def lines(self, ignored: bool = True) -> list[str]:
-        """A line for what is skipped, `ignored`, and changed when it is read; none for what did not occur."""
-        lines = []
-        if self.unreadable:
-            name, reason = next(iter(self.unreadable.items()))
-            line = (
-                f"skipped {len(self.unreadable):,} images that cannot be read, for example {one_line(name)}: {reason}"
-            )
-            others = len({re.sub(r"[\d,]+", "", why) for why in self.unreadable.values()}) - 1
-            lines.append(line + (f" ({others} other reasons)" if others else ""))
+    def lines(self) -> list[str]:
+        """A line for what is skipped, ignored, and changed when it is read; none for what did not occur."""
+        return [*self._skipped(), *self.lines_of_ignored(), *self._changed()]
+
+    def lines_of_ignored(self) -> list[str]:
+        """What is known when a source has been opened and none of its images read."""
         counts: Counter[str] = Counter()
         for kind, hint, number in self.ignored.values():
             counts[f"{kind} ({hint})" if hint else kind] += number
-        if counts and ignored:
-            lines.append(f"ignored {counts.total():,} files and folders: {_kinds(counts)}")
-        if self.remarks:
-            lines.append(f"changed {len(self.remarks):,} images: {_kinds(Counter(self.remarks.values()))}")
-        return lines
+        if not counts:
+            return []
+        return [f"ignored {_number(counts.total(), 'file or folder', 'files and folders')}: {_kinds(counts)}"]
+
+    def lines_of_read(self) -> list[str]:
+        """What was found while images were read."""
+        return [*self._skipped(), *self._changed()]
+
+    def _skipped(self) -> list[str]:
+        if not self.unreadable:
+            return []
+        name, reason = next(iter(self.unreadable.items()))
+        images = _number(len(self.unreadable), "image", "images")
+        line = f"skipped {images} that cannot be read, for example {one_line(name)}: {reason}"
+        others = len({re.sub(r"[\d,]+", "", why) for why in self.unreadable.values()}) - 1
+        if others:
+            line += f" ({_number(others, 'other reason', 'other reasons')})"
+        return [line]
+
+    def _changed(self) -> list[str]:
+        if not self.remarks:
+            return []
+        images = _number(len(self.remarks), "image", "images")
+        return [f"changed {images}: {_kinds(Counter(self.remarks.values()))}"]
 
     def write(self, path: Path) -> None:
         """Write a CSV of (path, reason) with every entry; no file if there is none."""
@@ -130,6 +145,10 @@ class Ledger:
         rows += [(name, f"changed: {text}") for name, text in self.remarks.items()]
         if len(rows) > 1:
             write_csv(path, rows)
+
+
+def _number(n: int, one: str, more: str) -> str:
+    return f"{n:,} {one if n == 1 else more}"
 
 
 def _kinds(counts: Counter[str]) -> str:

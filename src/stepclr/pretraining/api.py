@@ -168,7 +168,7 @@ def _decoded(images: ImageSet, config: ResolvedConfig, printer: Progress) -> Ima
     """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
     budget = int(config.cache_gib * 2**30)
     decoded = images.decoded(source_side(config.size), budget=budget, progress=printer.decoded)
-    for line in decoded.ledger.lines(ignored=False):
+    for line in decoded.ledger.lines_of_read():
         printer.say(line)
     return decoded
 

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from stepclr.config import PretrainConfig, ResolvedConfig
-from stepclr.data.labels import class_counts, of_these_classes
+from stepclr.data.images import ImageSet
+from stepclr.data.labels import check_classes, class_counts, of_these_classes
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
+from stepclr.errors import StepclrError
 from stepclr.pretraining.resolve import resolve, view_size
 from stepclr.threads import Progress, cores
 from stepclr.tools.doctor.advice import Advice, advice
@@ -103,7 +105,7 @@ def doctor(
             images.chosen or [],
             settings.size,
             readable,
-            int((images.labels >= 0).sum()),
+            _learnable(images),
             default_device().type == "cuda",
             estimated.largest_at_once,
             ordered(findings),
@@ -128,6 +130,15 @@ def doctor(
         },
         seconds=seconds,
     )
+
+
+def _learnable(images: ImageSet) -> int:
+    """The number of labeled images, or 0 where their classes are nothing that a supervised loss would take."""
+    try:
+        check_classes(images)
+    except StepclrError:
+        return 0
+    return int((images.labels >= 0).sum())
 
 
 def _images(scanned: Scan) -> dict[str, Any]:
