@@ -20,7 +20,7 @@ SCREENS: dict[str, tuple[str, int, int, Scheme]] = {
     "evaluation": ("evaluation", 1100, 1500, "light"),
     "phone": ("", 390, 1600, "dark"),
 }
-COLORS = 64  # of the stored PNG
+COLORS = 256  # of the stored PNG
 
 # A chart is drawn when it comes into sight, and moves what is below it.
 DRAWN = "plot => { plot.scrollIntoView({behavior: 'instant'}); return plot.classList.contains('js-plotly-plot') }"

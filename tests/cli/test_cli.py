@@ -270,7 +270,8 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (tmp_path / "demo" / "mine.txt").write_text("kept")
     words = ["demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--limit", "256", "--scratch-steps", "3"]
     assert call(*words) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
+    assert "monitor: sample:train: 1,000 images, 10 classes: " in said
     for word in ("step 1", "step 8", "pixels", "random", "scratch", "simclr", "knn", "stepclr.load_encoder"):
         assert word in shown
     rows = json.loads((out / "evaluation.json").read_text())["rows"]

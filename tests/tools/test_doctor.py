@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_duplicates import compressed, scene
+from touches import Forks
 
 import stepclr
 from stepclr.cli import main
@@ -54,6 +56,12 @@ def without_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stepclr.tools.doctor.examine.trials", lambda *_: made)
 
 
+@pytest.fixture
+def forked_trials(monkeypatch: pytest.MonkeyPatch, forked: Forks) -> None:
+    """A trial is a fork; that it is a new process does not matter here."""
+    monkeypatch.setattr(sys, "executable", forked.python)
+
+
 def command(*words: str | Path) -> int:
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
@@ -73,6 +81,7 @@ def everything_under(*roots: Path) -> dict[str, tuple[int, int, bytes]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_mode, path.read_bytes()) for path in found}
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_the_whole_examination(
     sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +316,7 @@ def test_odd_names(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "[red]c.jpg: not an image" in found["findings"][0]["examples"][0]
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_run_in_micro_batches_is_tried_in_micro_batches(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("doctor", sound, *FAST, "--batch-size", "32", "--micro-batch", "8", "--json") == 0
     run = json.loads(capsys.readouterr().out)["estimate"]

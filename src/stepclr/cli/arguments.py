@@ -40,7 +40,8 @@ def say(text: object) -> None:
         return
     if isinstance(text, str):  # else it is a table
         text = "\n".join(map(one_line, text.split("\n")))
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    # Names of runs and classes are text, never markup or an emoji such as :train:.
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
 
 
 def open_source(

@@ -79,7 +79,8 @@ class Progress:
             summary_writer()  # a missing package is reported now, not after the first step
         self.tensorboard = tensorboard
         self.events: Events | None = None
-        self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, soft_wrap=True)
+        # A source such as sample:train: is text, never an emoji.
+        self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, emoji=False, soft_wrap=True)
         self.bar: Bar | None = None
         self.spoke = time.monotonic()
         self.begun = (0.0, 0)
