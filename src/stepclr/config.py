@@ -264,9 +264,6 @@ class RunConfig(ResolvedConfig):
             return None
         except (ValueError, RecursionError) as error:
             raise StepclrError(f"{path} is corrupt: {error}") from None
-        for name in ("strength", "value_range"):
-            if isinstance(stored, dict) and isinstance(stored.get(name), list):
-                stored[name] = tuple(stored[name])  # JSON has lists only
         return from_json(cls, stored, path)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -70,19 +70,29 @@ def in_order(content: bytes) -> bytes:
 def from_json(kind: type[Record], values: object, where: str | Path) -> Record:
     """The dataclass `kind` out of a JSON object read at `where`; further fields of the object are ignored.
 
-    Raises StepclrError that names the first field that is missing or of another type.
+    JSON has lists only: where a field takes a tuple, a list becomes one. Raises StepclrError that names the first field
+    that is missing or of another type.
     """
     if not isinstance(values, dict):
         raise StepclrError(f"{where} is corrupt: it is not a JSON object")
-    known = get_type_hints(kind)
-    for name, expected in known.items():
+    read = {}
+    for name, expected in get_type_hints(kind).items():
         if name not in values:
             raise StepclrError(f"{where} is corrupt: it has no {name!r}")
+        value = values[name]
+        if isinstance(value, list) and _takes_tuples(expected):
+            value = tuple(value)
         try:
-            check_type(values[name], expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+            check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
         except TypeCheckError:
             raise StepclrError(f"{where} is corrupt: {name} is {values[name]!r}") from None
-    return kind(**{name: values[name] for name in known})
+        read[name] = value
+    return kind(**read)
+
+
+def _takes_tuples(expected: Any) -> bool:
+    """Whether a type is a tuple, or a union with one."""
+    return any(get_origin(one) is tuple for one in (expected, *get_args(expected)))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
+    ALL,
     Counter,
     Images,
     Limit,
@@ -30,7 +31,7 @@ from stepclr.recipes import RECIPES, recipe_config
 def demo(
     out: Annotated[Path, arg(metavar="RUN")] = Path("runs/demo"),
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None,
-    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all)")] = None,
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint=ALL)] = None,
     scratch_steps: int = 1000,
 ) -> None:
     """Run all eight steps on the bundled images (a few minutes) and print how much pretraining helped.

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_number
 
 MAX_PIXELS = 200_000_000  # of an image; a phone's largest has 108 or 200 million
 
@@ -49,8 +49,7 @@ class Reading:
             if len(given) != 2 or not -math.inf < given[0] < given[1] < math.inf:
                 raise StepclrError(f"value_range must be two ascending numbers (black, white), not {self.value_range}")
             object.__setattr__(self, "value_range", given)
-        if self.max_pixels is not None and self.max_pixels < 1:
-            raise StepclrError(f"max_pixels must be at least 1, not {self.max_pixels}")
+        check_number("max_pixels", self.max_pixels, 1)
 
     @property
     def limit(self) -> int:

@@ -170,6 +170,5 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:
     if "name" not in metadata:
         raise StepclrError(f"{path} was not written by stepclr: its metadata has no 'name'")
-    values = metadata.get("value_range")  # older files have none
-    facts = metadata | {"value_range": tuple(values) if isinstance(values, list) else values}
-    return from_json(kind, facts, f"the metadata of {path}")
+    # Older files have no value range.
+    return from_json(kind, {"value_range": None} | metadata, f"the metadata of {path}")

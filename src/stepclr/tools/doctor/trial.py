@@ -22,6 +22,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
+from stepclr.io import from_json
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.loop import Diverged
 
@@ -104,11 +105,8 @@ def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
 
 
 def _run(folder: Path) -> None:
-    settings = json.loads((folder / "settings.json").read_text())
-    for name in ("strength", "value_range"):
-        if isinstance(settings[name], list):
-            settings[name] = tuple(settings[name])  # JSON has lists only
-    config = PretrainConfig(**settings)
+    settings = folder / "settings.json"
+    config = from_json(PretrainConfig, json.loads(settings.read_text()), settings)
     try:
         run = pretrain(open_images(folder / "images"), folder / "run", config=config, progress=False)
     except (StepclrError, Diverged) as error:
