@@ -1,4 +1,4 @@
-"""Labels are believed only aloud: how many images each class has, and whether the folders are classes at all."""
+"""How many images each class has, in words too, and whether the folders of a source are classes at all."""
 
 import re
 from collections.abc import Iterable
@@ -20,6 +20,11 @@ def class_counts(images: ImageSet) -> dict[str, int]:
     """The number of images of each class."""
     counts = np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes)).tolist()
     return dict(zip(images.classes, counts, strict=True))
+
+
+def present_classes(images: ImageSet) -> list[str]:
+    """The classes that have images."""
+    return [name for name, n in class_counts(images).items() if n]
 
 
 def describe_classes(counts: dict[str, int], unlabeled: int) -> str:
@@ -84,7 +89,7 @@ def check_classes(images: ImageSet, classes: Iterable[str] | None = None) -> Non
     """
     if why := split_folders(images):
         raise StepclrError(why)
-    present = [name for name, n in class_counts(images).items() if n]
+    present = present_classes(images)
     if not present:
         raise StepclrError(f"{images.source} has no labels")
     wanted = list(classes if classes is not None else present)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.labels import check_classes, class_counts, of_these_classes, split_folders
+from stepclr.data.labels import check_classes, class_counts, of_these_classes, present_classes, split_folders
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
@@ -115,7 +115,7 @@ def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = No
 
 def _present(images: ImageSet) -> list[str]:
     """The classes that have images; StepclrError where none has."""
-    present = [name for name, n in class_counts(images).items() if n]
+    present = present_classes(images)
     if not present:
         raise StepclrError(f"{images.source} has no labels; train and test both need them")
     return present

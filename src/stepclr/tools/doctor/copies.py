@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from stepclr.data.copies import Fingerprints, copies
 from stepclr.data.details import groups
 from stepclr.data.images import ImageSet
-from stepclr.data.labels import class_counts, split_folders
+from stepclr.data.labels import present_classes, split_folders
 from stepclr.tools.doctor.findings import Finding, finding
 from stepclr.tools.doctor.scan import Scan
 
@@ -55,8 +55,7 @@ def leakage_findings(scan: Scan, test_scan: Scan) -> Iterator[Finding]:
             conflicts.append(f"{test.names[i]} ({labels[0]}) = {train.names[j]} ({labels[1]})")
     says = "of these have another label in the training set"
     yield finding("leakage-conflicting", "error", len(conflicts), says, "choose one label", conflicts)
-    in_test = {name for name, n in class_counts(test).items() if n}
-    in_train = {name for name, n in class_counts(train).items() if n}
+    in_test, in_train = set(present_classes(test)), set(present_classes(train))
     if in_test and in_train:
         new, missing = sorted(in_test - in_train), sorted(in_train - in_test)
         do = "remove them, or add training images of them"
