@@ -14,10 +14,11 @@ from PIL import Image
 from small import checksum, run_config
 
 import stepclr
+from stepclr.data.copies import Fingerprints, fingerprints
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
-from stepclr.evaluation import api, prepare
+from stepclr.evaluation import api, overlap, prepare
 from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.results import Scores
@@ -449,12 +450,23 @@ def test_an_image_that_vanishes_on_the_way_is_an_error(
         stepclr.evaluate(run, train, test)
 
 
-def test_runs_that_differ_in_their_seed_show_its_spread(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
+def test_runs_that_differ_in_their_seed_show_its_spread(
+    tmp_path: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = [make_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
     for seed, run in enumerate(runs):
         run_config(seed=seed, monitor=str(seed)).write(run)
     options: Settings = {"labels_per_class": 2, "draws": 2, "baselines": "pixels"}
-    scores = stepclr.evaluate(runs[0], train, test, **options, seeds=runs)
+    compared: list[ImageSet] = []
+
+    def watched(images: ImageSet) -> Fingerprints:
+        compared.append(images)
+        return fingerprints(images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overlap, "fingerprints", watched)
+        scores = stepclr.evaluate(runs[0], train, test, **options, seeds=runs)
+    assert len(compared) == 2  # train and test are compared once, not for each run
     assert {path.name for path in (tmp_path / "1").iterdir()} == {"config.json", "encoder.safetensors"}
     assert Scores.from_dict(json.loads((runs[0] / "evaluation.json").read_text())) == scores
     assert scores.protocol["seeds"] == {str(run): seed for seed, run in enumerate(runs)}

@@ -1,6 +1,7 @@
 """`stepclr compare`: a table of runs, as long as they were scored on the same images."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def test_runs_scored_on_other_images_are_not_compared(
     said = capsys.readouterr().err
     assert "cannot be compared: the first was scored on 200 images of sample:test" in said
     assert said.count("\n") == 1
+
+
+def test_runs_scored_on_images_held_out_by_another_seed_are_not_compared(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = {"share": 0.2, "names_checksum": "0123456789"}
+    for seed in (0, 1):
+        shutil.copytree(runs[0], tmp_path / str(seed))
+        scores = json.loads((runs[0] / "evaluation.json").read_text())
+        scores["protocol"]["holdout"] = draw | {"seed": seed}
+        (tmp_path / str(seed) / "evaluation.json").write_text(json.dumps(scores))
+    assert compare(tmp_path / "0", tmp_path / "1") == 2
+    said = capsys.readouterr().err
+    for seed in (0, 1):
+        assert f"held out with share 0.2, seed {seed} (01234567)" in said
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no config", "partial scores"])

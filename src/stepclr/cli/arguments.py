@@ -26,6 +26,14 @@ Names = Annotated[
     arg(metavar="NAME,NAME,...", help="Keep only the labeled images of these classes.", help_behavior_hint=ALL),
 ]
 Read = Annotated[Reading, arg(name="reading")]
+Holdout = Annotated[
+    float | None,
+    arg(
+        metavar="SHARE",
+        help="Instead of --test, hold out this share of each class of --train, such as 0.2, and score on it.",
+        help_behavior_hint="(default: none)",
+    ),
+]
 Limit = Annotated[int | None, arg(metavar="N", help="Keep at most this many images.", help_behavior_hint=ALL)]
 
 

@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 from stepclr.cli.arguments import (
     Counter,
     Damaged,
+    Holdout,
     Images,
     Limit,
     Names,
@@ -26,7 +27,8 @@ from stepclr.errors import StepclrError
 def evaluate(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     train: Source,
-    test: Source,
+    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(or --holdout)")] = None,
+    holdout: Holdout = None,
     labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
     draws: int = 5,
     seed: int = 0,
@@ -47,7 +49,7 @@ def evaluate(
         test: Labeled images to score on; their labels are read once, at the end.
         labels_per_class: Labels per class to learn from: a list such as 1,10,all.
         draws: Number of random draws of the labels to score.
-        seed: Seed of the draws and of the baselines' initializations.
+        seed: Seed of the holdout, the draws and the baselines' initializations.
         probe: Probes to fit on the features: linear, knn.
         baselines: Baselines to compare with: pixels, random (untrained), scratch (supervised, slow); or none.
         scratch_steps: Training steps of scratch, of 32 images each.
@@ -60,10 +62,12 @@ def evaluate(
     from stepclr.tools.scores import score_summary, write_label_chart
 
     reading = options.pop("reading")
-    options |= {"train": open_source(train, reading=reading), "test": open_source(test, reading=reading)}
+    sources = {"train": open_source(train, reading=reading)}
+    if test:
+        sources["test"] = open_source(test, reading=reading)
     options["baselines"] = "" if baselines == "none" else baselines
-    scores = stepclr.evaluate(**options, progress=Counter())
-    say_unread(options["train"], options["test"])
+    scores = stepclr.evaluate(**{**options, **sources}, progress=Counter())
+    say_unread(*sources.values())
     for part in score_summary(scores):
         say(part)
     if run.is_dir():

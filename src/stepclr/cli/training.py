@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from stepclr.cli.arguments import (
     Counter,
     Damaged,
+    Holdout,
     Images,
     Limit,
     Names,
@@ -75,6 +76,7 @@ def finetune(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     train: Source,
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: no score)")] = None,
+    holdout: Holdout = None,
     labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
     draws: int = 1,
     seed: int = 0,
@@ -98,7 +100,7 @@ def finetune(
         test: Labeled images to score on; their labels are read once, at the end.
         labels_per_class: Labels per class to learn from: a list such as 1,10,all.
         draws: Number of random draws of the labels to score.
-        seed: Seed of the draws and of the training.
+        seed: Seed of the holdout, the draws and the training.
         start: encoder; or head.1 or head.2 to keep that many layers of the projection head.
         out: File for the classifier: the one trained with the most labels, on the first draw.
         epochs: Passes over the chosen images.
@@ -122,6 +124,9 @@ def finetune(
         say(part)
     made = scores.protocol["classifier"]
     say(f"{made['file']}: classifier trained with {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
+    if holdout is not None:
+        count = scores.protocol["test"]["images"]
+        say(f"{Path(made['file']).name}: {100 * made['top1']:.1f} % on the {count:,} images held out")
     say(f"stepclr predict {made['file']} SOURCE --out predictions.csv classifies new images")
 
 

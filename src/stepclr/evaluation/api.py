@@ -21,11 +21,13 @@ from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_number, choose
 from stepclr.evaluation import linear
+from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task
-from stepclr.evaluation.prepare import prepare, training_defaults
+from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
 from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Score, Scores, confusion, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
+from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
@@ -42,11 +44,12 @@ Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
 def evaluate(
     run: str | os.PathLike[str],
     train: Source,
-    test: Source,
+    test: Source | None = None,
     labels_per_class: LabelsPerClass | Sequence[LabelsPerClass] = "all",
     draws: int = 5,
     seed: int = 0,
     *,
+    holdout: float | None = None,
     probe: str | Iterable[str] = ("linear", "knn"),
     baselines: str | Iterable[str] = ("pixels", "random"),
     scratch_steps: int = 1000,
@@ -62,9 +65,12 @@ def evaluate(
         train, test: labeled images to learn from and to score on, anything `open_images` takes. Images without a
             label are left out and counted; so are those outside the classes that were chosen for pretraining, if any.
             `protocol["classes_not_in_test"]` lists the classes that test has no image of.
+        holdout: instead of test, the share of train to hold out and score on, such as 0.2: as much of each class, drawn
+            from `seed`; images that are identical or versions of each other stay on one side. All methods, draws and
+            runs have the same images, which `protocol["holdout"]` counts.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one.
-        seed: of the splits and of the baselines' initializations, 0 or above.
+        seed: of the holdout, the splits and the baselines' initializations, 0 or above.
         probe: "linear" (linear evaluation, method simclr), "knn" (weighted kNN, method knn; always also scored with
             all labels), or both.
         baselines: any of "pixels" and "random" (linear evaluation of raw pixels and of an untrained encoder) and
@@ -82,8 +88,9 @@ def evaluate(
 
     Test images that are in train too are counted in the protocol, and each score has a clean one without them.
 
-    Raises StepclrError for an unknown name, a class that test has and train lacks, a class with too few labels, and a
-    test set that is all in train; RuntimeError if the encoder changed meanwhile, or a linear layer did not converge.
+    Raises StepclrError for an unknown name, a class that test has and train lacks, a class with too few labels, a test
+    set that is all in train, and a holdout that leaves a class without an image on one side; RuntimeError if the
+    encoder changed meanwhile, or a linear layer did not converge.
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)
@@ -91,11 +98,22 @@ def evaluate(
     check_number("draws", draws, 1)
     check_number("seed", seed, 0)
     check_number("scratch_steps", scratch_steps, 1)
+    check_holdout(test, holdout)
+    if test is None and holdout is None:
+        raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
     world = join()
     folder = Run(Path(run))
+    prepared: list[PreparedImages] = []
+
+    def images_of(encoder: Encoder) -> PreparedImages:
+        # Runs that differ in their seed see the same images: only the first opens and compares them.
+        if prepared:
+            return represented_by(encoder, prepared[0], world)
+        prepared.append(prepare(encoder, train, test, per_class, draws, seed, holdout, world))
+        return prepared[0]
 
     def scores_of(each: Run, names: list[str]) -> Scores:
-        return _evaluate(each, train, test, per_class, draws, seed, names, scratch_steps, progress, module, world)
+        return _evaluate(each, images_of, per_class, draws, seed, names, scratch_steps, progress, module, world)
 
     scores = scores_of(folder, names)
     if others:
@@ -148,8 +166,7 @@ def _over_seeds(of_runs: Sequence[Scores]) -> list[Score]:
 
 def _evaluate(
     run: Run,
-    train: Source,
-    test: Source,
+    images_of: Callable[[Encoder], PreparedImages],
     per_class: list[LabelsPerClass],
     draws: int,
     seed: int,
@@ -162,7 +179,7 @@ def _evaluate(
     """The scores of one run by the methods of these names; nothing is written."""
     encoder = load_encoder(run, module).to(default_device())
     before = state_checksum(encoder.state_dict())
-    images = prepare(encoder, train, test, per_class, draws, seed, world)
+    images = images_of(encoder)
     task = Task(encoder, images, seed, scratch_steps, *training_defaults(run))
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.

@@ -100,6 +100,7 @@ def finetune(
     draws: int = 1,
     seed: int = 0,
     *,
+    holdout: float | None = None,
     start: str = "encoder",
     out: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
@@ -119,10 +120,12 @@ def finetune(
         train: labeled images, anything `open_images` takes; those without a label, or of classes other than those
             chosen for pretraining (if any), are left out and counted.
         test: labeled images to score on, or None. Their labels are read once, after the last prediction.
+        holdout: instead of test, the share of train to hold out: the classifier is trained without them and scored on
+            them. They are the same images as those of `evaluate`.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one. They are
             the same splits as those of `evaluate`.
-        seed: of the splits, the linear layer, the batch order and the views.
+        seed: of the holdout, the splits, the linear layer, the batch order and the views.
         start: "encoder", or "head.1" or "head.2" to keep that many layers of the projection head (SimCLRv2 section 3).
         out: the file for the classifier of the first split with the most labels; by default the run's
             `classifier.safetensors`.
@@ -136,11 +139,12 @@ def finetune(
         progress: called with (steps done, steps in all).
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
-    Returns the scores, whose rows are empty where there is no `test`; `protocol["classifier"]` names the file.
-    `to_dict()` is `finetune.json`.
+    Returns the scores, whose rows are empty where there is nothing to score on; `protocol["classifier"]` names the file
+    and has the top-1 of this very classifier. `to_dict()` is `finetune.json`.
 
     Raises StepclrError for an unknown start, a head that does not exist or does not fit, a class that test
-    has and train lacks, and a class with too few labels; `Diverged` when a weight is not finite.
+    has and train lacks, a class with too few labels, and a holdout that leaves a class without an image on one side;
+    `Diverged` when a weight is not finite.
     """
     per_class = parse_labels_per_class(labels_per_class)
     check_number("draws", draws, 1)
@@ -152,11 +156,12 @@ def finetune(
     initial = initial_weights(folder, start, module)
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
-    images = prepare(initial.encoder, train, test, per_class, draws, seed)
+    images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout)
 
     largest = max(per_class, key=lambda number: math.inf if number == "all" else number)
     saved = next(split for split in images.splits if split.labels_per_class == largest)
-    splits = [saved] if test is None else images.splits
+    scored = len(images.test) > 0
+    splits = images.splits if scored else [saved]
     done, total = count(1), sum(settings.training(len(split.indices)).steps for split in splits)
 
     def after_step() -> None:
@@ -168,17 +173,20 @@ def finetune(
         classifier = finetuned(initial, images.train, split, settings, after_step)
         if split is saved:
             save_classifier(classifier, path)
-        if test is not None:
+        if scored:
             predicted = all_logits(classifier, images.test).argmax(1).numpy()
             predictions.setdefault(split.labels_per_class, []).append(predicted)
 
     truth = images.test.labels  # the one place that reads them
+    rows = [score("finetuned", number, of_number, truth, images.clean) for number, of_number in predictions.items()]
+    made: dict[str, Any] = {"file": os.path.abspath(path), "labels_per_class": largest, "draw": saved.number}
+    made["top1"] = next((row.values[saved.number] for row in rows if row.labels_per_class == largest), None)
     scores = Scores(
-        [score("finetuned", number, of_number, truth, images.clean) for number, of_number in predictions.items()],
+        rows,
         {
             "run": os.path.abspath(run),
             "start": start,
-            "classifier": {"file": os.path.abspath(path), "labels_per_class": largest, "draw": saved.number},
+            "classifier": made,
             **images.protocol,
             "methods": {"finetuned": settings.describe()},
         },

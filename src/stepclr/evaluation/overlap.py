@@ -1,4 +1,5 @@
-"""Test images that are in train too: they are counted, and the others scored by themselves."""
+"""Versions of one image: those of a set stay together; test images that are in train too are counted, and the others
+scored by themselves."""
 
 from dataclasses import asdict, dataclass
 
@@ -6,11 +7,12 @@ import numpy as np
 from jaxtyping import Bool
 
 from stepclr.data.copies import copies, fingerprints
+from stepclr.data.details import groups
 from stepclr.data.images import ImageSet
 from stepclr.distributed import World
 from stepclr.errors import StepclrError
 
-# Of a test and a train image: versions are looked for up to here. Identical images are found in sets of any size.
+# Of two images: versions are looked for up to here. Identical images are found in sets of any size.
 MAX_PAIRS = 2_000_000_000
 EXAMPLES = 5
 
@@ -47,3 +49,17 @@ def find_overlap(train: ImageSet, test: ImageSet, world: World) -> tuple[dict[st
             "mean nothing; name other test images"
         )
     return asdict(found), clean
+
+
+def no_overlap(n: int, near: bool) -> tuple[dict[str, object], Bool[np.ndarray, " n"]]:
+    """`find_overlap` of n test images none of which is in train. near: whether versions were looked for."""
+    return asdict(Overlap(0, 0 if near else None, n, [])), np.ones(n, bool)
+
+
+def version_groups(images: ImageSet, world: World) -> tuple[list[list[int]], bool]:
+    """The images of a decoded set that are identical or versions of each other, directly or by way of others, group by
+    group, and whether versions were looked for; there may be too many pairs."""
+    near = len(images) ** 2 // 2 <= MAX_PAIRS
+    pairs = copies(fingerprints(images), near=near) if world.first else None
+    exact, versions = world.objects(pairs)[0]
+    return groups([*exact, *versions]), near

@@ -1,7 +1,7 @@
 """Prepares labeled images for every method: the classes, the readable images and their h, the label splits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from stepclr.data.labels import check_classes, class_counts, of_these_classes, p
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
-from stepclr.evaluation.overlap import find_overlap
+from stepclr.evaluation.holdout import check_holdout, describe_holdout, held_out
+from stepclr.evaluation.overlap import find_overlap, no_overlap, version_groups
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -50,34 +51,50 @@ def prepare(
     labels_per_class: Sequence[LabelsPerClass],
     draws: int,
     seed: int,
+    holdout: float | None = None,
     world: World = ALONE,
 ) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
-    Raises StepclrError for a class that test has and train lacks, a class with too few labels, and a test set that is
-    all in train.
+    holdout: the share of train that becomes test, where there is no test.
+    Raises StepclrError for a class that test has and train lacks, a class with too few labels, a test set that is all
+    in train, and a holdout that leaves a class without an image on one side.
     """
+    check_holdout(test, holdout)
     test = None if test is None else encoder.ranged(open_images(test))
     train = encoder.ranged(open_images(train))
     classes = shared_classes(encoder, train, test)
     # Before the long part, see whether there are enough labels.
-    label_splits(train.keep(classes).labels, classes, labels_per_class, 1, seed)
+    labels = train.keep(classes).labels
+    if holdout is not None:
+        labels = labels[~held_out(labels, classes, holdout, seed)]
+    label_splits(labels, classes, labels_per_class, 1, seed)
 
     train, h, train_counts = _readable(encoder, train, classes, world)
-    test_counts, shared, clean = None, None, np.ones(0, bool)
-    if test is None:
-        test, h_test = train.take([]), h[:0]
-    else:
+    test_counts, shared, clean, drawn = None, None, np.ones(0, bool), None
+    if test is not None:
         test, h_test, test_counts = _readable(encoder, test, classes, world)
         shared, clean = find_overlap(train, test, world)
+    elif holdout is not None:
+        versions, near = version_groups(train, world)
+        mask = held_out(train.labels, classes, holdout, seed, versions)
+        test, h_test = train.take(mask), h[mask]
+        train, h = train.take(~mask), h[~mask]
+        test_counts = dict.fromkeys(train_counts, 0) | {"source": train_counts["source"], "images": len(test)}
+        train_counts["images"] = len(train)
+        shared, clean = no_overlap(len(test), near)
+        drawn = describe_holdout(holdout, seed, train, test, versions)
+    else:
+        test, h_test = train.take([]), h[:0]
     in_test = class_counts(test)
     protocol = {
         "classes": classes,
         "classes_not_in_test": [] if test_counts is None else [name for name in classes if not in_test[name]],
         "train": train_counts,
         "test": test_counts,
+        "holdout": drawn,
         "test_images_in_train": shared,
-        "test_labels": "read once, after the last prediction",
+        "test_labels": "read once, after the last prediction" + (", but for the holdout" if drawn else ""),
         "labels_per_class": list(labels_per_class),
         "draws": draws,
         "seed": seed,
@@ -138,6 +155,12 @@ def _readable(
         "left_out_unreadable": len(of_classes) - len(kept),
     }
     return decoded.take(kept), h.numpy(), counts
+
+
+def represented_by(encoder: Encoder, images: PreparedImages, world: World = ALONE) -> PreparedImages:
+    """The same images with h of another encoder, which takes images as the first one does."""
+    h, h_test = (_of_all(some, *represent(encoder, some, world=world)).numpy() for some in (images.train, images.test))
+    return replace(images, h=h, h_test=h_test)
 
 
 def training_defaults(run: Run) -> tuple[float, bool]:

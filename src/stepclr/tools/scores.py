@@ -117,6 +117,27 @@ def overlap_words(scores: Scores) -> str:
     )
 
 
+def holdout_words(scores: Scores) -> str:
+    """What was held out of train to score on, in a sentence; "" where nothing was."""
+    drawn = scores.protocol.get("holdout")
+    if not drawn:
+        return ""
+    words = (
+        f"Held out: {100 * drawn['share']:g} % of each class (seed {drawn['seed']}), {sum(drawn['test'].values()):,} "
+        f"images to score on; {sum(drawn['train'].values()):,} are left to learn from"
+    )
+    groups = drawn["groups_kept_together"]
+    if groups:
+        together = f"{groups:,} group{'s' * (groups > 1)} of {drawn['images_in_groups']:,} images"
+        words += f". Versions of one image are on one side: {together}"
+    return f"{words}."
+
+
+def notes_on_test(scores: Scores) -> list[str]:
+    """What has to be known of the test images, in sentences."""
+    return [words for words in (holdout_words(scores), overlap_words(scores)) if words]
+
+
 def labels_words(labels: int | str) -> str:
     """A number of labels in words, such as "all labels" or "10 labels per class"."""
     if labels == "all":
@@ -146,7 +167,8 @@ def score_table(scores: Scores) -> Table:
     """Top-1, mean ± std over the draws: one row per method, one column per number of labels."""
     columns, grid = score_grid(scores)
     missing = scores.protocol.get("classes_not_in_test")
-    table = Table(title="top-1 on the test images" + (f", which lack {', '.join(missing)}" if missing else ""))
+    images = "images held out" if scores.protocol.get("holdout") else "test images"
+    table = Table(title=f"top-1 on the {images}" + (f", which lack {', '.join(missing)}" if missing else ""))
     table.add_column("method")
     for words in columns:
         table.add_column(words, justify="right")
@@ -159,8 +181,7 @@ def score_summary(scores: Scores) -> Iterator[Table | str]:
     """What a command prints of the scores: the table, then what has to be known to read it, line by line."""
     if scores.rows:
         yield score_table(scores)
-    if words := overlap_words(scores):
-        yield words
+    yield from notes_on_test(scores)
     yield from paired_lines(scores)
 
 
@@ -245,14 +266,19 @@ def _check_alike(scored_on: dict[Path, Json]) -> None:
 
 
 def _test_words(test: Json) -> str:
-    classes = test["classes"]
-    return f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
+    classes, holdout = test["classes"], test["holdout"]
+    words = f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
+    if holdout:
+        words += f", held out with share {holdout['share']:g}, seed {holdout['seed']} ({holdout['names_checksum'][:8]})"
+    return words
 
 
 def _scored_on(scores: Scores) -> Json:
     protocol = scores.protocol
-    test, classes = protocol["test"], protocol["classes"]
-    return {"source": test["source"], "images": int(test["images"]), "classes": [classes[0], *classes[1:]]}
+    test, classes, holdout = protocol["test"], protocol["classes"], protocol.get("holdout")
+    scored_on = {"source": test["source"], "images": int(test["images"]), "classes": [classes[0], *classes[1:]]}
+    # Encoders that take images of other sizes may find other versions, and then hold out other images.
+    return scored_on | {"holdout": holdout and {name: holdout[name] for name in ("share", "seed", "names_checksum")}}
 
 
 def label_curves(scores: Scores) -> dict[str, list[tuple[float, float, float]]]:

@@ -15,7 +15,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP
 from stepclr.model.files import state_checksum
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
-from stepclr.tools.scores import overlap_words, percents
+from stepclr.tools.scores import notes_on_test, percents
 
 PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
 
@@ -149,7 +149,7 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         for name in ("train", "test"):
             if protocol[name]:
                 yield f"- {name}: {plain(protocol[name]['source'])}, {protocol[name]['images']:,} images"
-        if words := overlap_words(scores):
+        for words in notes_on_test(scores):
             yield f"- {plain(words)}"
         yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
         yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"

@@ -10,7 +10,7 @@ from stepclr.evaluation.results import Scores
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import confusion, label_budget
-from stepclr.tools.scores import METHODS, labels_words, overlap_words, paired_lines, score_grid
+from stepclr.tools.scores import METHODS, labels_words, notes_on_test, paired_lines, score_grid
 
 Json = dict[str, Any]
 
@@ -87,6 +87,4 @@ def _protocol(scores: Scores) -> list[str]:
         left_out = [f"{part[key]:,} {words}" for words, key in reasons.items() if part.get(key)]
         if left_out:
             sentences.append(f"Images of {part['source']} that were left out: {', '.join(left_out)}.")
-    if words := overlap_words(scores):
-        sentences.append(words)
-    return sentences
+    return sentences + notes_on_test(scores)
