@@ -220,12 +220,19 @@ def test_a_damaged_member_of_a_zip_is_unreadable_not_fatal(photos: Path, tmp_pat
 def test_what_cannot_be_opened_is_one_line_with_the_nearest_right_thing(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "not.zip").write_bytes(b"not a zip")
+    for name in ("film.mp4", "notes.txt"):
+        (photos / name).write_bytes(b"not an image")
     cases: dict[str, tuple[object, dict[str, object], str]] = {
         "a misspelt path": (tmp_path / "fotos", {}, r"fotos does not exist\. Did you mean '.*/photos'"),
         "a path to nowhere": (tmp_path / "no" / "where", {}, r"where does not exist\.$"),
         "no images": (tmp_path / "empty", {}, r"empty contains no image \(\.avif"),
         "no zip": (tmp_path / "not.zip", {}, "cannot be read as a zip"),
-        "a single image": (photos / "loose.png", {}, "is not a folder, a zip or a tar"),
+        "no source": (photos / "film.mp4", {}, r"film.mp4 is not a folder, a zip, a tar or an image \(videos: extract"),
+        "files that are no images": (
+            [photos / "film.mp4", photos / "notes.txt"],
+            {},
+            r"film.mp4 is not .*frames\) \(nor is any other of the 2 files\)$",
+        ),
         "an unknown class": (photos, {"classes": "dgo"}, r"unknown class of .* 'dgo'\. Did you mean 'dog'"),
         "no class": (photos, {"classes": []}, "no class at all"),
         "no labels": (photos / "dog" / "2024", {"classes": "dog"}, "has no labels"),
@@ -235,6 +242,24 @@ def test_what_cannot_be_opened_is_one_line_with_the_nearest_right_thing(photos: 
         with pytest.raises(StepclrError, match=message) as error:
             open_images(source, **options)  # type: ignore[arg-type]
         assert "\n" not in str(error.value), case
+
+
+def test_image_files_are_a_source_in_the_order_given(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named as they are given; hidden ones too, because someone asked for them."""
+    monkeypatch.chdir(photos)
+    (photos / ".hidden.png").write_bytes((photos / "loose.png").read_bytes())
+    (photos / "no suffix").write_bytes((photos / "loose.png").read_bytes())
+    (photos / "notes.txt").write_text("not an image")
+    one = open_images("cat/x.png")
+    assert (one.names, one.labels.tolist(), one.classes, one.source) == (["cat/x.png"], [-1], [], "cat/x.png")
+    given: list[str | Path] = ["no suffix", photos / "loose.png", "cat/x.png", ".hidden.png", "cat/x.png", "notes.txt"]
+    several = open_images(given)
+    assert several.names == ["no suffix", str(photos / "loose.png"), "cat/x.png", ".hidden.png"]
+    assert several.ledger.lines_of_ignored() == ["ignored 1 file or folder: 1 .txt"]
+    monkeypatch.chdir(photos.parent)  # the files are found from anywhere
+    whole = open_images(photos)
+    assert torch.equal(several.read([2])[0], whole.read([whole.names.index("cat/x.png")])[0])
+    assert [tuple(size) for size in several.sizes()] == [tuple(image.shape[1:]) for image in several.read(range(4))]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")

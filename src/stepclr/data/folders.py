@@ -87,6 +87,27 @@ def open_folder(root: Path) -> ImageSet:
     return _labeled_by_folder(FolderStore(root.absolute(), paths), paths, paths, str(root), ledger)
 
 
+def open_files(paths: Sequence[Path]) -> ImageSet:
+    """Image files, without labels, in this order; each is named by its path as it was given.
+
+    Files that are not images are listed as ignored. Raises StepclrError if none is an image.
+    """
+    ledger = Ledger()
+    names = []
+    for path in dict.fromkeys(paths):
+        # Whoever names a file means it, wherever it is and even if it is hidden.
+        file = Ledger()
+        if file.admits(path.name.lstrip("."), partial(_first_bytes, path)):
+            names.append(str(path))
+        ledger.ignored |= {str(path): ignored for ignored in file.ignored.values()}
+    if not names:
+        hints = [f" ({ignored.hint})" for ignored in ledger.ignored.values() if ignored.hint][:1]
+        others = f" (nor is any other of the {len(paths):,} files)" if len(paths) > 1 else ""
+        raise StepclrError(f"{paths[0]} is not a folder, a zip, a tar or an image{''.join(hints)}{others}")
+    source = str(paths[0]) if len(paths) == 1 else f"{len(paths):,} files"
+    return _labeled_by_folder(FolderStore(Path.cwd(), names), names, [""] * len(names), source, ledger)
+
+
 def open_zip(path: Path) -> ImageSet:
     """The images in a zip; a folder that contains all the others is not a class."""
     try:

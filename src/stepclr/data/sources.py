@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from stepclr.data.folders import open_folder, open_zip
+from stepclr.data.folders import open_files, open_folder, open_zip
 from stepclr.data.images import ImageSet
-from stepclr.data.ledger import HINT_OF
 from stepclr.data.memory import Array, open_array, open_dataset
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
 from stepclr.data.reading import Range
 from stepclr.data.shards.store import is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
-Source = str | Path | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
+Source = str | Path | list[str | Path] | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
 
 
 def open_images(
@@ -41,6 +40,7 @@ def open_images(
             - tar shards: the folder that `stepclr pack` wrote, `shards/{0000..0127}.tar`, one `x.tar`, or an fsspec URL
               of any of these (`s3://...`); in tars of other programs the `.cls` member of an image is its class
               (WebDataset), else the first folder, as in a zip;
+            - an image file, or a list of image files: they have no labels, and their paths, as given, are their names;
             - `stl10:{train,test,unlabeled,train+unlabeled}`, `cifar10:{train,test}`, `cifar100:{train,test}`,
               `fashion-mnist:{train,test}`: downloaded by torchvision at first use, to `$STEPCLR_DATA` (default
               `~/.cache/stepclr/data`);
@@ -94,6 +94,8 @@ def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
         return _text(source, damaged)
     if isinstance(source, Path):
         return _path(source, damaged)
+    if isinstance(source, list):
+        return _files(source)
     if isinstance(source, np.ndarray | Tensor):
         return open_array(source, value_range=value_range)
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
@@ -104,6 +106,14 @@ def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
         f"cannot open images from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
         "(array, labels), a map-style torch Dataset or an ImageSet"
     )
+
+
+def _files(sources: list[str | Path]) -> ImageSet:
+    paths = [Path(source).expanduser() for source in sources]
+    for path in paths:
+        if not path.is_file() or path.suffix.lower() in (".zip", ".tar"):
+            raise StepclrError(f"{path} is not an image file; a list of sources contains image files")
+    return open_files(paths)
 
 
 def _text(source: str, damaged: str) -> ImageSet:
@@ -133,10 +143,10 @@ def _path(path: Path, damaged: str) -> ImageSet:
         return open_zip(path)
     if path.suffix == ".tar" and (path.exists() or "{" in path.name):
         return open_shards(str(path), damaged)
+    if path.is_file():
+        return open_files([path])
     if path.exists():
-        hint = HINT_OF.get(path.suffix.lower(), "")
-        hint = f" ({hint})" if hint else ""
-        raise StepclrError(f"{path} is not a folder, a zip or a tar{hint}; for a single image, give its folder")
+        raise StepclrError(f"{path} is neither a folder nor a file")
     siblings = []
     if os.access(path.parent, os.R_OK) and path.parent.is_dir():
         siblings = [other.name for other in path.parent.iterdir()]
