@@ -47,7 +47,7 @@ FEWER_LABELS = ("--labels-per-class 1,10,all", "--labels-per-class 1,3")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> Iterator[Path]:
-    """A folder with photos/, labeled/{train,test}/, and STL-10 in its official layout, made of the sample's images.
+    """A folder with photos/, labels.csv, labeled/{train,test}/, and STL-10 in its official layout: the sample's images.
 
     Processes that a command starts are forks: that they are new is tested elsewhere.
     """
@@ -59,6 +59,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> Iterator[Pa
         for folder in ("photos", f"labeled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
             (home / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(home / folder / f"{i:03}.png")
+    lines = [f"{i:03}.png,{sample.class_name(i)},{'train' if place[i] < 14 else 'test'}" for i in range(len(images))]
+    (home / "labels.csv").write_text("\n".join(["path,label,split", *lines]))
     stl = home / "data" / "stl10_binary"
     stl.mkdir(parents=True)
     (stl / "class_names.txt").write_text("airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n")

@@ -243,6 +243,12 @@ class RunConfig(ResolvedConfig):
     ranks: int
     device: str
     memory_format: str = "channels_last"
+    labels: list[str] = field(default_factory=list)
+    """The tables that the labels are from, which labels.csv repeats; empty where they are the source's own."""
+    split: str | None = None
+    """The split of the tables that the images are of; None where there is none."""
+    labels_checksum: str | None = None
+    """Of the images' labels: a run resumes with the same labels only. None in runs of earlier versions."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def settings(self) -> PretrainConfig:
@@ -264,6 +270,8 @@ class RunConfig(ResolvedConfig):
             return None
         except (ValueError, RecursionError) as error:
             raise StepclrError(f"{path} is corrupt: {error}") from None
+        if isinstance(stored, dict):
+            stored = {"labels": [], "split": None, "labels_checksum": None} | stored
         return from_json(cls, stored, path)
 
 

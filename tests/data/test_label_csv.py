@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stepclr.data.label_csv import read_labels
+from stepclr.data.label_csv import Section, check_found, read_labels
 from stepclr.errors import StepclrError
 
 NAMES = ["cat/a.png", "cat/b.png", "caf\u00e9/c.png", " odd.png", "x,y.png", "twin.png", "./twin.png"]
@@ -16,7 +16,9 @@ def labels_in(folder: Path, *texts: str | bytes) -> dict[int, str]:
     files = [folder / f"{i}.csv" for i in range(len(texts))]
     for file, text in zip(files, texts, strict=True):
         file.write_bytes(text if isinstance(text, bytes) else text.encode(errors="surrogateescape"))
-    return read_labels(files, NAMES, "the index")
+    labels = read_labels(files, [Section(NAMES)], "the index")
+    check_found(labels, "the index")
+    return {i: row.label for i, row in labels.rows.items()}
 
 
 @pytest.mark.parametrize(
@@ -48,12 +50,21 @@ def test_names_are_found_however_they_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (["path,label\ncat/a.png,cat\ncat/a.png,dog\n"], "0.csv, line 3: 'cat/a.png' has two labels, 'cat' and 'dog'"),
-        (["path,label\ncat/a.png,cat\n", "path,label\ncat/a.png,dog\n"], "1.csv, line 2: 'cat/a.png' has two labels"),
+        (
+            ["path,label\ncat/a.png,cat\ncat/a.png,dog\n"],
+            "1 image has two labels, such as 'cat/a.png': 'cat' and 'dog' ({folder}/0.csv, line 3)",
+        ),
+        (
+            ["path,label\ncat/a.png,cat\n", "path,label\ncat/a.png,dog\n"],
+            "'cat/a.png': 'cat' and 'dog' ({folder}/1.csv, line 2)",
+        ),
         (["path,label\ncat/a.png,crane, bird\n"], "0.csv, line 2: 3 cells instead of 2"),
         (["path,label\ncat/a.png\n"], "0.csv, line 2: 1 cells instead of 2"),
-        (["path,label\nnone.png,cat\n"], "line 2: the index has no image 'none.png'"),
-        (["path,label\n,cat\n"], "line 2: the index has no image ''"),
+        (["path,label\nnone.png,cat\n"], "0.csv: 1 of 1 paths are not in the index, such as 'none.png'"),
+        (["path,label\n,cat\ncat/a.png,cat\n"], "0.csv: 1 of 2 paths are not in the index, such as ''"),
+        (["path,label,split\ncat/a.png,cat,train\ncat/b.png,,dev\n"], "the column split has 'dev'; it may have train"),
+        (["path,label,split\ncat/a.png,cat,train\ncat/a.png,,val\n"], "two splits, such as 'cat/a.png': 'train' and"),
+        (["path,label,split,Split\na,b,c,d\n"], "the columns split and Split say the same"),
         (["path,label\n.\\twin.png,cat\n"], "the index has several images that could be '.\\\\twin.png'"),
         (["path,file,label\na,b,c\n"], "the columns path and file say the same; keep one of them"),
         (["path;label;class\na;b;c\n"], "the columns label and class say the same"),
@@ -67,5 +78,5 @@ def test_names_are_found_however_they_are_written(tmp_path: Path) -> None:
 def test_what_says_two_things_or_nothing_is_refused(texts: list[str | bytes], said: str, tmp_path: Path) -> None:
     with pytest.raises(StepclrError) as error:
         labels_in(tmp_path, *texts)
-    assert said in str(error.value)
+    assert said.format(folder=tmp_path) in str(error.value)
     assert "\n" not in str(error.value)

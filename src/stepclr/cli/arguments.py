@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,6 +25,14 @@ Images = Positional[Annotated[str, arg(metavar="SOURCE", help="Images: a folder,
 Names = Annotated[
     str | None,
     arg(metavar="NAME,NAME,...", help="Keep only the labeled images of these classes.", help_behavior_hint=ALL),
+]
+LabelFiles = Annotated[
+    tuple[Path, ...],
+    arg(
+        metavar="FILE",
+        help="Tables (.csv, .tsv, .parquet) with the columns path and label, whose labels replace those of folders.",
+        help_behavior_hint="(default: the source's own labels)",
+    ),
 ]
 Read = Annotated[Reading, arg(name="reading")]
 Holdout = Annotated[
@@ -58,13 +67,31 @@ def open_source(
     limit: int | None = None,
     damaged: Damaged = "refuse",
     reading: Reading = AS_DECLARED,
+    labels: tuple[Path, ...] = (),
 ) -> "ImageSet":
     """`open_images` with the arguments of the command line, and what is in it on standard error."""
-    from stepclr.data.labels import heading
     from stepclr.data.sources import open_images
 
-    images = open_images(source, classes=classes or None, limit=limit, damaged=damaged)
-    images = images.read_as(reading.value_range, reading.max_pixels)
+    images = open_images(
+        source, classes=classes or None, limit=limit, damaged=damaged, labels=labels or None, **asdict(reading)
+    )
+    return _noted(images)
+
+
+def open_train_test(
+    train: str, test: str | None, labels: tuple[Path, ...], reading: Reading, holds_out: bool = True
+) -> "tuple[ImageSet, ImageSet | None]":
+    """The images to learn from and to score on, if any, and what is in them on standard error."""
+    from stepclr.data import sources
+
+    learned, scored = sources.open_train_test(train, test, labels or None, holds_out=holds_out, **asdict(reading))
+    return _noted(learned), _noted(scored) if scored else None
+
+
+def _noted(images: "ImageSet") -> "ImageSet":
+    """The images, of which standard error says what they are."""
+    from stepclr.data.labels import heading
+
     _note(heading(images).split("\n"))
     return images
 

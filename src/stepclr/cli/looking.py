@@ -13,6 +13,7 @@ from stepclr.cli.arguments import (
     ALL,
     Counter,
     Images,
+    LabelFiles,
     Limit,
     Names,
     Read,
@@ -169,6 +170,7 @@ def doctor(
     config: Annotated[PretrainConfig, arg(name="training")],
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: none)")] = None,
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
+    labels: LabelFiles = (),
     classes: Names = None,
     limit: Limit = None,
     out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None,
@@ -178,7 +180,8 @@ def doctor(
 
     Args:
         config: Settings of the planned run (same options as pretrain).
-        test: Test images; reports any that also occur in the training set.
+        test: Test images; reports any that also occur in the training set. Without it, those that the column split of
+            --labels says are for test.
         recipe: Named settings, which the other options override; stepclr --help lists them.
         out: File for the whole report, as JSON.
         json: Print that JSON instead of a summary.
@@ -186,7 +189,7 @@ def doctor(
     from json import dumps
 
     import stepclr
-    from stepclr.data.sources import open_images
+    from stepclr.data.sources import open_images, open_train_test
     from stepclr.io import write_whole
     from stepclr.tools.doctor.screen import screen
 
@@ -194,8 +197,9 @@ def doctor(
         check_suffix(out, [".json"])
     if recipe:
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
-    images = open_images(source, classes or None, limit)
-    diagnosis = stepclr.doctor(images, config, open_source(test) if test else None, Counter())
+    images, test_images = open_train_test(source, test, labels or None, missing="list")
+    images = open_images(images, classes or None, limit)
+    diagnosis = stepclr.doctor(images, config, test_images, Counter())
     text = dumps(diagnosis.to_dict(), indent=2)
     if out:
         write_whole(out, lambda file: file.write(text.encode()))

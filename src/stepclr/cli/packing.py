@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from stepclr.cli.arguments import Counter, Images, Limit, Names, Read, open_source, say, say_unread
+from stepclr.cli.arguments import Counter, Images, LabelFiles, Limit, Names, Read, open_source, say, say_unread
 from stepclr.data.reading import AS_DECLARED
 
 
@@ -15,6 +15,7 @@ def pack(
     per_shard: Annotated[int, arg(metavar="N")] = 10_000,
     short_side: Annotated[int | None, arg(metavar="PX", help_behavior_hint="(default: keep every byte)")] = None,
     quality: Annotated[int | None, arg(metavar="1..95", help_behavior_hint="(default: 90 where reduced)")] = None,
+    labels: LabelFiles = (),
     classes: Names = None,
     limit: Limit = None,
     reading: Read = AS_DECLARED,
@@ -31,7 +32,7 @@ def pack(
     """
     from stepclr.data.shards.packing import pack as write_shards
 
-    images = open_source(source, classes, limit, reading=reading)
+    images = open_source(source, classes, limit, reading=reading, labels=labels)
     packed = write_shards(images, out, per_shard, short_side, quality, Counter())
     say_unread(images)
     skipped = f"; {packed.skipped:,} could not be read, see {out / 'skipped.csv'}" if packed.skipped else ""

@@ -10,11 +10,13 @@ from stepclr.cli.arguments import (
     Damaged,
     Holdout,
     Images,
+    LabelFiles,
     Limit,
     Names,
     Read,
     Source,
     open_source,
+    open_train_test,
     page_of,
     say,
     say_unread,
@@ -27,8 +29,9 @@ from stepclr.errors import StepclrError
 def evaluate(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     train: Source,
-    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(or --holdout)")] = None,
+    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(or --holdout, or a split)")] = None,
     holdout: Holdout = None,
+    labels: LabelFiles = (),
     labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
     draws: int = 5,
     seed: int = 0,
@@ -46,7 +49,8 @@ def evaluate(
     Args:
         run: A run's folder, or an encoder.safetensors.
         train: Labeled images to train on.
-        test: Labeled images to score on; their labels are read once, at the end.
+        test: Labeled images to score on; their labels are read once, at the end. Without it, those that the column
+            split of --labels says are for test.
         labels_per_class: Labels per class to learn from: a list such as 1,10,all.
         draws: Number of random draws of the labels to score.
         seed: Seed of the holdout, the draws and the baselines' initializations.
@@ -61,13 +65,12 @@ def evaluate(
     from stepclr.evaluation.results import EVALUATION
     from stepclr.tools.scores import score_summary, write_label_chart
 
+    holds_out = holdout is None
     reading = options.pop("reading")
-    sources = {"train": open_source(train, reading=reading)}
-    if test:
-        sources["test"] = open_source(test, reading=reading)
+    options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
     options["baselines"] = "" if baselines == "none" else baselines
-    scores = stepclr.evaluate(**{**options, **sources}, progress=Counter())
-    say_unread(*sources.values())
+    scores = stepclr.evaluate(**options, progress=Counter())
+    say_unread(options["train"], *filter(None, [options["test"]]))
     for part in score_summary(scores):
         say(part)
     if run.is_dir():
@@ -119,6 +122,7 @@ def embed(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     source: Images,
     out: Annotated[Path, arg(metavar="FOLDER|FILE")],
+    labels: LabelFiles = (),
     classes: Names = None,
     limit: Limit = None,
     precision: str = "fp32",
@@ -137,7 +141,7 @@ def embed(
     """
     from stepclr.tools.search.table import build_index, write_embeddings
 
-    images = open_source(source, classes, limit, damaged_shards, reading)
+    images = open_source(source, classes, limit, damaged_shards, reading, labels)
     if out.suffix and not out.is_dir():
         written = write_embeddings(run, images, out, precision, Counter())
         say_unread(images)

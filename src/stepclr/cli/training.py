@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -12,12 +12,13 @@ from stepclr.cli.arguments import (
     Damaged,
     Holdout,
     Images,
+    LabelFiles,
     Limit,
     Names,
     Read,
     Source,
     first_rank,
-    open_source,
+    open_train_test,
     page_of,
     say,
     say_unread,
@@ -32,6 +33,7 @@ def pretrain(
     out: Annotated[Path, arg(metavar="RUN")],
     config: Annotated[PretrainConfig, arg(name="training")],
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
+    labels: LabelFiles = (),
     classes: Names = None,
     limit: Limit = None,
     resume: bool = False,
@@ -57,7 +59,9 @@ def pretrain(
 
     if recipe and first_rank():
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
-    images = source if damaged_shards == "refuse" else open_images(source, damaged=damaged_shards)
+    images: Any = source
+    if labels or damaged_shards != "refuse":
+        images = open_images(source, damaged=damaged_shards, labels=labels or None)
     run = stepclr.pretrain(
         images,
         out,
@@ -77,6 +81,7 @@ def finetune(
     train: Source,
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: no score)")] = None,
     holdout: Holdout = None,
+    labels: LabelFiles = (),
     labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
     draws: int = 1,
     seed: int = 0,
@@ -114,12 +119,11 @@ def finetune(
     import stepclr
     from stepclr.tools.scores import labels_words, score_summary
 
+    holds_out = holdout is None
     reading = options.pop("reading")
-    sources = {"train": open_source(train, reading=reading)}
-    if test:
-        sources["test"] = open_source(test, reading=reading)
-    scores = stepclr.finetune(**{**options, **sources}, progress=Counter())
-    say_unread(*sources.values())
+    options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
+    scores = stepclr.finetune(**options, progress=Counter())
+    say_unread(options["train"], *filter(None, [options["test"]]))
     for part in score_summary(scores):
         say(part)
     made = scores.protocol["classifier"]

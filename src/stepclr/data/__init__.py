@@ -16,6 +16,7 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     folders.py   folders and zips
     labels.py    the classes in words, and whether they are classes
     label_csv.py labels in tables
+    labeling.py  labels and splits of tables, given to a set
     memory.py    arrays and torch Datasets
     named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST
     order.py     the orders in which an epoch visits the images

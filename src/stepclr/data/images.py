@@ -48,6 +48,23 @@ class Names(Sequence[str], ABC):
         """The order of an epoch; None where the images are not in the order of their groups."""
 
 
+@dataclass(frozen=True, eq=False)
+class Labeling:
+    """What tables said of the images of a source, whichever of them are in the set."""
+
+    labeled: dict[str, int]
+    """How many images got a label from which table."""
+    rows: dict[str, tuple[str, str]]
+    """(label, split) of each image that has a row, by its name; "" for none."""
+    has_splits: bool
+    replaced: bool
+    """Whether the source had labels of its own."""
+    split: str | None = None
+    """The split that the images are of; None: of both."""
+    missing: str = ""
+    """Which paths of the tables are not in the source, in words."""
+
+
 @dataclass(eq=False, repr=False)
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """n images with their labels: a torch `Dataset` of (uint8 RGB `[3, H, W]`, label). `open_images` makes one.
@@ -78,6 +95,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """Images are reduced to this short side when read, pixels."""
     chosen: list[str] | None = None
     """The classes that `keep` chose; None where nothing was chosen."""
+    labeling: Labeling | None = None
+    """The tables that the labels are from; None where they are the source's own."""
 
     def __post_init__(self) -> None:
         # Systems write an accented letter in two ways. The class is the same, also where a set has both.
@@ -179,6 +198,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         if isinstance(self.names, list):
             return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
         return self.names.checksum()
+
+    def labels_checksum(self) -> str:
+        """SHA-256 of the classes and the labels, in hexadecimal."""
+        names = "\0".join(self.classes).encode(errors="surrogateescape")
+        return hashlib.sha256(names + b"\0" + self.labels.astype("<i8").tobytes()).hexdigest()
 
     def keep(self, classes: str | Iterable[str]) -> ImageSet:
         """The labeled images of these classes: names, or one string with commas. Their order gives labels 0..C-1.

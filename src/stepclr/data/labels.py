@@ -48,10 +48,25 @@ def heading(images: ImageSet) -> str:
     Classes that are named like splits are a warning.
     """
     words = describe_classes(class_counts(images), int((images.labels < 0).sum()))
-    lines = [f"{images.source}: {len(images):,} images, {words}", *images.ledger.lines_of_ignored()]
+    lines = [f"{images.source}: {len(images):,} images, {words}", *table_lines(images)]
+    lines += images.ledger.lines_of_ignored()
     if warning := split_folders(images):
         lines.append(f"warning: {warning}")
     return "\n".join(lines)
+
+
+def table_lines(images: ImageSet) -> list[str]:
+    """Where the labels are from, if not from the source itself."""
+    labeling = images.labeling
+    if labeling is None:
+        return []
+    given = ", ".join(f"{name} gives a label to {n:,} images" for name, n in labeling.labeled.items())
+    lines = [f"labels: {given}" + ("; the names of folders do not count" if labeling.replaced else "")]
+    if labeling.missing:
+        lines.append(f"labels: {labeling.missing}")
+    if labeling.split:
+        lines.append(f"labels: of the split {labeling.split}")
+    return lines
 
 
 def of_these_classes(images: ImageSet, classes: list[str]) -> ImageSet:

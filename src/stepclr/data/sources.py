@@ -13,6 +13,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from stepclr.data.folders import open_files, open_folder, open_zip
 from stepclr.data.images import ImageSet
+from stepclr.data.label_csv import SPLIT_OF
+from stepclr.data.labeling import label_both, label_images, of_split, train_and_test
 from stepclr.data.memory import Array, open_array, open_dataset
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
 from stepclr.data.reading import Range
@@ -28,6 +30,8 @@ def open_images(
     limit: int | None = None,
     damaged: str = "refuse",
     *,
+    labels: object = None,
+    split: str | None = None,
     value_range: Range | None = None,
     max_pixels: int | None = None,
 ) -> ImageSet:
@@ -54,6 +58,13 @@ def open_images(
         limit: keep at most this many images, spread evenly over the classes; of each class the first ones.
         damaged: what to do with a missing, truncated or corrupt shard: "refuse" it, or "skip" its images and list it in
             `skipped`.
+        labels: tables that give the images their labels, in the place of those of folders: the path of a .csv, .tsv or
+            .parquet with the columns path (or file, filename, image) and label (or class), several paths, a mapping
+            from paths to labels, or a data frame of pandas, polars or pyarrow. A path is one in the source, relative to
+            the table's folder (the current one for a mapping or a data frame), or absolute. Images that are not named
+            have no label. `classes` and `limit` choose afterwards.
+        split: where the tables have a column `split`: "test" (also val, valid, validation), or "train", which is all
+            other images, also those that are not named.
         value_range: (black, white), the numbers that become 0 and 255 in image files of more than 8 bits per channel
             and in arrays that are not uint8; what lies outside is clipped. None: what a file declares; a file that
             declares nothing is skipped.
@@ -62,12 +73,17 @@ def open_images(
     What is skipped, ignored, or read with a loss is in `ledger`.
 
     Raises:
-        StepclrError: if the source, its split or a class does not exist, or the source contains no image.
+        StepclrError: if the source, its split or a class does not exist, or the source contains no image; for a table
+            that cannot be read, a path in it that is not in the source, and an image with two labels.
     """
     choose("damaged", damaged, ("refuse", "skip"))
     images = _open(source, damaged, value_range).read_as(value_range, max_pixels)
     if damaged == "skip" and isinstance(images.names, list):
         raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
+    if labels is not None:
+        images = label_images(images, labels)
+    if split is not None:
+        images = of_split(images, SPLIT_OF.get(split, split))
     if classes is not None:
         images = images.keep(classes)
     if limit is not None:
@@ -75,6 +91,33 @@ def open_images(
             raise StepclrError(f"limit must be at least 1 image, not {limit}")
         images = images.take(_spread(images.labels, limit))
     return images
+
+
+def open_train_test(
+    train: Source,
+    test: Source | None,
+    labels: object = None,
+    *,
+    holds_out: bool = True,
+    missing: str = "refuse",
+    **reading: Any,
+) -> tuple[ImageSet, ImageSet | None]:
+    """The images to learn from and to score on: `open_images` of both, with the labels of the same tables.
+
+    Without `test` they are the splits of the tables, if these have a column `split` and `holds_out` is true; otherwise
+    there are none to score on. Images to learn from are never those of the split "test". `missing` is that of
+    `label_images`, and `reading` are other arguments of `open_images`.
+    """
+    if isinstance(test, str | Path) and test == train and labels is not None:
+        test = None  # the tables say which images are which
+    learned = open_images(train, **reading)
+    if test is None:
+        learned = learned if labels is None else label_images(learned, labels, missing)
+        return train_and_test(learned, None, holds_out)
+    scored = open_images(test, **reading)
+    if labels is not None:
+        learned, scored = label_both(learned, scored, labels, missing)
+    return train_and_test(learned, scored)
 
 
 def absolute_source(source: str) -> str:

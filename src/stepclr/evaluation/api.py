@@ -16,7 +16,7 @@ from torch import nn
 
 from stepclr.config import SETTINGS
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source
+from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_number, choose
@@ -35,8 +35,9 @@ from stepclr.threads import Progress
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the method that each adds to the table
 BASELINES = ("pixels", "random", "scratch")
 OF_THE_RUN = ("simclr", "finetuned", "knn")  # the first of these that is scored has its confusion matrix reported
+OF_THE_IMAGES = ("names_checksum", "labels_checksum")
 # Runs that are compared over their seeds share all settings that shape an encoder, and the images.
-SAME_OVER_SEEDS = sorted({*SETTINGS, "names_checksum"} - {"seed", "keep_every", "monitor", "cache_gib"})
+SAME_OVER_SEEDS = sorted({*SETTINGS, *OF_THE_IMAGES} - {"seed", "keep_every", "monitor", "cache_gib"})
 Json = dict[str, Any]
 Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
 
@@ -62,8 +63,9 @@ def evaluate(
 
     Args:
         run: a run's folder, where the result is written as `evaluation.json`, or an encoder file.
-        train, test: labeled images to learn from and to score on, anything `open_images` takes. Images without a
-            label are left out and counted; so are those outside the classes that were chosen for pretraining, if any.
+        train, test: labeled images to learn from and to score on, anything `open_images` takes. Without `test`, those
+            of train that a table's column `split` holds out. Images without a label are left out and counted; so are
+            those outside the classes that were chosen for pretraining, if any.
             `protocol["classes_not_in_test"]` lists the classes that test has no image of.
         holdout: instead of test, the share of train to hold out and score on, such as 0.2: as much of each class, drawn
             from `seed`; images that are identical or versions of each other stay on one side. All methods, draws and
@@ -99,6 +101,7 @@ def evaluate(
     check_number("seed", seed, 0)
     check_number("scratch_steps", scratch_steps, 1)
     check_holdout(test, holdout)
+    train, test = open_train_test(train, test, holds_out=holdout is None)
     if test is None and holdout is None:
         raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
     world = join()

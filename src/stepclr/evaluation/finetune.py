@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source
+from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_number, check_suffix, choose
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
@@ -119,7 +119,8 @@ def finetune(
             `finetune.json`.
         train: labeled images, anything `open_images` takes; those without a label, or of classes other than those
             chosen for pretraining (if any), are left out and counted.
-        test: labeled images to score on, or None. Their labels are read once, after the last prediction.
+        test: labeled images to score on, or None: those of train that a table's column `split` holds out, if there are
+            any. Their labels are read once, after the last prediction.
         holdout: instead of test, the share of train to hold out: the classifier is trained without them and scored on
             them. They are the same images as those of `evaluate`.
         labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
@@ -156,6 +157,7 @@ def finetune(
     initial = initial_weights(folder, start, module)
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
+    train, test = open_train_test(train, test, holds_out=holdout is None)
     images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout)
 
     largest = max(per_class, key=lambda number: math.inf if number == "all" else number)

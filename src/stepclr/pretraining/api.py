@@ -15,6 +15,7 @@ from torch import nn
 from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
+from stepclr.data.labeling import to_learn_from
 from stepclr.data.labels import check_classes, heading, of_these_classes
 from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.device import default_device, torch_threads
@@ -55,7 +56,8 @@ def pretrain(
     """Pretrain an encoder on images without labels (SimCLR Algorithm 1) into the run folder `out`.
 
     Args:
-        images: an `ImageSet`, or anything `open_images` takes; `classes` and `limit` choose among its images.
+        images: an `ImageSet`, or anything `open_images` takes; `classes` and `limit` choose among its images. Those
+            that a table's column `split` holds out (see `open_images`) are left out.
         out: the run's folder. It must not hold another run.
         recipe: name of a recipe (`stepclr.recipes`) that gives the defaults.
         config: all settings at once, instead of `recipe`; `options` change it.
@@ -102,9 +104,9 @@ def pretrain(
         classes, limit = stored.classes or None, stored.limit
 
     # What the images and the machine decide.
-    images = open_images(
-        images, classes=classes, limit=limit, value_range=config.value_range, max_pixels=config.max_pixels
-    )
+    images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels)
+    images = to_learn_from(run.labeled(images) if stored else images)
+    images = open_images(images, classes=classes, limit=limit)
     teacher = load_classifier(config.teacher) if config.teacher else None
     images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
@@ -146,6 +148,7 @@ def pretrain(
         with run.held() if world.first else nullcontext(), torch_threads(run_config.threads):
             if world.first:
                 run_config.write(run.folder)
+                run.write_labels(images)
             list_skipped(images, run, world)
             train(run, decided, images, watched, views, model, teacher, printer, profile, world)
             if world.first:
@@ -191,6 +194,9 @@ def _run_config(
         images=len(images),
         skipped=len(images.skipped),
         names_checksum=images.names_checksum(),
+        labels=list(images.labeling.labeled) if images.labeling else [],
+        split=images.labeling.split if images.labeling else None,
+        labels_checksum=images.labels_checksum(),
         steps_per_epoch=steps_per_epoch(len(images), config.batch_size),
         renderer=views.renderer,
         threads=torch.get_num_threads(),

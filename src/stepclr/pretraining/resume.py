@@ -51,6 +51,11 @@ def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:
             f"{run.folder} was started on {stored.images} images of {stored.source}; the {run_config.images} images of "
             f"{run_config.source} have other names"
         )
+    if stored.labels_checksum not in (None, run_config.labels_checksum):
+        raise StepclrError(
+            f"{run.folder} was started with other labels; leave labels out to resume with its own, or choose another "
+            "output folder"
+        )
     done = max((step_of(path) for path in checkpoints(run.folder / "checkpoint")), default=0)
     if done > run_config.epochs * stored.steps_per_epoch:
         raise StepclrError(

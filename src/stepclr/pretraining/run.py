@@ -1,4 +1,5 @@
-"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors; skipped.csv if images were skipped."""
+"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors; skipped.csv if images were skipped;
+labels.csv if a table gave the labels."""
 
 import json
 import os
@@ -14,11 +15,12 @@ from stepclr.config import FILE, RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError
-from stepclr.io import locked, named, temporary_files, write_whole
+from stepclr.io import locked, named, temporary_files, write_csv, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
 
 Fields = dict[str, Any]  # one JSON object
+LABELS = "labels.csv"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,16 @@ class Run:
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config
-        images = open_images(source or config.source, classes=config.classes or None, limit=config.limit)
+        images = self.labeled(open_images(source or config.source))
+        images = open_images(images, classes=config.classes or None, limit=config.limit)
         return images.read_as(config.value_range, config.max_pixels)
+
+    def labeled(self, images: ImageSet) -> ImageSet:
+        """The images with the labels of the run's tables, if it has any and `images` have none of another table."""
+        config = self.config
+        if not config.labels or images.labeling:
+            return images
+        return open_images(images, labels=self.folder / LABELS, split=config.split)
 
     def encoder(self, module: nn.Module | None = None) -> Encoder:
         """The pretrained encoder, in eval mode; `module` receives the weights where it was the user's own network."""
@@ -81,6 +91,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, busy):
             yield
+
+    def write_labels(self, images: ImageSet) -> None:
+        """Write labels.csv, all that the tables said that gave the images their labels, if there were any."""
+        if images.labeling:
+            rows = [(name, *row) for name, row in images.labeling.rows.items()]
+            write_csv(self.folder / LABELS, [("path", "label", "split"), *rows])
 
     def write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, lambda file: file.write(text.encode()))

@@ -92,6 +92,7 @@ def pack(
     plan = {"source": images.source, "of": len(images), "names": images.names_checksum(), "per_shard": per_shard}
     plan |= {"classes": images.classes, **asdict(treatment)}
     plan["value_range"] = list(images.value_range) if images.value_range else None
+    plan["labels"] = images.labels_checksum() if images.labeling else None
     _begin(folder, plan)
     ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
     with locked(folder, f"another process is packing into {folder}; wait until it ends"):
@@ -144,7 +145,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
             file.write(json.dumps(plan, indent=1).encode())
         return
     try:
-        earlier = {"value_range": None} | json.loads(stored.read_bytes())  # older ones have none
+        earlier = {"value_range": None, "labels": None} | json.loads(stored.read_bytes())  # older ones have none
         differing = [name for name, value in plan.items() if earlier[name] != value]
     except (ValueError, KeyError, TypeError):
         raise StepclrError(f"{stored} was not written by stepclr pack; choose another folder") from None

@@ -1,7 +1,7 @@
 """Which images of an index to label next: the ones that represent most of the images not yet covered by a label."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from stepclr.data.label_csv import read_labels
+from stepclr.data.label_csv import Section, check_found, read_labels
 from stepclr.errors import check_number
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
@@ -64,8 +64,9 @@ def suggest_labels(
 
     Args:
         index: what `stepclr embed` wrote, or an `EmbeddingIndex`.
-        labels: CSV files with the columns path and label, or others of the usual names, whose labels are added to the
-            index's own; an empty label changes nothing. `stepclr find next` writes one to fill in.
+        labels: tables (.csv, .tsv, .parquet) with the columns path and label, or others of the usual names, whose
+            labels are added to the index's own; an empty label changes nothing. `stepclr find next` writes one to fill
+            in.
         seed: of the random subset of a large index.
 
     Raises StepclrError if a file cannot be read, names an image that is not in the index, or gives one two labels.
@@ -119,13 +120,19 @@ def class_uncertainty(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarr
     return uncertainty
 
 
-def with_labels(index: EmbeddingIndex, files: Iterable[Path]) -> EmbeddingIndex:
-    """The index with the labels of CSV files, which `read_labels` describes."""
+def with_labels(index: EmbeddingIndex, files: Sequence[Path]) -> EmbeddingIndex:
+    """The index with the labels of tables, which `read_labels` describes."""
+    if not files:
+        return index
     labels, classes = index.labels.copy(), list(index.classes)
-    for i, label in read_labels(files, index.paths, "the index").items():
-        if label not in classes:
-            classes.append(label)
-        labels[i] = classes.index(label)
+    root = index.source if os.path.isdir(index.source) else None
+    given = read_labels(files, [Section(index.paths, 0, root)], "the index")
+    check_found(given, "the index")
+    for i, row in given.rows.items():
+        if row.label and row.label not in classes:
+            classes.append(row.label)
+        if row.label:
+            labels[i] = classes.index(row.label)
     return replace(index, labels=labels, classes=classes)
 
 

@@ -1,7 +1,7 @@
 """A recipe for these images: a command to type, and the reasons for it."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from stepclr.data.reading import AS_DECLARED, Reading
@@ -34,11 +34,12 @@ def advice(
     largest: int | None,
     findings: Iterable[Finding],
     reading: Reading = AS_DECLARED,
+    tables: Sequence[str] = (),
 ) -> Advice:
     """Settings for a set of `images` readable images, with views of `size` px.
 
     chosen: the classes that were chosen, if any. largest: how many images fit into memory at once, if known.
-    reading: how the images were read; the command reads them in the same way.
+    reading: how the images were read; the command reads them in the same way. tables: that the labels are from.
     """
     recipe, view_size, reason = _recipe(size, gpu)
     config, why = recipe_config(recipe), [reason]
@@ -67,7 +68,8 @@ def advice(
         options += ["--max-pixels", str(reading.max_pixels)]
 
     classes = ["--classes", ",".join(chosen)] if chosen else []
-    start, end = ["stepclr", "pretrain", source, *classes, "--recipe"], [*options, "--out", "runs/doctor"]
+    labels = ["--labels", *tables] if tables else []
+    start, end = ["stepclr", "pretrain", source, *labels, *classes, "--recipe"], [*options, "--out", "runs/doctor"]
     with_labels = None
     if labeled >= MOSTLY_LABELED * images:
         with_labels = shlex.join([*start, f"{recipe}-supcon", *end])

@@ -11,8 +11,8 @@ import torch
 
 from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.images import ImageSet
-from stepclr.data.labels import check_classes, class_counts, of_these_classes
-from stepclr.data.sources import Source, open_images
+from stepclr.data.labels import check_classes, class_counts, of_these_classes, table_lines
+from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.pretraining.resolve import resolve, view_size
@@ -71,10 +71,8 @@ def doctor(
     Raises StepclrError for settings that cannot be used, and where a trial run fails.
     """
     config = config or PretrainConfig()
-    images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels)
-    if test is not None:
-        test = open_images(test, value_range=config.value_range, max_pixels=config.max_pixels)
-        test = of_these_classes(test, images.chosen) if images.chosen else test
+    images, test = open_train_test(images, test, value_range=config.value_range, max_pixels=config.max_pixels)
+    test = of_these_classes(test, images.chosen) if test is not None and images.chosen else test
     seconds: dict[str, float] = {}
     with _timed(seconds, "looking"):
         scanned = scan(images, progress)
@@ -110,11 +108,12 @@ def doctor(
             estimated.largest_at_once,
             ordered(findings),
             images.store.reading,
+            list(images.labeling.labeled) if images.labeling else [],
         )
     return Diagnosis(
         source=images.source,
         test=test.source if test is not None else None,
-        images=_images(scanned),
+        images={**_images(scanned), "labels_from": table_lines(images)},
         classes=class_counts(images),
         unlabeled=int((images.labels < 0).sum()),
         findings=ordered(findings),

@@ -111,6 +111,9 @@ def class_findings(images: ImageSet) -> Iterator[Finding]:
     """Findings about classes: empty, small, imbalanced."""
     counts = class_counts(images)
     empty = [name for name, n in counts.items() if not n] + _empty_folders(images)
+    if images.labeling and images.labeling.missing:
+        do = "correct the paths, or give the folder that has these images"
+        yield finding("label-paths", "error", 1, f"table of labels names no images: {images.labeling.missing}", do)
     if why := split_folders(images):
         yield finding("split-folders", "warning", 1, "set has splits for classes", why)
     yield finding("empty-class", "warning", len(empty), "classes have no images", "add images, or delete them", empty)
@@ -132,7 +135,7 @@ def class_findings(images: ImageSet) -> Iterator[Finding]:
 
 def _empty_folders(images: ImageSet) -> list[str]:
     root = Path(images.source)
-    if images.chosen is not None or not images.classes or not root.is_dir():
+    if images.chosen is not None or images.labeling or not images.classes or not root.is_dir():
         return []
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_aside(path.name))
     return [name for name in folders if name not in images.classes]
