@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from stepclr.pretraining.api import pretrain as pretrain
     from stepclr.pretraining.run import Run as Run
     from stepclr.tools.curate.duplicates import find_duplicates as find_duplicates
+    from stepclr.tools.curate.mislabeled import find_mislabeled as find_mislabeled
     from stepclr.tools.curate.outliers import find_outliers as find_outliers
     from stepclr.tools.curate.suggest import suggest_labels as suggest_labels
     from stepclr.tools.doctor.examine import doctor as doctor
@@ -89,6 +90,7 @@ _DEFINED_IN = {
     "pretrain": "pretraining.api",
     "Run": "pretraining.run",
     "find_duplicates": "tools.curate.duplicates",
+    "find_mislabeled": "tools.curate.mislabeled",
     "find_outliers": "tools.curate.outliers",
     "suggest_labels": "tools.curate.suggest",
     "doctor": "tools.doctor.examine",

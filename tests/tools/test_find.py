@@ -122,6 +122,21 @@ def test_the_functions_find_what_the_command_writes(index: Path, tmp_path: Path)
     assert [opened.paths[i] for i in suggestions.indices] == [row["path"] for row in read(tmp_path / "next.csv")]
 
 
+def test_doubtful_labels_are_shown_and_are_what_the_function_finds(
+    index: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    images, table = stepclr.open_images("sample:train", limit=60), tmp_path / "labels.csv"
+    names = [str(images.class_name(i)).replace(",", "") for i in range(60)]
+    table.write_text("path,label\n" + "".join(f"{i:02}.png,{name}\n" for i, name in enumerate(names)))
+    assert call("find", "mislabeled", index, "--labels", table, "-n", "6", "--out", tmp_path / "odd.csv") == 0
+    found = stepclr.find_mislabeled(index, 6, [table])
+    paths = [found.index.paths[i] for i in found.indices]
+    assert paths == [row["path"] for row in read(tmp_path / "odd.csv")]
+    assert len(paths) == 6
+    assert f"{found.suspected} of 60 labels are suspected" in capsys.readouterr().out
+    assert (tmp_path / "odd.png").is_file()
+
+
 def test_planted_outliers_are_on_top(index: Path, tmp_path: Path) -> None:
     assert call("find", "outliers", index, "-n", "4", "--out", tmp_path / "odd.csv") == 0
     rows = read(tmp_path / "odd.csv")
@@ -172,6 +187,49 @@ def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture)
     assert {int(row["path"][1:]) // 30 for row in read(second)} == left
     assert call("find", "next", source, "--labels", first, "--out", first) == 2
     assert "would be overwritten" in capsys.readouterr().err
+
+
+def planted(path: Path, wrong: dict[int, int]) -> Path:
+    """An index of 3 clusters of 20 images, each with the label of its cluster but for the `wrong` ones."""
+    labels = [wrong.get(i, i // 20) for i in range(60)]
+    return write_npz(path, clusters(3, 20), labels, ("cat", "dog", "owl"))
+
+
+def test_planted_wrong_labels_are_found_and_corrected(tmp_path: Path, capsys: Capture) -> None:
+    source, out = planted(tmp_path / "x.npz", {3: 2, 30: 0, 59: 1}), tmp_path / "doubtful.csv"
+    assert call("find", "mislabeled", source, "-n", "3", "--out", out) == 0
+    rows = read(out)
+    found = {row["path"]: (row["label"], row["suggested"]) for row in rows}
+    assert found == {"p3": ("owl", "cat"), "p30": ("cat", "dog"), "p59": ("dog", "owl")}
+    scores = [(float(row["score"]), float(row["suggested_score"])) for row in rows]
+    assert all(score < 0.07 < 0.5 < suggested for score, suggested in scores)
+    assert scores == sorted(scores, key=lambda pair: pair[0])
+    assert "3 of 60 labels are suspected to be wrong; 95.0% agree" in capsys.readouterr().out
+
+    # The corrected table is given back. Two of its labels win over the index's own; one remains wrong.
+    out.write_text(
+        "path,label\n" + "".join(f"{row['path']},{row['suggested']}\n" for row in rows if row["path"] != "p30")
+    )
+    assert call("find", "mislabeled", source, "--labels", out, "--out", tmp_path / "again.csv") == 0
+    assert [row["path"] for row in read(tmp_path / "again.csv")] == ["p30"]
+    assert "1 of 60 labels are suspected" in capsys.readouterr().out
+    assert call("find", "mislabeled", source, "--labels", out, "--out", out) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_right_labels_are_not_suspected_and_the_only_label_of_a_class_is_not_checked(tmp_path: Path) -> None:
+    right = stepclr.find_mislabeled(planted(tmp_path / "x.npz", {}))
+    assert (right.suspected, right.checked, right.agreement, len(right.indices)) == (0, 60, 1.0, 0)
+    labels = [0] * 20 + [1] * 20 + [2] + [-1] * 19
+    few = write_npz(tmp_path / "few.npz", clusters(3, 20), labels, ("cat", "dog", "owl"))
+    assert stepclr.find_mislabeled(few).checked == 40
+
+
+def test_a_label_is_judged_by_a_classifier_that_has_not_seen_it(tmp_path: Path) -> None:
+    """More features than images: a layer fitted to random labels would agree with all of them."""
+    generator = np.random.default_rng(0)
+    h, labels = generator.normal(size=(60, 80)).astype(np.float32), generator.integers(0, 2, 60).tolist()
+    assert stepclr.find_mislabeled(write_npz(tmp_path / "x.npz", h, labels, ("cat", "dog"))).agreement < 0.75
 
 
 def test_the_uncertain_are_preferred_to_as_many_certain() -> None:
@@ -276,7 +334,8 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
         ("dupes", source): "unknown thing to find 'dupes'. Did you mean 'duplicates'?",
         ("next", source, "-n", "0"): "n must be at least 1, not 0",
         ("next", source, "--out", "x.txt"): "out must end in .csv, or be a folder, not 'x.txt'",
-        ("outliers", source, "--labels", bare): "--labels is for find next, not for find outliers",
+        ("outliers", source, "--labels", bare): "--labels is for find next and find mislabeled, not for find outliers",
+        ("mislabeled", source): "the index has 0 labeled images of 0 classes",
         ("next", source, "--labels", strange): "the index has no image 'q7'",
         ("next", source, "--labels", bare): "must have a header with the columns path",
         ("next", source, "--labels", tmp_path / "none.csv"): "none.csv cannot be read: No such file or directory",

@@ -62,31 +62,34 @@ def search(
 
 
 def find(
-    what: Positional[Annotated[str, arg(metavar="{duplicates,outliers,next}")]],
+    what: Positional[Annotated[str, arg(metavar="{duplicates,outliers,mislabeled,next}")]],
     index: Positional[Annotated[Path, arg(metavar="INDEX")]],
     n: Annotated[int, arg(aliases=["-n"], metavar="N")] = 50,
     labels: Annotated[tuple[Path, ...], arg(metavar="FILE.csv", help_behavior_hint="(default: the index's own)")] = (),
     seed: int = 0,
     out: Annotated[Path | None, arg(metavar="FOLDER|FILE.csv", help_behavior_hint="(default: WHAT.csv)")] = None,
 ) -> None:
-    """Find near-duplicates, outliers, or the best images to label next, and write a CSV and a contact sheet.
+    """Find near-duplicates, outliers, wrong labels, or the best images to label next; write a CSV and a contact sheet.
 
     Args:
-        what: duplicates; outliers; or next: unlabeled images that best represent the ones not yet covered by a label.
+        what: duplicates; outliers; mislabeled: labels that differ from what the other labels predict; or next:
+            unlabeled images that best represent the ones not yet covered by a label.
         index: What stepclr embed wrote: a folder, a .parquet or an .npz.
         n: Number of groups or images to report.
-        labels: Extra labels for `next`: the CSV that `find next` wrote, with its `label` column filled in. Repeatable.
-        seed: Seed for subsampling a large index (`next` only).
+        labels: Extra labels for `next` and `mislabeled`: the CSV that either wrote, with its `label` column filled in
+            or corrected. Repeatable.
+        seed: Seed for subsampling a large index (`next`) and for the folds (`mislabeled`).
         out: CSV to write, or a folder to put it in; the contact sheet is the .png alongside it.
     """
-    choose("thing to find", what, ("duplicates", "outliers", "next"))
-    if labels and what != "next":
-        raise StepclrError(f"--labels is for find next, not for find {what}")
+    choose("thing to find", what, ("duplicates", "outliers", "mislabeled", "next"))
+    if labels and what not in ("mislabeled", "next"):
+        raise StepclrError(f"--labels is for find next and find mislabeled, not for find {what}")
     path = _csv_path(what, out)
     for file in labels:
         if file.exists() and path.exists() and file.samefile(path):
             raise StepclrError(f"{path} contains the labels and would be overwritten: choose another --out")
     from stepclr.tools.curate.duplicates import find_duplicates
+    from stepclr.tools.curate.mislabeled import find_mislabeled
     from stepclr.tools.curate.outliers import find_outliers
     from stepclr.tools.curate.suggest import suggest_labels
     from stepclr.tools.search.index import open_index
@@ -96,6 +99,8 @@ def find(
         table = find_duplicates(opened).table(n)
     elif what == "outliers":
         table = find_outliers(opened, n).table()
+    elif what == "mislabeled":
+        table = find_mislabeled(opened, n, labels, seed).table()
     else:
         table = suggest_labels(opened, n, labels, seed).table()
     table.write(path)
