@@ -15,9 +15,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_suffix, installed
 
 Record = TypeVar("Record")
+TABLES = (".csv", ".parquet", ".json")  # what a table can be written as
 ABANDONED = 86_400  # s; a temporary file this old was left by a process that was killed
 
 
@@ -102,6 +103,35 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     # It need not be text either: bytes that cannot be decoded are written unchanged.
     csv.writer(text).writerows(rows)
     write_whole(path, lambda file: file.write(text.getvalue().encode(errors="surrogateescape")))
+
+
+def check_table(path: Path) -> None:
+    """Raise StepclrError unless `write_table` can write this file here; to be called before the long part."""
+    check_suffix(path, TABLES)
+    if path.suffix == ".parquet":
+        installed("pyarrow.parquet", "search", f"writing {path.name}")
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a table as CSV, Parquet or JSON (a list with an object for each row), as the suffix says.
+
+    Bytes in names that are not text are escapes in Parquet and JSON.
+    """
+    check_table(path)
+    if path.suffix == ".csv":
+        write_csv(path, [header, *rows])
+    elif path.suffix == ".json":
+        records = [dict(zip(header, row, strict=True)) for row in rows]
+        write_whole(path, lambda file: file.write(json.dumps(records, indent=1).encode()))
+    else:
+        arrow, parquet = (installed(name, "search", f"writing {path.name}") for name in ("pyarrow", "pyarrow.parquet"))
+        columns = [[_as_text(row[place]) for row in rows] for place in range(len(header))]
+        table = arrow.table(columns, names=[_as_text(name) for name in header])
+        write_whole(path, lambda file: parquet.write_table(table, file))
+
+
+def _as_text(value: object) -> object:
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 @contextmanager

@@ -377,7 +377,7 @@ def damage(run: Path, what: str) -> None:
         ("no run", "finetune RUN --train sample:train --from head.1", "is not the folder of a run"),
         ("", "predict RUN sample:test --out p.csv", "stepclr finetune trains one"),
         ("", "predict RUN/encoder.safetensors sample:test --out p.csv", "is an encoder, not a classifier"),
-        ("", "predict RUN sample:test --out p.parquet", "must end in .csv"),
+        ("", "predict RUN sample:test --out p.npz", "must end in .csv or .parquet or .json"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -18,7 +18,7 @@ import stepclr
 from stepclr.cli import main
 from stepclr.config import PretrainConfig
 from stepclr.data.shards.packing import pack
-from stepclr.evaluation.predict import write_predictions
+from stepclr.evaluation.predict import classify
 from stepclr.model.files import save_encoder
 from stepclr.tools.doctor.trial import Trial
 from stepclr.tools.search.table import write_embeddings
@@ -157,8 +157,9 @@ def by_finetune(images: stepclr.ImageSet, run: Path, out: Path) -> Outcome:
 def by_predict(images: stepclr.ImageSet, run: Path, out: Path) -> Outcome:
     classifier = out / "c.safetensors"
     stepclr.finetune(run, plain(out / "train", 100), out=classifier, epochs=1)
-    written = write_predictions(classifier, images, out / "p.csv")
-    return written.rows, listed(out / "p.skipped.csv")
+    classified = classify(classifier, images)
+    classified.write(out / "p.csv")
+    return len(classified.images), listed(out / "p.skipped.csv")
 
 
 def by_embed(images: stepclr.ImageSet, run: Path, out: Path) -> Outcome:
@@ -282,7 +283,7 @@ def test_search_predict_and_the_index_keep_the_range_of_the_encoder(source: Path
     stored = np.load(tmp_path / "h.npz")
     np.testing.assert_allclose(h.detach()[0], stored["embeddings"][stored["paths"] == "cat/12 bits.png"][0], atol=1e-3)
     stepclr.finetune(run, source, out=tmp_path / "c.safetensors", epochs=1)
-    write_predictions(tmp_path / "c.safetensors", source, tmp_path / "p.csv")
+    classify(tmp_path / "c.safetensors", source).write(tmp_path / "p.csv")
     assert "cat/12 bits.png" in listed(tmp_path / "p.csv")
     exported = stepclr.export(run, tmp_path / "e.safetensors", "safetensors", source)
     assert "0 became 0 and 4095 became 255" in exported.card.read_text()

@@ -22,6 +22,16 @@ Source = Annotated[str, arg(metavar="SOURCE")]
 Damaged = Annotated[Literal["refuse", "skip"], arg(metavar="{refuse,skip}")]
 # These bring their help, because they mean the same in every command.
 Images = Positional[Annotated[str, arg(metavar="SOURCE", help="Images: a folder, a zip file, shards, or NAME:SPLIT.")]]
+ManyImages = Positional[
+    Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="SOURCE",
+            help="Images: a folder, a zip file, shards, or NAME:SPLIT; or image files.",
+            help_behavior_hint="(one or more)",
+        ),
+    ]
+]
 Names = Annotated[
     str | None,
     arg(metavar="NAME,NAME,...", help="Keep only the labeled images of these classes.", help_behavior_hint=ALL),
@@ -62,7 +72,7 @@ def say(text: object) -> None:
 
 
 def open_source(
-    source: str,
+    source: str | list[str],
     classes: str | None = None,
     limit: int | None = None,
     damaged: Damaged = "refuse",
@@ -107,13 +117,13 @@ def _note(lines: list[str]) -> None:
         print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
 
 
-def image_format(out: Path) -> str:
+def image_format(out: Path, option: str = "--out") -> str:
     """Pillow's name of the format that the suffix of --out stands for; StepclrError if it stands for none."""
     from PIL import Image
 
     extensions = Image.registered_extensions()
     if out.suffix.lower() not in extensions:
-        raise StepclrError(f"--out {out} is not an image format; use a suffix such as .png")
+        raise StepclrError(f"{option} {out} is not an image format; use a suffix such as .png")
     return extensions[out.suffix.lower()]
 
 

@@ -12,9 +12,11 @@ from stepclr.cli.arguments import (
     Images,
     LabelFiles,
     Limit,
+    ManyImages,
     Names,
     Read,
     Source,
+    image_format,
     open_source,
     open_train_test,
     page_of,
@@ -99,23 +101,49 @@ def compare(
 
 def predict(
     classifier: Positional[Annotated[Path, arg(metavar="CLASSIFIER")]],
-    source: Images,
-    out: Annotated[Path, arg(metavar="FILE.csv")],
+    source: ManyImages,
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the screen)")] = None,
+    sort: bool = False,
+    sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
     limit: Limit = None,
     reading: Read = AS_DECLARED,
 ) -> None:
-    """Predict the class of each image of a source, with the probability of every class.
+    """Predict the class of images, with the probability of every class.
+
+    Without --out, the first 20 images are shown on the screen.
 
     Args:
         classifier: The classifier that stepclr finetune wrote: a file, or a run's folder.
-        out: File to write; its suffix must be .csv.
+        out: File to write, with the probability of every class: .csv, .parquet, .json.
+        sort: Put the least certain images first: the probabilities of their best two classes differ least.
+        sheet: Also draw a contact sheet: of each predicted class the most and the least certain images.
     """
-    from stepclr.evaluation.predict import write_predictions
+    from stepclr.evaluation.predict import classify
+    from stepclr.io import check_table, write_whole
+    from stepclr.tools.predicted import SCREEN_ROWS, prediction_sheet, prediction_table
 
-    images = open_source(source, limit=limit, reading=reading)
-    written = write_predictions(classifier, images, out, Counter())
+    if not source:
+        raise StepclrError("predict takes a classifier and images: stepclr predict RUN photos/")
+    if out:
+        check_table(out)
+    format = image_format(sheet, "--sheet") if sheet else ""
+    images = open_source(list(source) if len(source) > 1 else source[0], limit=limit, reading=reading)
+    predictions = classify(classifier, images, Counter())
+    if sort:
+        predictions = predictions.least_certain_first()
     say_unread(images)
-    say(f"{out}: {written.rows:,} predictions{_unreadable(written.skipped)}")
+    rows, skipped = len(predictions.images), predictions.skipped
+    if out:
+        predictions.write(out)
+        say(f"{out}: {rows:,} predictions{_unreadable(skipped)}")
+    else:
+        say(prediction_table(predictions))
+        if rows > SCREEN_ROWS:
+            say(f"{SCREEN_ROWS} of {rows:,} images are shown; --out FILE.csv writes all, and every probability")
+    if sheet:
+        drawn = prediction_sheet(predictions)
+        write_whole(sheet, lambda file: drawn.save(file, format))
+        say(f"{sheet}: the most and the least certain images of each class")
 
 
 def embed(

@@ -21,7 +21,7 @@ from stepclr.data.reading import Range
 from stepclr.data.shards.store import is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
-Source = str | Path | list[str | Path] | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
+Source = str | Path | list[Any] | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
 
 
 def open_images(
@@ -151,7 +151,7 @@ def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
     )
 
 
-def _files(sources: list[str | Path]) -> ImageSet:
+def _files(sources: list[Any]) -> ImageSet:
     paths = [Path(source).expanduser() for source in sources]
     for path in paths:
         if not path.is_file() or path.suffix.lower() in (".zip", ".tar"):

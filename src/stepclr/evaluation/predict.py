@@ -1,31 +1,73 @@
-"""A classifier and new images -> the probability of each class."""
+"""A classifier and new images -> the probability of each class, as an array and as a table."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, check_suffix
-from stepclr.io import write_csv
+from stepclr.errors import StepclrError
+from stepclr.io import write_table
 from stepclr.model.classifier import Classifier
-from stepclr.model.features import Written, fill_unreadable, resized
+from stepclr.model.features import fill_unreadable, resized
 from stepclr.model.files import load_classifier
 from stepclr.pretraining.classifier import logits
 from stepclr.threads import Progress
 
+DIGITS = 6  # significant ones of a probability in a table
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Probabilities `[n, C]`, float32, one row per image in the order of the source, and the names of the C classes."""
+    """Probabilities `[n, C]`, float32, one row per image in the order of the source, the names of the C classes, and
+    those of the n images."""
 
     probabilities: Float32[np.ndarray, "n classes"]
     classes: list[str]
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Classified:
+    """The readable images of a source and the probability of each class, `[n, C]`; `skipped` counts the others."""
+
+    images: ImageSet
+    probabilities: Float32[np.ndarray, "n classes"]
+    classes: list[str]
+    skipped: int
+
+    def margins(self) -> Float[np.ndarray, " n"]:
+        """How certain each prediction is: the probability of the best class minus that of the second best."""
+        second, best = np.partition(self.probabilities, (-2, -1), axis=1)[:, -2:].T
+        margins: Float[np.ndarray, " n"] = best - second
+        return margins
+
+    def least_certain_first(self) -> "Classified":
+        """The same images, by rising margin."""
+        order = np.argsort(self.margins(), kind="stable")
+        return replace(self, images=self.images.take(order), probabilities=self.probabilities[order])
+
+    def write(self, path: Path) -> None:
+        """Write a table: path, predicted class, its probability, and a column `p:CLASS` for each class.
+
+        The suffix, .csv, .parquet or .json, is the format. What was not read goes to `<path>.skipped.csv`.
+        """
+        header = ["path", "predicted", "probability", *(f"p:{name}" for name in self.classes)]
+        rows = []
+        for i, row in enumerate(self.probabilities.tolist()):
+            best = int(np.argmax(row))
+            rounded = [float(f"{p:.{DIGITS}g}") for p in row]
+            rows.append([self.images.names[i], self.classes[best], rounded[best], *rounded])
+        write_table(path, header, rows)
+        skipped = path.with_suffix(".skipped.csv")
+        skipped.unlink(missing_ok=True)  # that of an earlier command
+        self.images.ledger.write(skipped)
 
 
 def predict(
@@ -38,37 +80,21 @@ def predict(
 
     Args:
         classifier: a `classifier.safetensors`, or a run's folder that has one.
-        images: anything `open_images` takes. An image that cannot be read has a row of NaN, and a warning gives their
-            number.
+        images: anything `open_images` takes, such as a folder, an image file or a list of image files. An image that
+            cannot be read has a row of NaN, and a warning gives their number.
         progress: called with (images done, images in all).
         module: where the encoder is your own module, such a module; it receives the weights.
 
     Raises StepclrError for a file that is not a classifier, and where no image can be read.
     """
     source, probabilities, kept, classes = _predict(load_classifier(classifier, module), images, progress)
-    return Predictions(fill_unreadable(probabilities, kept, source), classes)
+    return Predictions(fill_unreadable(probabilities, kept, source), classes, source.names)
 
 
-def write_predictions(
-    classifier: str | os.PathLike[str],
-    images: Source,
-    out: str | os.PathLike[str],
-    progress: Progress | None = None,
-) -> Written:
-    """Write `out` (.csv): path, predicted class, its probability, and a column `p:CLASS` for each class.
-
-    Images that cannot be read are left out and listed in `<out>.skipped.csv`.
-    """
-    path = Path(out)
-    check_suffix(path, [".csv"])
+def classify(classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None) -> Classified:
+    """`predict` without the images that cannot be read."""
     source, probabilities, kept, classes = _predict(load_classifier(classifier), images, progress)
-    table = [["path", "predicted", "probability", *(f"p:{name}" for name in classes)]]
-    for i, row in zip(kept, probabilities.tolist(), strict=True):
-        best = int(np.argmax(row))
-        table.append([source.names[i], classes[best], *(f"{p:.6g}" for p in (row[best], *row))])
-    write_csv(path, table)
-    source.ledger.write(path.with_suffix(".skipped.csv"))
-    return Written(len(kept), len(source) - len(kept))
+    return Classified(source.take(kept), probabilities, classes, len(source) - len(kept))
 
 
 def _predict(
@@ -79,5 +105,5 @@ def _predict(
     source = resized(open_images(images), classifier.encoder)
     predicted, kept = logits(classifier, source, progress)
     if not len(kept):
-        raise StepclrError(f"no image of {source.source} can be read")
+        raise StepclrError(f"{source.source}: no image can be read; the first, {': '.join(source.skipped[0])}")
     return source, predicted.softmax(1).numpy(), kept, classifier.classes

@@ -3,5 +3,5 @@
 `embed.py` writes embeddings; `search/` finds the images most like one; `curate/` finds duplicates, outliers, wrong labels and
 what to label next; `export/` writes an encoder for others; `sklearn.py` is a scikit-learn step; `report/` is the page of a run;
 `doctor/` examines images before training; `walk.py` shows the eight steps; `scores.py` has the tables and the chart of
-scores; `sheet.py` draws views; `images.py` makes thumbnails and sheets.
+scores; `predicted.py` shows predictions; `sheet.py` draws views; `images.py` makes thumbnails and sheets.
 """
