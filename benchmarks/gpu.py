@@ -189,7 +189,7 @@ def train(bench: Bench, images: stepclr.ImageSet, config: PretrainConfig) -> Row
 def flops(config: PretrainConfig) -> int:
     """Of an image: all its views through encoder and head, forward and backward."""
     assert config.size is not None
-    encoder = stepclr.build_encoder(config.encoder, config.stem, size=config.size)
+    encoder = stepclr.build_encoder(str(config.encoder), config.stem, size=config.size)
     head = stepclr.ProjectionHead(encoder.num_features, encoder.num_features, D)
     with FlopCounterMode(display=False) as counter:
         head(encoder(torch.rand(2, 3, config.size, config.size))).sum().backward()

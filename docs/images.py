@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
         run = stepclr.pretrain("sample:unlabeled", Path(place) / "run", config=config, monitor="sample:train")
         pair = views_of(resolve(config, test))(ten.read(range(10)), stepclr.view_keys(0, 0, range(10)))
         torch.manual_seed(0)
-        fresh = stepclr.build_encoder(config.encoder, config.stem, size=28)
+        fresh = stepclr.build_encoder(str(config.encoder), config.stem, size=28)
         _save(similarity(_projections(fresh, pair), _projections(run.encoder(), pair, run)), folder / "similarity.png")
         _save(training(run.metrics), folder / "training.png")
         scores = stepclr.evaluate(run, "sample:train", test, labels_per_class="1,3,10,30", draws=5)

@@ -1,6 +1,9 @@
 """What several test files share."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,15 @@ from touches import Forks, forks
 # torch is not imported yet, and children inherit it: on a shared machine two threads spin for each other, and what is
 # tested here is small.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Where timm looks for pretrained weights, read when it is imported: not the user's cache, and never the network.
+DOWNLOADS = Path(tempfile.mkdtemp(prefix="stepclr-tests-"))
+atexit.register(shutil.rmtree, DOWNLOADS, ignore_errors=True)
+os.environ |= {
+    "HF_HUB_CACHE": str(DOWNLOADS / "hub"),
+    "TORCH_HOME": str(DOWNLOADS / "torch"),
+    "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there
+}
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +41,15 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Co
         patch.setenv("STEPCLR_DATA", str(tmp_path_factory.mktemp("data")))
         patch.setenv("STEPCLR_KERNELS", str(pytestconfig.rootpath / ".pytest_cache" / "kernels"))
         yield
+
+
+@pytest.fixture(scope="session")
+def off_the_shelf() -> str:
+    """An encoder of timm whose weights are there: tiny, 160 px, with its own mean, crop and interpolation."""
+    from small import put_where_timm_looks
+
+    put_where_timm_looks("test_resnet.r160_in1k")
+    return "timm:test_resnet.r160_in1k"
 
 
 @pytest.fixture(scope="module")

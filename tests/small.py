@@ -1,14 +1,17 @@
 """What several tests train: a run of seconds, and a network without batch statistics."""
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import stepclr
@@ -47,8 +50,15 @@ def run_config(**changes: Any) -> RunConfig:
     facts: dict[str, Any] = {"source": "sample:train", "classes": [], "labeled": 48, "limit": 48, "images": 48}
     facts |= {"features": 32, "skipped": 0, "names_checksum": "0", "steps_per_epoch": 3, "renderer": "numba"}
     facts |= {"threads": 1, "ranks": 1, "device": "cpu"}
-    decided: dict[str, Any] = {"size": 28, "min_area": 0.2, "lr": 0.12, "weight_decay": 5e-4, "warmup": 0.3}
-    decided |= {"interpolation": "bicubic", "temperature": 0.5, "precision": "fp32"}
+    decided: dict[str, Any] = {
+        "encoder": "resnet18",
+        "size": 28,
+        "min_area": 0.2,
+        "lr": 0.12,
+        "weight_decay": 5e-4,
+        "warmup": 0.3,
+    }
+    decided |= {"encoder": "resnet18", "interpolation": "bicubic", "temperature": 0.5, "precision": "fp32"}
     return RunConfig(**(facts | decided | changes))
 
 
@@ -81,6 +91,28 @@ def photos_in(folder: Path, count: int = 48) -> Path:
     for i, image in enumerate(stepclr.open_images("sample:unlabeled", limit=count).read(range(count))):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:02}.png")
     return folder
+
+
+def put_where_timm_looks(name: str, seed: int = 0) -> nn.Module:
+    """Write weights for a network of timm into the tests' own cache, as a download would; returns the network.
+
+    name: with its tag. After it, "timm:NAME" can be used like any other weights.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network: nn.Module = timm.create_model(name, num_classes=0)
+        # BatchNorm as training leaves it: weights above 0, and the statistics of images.
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.weight.data.uniform_(0.5, 1.0)
+                layer.momentum = None
+        images = torch.stack(list(stepclr.open_images("sample:train", limit=16).read(range(16)))) / 255
+        with torch.no_grad():
+            network.train()(nn.functional.interpolate(images, (160, 160)) * 4 - 2)
+    where = Path(os.environ["HF_HUB_CACHE"]) / f"models--timm--{name}" / "snapshots" / "main"
+    where.mkdir(parents=True, exist_ok=True)
+    save_file(network.state_dict(), where / "model.safetensors")
+    return network.eval()
 
 
 def training(here: Path, out: Path) -> list[str]:

@@ -68,13 +68,14 @@ Precision = Literal["auto", "bf16", "fp32"]
 class PretrainConfig:
     """Settings of a pretraining run. None leaves a setting to the images or the machine; it is printed at the start."""
 
-    encoder: str = "resnet18"
+    encoder: Annotated[str | None, _default("that of the weights, else resnet18", "NAME")] = None
     """Network: resnet18 to resnet200, or any timm name."""
     stem: Stem = "auto"
     """First layers of a ResNet. imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-stride2: 3x3 stride 2;
-    own: unchanged; auto: small up to 64 px, else unchanged."""
-    weights: Annotated[str | None, _default("a new initialization", "NAME|PATH")] = None
-    """Initial weights: "timm" for the pretrained ones, a checkpoint file, or a run."""
+    own: unchanged; auto: that of the weights, else small up to 64 px, else unchanged."""
+    weights: Annotated[str | None, _default("a new initialization", "RUN|FILE|timm:NAME")] = None
+    """Initial weights: a run, a checkpoint file, timm:NAME (pretrained, such as timm:resnet50.a1_in1k), or timm for
+    those that timm prefers for the encoder."""
     mean_std: Annotated[
         str | None, _default("the weights' own, where known, else none", "imagenet|none|M,M,M,S,S,S")
     ] = None
@@ -212,6 +213,7 @@ class ResolvedConfig(PretrainConfig):
     `field()` takes away the default that a setting has in `PretrainConfig`.
     """
 
+    encoder: str = field()
     size: int = field()
     min_area: float = field()
     interpolation: Interpolation = field()
@@ -266,7 +268,7 @@ class RunConfig(ResolvedConfig):
         path = run / FILE
         try:
             stored = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the second for the path of a file
             return None
         except (ValueError, RecursionError) as error:
             raise StepclrError(f"{path} is corrupt: {error}") from None

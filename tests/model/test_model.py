@@ -167,32 +167,6 @@ def test_mean_and_std_are_0_and_1_and_part_of_the_encoder() -> None:
     assert not torch.allclose(other(x), other.body(x))
 
 
-def test_timms_own_weights_bring_their_own_mean_and_std(monkeypatch: pytest.MonkeyPatch) -> None:
-    create = timm.create_model
-    asked: list[bool] = []
-
-    def offline(name: str, pretrained: bool, **options: Any) -> nn.Module:
-        asked.append(pretrained)
-        body: nn.Module = create(name, **options)
-        return body
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    encoder = build_encoder("resnet18", weights="timm")
-    assert asked == [True]
-    assert encoder.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
-    assert encoder.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
-
-
-def test_timms_weights_without_a_network_are_answered_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> nn.Module:
-        raise OSError("we cannot reach the hub\nmore lines\nand more")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(StepclrError, match="we cannot reach the hub") as error:
-        build_encoder("resnet18", weights="timm")
-    one_line(error)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -380,6 +354,10 @@ def test_an_encoder_file_carries_what_is_needed_to_use_it(tmp_path: Path) -> Non
         "classes": encoder.classes,
         "normalize_h": False,
         "value_range": None,
+        "side": 28,
+        "interpolation": "bicubic",
+        "squash": False,
+        "weights": "",
     }
 
 

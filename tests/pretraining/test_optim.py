@@ -71,6 +71,7 @@ def settings(optimizer: Literal["sgd", "lars", "adamw"], lr: float, decay: float
         optimizer=optimizer,
         lr=lr,
         weight_decay=decay,
+        encoder="resnet18",
         size=32,
         min_area=0.2,
         interpolation="bicubic",

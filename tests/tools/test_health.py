@@ -66,6 +66,7 @@ def test_a_run_too_short_is_not_judged(seed: int, tmp_path: Path) -> None:
 
 
 CONFIG = RunConfig(
+    encoder="resnet18",
     size=32,
     min_area=0.2,
     interpolation="bicubic",

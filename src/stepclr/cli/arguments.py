@@ -32,6 +32,15 @@ ManyImages = Positional[
         ),
     ]
 ]
+EncoderName = Positional[
+    Annotated[
+        Path,
+        arg(
+            metavar="RUN|FILE|timm:NAME",
+            help="The encoder: a run's folder, an encoder.safetensors, or timm:NAME (pretrained, off the shelf).",
+        ),
+    ]
+]
 Names = Annotated[
     str | None,
     arg(metavar="NAME,NAME,...", help="Keep only the labeled images of these classes.", help_behavior_hint=ALL),

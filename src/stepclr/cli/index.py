@@ -1,7 +1,7 @@
 """Commands that query an index: search, find. torch is imported inside them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -9,13 +9,18 @@ from stepclr.cli.arguments import Counter, image_format, say
 from stepclr.config import FILE
 from stepclr.errors import StepclrError, check_suffix, choose, one_line
 
+if TYPE_CHECKING:
+    from stepclr.model.encoder import Encoder
+
 
 def search(
     index: Positional[Annotated[Path, arg(metavar="INDEX|RUN")]],
     query: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE", help_behavior_hint="(one or more)")]],
     k: Annotated[int, arg(aliases=["-k"], metavar="N")] = 12,
     out: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: hits-IMAGE.png)")] = None,
-    run: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(default: the one stored with it)")] = None,
+    run: Annotated[
+        Path | None, arg(metavar="RUN|FILE|timm:NAME", help_behavior_hint="(default: the one stored with it)")
+    ] = None,
 ) -> None:
     """Find the images of an index most similar to a query (cosine similarity of h), and write a contact sheet.
 
@@ -24,23 +29,20 @@ def search(
         query: Image files.
         k: Images to find for each.
         out: Sheet to write: each query, followed by the images found.
-        run: The run that made the index, or its encoder.safetensors.
+        run: What made the index: a run, an encoder.safetensors or timm:NAME.
     """
     from rich.table import Table
     from rich.text import Text
 
     from stepclr.io import write_whole
     from stepclr.tools.search.queries import Search, read_query, sheet_of
-    from stepclr.tools.search.table import update_run_index
 
     if not query:
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
     out = out or Path(f"hits-{query[0].stem[:50]}.png")
     format = image_format(out)
-    if (index / FILE).is_file():
-        updated, index = update_run_index(index, Counter()), index / "index"
-        say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
-    opened = Search(index, run)
+    index, encoder = _index_of(index)
+    opened = Search(index, run or encoder)
     images = [read_query(path, opened.encoder) for path in query]  # all of them, before anything is printed
     say(f"{index}: {opened.describe()}")
     hits = []
@@ -63,7 +65,7 @@ def search(
 
 def find(
     what: Positional[Annotated[str, arg(metavar="{duplicates,outliers,mislabeled,next}")]],
-    index: Positional[Annotated[Path, arg(metavar="INDEX")]],
+    index: Positional[Annotated[Path, arg(metavar="INDEX|RUN")]],
     n: Annotated[int, arg(aliases=["-n"], metavar="N")] = 50,
     labels: Annotated[tuple[Path, ...], arg(metavar="FILE.csv", help_behavior_hint="(default: the index's own)")] = (),
     seed: int = 0,
@@ -74,7 +76,7 @@ def find(
     Args:
         what: duplicates; outliers; mislabeled: labels that differ from what the other labels predict; or next:
             unlabeled images that best represent the ones not yet covered by a label.
-        index: What stepclr embed wrote: a folder, a .parquet or an .npz.
+        index: What stepclr embed wrote: a folder, a .parquet or an .npz. For a run, its own index RUN/index.
         n: Number of groups or images to report.
         labels: Extra labels for `next` and `mislabeled`: the CSV that either wrote, with its `label` column filled in
             or corrected. Repeatable.
@@ -94,6 +96,7 @@ def find(
     from stepclr.tools.curate.suggest import suggest_labels
     from stepclr.tools.search.index import open_index
 
+    index, _ = _index_of(index)
     opened = open_index(index)
     if what == "duplicates":
         table = find_duplicates(opened).table(n)
@@ -113,6 +116,18 @@ def find(
         return
     table.write_sheet(opened, path.with_suffix(".png"))
     say(f"{path.with_suffix('.png')}: the contact sheet")
+
+
+def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
+    """The index RUN/index of a run, built or updated, with its encoder; anything else is an index already."""
+    if not (given / FILE).is_file():
+        return given, None
+    from stepclr.tools.search.table import update_run_index
+
+    updated, encoder = update_run_index(given, Counter())
+    index = given / "index"
+    say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+    return index, encoder
 
 
 def _csv_path(what: str, out: Path | None) -> Path:

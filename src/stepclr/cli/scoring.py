@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 from stepclr.cli.arguments import (
     Counter,
     Damaged,
+    EncoderName,
     Holdout,
     Images,
     LabelFiles,
@@ -29,7 +30,7 @@ from stepclr.errors import StepclrError
 
 
 def evaluate(
-    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    run: EncoderName,
     train: Source,
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(or --holdout, or a split)")] = None,
     holdout: Holdout = None,
@@ -49,7 +50,6 @@ def evaluate(
     Writes evaluation.json into the run and, for two or more numbers of labels, a chart of them, evaluation.png.
 
     Args:
-        run: A run's folder, or an encoder.safetensors.
         train: Labeled images to train on.
         test: Labeled images to score on; their labels are read once, at the end. Without it, those that the column
             split of --labels says are for test.
@@ -57,7 +57,8 @@ def evaluate(
         draws: Number of random draws of the labels to score.
         seed: Seed of the holdout, the draws and the baselines' initializations.
         probe: Probes to fit on the features: linear, knn.
-        baselines: Baselines to compare with: pixels, random (untrained), scratch (supervised, slow); or none.
+        baselines: Baselines to compare with: pixels, random (untrained; where training began with weights, start: those
+            weights), scratch (supervised, slow), other encoders such as timm:NAME or a run; or none.
         scratch_steps: Training steps of scratch, of 32 images each.
         finetune: Also score fine-tuning with the same labels (slow).
         seeds: Runs that differ in their seed alone: adds the mean and the spread over pretraining seeds.
@@ -147,7 +148,7 @@ def predict(
 
 
 def embed(
-    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    run: EncoderName,
     source: Images,
     out: Annotated[Path, arg(metavar="FOLDER|FILE")],
     labels: LabelFiles = (),
@@ -162,7 +163,6 @@ def embed(
     A folder becomes an index for search and find; running the command again updates it and embeds only new images.
 
     Args:
-        run: The run's folder, or an encoder.safetensors.
         out: Folder of the index, or file to write: .parquet, .npz.
         precision: Precision of the encoder: fp32, bf16.
         damaged_shards: What to do with a missing, truncated or corrupt shard.
@@ -185,7 +185,7 @@ def embed(
 
 
 def export(
-    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    run: Positional[Annotated[Path, arg(metavar="RUN|FILE|timm:NAME")]],
     out: Annotated[Path, arg(metavar="FILE|FOLDER")],
     format: Literal["safetensors", "torchvision", "timm", "onnx", "torch-export"] = "onnx",
     check: Source = "sample:test",
@@ -193,7 +193,7 @@ def export(
     """Export the encoder for other programs, check it against the original, and write a card that describes it.
 
     Args:
-        run: The run's folder, an encoder.safetensors, or a classifier file.
+        run: A run's folder, an encoder.safetensors, a classifier file, or timm:NAME.
         out: File to write, or a folder to put it in; the card is FILE.md next to it.
         format: Format of the file. onnx and torch-export include the preprocessing and take uint8 images.
         check: Images on which to compare the exported file with the original (at most 64).

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from stepclr.cli.arguments import (
     Counter,
     Damaged,
+    EncoderName,
     Holdout,
     Images,
     LabelFiles,
@@ -77,7 +78,7 @@ def pretrain(
 
 
 def finetune(
-    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    run: EncoderName,
     train: Source,
     test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: no score)")] = None,
     holdout: Holdout = None,
@@ -100,7 +101,6 @@ def finetune(
     """Fine-tune a run's encoder into a classifier with few labels.
 
     Args:
-        run: A run's folder, or an encoder.safetensors.
         train: Labeled images to train on.
         test: Labeled images to score on; their labels are read once, at the end.
         labels_per_class: Labels per class to learn from: a list such as 1,10,all.
@@ -139,7 +139,9 @@ def distill(
     source: Images,
     out: Annotated[Path, arg(metavar="RUN")],
     student: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: resnet18)")] = None,
-    weights: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="(default: a new initialization)")] = None,
+    weights: Annotated[
+        str | None, arg(metavar="RUN|FILE|timm:NAME", help_behavior_hint="(default: a new initialization)")
+    ] = None,
     mean_std: Annotated[str | None, arg(metavar="MEAN_STD", help_behavior_hint="(default: the weights' own)")] = None,
     epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None,
     batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 256)")] = None,
@@ -157,7 +159,7 @@ def distill(
         classifier: The teacher that stepclr finetune wrote: a file, or a run's folder.
         out: The run's folder; its classifier.safetensors is for stepclr predict.
         student: The student's encoder: resnet18 to resnet200, or any timm name.
-        weights: Start the student from a run or a checkpoint file.
+        weights: Start the student from a run, a checkpoint file or timm:NAME.
         mean_std: Normalize images by imagenet, none, or six numbers with commas (three of mean, three of std).
         epochs: Passes over the images.
         batch_size: Images in a batch.

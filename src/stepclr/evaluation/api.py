@@ -21,19 +21,21 @@ from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_number, choose
 from stepclr.evaluation import linear
+from stepclr.evaluation.baselines import START, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.linear import Fit
-from stepclr.evaluation.methods import METHODS, Method, Task
+from stepclr.evaluation.methods import METHODS, Method, Task, method
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
 from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Score, Scores, confusion, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
+from stepclr.model.timm_weights import from_anywhere, timm_name
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
 
 PROBES = {"linear": "simclr", "knn": "knn"}  # and the method that each adds to the table
-BASELINES = ("pixels", "random", "scratch")
+BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
 OF_THE_RUN = ("simclr", "finetuned", "knn")  # the first of these that is scored has its confusion matrix reported
 OF_THE_IMAGES = ("names_checksum", "labels_checksum")
 # Runs that are compared over their seeds share all settings that shape an encoder, and the images.
@@ -62,7 +64,7 @@ def evaluate(
     """Top-1 of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
 
     Args:
-        run: a run's folder, where the result is written as `evaluation.json`, or an encoder file.
+        run: a run's folder, where the result is written as `evaluation.json`; or an encoder file or "timm:NAME".
         train, test: labeled images to learn from and to score on, anything `open_images` takes. Without `test`, those
             of train that a table's column `split` holds out. Images without a label are left out and counted; so are
             those outside the classes that were chosen for pretraining, if any.
@@ -75,8 +77,9 @@ def evaluate(
         seed: of the holdout, the splits and the baselines' initializations, 0 or above.
         probe: "linear" (linear evaluation, method simclr), "knn" (weighted kNN, method knn; always also scored with
             all labels), or both.
-        baselines: any of "pixels" and "random" (linear evaluation of raw pixels and of an untrained encoder) and
-            "scratch" (supervised training; slow).
+        baselines: any of "pixels" and "random" (linear evaluation of raw pixels and of an untrained encoder),
+            "scratch" (supervised training; slow), and other encoders, each with its own preprocessing: "timm:NAME", a
+            run or an encoder file. Where training began with `weights`, "random" becomes "start": those weights.
         scratch_steps: optimizer steps of 32 images that scratch trains for.
         finetune: score fine-tuning on the same splits too (method finetuned), with the defaults of `stepclr.finetune`.
         seeds: folders of runs that differ from `run` in their seed alone. They are scored on the same splits, and rows
@@ -182,8 +185,10 @@ def _evaluate(
     """The scores of one run by the methods of these names; nothing is written."""
     encoder = load_encoder(run, module).to(default_device())
     before = state_checksum(encoder.state_dict())
+    weights = started_from(run, encoder)
+    names, others = _other_encoders(names, run, encoder, weights)
     images = images_of(encoder)
-    task = Task(encoder, images, seed, scratch_steps, *training_defaults(run))
+    task = Task(encoder, others, images, seed, scratch_steps, *training_defaults(run))
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
     splits = dict.fromkeys(names, images.splits)
@@ -199,31 +204,61 @@ def _evaluate(
     return Scores(
         [score(*key, [fit.predicted for fit in fits], truth, images.clean) for key, fits in predictions.items()],
         {
-            "run": os.path.abspath(run.folder),
+            "run": from_anywhere(run),
+            "started_from": weights,
             "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
             "encoder_sha256": {"before": before, "after": after},
             "representation": f"{encoder.num_features} features, float32, eval mode, center crop",
             **images.protocol,
             "linear_evaluation": linear.SETTINGS,
             "methods": methods,
-            "confusion": _confusion(predictions, truth, images.classes, images.test),
+            "confusion": _confusion(predictions, [os.fspath(run), *OF_THE_RUN], truth, images.classes, images.test),
         },
     )
 
 
 def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], finetune: bool) -> list[str]:
-    """The methods to score, in the order of the table."""
-    wanted = [PROBES[name] for name in _names("probe", probe, PROBES)] + _names("baseline", baselines, BASELINES)
+    """The methods to score, in the order of the table; other encoders come after the baselines."""
+    wanted = [PROBES[name] for name in _names("probe", probe, PROBES)] + _names(
+        "baseline", baselines, (*BASELINES, START)
+    )
     if finetune:
         wanted.append("finetuned")
     if not wanted:
         raise StepclrError(f"no probe and no baseline to score; there are: {', '.join([*PROBES, *BASELINES])}")
-    return [name for name in METHODS if name in wanted]
+    known = [name for name in METHODS if name in wanted]
+    of_the_run = [name for name in known if name in OF_THE_RUN]
+    others = [name for name in wanted if name not in METHODS]
+    return list(dict.fromkeys([*known[: len(known) - len(of_the_run)], *others, *of_the_run]))
 
 
 def _names(what: str, given: str | Iterable[str], choices: Iterable[str]) -> list[str]:
-    names = given.split(",") if isinstance(given, str) and given else given  # "" is none
-    return [choose(what, name.strip(), choices) for name in names]
+    names = []
+    for name in given.split(",") if isinstance(given, str) and given else given:  # "" is none
+        name = name.strip()
+        is_encoder = timm_name(name) is not None or os.path.exists(name)
+        names.append(name if is_encoder and what == "baseline" else choose(what, name, choices))
+    return names
+
+
+def _other_encoders(
+    names: list[str], run: Run, encoder: Encoder, weights: str | None
+) -> tuple[list[str], dict[str, Encoder]]:
+    """The methods of a run, and the encoders of those that are of another encoder than the run's.
+
+    Where training began with `weights`, "start" takes the place of "random". An encoder of timm has the row timm:NAME.
+    """
+    if START in names and weights is None:
+        raise StepclrError(f"the encoder was trained from a random initialization: its baseline is random, not {START}")
+    if weights and START not in names:
+        names = [START if name == "random" else name for name in names]
+    others = {name: load_encoder(name) for name in names if name not in METHODS}
+    if timm_name(run) is not None:
+        names = [os.fspath(run) if name == "simclr" else name for name in names]
+        others[os.fspath(run)] = encoder
+    if weights and START in names:
+        others[START] = start_encoder(encoder, weights)
+    return list(dict.fromkeys(names)), {name: other.to(encoder.mean.device) for name, other in others.items()}
 
 
 def _predict(
@@ -239,12 +274,12 @@ def _predict(
             progress(min(total, next(done)), total)
 
     for name, of_method in splits.items():
-        method = METHODS[name](task)
+        of_name = method(name, task)
         chosen: dict[str, list[float]] = {}
-        for split, fit in zip(of_method, _fits(method, of_method, world, one_more), strict=True):
+        for split, fit in zip(of_method, _fits(of_name, of_method, world, one_more), strict=True):
             predictions.setdefault((name, split.labels_per_class), []).append(fit)
             chosen.setdefault(str(split.labels_per_class), []).append(fit.chosen)
-        settings[name] = {**method.settings, method.chooses: chosen}
+        settings[name] = {**of_name.settings, of_name.chooses: chosen}
     return predictions, settings
 
 
@@ -263,14 +298,16 @@ def _fits(method: Method, splits: list[Split], world: World, one_more: Callable[
     return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(gathered.items())]
 
 
-def _confusion(predictions: Predictions, truth: NDArray[np.int64], classes: list[str], test: ImageSet) -> Json | None:
-    """Which classes the run's own method confuses, with the last of `labels_per_class`.
+def _confusion(
+    predictions: Predictions, own: Sequence[str], truth: NDArray[np.int64], classes: list[str], test: ImageSet
+) -> Json | None:
+    """Which classes the first of the `own` methods that is scored confuses, with the last of `labels_per_class`.
 
     None where only baselines are scored, or there are too many classes for a readable matrix.
     """
     if len(classes) > MAX_CLASSES:
         return None
-    for name in OF_THE_RUN:
+    for name in own:
         of_method = [(per_class, fits) for (method, per_class), fits in predictions.items() if method == name]
         if of_method:
             per_class, fits = of_method[-1]

@@ -1,8 +1,9 @@
-"""What pretraining has to beat: raw pixels, the same network untrained, and the same network trained from scratch."""
+"""What pretraining has to beat: raw pixels; the same network untrained, as training began, or trained from scratch."""
 
 import copy
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,13 @@ from stepclr.evaluation.splits import Indices, LabelsPerClass, Split, folds
 from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
+from stepclr.model.timm_weights import timm_name
+from stepclr.model.weights import load_weights
 from stepclr.pretraining.classifier import Supervised, train_classifier
 from stepclr.pretraining.optim import MOMENTUM
+from stepclr.pretraining.run import Run
 
+START = "start"  # the row of the encoder as training began, where that was not a random initialization
 MAX_SIDE = 32  # pixels; linear evaluation of more would only take longer
 STATISTICS_BATCH = 256
 PIXELS = f"the encoder's center crop, reduced (antialiased) to at most {MAX_SIDE} px a side, flattened"
@@ -52,7 +57,33 @@ class _Pixels(nn.Module):
 def pixels(encoder: Encoder) -> Encoder:
     """An encoder whose h is the pixels of `encoder.preprocess`, so that both see the same crop."""
     body = _Pixels(min(MAX_SIDE, encoder.size))
-    return Encoder(body, "pixels", "own", encoder.size).to(encoder.mean.device)
+    plain = Encoder(body, "pixels", "own", encoder.size).preprocess_as(encoder)
+    plain.mean.zero_()
+    plain.std.fill_(1)
+    return plain
+
+
+def started_from(run: Run, encoder: Encoder) -> str | None:
+    """The weights that training began with, a path or timm:NAME; None for a random initialization."""
+    if timm_name(run) is not None:
+        return None  # not trained here
+    return run.config.weights if run.exists() else encoder.weights or None
+
+
+def start_encoder(encoder: Encoder, weights: str) -> Encoder:
+    """The encoder with the weights that its training began with, and its own preprocessing, in eval mode."""
+    try:
+        if timm_name(weights) is None:
+            start = copy.deepcopy(encoder)
+            load_weights(start, Path(weights))
+        else:
+            start = build_encoder(encoder.name, encoder.stem, weights, encoder.size, encoder.normalize_h)
+    except StepclrError as error:
+        raise StepclrError(
+            f"the baseline {START} needs the weights that training began with (to leave it out: "
+            f"baselines=pixels): {error}"
+        ) from error
+    return start.preprocess_as(encoder).eval()
 
 
 def random_encoder(encoder: Encoder, seed: int) -> Encoder:
@@ -63,10 +94,7 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
             initialized = _initialized_again(encoder)
         else:
             initialized = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
-    initialized = initialized.to(encoder.mean.device)
-    initialized.mean.copy_(encoder.mean)
-    initialized.std.copy_(encoder.std)
-    return initialized
+    return initialized.preprocess_as(encoder)
 
 
 def _initialized_again(encoder: Encoder) -> Encoder:

@@ -24,6 +24,7 @@ from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_cl
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, save_classifier
+from stepclr.model.timm_weights import from_anywhere
 from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import Supervised, train_classifier
@@ -115,7 +116,7 @@ def finetune(
     """Train a classifier, the whole network, from a run's encoder and few labels (SimCLR App. B.5).
 
     Args:
-        run: a run's folder, or an encoder file; it is not changed. The result is written into a folder as
+        run: a run's folder, an encoder file or "timm:NAME"; it is not changed. The result is written into a folder as
             `finetune.json`.
         train: labeled images, anything `open_images` takes; those without a label, or of classes other than those
             chosen for pretraining (if any), are left out and counted.
@@ -186,7 +187,7 @@ def finetune(
     scores = Scores(
         rows,
         {
-            "run": os.path.abspath(run),
+            "run": from_anywhere(run),
             "start": start,
             "classifier": made,
             **images.protocol,

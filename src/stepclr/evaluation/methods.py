@@ -1,8 +1,8 @@
 """The methods of the table: each predicts the classes of the test images from one label split."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -10,22 +10,30 @@ import torch
 from numpy.typing import NDArray
 
 from stepclr.evaluation import baselines
+from stepclr.evaluation.baselines import START
 from stepclr.evaluation.finetune import FinetuneSettings, finetuned
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import Fit, linear_evaluation
-from stepclr.evaluation.prepare import PreparedImages, all_logits, features
+from stepclr.evaluation.prepare import PreparedImages, all_logits, features, unreduced
 from stepclr.evaluation.splits import Split, mix_seed
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS, weighted_knn
 from stepclr.model.encoder import Encoder
+from stepclr.model.features import resized
+from stepclr.model.files import state_checksum
+from stepclr.model.timm_weights import timm_name
 
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What a method needs: the frozen encoder, the prepared images, and the settings of the training ones."""
+    """What a method needs: the frozen encoder, the prepared images, and the settings of the training ones.
+
+    `others` are further encoders to evaluate, each with its own preprocessing, by the name of their row.
+    """
 
     encoder: Encoder
+    others: dict[str, Encoder]
     images: PreparedImages
     seed: int
     scratch_steps: int
@@ -70,6 +78,30 @@ def _scratch(task: Task) -> Method:
 
 def _simclr(task: Task) -> Method:
     return _linear(task, lambda _: (task.images.h, task.images.h_test), "the run's encoder, frozen")
+
+
+def _other(name: str, task: Task) -> Method:
+    encoder = task.others[name]
+    h = task.images.h, task.images.h_test
+    if encoder is not task.encoder:
+        # From the images as they are in their source: this encoder may take larger ones than the run's.
+        images = task.images
+        train, test = map(unreduced, (images.train, images.test), images.opened)
+        h = features(encoder, resized(train, encoder)), features(encoder, resized(test, encoder))
+    what = "the encoder as training began" if name == START else name
+    if timm_name(name) is not None:
+        what = encoder.weights  # with its tag
+    method = _linear(task, lambda _: h, f"{what}, frozen")
+    mean, std = (", ".join(f"{value:.4g}" for value in buffer.flatten()) for buffer in (encoder.mean, encoder.std))
+    return replace(
+        method,
+        settings={
+            **method.settings,
+            "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
+            "preprocessing": f"{encoder.resizing}; mean {mean}; std {std}",
+            "encoder_sha256": state_checksum(encoder.state_dict()),
+        },
+    )
 
 
 def _finetuned(task: Task) -> Method:
@@ -117,8 +149,14 @@ def _features(task: Task, encoder: Encoder) -> Features:
 METHODS: dict[str, Callable[[Task], Method]] = {  # in the order of the table
     "pixels": _pixels,
     "random": _random,
+    START: partial(_other, START),
     "scratch": _scratch,
     "simclr": _simclr,
     "finetuned": _finetuned,
     "knn": _knn,
 }
+
+
+def method(name: str, task: Task) -> Method:
+    """The method of that name, or linear evaluation of the other encoder of that name."""
+    return METHODS[name](task) if name in METHODS else _other(name, task)

@@ -30,8 +30,9 @@ MIN_AREA = 0.2  # smallest crop of training where no run has another
 class PreparedImages:
     """Readable labeled images to learn from and to score on (none where there is no test), with the encoder's h.
 
-    Labels are positions in `classes`; `clean` says which test images are not in train too. `protocol` is the part that
-    `evaluation.json` and `finetune.json` share.
+    Labels are positions in `classes`; `clean` says which test images are not in train too. `opened` are the sets
+    that train and test are from, not reduced for the size of the encoder. `protocol` is the part that `evaluation.json`
+    and `finetune.json` share.
     """
 
     classes: list[str]
@@ -40,6 +41,7 @@ class PreparedImages:
     h: Float32[np.ndarray, "n f"]
     h_test: Float32[np.ndarray, "m f"]
     clean: Bool[np.ndarray, " m"]
+    opened: tuple[ImageSet, ImageSet]
     splits: list[Split]
     protocol: dict[str, Any]
 
@@ -64,6 +66,7 @@ def prepare(
     test = None if test is None else encoder.ranged(open_images(test))
     train = encoder.ranged(open_images(train))
     classes = shared_classes(encoder, train, test)
+    opened = (train, train if test is None else test)
     # Before the long part, see whether there are enough labels.
     labels = train.keep(classes).labels
     if holdout is not None:
@@ -101,7 +104,7 @@ def prepare(
         "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
     }
     splits = label_splits(train.labels, classes, labels_per_class, draws, seed)
-    return PreparedImages(classes, train, test, h, h_test, clean, splits, protocol)
+    return PreparedImages(classes, train, test, h, h_test, clean, opened, splits, protocol)
 
 
 def shared_classes(encoder: Encoder, train: ImageSet, test: ImageSet | None = None) -> list[str]:
@@ -161,6 +164,12 @@ def represented_by(encoder: Encoder, images: PreparedImages, world: World = ALON
     """The same images with h of another encoder, which takes images as the first one does."""
     h, h_test = (_of_all(some, *represent(encoder, some, world=world)).numpy() for some in (images.train, images.test))
     return replace(images, h=h, h_test=h_test)
+
+
+def unreduced(images: ImageSet, opened: ImageSet) -> ImageSet:
+    """The same images as they were opened; they have the labels of the opened set."""
+    index_of = {name: index for index, name in enumerate(opened.names)}
+    return opened.take([index_of[name] for name in images.names])
 
 
 def training_defaults(run: Run) -> tuple[float, bool]:

@@ -1,8 +1,8 @@
 """Steps 3 and 4: a view `[n, 3, S, S]` -> representation h `[n, F]` -> projection z `[n, D]`.
 
 `encoder.py` is f(.), whose output is kept; `build.py` makes it from a timm network or your own module, and `weights.py`
-loads checkpoints into it; `foreign.py` understands those of other programs. `head.py` is g(.), which is discarded after
-pretraining; `classifier.py` puts a linear layer in its place. `files.py` writes and reads encoders and classifiers;
-`features.py` runs a frozen encoder over an `ImageSet`; `small_conv.py` is a faster convolution for small feature maps
-in bfloat16 on a CPU.
+loads checkpoints into it; `foreign.py` understands those of other programs, and `timm_weights.py` finds timm's.
+`head.py` is g(.), which is discarded after pretraining; `classifier.py` puts a linear layer in its place. `files.py`
+writes and reads encoders and classifiers; `features.py` runs a frozen encoder over an `ImageSet`; `small_conv.py` is a
+faster convolution for small feature maps in bfloat16 on a CPU.
 """

@@ -1,5 +1,6 @@
 """Encoders by name: timm's networks with a stem that fits the size of the view; or a user's own module."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from stepclr.errors import StepclrError, choose, first_line
 from stepclr.model.encoder import SMALL, Encoder
-from stepclr.model.weights import load_weights, set_mean_std
+from stepclr.model.timm_weights import TIMM, create_pretrained, full_name, pretrained, timm_name
+from stepclr.model.weights import check_finite, load_weights, set_mean_std, stored_network
 
 STEMS = {"imagenet": (7, 2), "small": (3, 1), "small-stride2": (3, 2)}  # side and stride of the first convolution
 OWN_MODULE = "module:"  # begins the name of an encoder whose architecture is a user's own module
@@ -34,10 +36,11 @@ def build_encoder(
             `nn.Module`: images `[n, 3, S, S]` in [0, 1] -> representations `[n, F]`. It is used as it is, not copied.
         stem: for ResNets, "imagenet" (7x7, stride 2, max-pool), "small" (3x3, stride 1, no pool), "small-stride2"
             (3x3, stride 2, no pool), or "auto": small for S <= 64, else what timm builds ("imagenet", or "own" where
-            that is another). Other networks keep their own.
-        weights: None for a new initialization from torch's generator, "timm" for timm's pretrained weights, or the
-            path of a run or of a checkpoint file (.safetensors, .pt, .pth) of any program: its backbone is found, its
-            heads are left out, and `origin` of the encoder says so. Every tensor of the encoder must be there and fit.
+            that is another). With weights of timm or of a run, "auto" is theirs. Other networks keep their own.
+        weights: None for a new initialization from torch's generator, "timm:NAME" for timm's pretrained weights
+            ("timm" for those that timm prefers for this network), or the path of a run or of a checkpoint file
+            (.safetensors, .pt, .pth) of any program: its backbone is found, its heads are left out, and `origin` of
+            the encoder says so. Every tensor of the encoder must be there and fit.
         size: side S of the views, in pixels.
         normalize_h: divide h by its length (SupCon's recipes do).
         num_features: F of your own module; by default measured on an image of zeros.
@@ -48,15 +51,45 @@ def build_encoder(
     and a module whose output is not `[n, F]`.
     """
     choose("stem", stem, ("auto", *STEMS, "own"))
+    of_timm = timm_name(f"{TIMM}{network}" if weights == "timm" else weights)
     if isinstance(network, nn.Module):
-        encoder = _of_module(network, stem, weights, size, normalize_h, num_features)
+        if of_timm is not None:
+            raise StepclrError(f"timm has no weights for your own module {type(network).__name__}")
+        encoder = _of_module(network, stem, size, normalize_h, num_features)
+    elif of_timm is not None:
+        encoder = _with_timms_weights(network, stem, of_timm, size, normalize_h)
     else:
-        encoder = _of_timm(network, stem, weights, size, normalize_h)
-    if weights not in (None, "timm"):
-        encoder.origin = load_weights(encoder, Path(str(weights)))
+        if weights is not None and stem == "auto":
+            _, stem = stored_network(Path(weights)) or (network, stem)
+        encoder = _of_timm(network, stem, size, normalize_h)
+    if weights is not None and of_timm is None:
+        encoder.origin = load_weights(encoder, Path(weights))
     if mean_std is not None:
         set_mean_std(encoder, mean_std)
     return encoder
+
+
+def off_the_shelf(name: str) -> Encoder:
+    """timm's network with its pretrained weights and the preprocessing that they were made for, in eval mode."""
+    found = pretrained(name)
+    _, height, width = found.input_size
+    if height != width or found.crop_mode == "border":
+        shape = f"{height} x {width} px" if height != width else "a border around the image"
+        raise StepclrError(f"timm:{name} takes {shape}; only square images without a border are supported")
+    encoder = build_encoder(found.architecture, weights=f"{TIMM}{name}", size=width)
+    encoder.side = math.floor(width / found.crop_pct)  # rounded as timm does
+    encoder.interpolation, encoder.squash = found.interpolation, found.crop_mode == "squash"
+    return encoder.eval()
+
+
+def network_of(weights: str | None) -> str | None:
+    """The network that initial weights are of, where they say so: those of timm, of a run or of an encoder file."""
+    if weights is None:
+        return None
+    if (name := timm_name(weights)) is not None:
+        return str(pretrained(name).architecture)
+    stored = stored_network(Path(weights))
+    return stored[0] if stored and not stored[0].startswith(OWN_MODULE) else None
 
 
 def checkpoint_activations(encoder: Encoder) -> None:
@@ -75,7 +108,6 @@ def module_name(module: nn.Module) -> str:
 def _of_module(
     module: nn.Module,
     stem: str,
-    weights: str | Path | None,
     size: int,
     normalize_h: bool,
     num_features: int | None,
@@ -83,8 +115,6 @@ def _of_module(
     name = type(module).__name__
     if stem not in ("auto", "own"):
         raise StepclrError(f"stem={stem} is for ResNets; your module {name} keeps its own stem (stem=auto)")
-    if weights == "timm":
-        raise StepclrError(f"timm has no weights for your own module {name}")
     if num_features is None:
         num_features = _measured_features(module, size)
     return Encoder(module, module_name(module), "own", size, normalize_h, num_features)
@@ -109,30 +139,51 @@ def _measured_features(module: nn.Module, size: int) -> int:
     return h.shape[1]
 
 
-def _of_timm(name: str, stem: str, weights: str | Path | None, size: int, normalize_h: bool) -> Encoder:
+def _of_timm(name: str, stem: str, size: int, normalize_h: bool) -> Encoder:
+    """A network of timm, newly initialized."""
     # The list with pretrained tags ("resnet18.a1_in1k") is long; suggest the nearest plain name.
     plain, width = _plain_name(name)
     if not timm.is_model(plain):
         choose("encoder", name, timm.list_models())
-    options: dict[str, Any] = {}
-    if timm.get_pretrained_cfg_value(plain, "fixed_input_size"):
-        options["img_size"] = size
+    options = _input_size(plain, size)
     if width > 1:
         options["channels"] = tuple(width * channels for channels in (64, 128, 256, 512))
-        if weights == "timm":
-            raise StepclrError(f"timm has no weights for {name}, only for {plain}")
     try:
-        body = timm.create_model(plain, pretrained=weights == "timm", num_classes=0, **options)
+        body = timm.create_model(plain, num_classes=0, **options)
     except (OSError, RuntimeError, TypeError) as error:
-        raise StepclrError(f"timm cannot build {name!r} with weights={weights!r}: {first_line(error)}") from error
+        raise StepclrError(f"timm cannot build {name!r}: {first_line(error)}") from error
     stem = _set_stem(body, name, stem, size)
     if width > 1:
         _widen_stem(body, width)
-    encoder = Encoder(body, name, stem, size, normalize_h)
-    if weights == "timm":
-        for key in ("mean", "std"):
-            encoder.get_buffer(key).copy_(torch.tensor(timm.get_pretrained_cfg_value(name, key)).view(3, 1, 1))
+    return Encoder(body, name, stem, size, normalize_h)
+
+
+def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize_h: bool) -> Encoder:
+    """A network of timm with its pretrained weights, their stem, mean and std."""
+    plain, width = _plain_name(network)
+    if width > 1:
+        raise StepclrError(f"timm has no weights for {network}, only for {plain}")
+    found = pretrained(name)
+    if plain.partition(".")[0] != found.architecture:
+        raise StepclrError(
+            f"the weights timm:{name} are of the network {found.architecture}, not of {network}; leave out encoder"
+        )
+    body = create_pretrained(name, **_input_size(plain, size))
+    theirs = _own_stem(body)
+    if stem not in ("auto", theirs):
+        raise StepclrError(f"the weights timm:{name} have the stem {theirs}, not {stem}; leave out stem")
+    encoder = Encoder(body, network, theirs, size, normalize_h)
+    encoder.mean.copy_(torch.tensor(found.mean).view(3, 1, 1))
+    encoder.std.copy_(torch.tensor(found.std).view(3, 1, 1))
+    encoder.weights = f"{TIMM}{full_name(name)}"
+    encoder.origin = f"{encoder.weights}, made for {found.input_size[-1]} px (license: {found.license or 'unknown'})"
+    check_finite(encoder, Path(encoder.weights))
     return encoder
+
+
+def _input_size(plain: str, size: int) -> dict[str, Any]:
+    """The option that a network needs which takes one size only."""
+    return {"img_size": size} if timm.get_pretrained_cfg_value(plain, "fixed_input_size") else {}
 
 
 def _plain_name(name: str) -> tuple[str, int]:
@@ -155,6 +206,15 @@ def _widen_stem(body: nn.Module, width: int) -> None:
     body.set_submodule("bn1", nn.BatchNorm2d(wide))
 
 
+def _own_stem(body: nn.Module) -> str:
+    """The stem that timm builds: "imagenet", or "own" where it is another, or the network is not a ResNet."""
+    if not isinstance(body, ResNet) or not isinstance(body.conv1, nn.Conv2d):
+        return "own"
+    conv = body.conv1
+    usual = (conv.kernel_size[0], conv.stride[0]) == STEMS["imagenet"] and isinstance(body.maxpool, nn.MaxPool2d)
+    return "imagenet" if usual else "own"
+
+
 def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
     """Give a ResNet the stem, and say which one it now has."""
     if not isinstance(body, ResNet):
@@ -162,7 +222,7 @@ def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
             raise StepclrError(f"stem={stem} is for ResNets; {name} keeps its own stem (stem=auto)")
         return "own"
     if stem == "auto" and size > SMALL:
-        return "imagenet" if isinstance(body.conv1, nn.Conv2d) else "own"
+        return _own_stem(body)
     if stem == "own":
         return stem
     if stem == "auto":

@@ -1,6 +1,7 @@
 """Step 3: the encoder f(.), a network with its own preprocessing."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from stepclr.errors import StepclrError
 
 STRIP = 16  # short sides; only the middle of a longer image is enlarged, or a line of pixels would fill the memory
 SMALL = 64  # up to this view size a stem that reduces the image fourfold leaves too little; SimCLR App. B.9 replaces it
+Interpolation = Literal["bicubic", "bilinear"]  # of an image that is resized
 AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 
 
@@ -33,6 +35,10 @@ class Encoder(nn.Module):
         num_features: F.
         classes: the classes that were chosen for pretraining, or empty.
         value_range: the numbers that are black and white in images of more than 8 bits; None: what each file declares.
+        side: the short side to which `preprocess` resizes an image before it crops the center, in pixels.
+        interpolation: how it resizes, always antialiased.
+        squash: whether it resizes both sides to `side`, whatever the image's shape.
+        weights: "timm:NAME" where the weights are timm's, or were when training began; else empty.
         origin: what was loaded of another program's checkpoint, in words, or empty.
         normalize_h: whether h has unit norm; SupCon normalizes it before the head and before the linear layer.
     """
@@ -56,7 +62,10 @@ class Encoder(nn.Module):
             num_features = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         self.num_features = num_features
         self.classes: list[str] = []
-        self.origin = ""
+        self.side = size if size <= SMALL else round(size / 0.875)
+        self.interpolation: Interpolation = "bicubic"
+        self.squash = False
+        self.weights = self.origin = ""
         self.value_range: Range | None = None
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] unchanged
         self.register_buffer("std", torch.ones(3, 1, 1))
@@ -70,7 +79,8 @@ class Encoder(nn.Module):
 
         Takes PIL images, uint8 tensors `[3, H, W]` or `[n, 3, H, W]`, uint8 arrays `[H, W, 3]`, each gray or not,
         or a sequence of these.
-        The crop is 0.875 of the resized image, as in ImageNet's test protocol, or all of it for views of S <= 64.
+        The crop is 0.875 of the resized image, as in ImageNet's test protocol, or all of it for views of S <= 64; with
+        off-the-shelf weights, as their authors crop.
         """
         if isinstance(images, Tensor) and images.ndim == 4:
             return self._center(images)
@@ -88,10 +98,20 @@ class Encoder(nn.Module):
         self.value_range = images.value_range
         return images
 
+    def preprocess_as(self, other: "Encoder") -> "Encoder":
+        """This encoder, which from now on resizes, crops and normalizes as the other does, on its device."""
+        self.to(other.mean.device)
+        self.mean.copy_(other.mean)
+        self.std.copy_(other.std)
+        self.side, self.interpolation, self.squash = other.side, other.interpolation, other.squash
+        return self
+
     @property
-    def side(self) -> int:
-        """The short side to which an image is resized before its center is cropped, pixels."""
-        return self.size if self.size <= SMALL else round(self.size / 0.875)
+    def resizing(self) -> str:
+        """What `preprocess` does to the size of an image, in words."""
+        what = "both sides" if self.squash else "short side"
+        resized = f"{what} to {self.side} px ({self.interpolation}, antialiased)"
+        return f"{resized}, central crop of {self.size} x {self.size} px"
 
     def _center(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -101,7 +121,9 @@ class Encoder(nn.Module):
         if x.shape[-2:] != (self.size, self.size) or side != self.size:
             short = min(x.shape[-2:])
             x = tv.center_crop(x, [min(length, STRIP * short) for length in x.shape[-2:]])
-            height, width = (round(length * side / short) for length in x.shape[-2:])
-            x = tv.resize(x, [height, width], tv.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+            shape = [side, side]
+            if not self.squash:
+                shape = [round(length * side / short) for length in x.shape[-2:]]
+            x = tv.resize(x, shape, tv.InterpolationMode(self.interpolation), antialias=True).clamp(0, 1)
             x = tv.center_crop(x, [self.size, self.size])
         return x

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import timm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 from stepclr.data.reading import Range
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, in_order, write_whole
-from stepclr.model.build import OWN_MODULE, build_encoder
+from stepclr.model.build import OWN_MODULE, build_encoder, off_the_shelf
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder
+from stepclr.model.encoder import Encoder, Interpolation
 from stepclr.model.head import parse_head
+from stepclr.model.timm_weights import TIMM, timm_name
 from stepclr.model.weights import FILE, check_finite, load_weights
 
 CLASSIFIER = "classifier.safetensors"
+OLDER = {"value_range": None, "side": None, "interpolation": "bicubic", "squash": False, "weights": ""}  # files lack
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
 
 
@@ -39,6 +42,10 @@ class EncoderMetadata:
     classes: list[str]
     normalize_h: bool
     value_range: Range | None
+    side: int | None
+    interpolation: Interpolation
+    squash: bool
+    weights: str
 
     def build(self, path: Path, module: nn.Module | None = None) -> Encoder:
         """The encoder without the weights of the file at `path`; `module` is its network where that is the user's."""
@@ -51,8 +58,9 @@ class EncoderMetadata:
             if module is not None:
                 raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; do not pass module")
             encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h)
-        encoder.classes = self.classes
-        encoder.value_range = self.value_range
+        encoder.side = self.side or encoder.side
+        for attribute in ("classes", "value_range", "interpolation", "squash", "weights"):
+            setattr(encoder, attribute, getattr(self, attribute))
         return encoder
 
 
@@ -74,16 +82,28 @@ def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
 
 
 def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -> Encoder:
-    """The encoder of a run (its folder, or an `encoder.safetensors` anywhere), in eval mode, with its preprocessing.
+    """The encoder of a run (its folder, or an `encoder.safetensors` anywhere), or timm's, with its preprocessing.
+
+    "timm:NAME" is any network for which timm has weights, as they are, with the preprocessing that they were made for;
+    their file is the one that timm uses, downloaded if need be. The encoder is in eval mode.
 
     Where the run was pretrained with your own module, `module` must be such a module; it receives the weights.
     `evaluate`, `finetune`, `embed`, `predict` and `load_classifier` take it too. Raises StepclrError unless every
     tensor is there, fits and is finite.
     """
+    if (name := timm_name(run)) is not None:
+        if module is not None:
+            raise StepclrError(f"{run} is a network of timm, not your own module; do not pass module")
+        return off_the_shelf(name)
     path = Path(run)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise StepclrError(f"{Path(run)} has no {FILE}; give the folder of a finished run, or resume the run")
+        if timm.is_model(str(run)) and not path.exists():
+            raise StepclrError(f"there is no run {run}. Did you mean '{TIMM}{run}'?")
+        raise StepclrError(
+            f"{Path(run)} has no {FILE}; give the folder of a finished run (or resume the run), an encoder file or "
+            f"{TIMM}NAME"
+        )
     metadata = _read(path)
     if "labels" in metadata:
         raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {FILE}")
@@ -108,13 +128,18 @@ def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = Non
 
     Raises StepclrError unless every tensor is there, fits and is finite.
     """
+    encoder = os.fspath(path)
+    trains = f"stepclr finetune {encoder} --train LABELED --out {CLASSIFIER} trains one from it"
     path = Path(path)
     path = path / CLASSIFIER if path.is_dir() else path
+    if timm_name(encoder) is not None:
+        raise StepclrError(f"{encoder} is an encoder, not a classifier; {trains}")
     if not path.is_file():
-        raise StepclrError(f"no classifier at {path}; stepclr finetune trains one from a run")
+        trains = trains if path.parent == Path(encoder) else "stepclr finetune trains one from a run"
+        raise StepclrError(f"no classifier at {path}; {trains}")
     metadata = _read(path)
     if "labels" not in metadata:
-        raise StepclrError(f"{path} is an encoder, not a classifier; stepclr finetune trains one from a run")
+        raise StepclrError(f"{path} is an encoder, not a classifier; {trains}")
     facts = _parse(ClassifierMetadata, metadata, path)
     if not _possible(facts):
         raise StepclrError(f"{path} is corrupt: it cannot keep {facts.kept_layers} layers of the head {facts.head!r}")
@@ -170,5 +195,4 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:
     if "name" not in metadata:
         raise StepclrError(f"{path} was not written by stepclr: its metadata has no 'name'")
-    # Older files have no value range.
-    return from_json(kind, {"value_range": None} | metadata, f"the metadata of {path}")
+    return from_json(kind, OLDER | metadata, f"the metadata of {path}")

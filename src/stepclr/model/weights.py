@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,7 +28,8 @@ def load_weights(encoder: Encoder, path: Path) -> str:
         path = path / FILE
     if not path.is_file():
         raise StepclrError(f"no weights at {path}")
-    stored, stem = _read(path)
+    stored, metadata = _read(path)
+    stem = metadata.get("stem")
     if stem and stem != encoder.stem:  # small and small-stride2 have the same shapes
         raise StepclrError(f"{path} has stem {stem}, but the encoder has stem {encoder.stem}; choose stem={stem}")
     expected = encoder.state_dict()
@@ -39,8 +41,20 @@ def load_weights(encoder: Encoder, path: Path) -> str:
     if problems := _misfits(tensors, expected):
         raise StepclrError(f"{path} does not fit {encoder.name} with stem {encoder.stem}: {', '.join(problems)}")
     encoder.load_state_dict(tensors)
+    encoder.weights = metadata.get("weights", "")
     check_finite(encoder, path)
     return words
+
+
+def stored_network(path: Path) -> tuple[str, str] | None:
+    """Name and stem of the encoder in a run or a file of this package; None where it is another program's, or none."""
+    path = path / FILE if path.is_dir() else path
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    _, metadata = _read(path)
+    if not {"name", "stem"} <= metadata.keys():
+        return None
+    return str(metadata["name"]), str(metadata["stem"])
 
 
 def set_mean_std(encoder: Encoder, text: str) -> None:
@@ -62,15 +76,16 @@ def check_finite(module: nn.Module, path: Path) -> None:
         raise StepclrError(f"{path} has weights that are not finite: its training diverged; use another encoder")
 
 
-def _read(path: Path) -> tuple[object, str | None]:
-    """What the file holds, and the stem that its metadata names."""
+def _read(path: Path) -> tuple[object, dict[str, Any]]:
+    """What the file holds, and its metadata if it is this package's own."""
     try:
         if path.suffix != ".safetensors":
-            return read_pickled(path), None
+            return read_pickled(path), {}
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         if "labels" not in metadata:
-            return load_file(path), json.loads(metadata.get("stem", "null"))
+            own = metadata if "name" in metadata else {}
+            return load_file(path), {name: json.loads(value) for name, value in own.items()}
     except Exception as error:  # an unpickler can fail in any way on a file that is not a checkpoint
         raise StepclrError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
     raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its encoder")

@@ -25,13 +25,14 @@ from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import OWN_MODULE, module_name
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, save_encoder
+from stepclr.model.timm_weights import TIMM, full_name, timm_name
 from stepclr.model.weights import FILE, is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Progress
 from stepclr.pretraining.loop import Diverged, list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
-from stepclr.pretraining.resolve import resolve, views_of
+from stepclr.pretraining.resolve import ENCODER, resolve, views_of
 from stepclr.pretraining.resume import check_same_choice, extended, resumed
 from stepclr.pretraining.run import Run
 from stepclr.recipes import recipe_config
@@ -158,13 +159,18 @@ def pretrain(
 
 
 def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
-    """The settings with paths that a run finds again from another folder; "timm" is no path."""
+    """The settings with paths that a run finds again from another folder, and the full name of timm's weights."""
     paths: dict[str, Any] = {}
-    for name in ("monitor", "teacher", "weights"):
+    weights = f"{TIMM}{config.encoder or ENCODER}" if config.weights == "timm" else config.weights
+    if (name := timm_name(weights)) is not None:
+        weights = f"{TIMM}{full_name(name)}"
+    elif weights is not None:
+        weights = absolute_source(os.fspath(weights))
+    for name in ("monitor", "teacher"):
         path = getattr(config, name)
-        if path not in (None, "timm"):
+        if path is not None:
             paths[name] = absolute_source(os.fspath(path))
-    return replace(config, **paths)
+    return replace(config, weights=weights, **paths)
 
 
 def _decoded(images: ImageSet, config: ResolvedConfig, printer: Progress) -> ImageSet:

@@ -9,10 +9,12 @@ from stepclr.data.labels import check_classes
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, check_number, choose
 from stepclr.loss.objectives import OBJECTIVES
+from stepclr.model.build import network_of
 from stepclr.model.classifier import Classifier
 from stepclr.views.policies import read_policy
 from stepclr.views.views import Renderer, Views
 
+ENCODER = "resnet18"  # the default
 STAGES = ((0.4, 0.5), (0.75, 0.75))  # of a progressive run: up to this share of the steps, this share of the size
 
 
@@ -28,6 +30,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     lr, weight_decay = OPTIMIZERS[config.optimizer]
     defaults = {
         **policy.defaults(),
+        "encoder": network_of(config.weights) or ENCODER,
         "interpolation": policy.interpolation,
         "temperature": OBJECTIVES[config.loss].temperature(size),
         "lr": lr,

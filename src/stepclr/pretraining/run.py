@@ -18,6 +18,7 @@ from stepclr.errors import StepclrError
 from stepclr.io import locked, named, temporary_files, write_csv, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
+from stepclr.model.timm_weights import timm_name
 
 Fields = dict[str, Any]  # one JSON object
 LABELS = "labels.csv"
@@ -37,7 +38,10 @@ class Run:
         """config.json: every setting as it was decided, the images, the machine."""
         stored = RunConfig.read(self.folder)
         if stored is None:
-            raise StepclrError(f"{self.folder} is not a run: it has no config.json")
+            hint = ""
+            if timm_name(self) is not None or self.folder.suffix == ".safetensors":
+                hint = f"; stepclr evaluate {self.folder} --train LABELED --holdout 0.2 scores an encoder without a run"
+            raise StepclrError(f"{self.folder} is not a run: it has no {FILE}{hint}")
         return stored
 
     @property

@@ -30,7 +30,7 @@ def embed(
     """Representations h `[n, F]`, float32, of all images of `images` in their order, by the encoder of `run`.
 
     Args:
-        run: a run's folder or an `encoder.safetensors`.
+        run: a run's folder, an `encoder.safetensors` or "timm:NAME".
         images: an `ImageSet` or anything `open_images` takes.
         precision: of the encoder's arithmetic, "fp32" or "bf16".
         progress: is called with (images done, images in all).

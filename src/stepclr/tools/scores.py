@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -13,39 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stepclr.errors import StepclrError
+from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.io import write_whole
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
+from stepclr.tools.methods import baselines_of, method_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Json = dict[str, Any]
-
-
-class Method(NamedTuple):
-    """How a method of evaluation.json is described and drawn."""
-
-    words: str
-    color: str
-    marker: str
-    ours: bool = False
-    """Whether the run's own encoder earned the score; the baselines are the same for every run."""
-    baselines: tuple[str, ...] = ()
-    """The methods that it is compared with, draw by draw."""
-
-
-# Okabe and Ito's colors, which color-blind readers can tell apart; Matplotlib's markers make them distinct once more.
-METHODS = {
-    "pixels": Method("raw pixels, linear layer", "#999999", "s"),
-    "random": Method("the same encoder, not trained, linear layer", "#E69F00", "^"),
-    "scratch": Method("the same encoder, trained on these labels alone", "#D55E00", "v"),
-    "simclr": Method("pretrained, frozen, linear layer", "#0072B2", "o", True, ("pixels", "random", "scratch")),
-    "finetuned": Method("pretrained, then trained on these labels", "#009E73", "D", True, ("scratch",)),
-    "knn": Method("pretrained, frozen, weighted kNN", "#CC79A7", "P", True),
-}
 
 
 def stored_scores(run: Run) -> Scores | None:
@@ -61,7 +40,7 @@ def stored_scores(run: Run) -> Scores | None:
             percent(row), labels_words(row.labels_per_class)
         _scored_on(scores)
         scored = scores.protocol.get("encoder_sha256", {}).get("after")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StepclrError(f"{path} is corrupt: {error}") from None
@@ -133,9 +112,20 @@ def holdout_words(scores: Scores) -> str:
     return f"{words}."
 
 
-def notes_on_test(scores: Scores) -> list[str]:
-    """What has to be known of the test images, in sentences."""
-    return [words for words in (holdout_words(scores), overlap_words(scores)) if words]
+def start_words(scores: Scores) -> str:
+    """Which weights training began with, in a sentence; "" for a random initialization."""
+    weights = scores.protocol.get("started_from")
+    if not weights:
+        return ""
+    words = f"Training began with the weights {weights}."
+    if any(row.method == START for row in scores.rows):
+        words += f" The row {START} is the encoder with these, so that the difference is what training added."
+    return words
+
+
+def notes(scores: Scores) -> list[str]:
+    """What has to be known to read the scores, in sentences."""
+    return [words for words in (start_words(scores), holdout_words(scores), overlap_words(scores)) if words]
 
 
 def labels_words(labels: int | str) -> str:
@@ -168,7 +158,10 @@ def score_table(scores: Scores) -> Table:
     columns, grid = score_grid(scores)
     missing = scores.protocol.get("classes_not_in_test")
     images = "images held out" if scores.protocol.get("holdout") else "test images"
-    table = Table(title=f"top-1 on the {images}" + (f", which lack {', '.join(missing)}" if missing else ""))
+    title = f"top-1 on the {images}" + (f", which lack {', '.join(missing)}" if missing else "")
+    if scores.protocol.get("started_from"):
+        title += f"; training began with {scores.protocol['started_from']}"
+    table = Table(title=title)
     table.add_column("method")
     for words in columns:
         table.add_column(words, justify="right")
@@ -181,7 +174,7 @@ def score_summary(scores: Scores) -> Iterator[Table | str]:
     """What a command prints of the scores: the table, then what has to be known to read it, line by line."""
     if scores.rows:
         yield score_table(scores)
-    yield from notes_on_test(scores)
+    yield from notes(scores)
     yield from paired_lines(scores)
 
 
@@ -193,11 +186,8 @@ def paired_lines(scores: Scores) -> Iterator[str]:
     rows = {(row.method, row.labels_per_class): row for row in scores.rows}
     errors = 0
     for (name, labels), row in rows.items():
-        method = METHODS.get(name)
-        if method is None or len(row.values) < 2:
-            continue
-        for baseline in method.baselines:
-            if (baseline, labels) not in rows:
+        for baseline in baselines_of(name, scores):
+            if (baseline, labels) not in rows or len(row.values) < 2:
                 continue
             gain = 100 * np.subtract(row.values, rows[baseline, labels].values)
             error = gain.std(ddof=1) / math.sqrt(len(gain))
@@ -236,6 +226,7 @@ def _facts(run: Run) -> dict[str, str]:
         "policy": config.policy,
         "loss": config.loss,
         "encoder": config.encoder,
+        "began with": config.weights or "",
         "images": f"{config.images:,}",
         "epochs": f"{last['epoch']}{unfinished}",
         "minutes": f"{last.get('seconds', 0) / 60:.1f}",
@@ -247,8 +238,10 @@ def _own_scores(scores: Scores | None) -> dict[str, str]:
     cells = {}
     if scores and not scores.rows:
         cells["scores"] = "of an earlier encoder: evaluate again"
-    for row in scores.rows if scores else []:
-        method = METHODS.get(row.method)
+    if scores is None:
+        return cells
+    for row in scores.rows:
+        method = method_of(row.method, scores)
         if method and method.ours:
             cells[f"{row.method}, {labels_words(row.labels_per_class)}"] = percents(row)
     return cells
@@ -284,9 +277,9 @@ def _scored_on(scores: Scores) -> Json:
 def label_curves(scores: Scores) -> dict[str, list[tuple[float, float, float]]]:
     """(labels per class, mean, std) of each method, by rising number of labels; "all" is the mean over the classes."""
     curves: dict[str, list[tuple[float, float, float]]] = {}
-    for method in METHODS:
+    for method in dict.fromkeys(row.method for row in scores.rows):
         rows = [row for row in scores.rows if row.method == method]
-        if rows:
+        if method_of(method, scores):
             curves[method] = sorted((_labels(row, scores), row.mean, row.std or 0.0) for row in rows)
     return curves
 
@@ -308,7 +301,8 @@ def label_chart(scores: Scores) -> "Figure":
     axes = figure.add_subplot(xscale="log")
     for name, points in label_curves(scores).items():
         x, mean, std = zip(*points, strict=True)
-        style = METHODS[name]
+        style = method_of(name, scores)
+        assert style is not None
         axes.errorbar(x, mean, std, label=name, color=style.color, marker=style.marker, markersize=5, capsize=3)
     # "all" comes last, and gives its place its name.
     ticks = {_labels(row, scores): str(row.labels_per_class) for row in scores.rows}
@@ -317,7 +311,10 @@ def label_chart(scores: Scores) -> "Figure":
     axes.set_xlabel("labels per class")
     axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_ylabel(f"top-1 (mean ± std of {protocol['draws']} draws)")
-    axes.set_title(f"{protocol['test']['images']:,} images of {protocol['test']['source']}")
+    title = f"{protocol['test']['images']:,} images of {protocol['test']['source']}"
+    if protocol.get("started_from"):
+        title += f"\n{START}: {protocol['started_from']}"
+    axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -35,6 +35,7 @@ from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import fill_unreadable, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
+from stepclr.model.timm_weights import timm_name
 from stepclr.model.weights import FILE
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.resolve import view_size
@@ -55,9 +56,9 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     `NAME:SPLIT`, an `ImageSet` or a torch `Dataset`. Cross-validation can split arrays, tables and sequences of paths.
 
     Args:
-        run_or_recipe: a run's folder or an `encoder.safetensors`, whose encoder is used as it is: `fit` only checks X.
-            Or the name of a recipe (`stepclr.recipes`) by which `fit` pretrains on X; None: the defaults of `pretrain`.
-            A path with the name of a recipe is written "./sample".
+        run_or_recipe: a run's folder, an `encoder.safetensors` or "timm:NAME", whose encoder is used as it is: `fit`
+            only checks X. Or the name of a recipe (`stepclr.recipes`) by which `fit` pretrains on X; None: the defaults
+            of `pretrain`. A path with the name of a recipe is written "./sample".
         image_shape: (H, W), (H, W, 3) or (3, H, W) of flattened images. By default a row of a square number of numbers
             is a square gray image, and any other of at most 64 numbers is padded with black to the next square.
         value_range: (black, white), the numbers that become 0 and 255; what lies outside is clipped. By default 0..255
@@ -65,7 +66,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             in `fit`. The encoder keeps that of files.
         encoder, size, epochs, batch_size, lr, temperature, precision: as in `PretrainConfig`; None: as in the recipe.
             Unless `size` is given, views have at least 16 pixels.
-        options: other fields of `PretrainConfig`, such as {"strength": 0.5}.
+        options: other fields of `PretrainConfig`, such as {"strength": 0.5}, or {"weights": "timm:NAME"} to begin with.
         random_state: the seed of `pretrain`, or a `RandomState` that draws it; None: another seed at each `fit`. The
             same seed on the same machine's CPU gives the same features, bit for bit.
         out: the folder of the run, which must not contain another one; None: a temporary folder.
@@ -176,6 +177,8 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if not isinstance(given, str | os.PathLike):
             raise StepclrError(f"run_or_recipe must be a path or the name of a recipe, not {given!r}")
         path = Path(given)
+        if timm_name(given) is not None:
+            return path
         if isinstance(given, str) and not path.exists() and path.name == given and not path.suffix:
             choose("run or recipe", given, RECIPES)  # a bare word is more likely a misspelt recipe
         return path

@@ -12,10 +12,11 @@ from stepclr.config import SETTINGS, RunConfig
 from stepclr.errors import StepclrError, one_line
 from stepclr.evaluation.results import EVALUATION, FINETUNING, Scores
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import STRIP
+from stepclr.model.encoder import STRIP, Encoder
 from stepclr.model.files import state_checksum
+from stepclr.model.timm_weights import pretrained, timm_name
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
-from stepclr.tools.scores import notes_on_test, percents
+from stepclr.tools.scores import notes, percents
 
 PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
 
@@ -36,7 +37,7 @@ class Parity:
 
 def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
     """The card, in Markdown. source: the encoder or classifier file, in whose folder a run's other files may be."""
-    config = RunConfig.read(source.parent)
+    config = None if timm_name(source) is not None else RunConfig.read(source.parent)
     what, original = "encoder", "stepclr.embed"
     if isinstance(network, Classifier):
         what, original = "classifier", "stepclr predict, before its softmax"
@@ -45,15 +46,13 @@ def card(source: Path, network: Network, name: str, format: str, code: str, pari
         "Images": _preprocessing(network, format),
         "The same as the original": [f"Loaded as above and compared with `{original}`: {plain(str(parity))}."],
         "Data": _data(config, network),
-        "Recipe": _recipe(config),
+        "Recipe": _recipe(config, network),
         "Scores and protocol": _scores(source, network),
         "Limits": _limits(network, parity),
         "Versions": [", ".join(f"{package} {version(package)}" for package in PACKAGES + FORMATS[format].packages)],
-        "Licence": [
-            "Your weights are yours: stepclr's code is MIT-licensed and claims no rights to what you train with it."
-        ],
+        "Licence": _license(encoder_of(network)),
     }
-    lines = [f"# {plain(name)}", "", _what(network, what, format)]
+    lines = [f"# {plain(name)}", "", _what(network, what, format, config)]
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
@@ -64,12 +63,15 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#|!~&])", r"\\\1", one_line(str(text)))
 
 
-def _what(network: Network, what: str, format: str) -> str:
+def _what(network: Network, what: str, format: str, config: RunConfig | None) -> str:
     encoder, out = encoder_of(network), out_of(network)
     width = len(network.classes) if isinstance(network, Classifier) else encoder.num_features
     normalized = ", of unit norm" if encoder.normalize_h and out == "h" else ""
+    trained = "a SimCLR run"
+    if config is None and encoder.weights:
+        trained = f"{encoder.weights}, or of a run that began with it"
     return (
-        f"The {what} of a SimCLR run, as {format}: {plain(encoder.name)} with the stem {encoder.stem}, images "
+        f"The {what} of {trained}, as {format}: {plain(encoder.name)} with the stem {encoder.stem}, images "
         f"`[n, 3, {encoder.size}, {encoder.size}]` -> {out} `[n, {width}]`{normalized}, float32."
     )
 
@@ -83,12 +85,14 @@ def _loading(name: str, code: str) -> Iterator[str]:
 def _preprocessing(network: Network, format: str) -> Iterator[str]:
     encoder = encoder_of(network)
     size, side = encoder.size, encoder.side
+    sides = f"[round(length * {side} / min(x.shape[-2:])) for length in x.shape[-2:]]"
+    if encoder.squash:
+        sides = f"[{side}, {side}]"
     mean, std = (", ".join(map(str, buffer.flatten().numpy())) for buffer in (encoder.mean, encoder.std))
     inside = "inside the file" if format in ("onnx", "torch-export") else "in the code above"
     yield (
-        f"Resizing is not included: upright RGB, short side to {side} px (bicubic, antialiased), central crop of "
-        f"{size} x {size} px, in 8 bits; of an image more than {STRIP} times as long as wide, only the middle is used. "
-        f"Dividing by 255, mean ({mean}) and std ({std}) are {inside}."
+        f"Resizing is not included: upright RGB, {encoder.resizing}, in 8 bits; of an image more than {STRIP} times as "
+        f"long as wide, only the middle is used. Dividing by 255, mean ({mean}) and std ({std}) are {inside}."
     )
     yield ""
     yield from f"""\
@@ -99,8 +103,8 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 def pixels(image):  # a PIL image -> uint8 [1, 3, {size}, {size}]
     x = functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))[None].float() / 255
-    sides = [round(length * {side} / min(x.shape[-2:])) for length in x.shape[-2:]]
-    x = functional.resize(x, sides, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    sides = {sides}
+    x = functional.resize(x, sides, InterpolationMode.{encoder.interpolation.upper()}, antialias=True).clamp(0, 1)
     return (functional.center_crop(x, [{size}, {size}]) * 255).round().to(torch.uint8)
 
 images = torch.cat([pixels(image) for image in photos])
@@ -113,10 +117,12 @@ images = torch.cat([pixels(image) for image in photos])
 
 def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
     if config is None:
-        yield "Unknown: the weights were not in the folder of their run."
+        yield _unknown(network)
         return
     classes = encoder_of(network).classes
     yield f"- Pretrained on: {plain(config.source)}"
+    if config.weights:
+        yield f"- Training began with the weights: {plain(config.weights)}"
     yield f"- Images: {config.images:,}, labeled {config.labeled:,}"
     yield f"- Images that could not be read: {config.skipped:,}"
     if config.value_range:
@@ -125,16 +131,31 @@ def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
     yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
 
 
-def _recipe(config: RunConfig | None) -> Iterable[str]:
+def _unknown(network: Network) -> str:
+    weights = encoder_of(network).weights
+    began = f" The encoder is, or began as, {plain(weights)}: see timm for its data and recipe." if weights else ""
+    return f"Unknown: the weights were not in the folder of a run.{began}"
+
+
+def _license(encoder: Encoder) -> list[str]:
+    lines = ["Your weights are yours: stepclr's code is MIT-licensed and claims no rights to what you train with it."]
+    name = timm_name(encoder.weights)
+    if name is not None:
+        license = pretrained(name).license or "not stated"
+        lines.append(f"The encoder is, or began as, {plain(encoder.weights)}, whose license is {plain(license)}.")
+    return lines
+
+
+def _recipe(config: RunConfig | None, network: Network) -> Iterable[str]:
     if config is None:
-        return ["Unknown: the weights were not in the folder of their run."]
+        return [_unknown(network)]
     rows = [(name, getattr(config, name)) for name in (*SETTINGS, "steps_per_epoch", "ranks", "device")]
     return _table(("setting", "value"), rows)
 
 
 def _scores(source: Path, network: Network) -> Iterator[str]:
     path = source.parent / (FINETUNING if isinstance(network, Classifier) else EVALUATION)
-    if not path.is_file():
+    if timm_name(source) is not None or not path.is_file():
         yield "None: these weights were not evaluated."
         return
     try:
@@ -149,7 +170,7 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         for name in ("train", "test"):
             if protocol[name]:
                 yield f"- {name}: {plain(protocol[name]['source'])}, {protocol[name]['images']:,} images"
-        for words in notes_on_test(scores):
+        for words in notes(scores):
             yield f"- {plain(words)}"
         yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
         yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"

@@ -50,7 +50,7 @@ def export(
     """Write the encoder of `run`, or a classifier, to a file that others load without stepclr, and its card.
 
     Args:
-        run: a run's folder, an encoder file, or a classifier file, which is exported as a classifier.
+        run: a run's folder, an encoder file, "timm:NAME", or a classifier file, which is exported as a classifier.
         out: the file, or a folder to put it in.
         format: "onnx" and "torch-export" take uint8 images `[n, 3, S, S]`, any n, and include the preprocessing;
             "torchvision" and "timm" are weights that these libraries load strictly; "safetensors" is our own file.
@@ -104,7 +104,7 @@ def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
         name = "classifier" if isinstance(network, Classifier) else "encoder"
         out = out / f"{name}{writer.suffix}"
     check_suffix(out, [writer.suffix])
-    if out.exists() and out.samefile(source):
+    if out.exists() and source.exists() and out.samefile(source):
         raise StepclrError(f"out {out} is the same file as the encoder; choose another")
     return out
 

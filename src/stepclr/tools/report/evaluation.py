@@ -8,9 +8,10 @@ from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.tools.images import thumbnail_uri
+from stepclr.tools.methods import method_of
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import confusion, label_budget
-from stepclr.tools.scores import METHODS, labels_words, notes_on_test, paired_lines, score_grid
+from stepclr.tools.scores import labels_words, notes, paired_lines, score_grid
 
 Json = dict[str, Any]
 
@@ -29,8 +30,9 @@ def _section(context: Context, scores: Scores) -> Json:
     columns, grid = score_grid(scores)
     rows = []
     for name, cells in grid.items():
-        method = METHODS.get(name)
-        rows.append({"method": name, "words": method.words if method else "", "cells": cells})
+        method = method_of(name, scores)
+        ours = method is not None and method.ours
+        rows.append({"method": name, "words": method.words if method else "", "ours": ours, "cells": cells})
     section: Json = {
         "curve": label_budget(scores),
         "budgets": columns,
@@ -87,4 +89,4 @@ def _protocol(scores: Scores) -> list[str]:
         left_out = [f"{part[key]:,} {words}" for words, key in reasons.items() if part.get(key)]
         if left_out:
             sentences.append(f"Images of {part['source']} that were left out: {', '.join(left_out)}.")
-    return sentences + notes_on_test(scores)
+    return sentences + notes(scores)

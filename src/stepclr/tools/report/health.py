@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepclr.config import OPTIMIZERS, RunConfig
+from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import Scores
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.pretraining.optim import scaled_lr
@@ -149,10 +150,10 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     f.waiting = float(np.median(waiting)) if len(waiting) else math.nan
     f.all_images = config.images + config.skipped
 
-    # How far linear evaluation of the run is above that of the baselines, which have learned nothing from images.
+    # How far linear evaluation of the run is above that of the baselines, which have learned nothing from these images.
     rows = scores.rows if scores else []
     ours = {row.labels_per_class: row.mean for row in rows if row.method == "simclr"}
-    baselines = [row for row in rows if row.method in ("pixels", "random") and row.labels_per_class in ours]
+    baselines = [row for row in rows if row.method in ("pixels", "random", START) and row.labels_per_class in ours]
     gains = [100 * (ours[row.labels_per_class] - row.mean) for row in baselines]
     f.least_gain, f.highest_gain = min(gains, default=math.nan), max(gains, default=math.nan)
     if gains:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from stepclr.data.order import spread
 from stepclr.evaluation.results import Scores
-from stepclr.tools.scores import METHODS, label_curves, percent
+from stepclr.tools.methods import method_of
+from stepclr.tools.scores import label_curves, percent, start_words
 
 Json = dict[str, Any]
 # Okabe and Ito's colors, which color-blind readers can tell apart.
@@ -103,6 +104,8 @@ def label_budget(scores: Scores) -> Plot:
     curves = label_curves(scores)
     traces: list[Json] = []
     for method, points in curves.items():
+        style = method_of(method, scores)
+        assert style is not None
         x, mean, std = zip(*points, strict=True)
         traces.append(
             _trace(
@@ -112,15 +115,16 @@ def label_budget(scores: Scores) -> Plot:
                 x=x,
                 y=mean,
                 error_y={"type": "data", "array": std, "visible": True},
-                marker={"color": METHODS[method].color, "symbol": SYMBOLS[len(traces) % len(SYMBOLS)], "size": 8},
+                marker={"color": style.color, "symbol": SYMBOLS[len(traces) % len(SYMBOLS)], "size": 8},
                 hovertemplate=f"{method}, %{{x:g}} labels per class: %{{y:.1%}}<extra></extra>",
             )
         )
-    rows = sorted(scores.rows, key=lambda row: list(METHODS).index(row.method))
+    order = list(dict.fromkeys(row.method for row in scores.rows))
+    rows = sorted(scores.rows, key=lambda row: order.index(row.method))
     best = max(scores.rows, key=lambda row: row.mean)
     words = (
         f"Top-1 by labels per class, one line per method; the highest is {best.method} with "
-        f"{best.labels_per_class} labels: {percent(best)}."
+        f"{best.labels_per_class} labels: {percent(best)}. {start_words(scores)}"
     )
     ticks = sorted({x for points in curves.values() for x, _, _ in points})
     layout = _layout(

@@ -20,6 +20,7 @@ from stepclr.errors import StepclrError, first_line, installed
 from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import state_checksum
+from stepclr.model.timm_weights import timm_name
 
 METADATA_FILE, TABLE = "index.json", "images"  # in an index's folder: what makes it an index, and its table
 METADATA_KEY = b"stepclr"  # the same in a .parquet file
@@ -131,6 +132,8 @@ def read_metadata(where: Path) -> IndexMetadata | None:
         with reading(file):
             text = file.read_bytes()
         return IndexMetadata.from_json(text, file)
+    if timm_name(where) is not None or where.suffix == ".safetensors":
+        raise StepclrError(f"{where} is an encoder, not an index; stepclr embed {where} SOURCE --out index/ makes one")
     if not where.is_file():
         raise StepclrError(f"{where} does not exist; stepclr embed RUN SOURCE --out {where} makes it")
     if where.suffix == ".npz":
@@ -161,6 +164,8 @@ def encoder_checksum(encoder: Encoder) -> str:
     parts: list[Any] = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, weights]
     if encoder.value_range:
         parts.append(encoder.value_range)
+    if encoder.weights:
+        parts.append(encoder.resizing)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

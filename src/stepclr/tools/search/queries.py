@@ -20,6 +20,7 @@ from stepclr.errors import StepclrError, check_number, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder
+from stepclr.model.timm_weights import timm_name
 from stepclr.model.weights import FILE
 from stepclr.tools.embed import dtype_of
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
@@ -76,8 +77,8 @@ class Search:
 
     Args:
         index: what `stepclr embed` wrote: a folder, a .parquet or an .npz.
-        run: the run that made it, or its encoder file. By default the copy in the folder; for a file, the
-            `encoder.safetensors` alongside it or the run that made it.
+        run: the run that made it, its encoder file, "timm:NAME", or the encoder itself. By default the copy in the
+            folder; for a file, the `encoder.safetensors` alongside it or what made it.
 
     Attributes:
         rows: the number of images in the index.
@@ -87,7 +88,7 @@ class Search:
     Raises StepclrError if there is no index or it is corrupt, and if its encoder is missing or is a different one.
     """
 
-    def __init__(self, index: str | os.PathLike[str], run: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, index: str | os.PathLike[str], run: str | os.PathLike[str] | Encoder | None = None) -> None:
         self.where = Path(index)
         self.metadata = read_metadata(self.where)
         self.recall = self.metadata.recall if self.metadata else None
@@ -175,26 +176,32 @@ def sheet_of(
 
 
 def _find_encoder(
-    where: Path, metadata: IndexMetadata | None, features: int, run: str | os.PathLike[str] | None
+    where: Path, metadata: IndexMetadata | None, features: int, run: str | os.PathLike[str] | Encoder | None
 ) -> Encoder:
     """The encoder that made an index, from the first place that has it: `run`, or else alongside, or the run it names.
 
     An .npz has no metadata: there any encoder will do that has as many features as its vectors.
     """
-    if run:
-        places = [Path(run)]  # even if it does not exist: load_encoder says so
+    places: list[Path | Encoder] = []
+    if isinstance(run, Encoder):
+        places.append(run)
+    elif run:
+        places.append(Path(run))  # even if it does not exist: load_encoder says so
     else:
-        places = [(where if where.is_dir() else where.parent) / FILE]
+        named = [(where if where.is_dir() else where.parent) / FILE]
         if metadata and not where.is_dir():
-            places.append(Path(metadata.run))
-        places = [place for place in places if place.exists()]
+            named.append(Path(metadata.run))
+        places.extend(path for path in named if path.exists() or timm_name(path) is not None)
     for place in places:
-        encoder = load_encoder(place)
+        encoder = place if isinstance(place, Encoder) else load_encoder(place)
         if metadata is None and encoder.num_features == features:
             return encoder
         if metadata is not None and encoder_checksum(encoder) == metadata.checksum:
             return encoder
-    problem = f"{places[0]} is not the encoder that made {where}" if places else f"the encoder for {where} is missing"
+    problem = f"the encoder for {where} is missing"
+    if places:
+        given = places[0].name if isinstance(places[0], Encoder) else places[0]
+        problem = f"{given} is not the encoder that made {where}"
     if metadata:
         problem += f" (made by {metadata.name}, {metadata.size} px, of {metadata.run})"
     raise StepclrError(f"{problem}; pass the run that made it: run=RUN")

@@ -31,6 +31,7 @@ from stepclr.io import checksum_of, locked, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
+from stepclr.model.timm_weights import from_anywhere
 from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
@@ -98,16 +99,27 @@ def build_index(
     """Build or update an index in the folder `out`: only images that are new or changed are embedded.
 
     Args:
-        run: a run's folder or an `encoder.safetensors`.
+        run: a run's folder, an `encoder.safetensors` or "timm:NAME".
         images: an `ImageSet` or anything `open_images` takes. Those that cannot be read are listed in skipped.csv.
         precision: of the encoder's arithmetic, "fp32" or "bf16".
 
     Above `nearest.EXACT_ROWS` rows an approximate search is built. Raises StepclrError if `out` is something else, was
     made by another encoder or from an unrelated source, is corrupt or in use; and if no image can be read.
     """
-    dtype, world, folder = dtype_of(precision), join(), Path(out)
+    return _build(load_encoder(run), run, images, Path(out), precision, progress)
+
+
+def _build(
+    encoder: Encoder,
+    run: str | os.PathLike[str],
+    images: Source,
+    folder: Path,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+) -> IndexUpdate:
+    dtype, world = dtype_of(precision), join()
     needed("lancedb")
-    encoder = load_encoder(run).to(default_device())
+    encoder.to(default_device())
     source = open_images(images)
     smaller = resized(source, encoder)
     metadata = metadata_of(encoder, source, precision, run)
@@ -131,17 +143,17 @@ def build_index(
         return IndexUpdate(**world.objects(asdict(writer.finish()) if writer else None)[0])
 
 
-def update_run_index(run: Path, progress: Progress | None = None) -> IndexUpdate:
-    """Build or update RUN/index: an index of the images that the run was trained on, as they are now.
+def update_run_index(run: Path, progress: Progress | None = None) -> tuple[IndexUpdate, Encoder]:
+    """Build or update RUN/index: an index of the images that the run was trained on, as they are now; and its encoder.
 
     Vectors of an encoder that the run has since trained further are of no use to it: the index is built again.
     """
-    index = run / "index"
+    index, encoder = run / "index", load_encoder(run)
     if (index / METADATA_FILE).is_file():
         metadata = read_metadata(index)
-        if metadata and metadata.checksum != encoder_checksum(load_encoder(run)):
+        if metadata and metadata.checksum != encoder_checksum(encoder):
             shutil.rmtree(index)
-    return build_index(run, Run(run).images(), index, progress=progress)
+    return _build(encoder, run, Run(run).images(), index, progress=progress), encoder
 
 
 def write_embeddings(
@@ -188,7 +200,7 @@ def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | o
         precision=precision,
         source=absolute_source(source.source),
         classes=list(source.classes),
-        run=str(Path(run).absolute()),
+        run=from_anywhere(run),
     )
 
 

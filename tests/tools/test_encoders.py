@@ -1,0 +1,207 @@
+"""Whatever names an encoder, in whatever takes one: a run, an encoder file, timm:NAME, a name that is misspelt."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stepclr
+from stepclr.cli import main
+from stepclr.evaluation.baselines import started_from
+from stepclr.evaluation.results import Scores
+from stepclr.model.files import save_encoder
+from stepclr.tools.scores import label_chart, score_summary, stored_scores
+from stepclr.tools.search.index import read_metadata
+
+Capture = pytest.CaptureFixture[str]
+TYPO = "timm:test_resnt"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with labeled photos and what names an encoder there."""
+
+    photos: Path
+    names: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, off_the_shelf: str) -> Place:
+    here = tmp_path_factory.mktemp("here")
+    images = stepclr.open_images("sample:train").keep(["Bag", "Sandal"]).take(range(24))
+    for i, image in enumerate(images.read(range(24))):
+        path = here / "photos" / str(images.class_name(i)) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((200, 180)).save(path)
+    stepclr.pretrain(here / "photos", here / "run", weights=off_the_shelf, size=32, epochs=1, batch_size=8, head="16-8")
+    shutil.copy(here / "run" / "encoder.safetensors", here / "other.safetensors")
+    names = {"run": str(here / "run"), "file": str(here / "other.safetensors"), "timm": off_the_shelf, "typo": TYPO}
+    return Place(here / "photos", names)
+
+
+def call(capsys: Capture, *words: object) -> tuple[int, str]:
+    """Exit code of a command in this process and what it printed; errors are one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    code, said = int(stop.value.code or 0), capsys.readouterr()
+    return code, said.err if code else said.out
+
+
+COMMANDS: dict[str, tuple[str, str]] = {  # a command, and what it says of an encoder that it cannot use
+    "embed": ("embed WHERE PHOTOS --out OUT/index", ""),
+    "embed to a file": ("embed WHERE PHOTOS --out OUT/h.parquet", ""),
+    "finetune": ("finetune WHERE --train PHOTOS --out OUT/c.safetensors --epochs 1 --batch-size 16", ""),
+    "evaluate": (
+        "evaluate WHERE --train PHOTOS --holdout 0.5 --labels-per-class 2 --draws 1 --probe linear --baselines pixels",
+        "",
+    ),
+    "export": ("export WHERE --format timm --check PHOTOS --out OUT/e.safetensors", ""),
+    "pretrain": ("pretrain PHOTOS --weights WHERE --size 32 --epochs 1 --batch-size 8 --head 16-8 --out OUT/run", ""),
+    "predict": ("predict WHERE PHOTOS --out OUT/p.csv", "finetune"),
+    "search": ("search WHERE PHOTOS/Bag/0.png --out OUT/hits.png", "embed"),
+    "find": ("find outliers WHERE --out OUT/o.csv", "embed"),
+    "report": ("report WHERE", "evaluate"),
+    "compare": ("compare WHERE", "evaluate"),
+}
+
+
+@pytest.mark.parametrize("kind", ["run", "file", "timm", "typo"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_takes_each_or_says_in_a_line_what_does(
+    command: str, kind: str, place: Place, tmp_path: Path, capsys: Capture
+) -> None:
+    words, advice = COMMANDS[command]
+    if kind == "run" and command in ("report", "compare", "evaluate"):
+        pytest.skip("as tested with every other run")
+    where, photo = place.names[kind], next(place.photos.glob("*/*.png"))
+    words = words.replace("PHOTOS/Bag/0.png", str(photo)).replace("PHOTOS", str(place.photos))
+    code, said = call(capsys, *words.replace("WHERE", where).replace("OUT", str(tmp_path)).split())
+    if kind == "typo" or (advice and (kind != "run" or command == "predict")):
+        assert code == 2
+        said = said.splitlines()[-1]  # the lines before describe the images
+        assert said.startswith("stepclr: ")
+        if kind == "typo" and not advice:
+            assert "Did you mean 'test_resnet'" in said
+        else:
+            assert f"stepclr {advice} {where}" in said
+    else:
+        assert code == 0, said
+
+
+def test_an_index_remembers_that_its_encoder_is_timms(place: Place, tmp_path: Path, capsys: Capture) -> None:
+    where, photo = place.names["timm"], next(place.photos.glob("*/*.png"))
+    for index in (tmp_path / "index", tmp_path / "file.parquet"):
+        assert call(capsys, "embed", where, place.photos, "--out", index)[0] == 0
+        metadata = read_metadata(index)
+        assert metadata is not None
+        assert (metadata.run, metadata.size) == (where, 160)
+        hits = stepclr.search(index, photo, k=3)  # with no encoder named
+        assert hits[0].similarity == pytest.approx(1, abs=1e-5)
+        assert photo.relative_to(place.photos).as_posix() in [hit.path for hit in hits]
+        assert call(capsys, "find", "outliers", index, "--out", tmp_path / "o.csv")[0] == 0
+    h = stepclr.embed(where, place.photos)
+    paths = stepclr.open_images(place.photos).names
+    opened = stepclr.open_index(tmp_path / "index")
+    order = [paths.index(path) for path in opened.paths]
+    assert np.allclose(opened.vectors, h[order], atol=1e-5)
+
+
+def test_scikit_learn_transforms_with_timms_encoder(place: Place) -> None:
+    where, paths = place.names["timm"], sorted(place.photos.glob("*/*.png"))[:3]
+    transformer = stepclr.SimCLRTransformer(where).fit(paths)
+    encoder = stepclr.load_encoder(where)
+    with torch.inference_mode():
+        expected = encoder(encoder.preprocess([Image.open(path) for path in paths]))
+    assert np.allclose(transformer.transform(paths), expected.numpy(), atol=1e-4)
+    with pytest.raises(stepclr.StepclrError, match="Did you mean 'test_resnet'"):
+        stepclr.SimCLRTransformer(TYPO).fit(paths)
+
+
+def scores_of(place: Place, name: str, **options: Any) -> Scores:
+    settings: dict[str, Any] = {"labels_per_class": 4, "draws": 1, "probe": "linear"} | options
+    return stepclr.evaluate(name, place.photos, holdout=0.5, **settings)
+
+
+def test_off_the_shelf_weights_are_a_row_of_their_own_size_and_preprocessing(place: Place) -> None:
+    """The same scores as by themselves: the run's 32 px do not reach them."""
+    run, timms, file = (place.names[name] for name in ("run", "timm", "file"))
+    scores = scores_of(place, run, baselines=["pixels", timms, file])
+    values = {row.method: row.values for row in scores.rows}
+    assert list(values) == ["pixels", timms, file, "simclr"]
+    assert values[file] == values["simclr"]  # the file is the run's encoder
+    method = scores.protocol["methods"][timms]
+    assert method["encoder"]["size"] == 160
+    assert "168 px (bilinear" in method["preprocessing"]
+    alone = scores_of(place, timms, baselines="")
+    assert alone.rows[0].method == alone.protocol["run"] == alone.protocol["confusion"]["method"] == timms
+    assert alone.rows[0].values == values[timms]
+    assert alone.protocol["started_from"] is None
+
+
+def test_the_baseline_of_an_adapted_run_is_where_it_started(place: Place) -> None:
+    run, timms = place.names["run"], place.names["timm"]
+    scores = scores_of(place, run)
+    values = {row.method: row.values for row in scores.rows}
+    assert list(values) == ["pixels", "start", "simclr"]
+    assert scores.protocol["started_from"] == timms
+    # It is the encoder with timm's weights at the run's size, not at timm's.
+    file = place.photos.parent / "start.safetensors"
+    save_encoder(stepclr.build_encoder("test_resnet", weights=timms, size=32), file)
+    assert scores_of(place, str(file), baselines="").rows[0].values == values["start"]
+    # A run that began with another run; an encoder file remembers timm's weights.
+    settings: dict[str, Any] = {"size": 32, "epochs": 1, "batch_size": 8, "head": "16-8"}
+    second = stepclr.pretrain(place.photos, place.photos.parent / "second", weights=run, **settings)
+    again = scores_of(place, str(second.folder), baselines="random")
+    assert again.protocol["started_from"] == run
+    assert again.rows[0].values == values["simclr"]
+    encoder = stepclr.load_encoder(place.names["file"])
+    assert started_from(stepclr.Run(Path(place.names["file"])), encoder) == timms
+
+
+def test_the_weights_of_an_adapted_run_are_named_wherever_its_scores_are(
+    place: Place, tmp_path: Path, capsys: Capture
+) -> None:
+    run, timms = Path(place.names["run"]), place.names["timm"]
+    words = ["--labels-per-class", "2,4", "--draws", "2", "--probe", "linear", "--baselines", f"random,{timms}"]
+    code, said = call(capsys, "evaluate", run, "--train", place.photos, "--holdout", "0.5", *words)
+    assert code == 0
+    assert f"training began with {timms}" in " ".join(said.split())
+    assert "simclr - start with 2 labels per class" in said
+    assert f"simclr - {timms} with 2 labels per class" in said
+    stored = json.loads((run / "evaluation.json").read_text())
+    assert stored["protocol"]["started_from"] == timms
+    assert [row["method"] for row in stored["rows"][:4]] == ["start", "start", timms, timms]
+    scores = stored_scores(stepclr.Run(run))
+    assert scores is not None
+    figure = label_chart(scores)
+    assert timms in figure.axes[0].get_title()
+    assert {"start", timms, "simclr"} <= set(figure.axes[0].get_legend_handles_labels()[1])
+    page = (run / "report.html").read_text()
+    assert f"Training began with the weights {timms}" in page
+    assert f"{timms}<br><small>another encoder, frozen, linear layer" in page
+    card = stepclr.export(run, tmp_path / "out", "timm", place.photos).card.read_text()
+    plain = timms.replace("_", "\\_")
+    assert card.count(f"raining began with the weights: {plain}") == 1
+    assert "whose license is apache-2.0" in card
+    assert f"| {plain} | 2 |" in card
+    assert any(timms in str(part) for part in score_summary(scores))
+
+
+def test_the_card_of_an_exported_encoder_of_timm_says_whose_it_is(place: Place, tmp_path: Path) -> None:
+    exported = stepclr.export(place.names["timm"], tmp_path / "e.safetensors", "timm", place.photos)
+    text = exported.card.read_text()
+    assert "is, or began as, timm:test\\_resnet.r160\\_in1k, whose license is apache-2.0" in text
+    assert "short side to 168 px (bilinear" in text
+    assert exported.parity.difference < 1e-5
+
+
+def test_a_network_that_the_weights_are_not_of_is_refused(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(stepclr.StepclrError, match="are of the network test_resnet, not of resnet18; leave out"):
+        stepclr.pretrain(place.photos, tmp_path / "run", weights=place.names["timm"], encoder="resnet18")
