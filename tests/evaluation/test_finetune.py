@@ -202,6 +202,7 @@ def test_finetune_then_predict(run: Path, labeled: Path, photos: Path, capsys: p
     for row in scores["rows"]:
         assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f} %" in shown
     assert f"{run / 'classifier.safetensors'}: classifier trained with 4 labels per class, draw 1" in shown
+    assert f"classifier.safetensors: {100 * scores['rows'][1]['values'][0]:.1f} % on the 60 test images" in shown
     assert (run / "encoder.safetensors").read_bytes() == encoder
 
     out = run.parent / "predictions.csv"

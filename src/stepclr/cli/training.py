@@ -117,7 +117,7 @@ def finetune(
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
-    from stepclr.tools.scores import labels_words, score_summary
+    from stepclr.tools.scores import labels_words, score_summary, scored_images
 
     holds_out = holdout is None
     reading = options.pop("reading")
@@ -128,9 +128,9 @@ def finetune(
         say(part)
     made = scores.protocol["classifier"]
     say(f"{made['file']}: classifier trained with {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
-    if holdout is not None:
-        count = scores.protocol["test"]["images"]
-        say(f"{Path(made['file']).name}: {100 * made['top1']:.1f} % on the {count:,} images held out")
+    if made["top1"] is not None:
+        file, count = Path(made["file"]).name, scores.protocol["test"]["images"]
+        say(f"{file}: {100 * made['top1']:.1f} % on the {count:,} {scored_images(scores)}")
     say(f"stepclr predict {made['file']} SOURCE --out predictions.csv classifies new images")
 
 

@@ -128,6 +128,11 @@ def notes(scores: Scores) -> list[str]:
     return [words for words in (start_words(scores), holdout_words(scores), overlap_words(scores)) if words]
 
 
+def scored_images(scores: Scores) -> str:
+    """What the images are that the scores are on."""
+    return "images held out" if scores.protocol.get("holdout") else "test images"
+
+
 def labels_words(labels: int | str) -> str:
     """A number of labels in words, such as "all labels" or "10 labels per class"."""
     if labels == "all":
@@ -157,8 +162,7 @@ def score_table(scores: Scores) -> Table:
     """Top-1, mean ± std over the draws: one row per method, one column per number of labels."""
     columns, grid = score_grid(scores)
     missing = scores.protocol.get("classes_not_in_test")
-    images = "images held out" if scores.protocol.get("holdout") else "test images"
-    title = f"top-1 on the {images}" + (f", which lack {', '.join(missing)}" if missing else "")
+    title = f"top-1 on the {scored_images(scores)}" + (f", which lack {', '.join(missing)}" if missing else "")
     if scores.protocol.get("started_from"):
         title += f"; training began with {scores.protocol['started_from']}"
     table = Table(title=title)
