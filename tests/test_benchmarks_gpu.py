@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from touches import Forks
 
 import stepclr
 from stepclr.pretraining import loop
@@ -69,8 +70,8 @@ def rows(output: str) -> list[list[str]]:
     ]
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(FOLDER / script), *map(str, arguments)]
+def run(python: str, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [python, str(FOLDER / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -154,8 +155,9 @@ def test_the_verdict_is_by_the_bar(record: types.ModuleType, tmp_path: Path) -> 
     assert "did NOT reach 90%" in record.verdict(0.8999, done)
 
 
-def test_a_record_stops_itself_when_its_minutes_are_over(jpegs: Path, tmp_path: Path) -> None:
-    ended = run("cifar10_record.py", *arguments(jpegs, tmp_path / "run", epochs=100_000), "--minutes=0.1")
+def test_a_record_stops_itself_when_its_minutes_are_over(forked: Forks, jpegs: Path, tmp_path: Path) -> None:
+    words = arguments(jpegs, tmp_path / "run", epochs=100_000)
+    ended = run(forked.python, "cifar10_record.py", *words, "--minutes=0.03")
     assert ended.returncode == 3, ended.stderr
     assert "not finished" in ended.stdout
     assert "the same command resumes" in ended.stdout
@@ -174,8 +176,8 @@ def test_other_settings_on_a_run_that_began_are_refused_in_a_line(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_every_row_says_so_and_nothing_is_estimated() -> None:
-    ended = run("gpu.py")
+def test_without_a_gpu_every_row_says_so_and_nothing_is_estimated(forked: Forks) -> None:
+    ended = run(forked.python, "gpu.py")
     assert ended.returncode == 0, ended.stderr
     table = rows(ended.stdout)
     assert len(table) == 12
@@ -184,8 +186,8 @@ def test_without_a_gpu_every_row_says_so_and_nothing_is_estimated() -> None:
         assert row[2:] == ["", ""]
 
 
-def test_the_full_sizes_are_for_a_gpu() -> None:
-    ended = run("gpu.py", "--device", "cpu")
+def test_the_full_sizes_are_for_a_gpu(forked: Forks) -> None:
+    ended = run(forked.python, "gpu.py", "--device", "cpu")
     assert ended.returncode == 2
     assert "--quick" in ended.stderr
 
@@ -193,7 +195,8 @@ def test_the_full_sizes_are_for_a_gpu() -> None:
 @pytest.mark.slow
 def test_all_rows_in_tiny_sizes(jpegs: Path) -> None:
     pytest.importorskip("lightly", reason="two rows are lightly's")
-    ended = run("gpu.py", "--device=cpu", "--quick", f"--cifar={jpegs}", f"--imagenette={jpegs}", "--seconds=0.5")
+    sizes = ["--device=cpu", "--quick", f"--cifar={jpegs}", f"--imagenette={jpegs}", "--seconds=0.5"]
+    ended = run(sys.executable, "gpu.py", *sizes)
     assert ended.returncode == 0, ended.stderr
     table = rows(ended.stdout)
     assert len(table) == 12

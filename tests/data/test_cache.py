@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -302,8 +301,8 @@ def test_two_processes_may_build_at_once(forked: Forks, photos: Path, cache: Pat
     assert not list(cache.glob("*.tmp"))
 
 
-def test_a_killed_build_leaves_nothing_that_is_used(photos: Path, cache: Path) -> None:
-    builder = build(sys.executable, photos, 0.02)
+def test_a_killed_build_leaves_nothing_that_is_used(forked: Forks, photos: Path, cache: Path) -> None:
+    builder = build(forked.python, photos, 0.02)
     assert builder.stdout
     while int(builder.stdout.readline()) < 20:
         pass

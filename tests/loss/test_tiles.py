@@ -1,7 +1,6 @@
 """The tiled loss against the plain form that it stands for: value, gradient, edges, memory, settings."""
 
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck
+from touches import Forks
 
 from stepclr import StepclrError, contrastive, nt_xent
 from stepclr.loss import tiles
@@ -176,7 +176,7 @@ def test_the_setting_is_taken_only_where_it_is_exact(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-def test_memory_grows_with_the_rows_and_not_with_their_square() -> None:
+def test_memory_grows_with_the_rows_and_not_with_their_square(forked: Forks) -> None:
     code = """
 import torch
 from stepclr import nt_xent
@@ -190,5 +190,5 @@ before = peak()
 nt_xent(z[:8192], z[8192:]).backward()
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run([forked.python, "-c", code], check=True, capture_output=True, text=True)
     assert 20 * 1024 < int(done.stdout) < 200 * 1024  # KiB; one matrix of 16384 x 16384 is 1 GiB

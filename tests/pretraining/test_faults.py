@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(
     assert same(whole, resumed(out))  # it is free again
 
 
-def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_the_folder_free(forked: Forks, whole: stepclr.Run, tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     out = tmp_path / "run"
     shutil.copytree(whole.folder, out)
@@ -95,7 +94,7 @@ def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path)
         "import sys, time; from pathlib import Path; from stepclr.pretraining.run import Run\n"
         "with Run(Path(sys.argv[1])).held():\n    print('held', flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, os.fspath(out)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([forked.python, "-c", code, os.fspath(out)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"
     with pytest.raises(stepclr.StepclrError, match="another process is training"), stepclr.Run(out).held():
@@ -103,6 +102,7 @@ def test_a_killed_run_leaves_the_folder_free(whole: stepclr.Run, tmp_path: Path)
     child.kill()
     child.wait()
     child.stdout.close()
+    subprocess.run([forked.python, "-c", ""], check=True)  # begins when the killed one is gone
     with stepclr.Run(out).held():
         pass
 

@@ -294,6 +294,7 @@ def test_one_image_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["sample:train", "--recipe", "cifra10"], "Did you mean 'cifar10'?"),
     ],
 )
+@pytest.mark.usefixtures("forked_trials")
 def test_errors_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("doctor", *words) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line]

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,6 +25,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
+from touches import Forks
 
 from stepclr import StepclrError, Views, view_keys
 from stepclr.data.order import epoch_order
@@ -412,11 +412,11 @@ def test_views_of_a_key_are_the_same_with_one_thread_or_two(size: int, n: int, r
     assert torch.equal(made[3], made[0][:, [0, 2]])
 
 
-def test_views_of_a_key_are_the_same_after_a_restart() -> None:
+def test_views_of_a_key_are_the_same_after_a_restart(forked: Forks) -> None:
     """A new process, with other threads and other random numbers drawn before, makes the same views."""
     program = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:]
 import torch
 from test_views import EVERY, Views, fingerprint, made_up, view_keys
 torch.set_num_threads(1)
@@ -428,7 +428,7 @@ for policy in EVERY:
         views(batch, view_keys(5, 5, range(12)))
         print(fingerprint(views(batch[8:], view_keys(0, 3, [8, 9, 10, 11]))))
 """
-    command = [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent)]
+    command = [forked.python, "-W", "ignore", "-c", program, *map(str, Path(__file__).parents[:2])]
     told = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert told.returncode == 0, told.stderr
     keys = view_keys(0, 3, range(12))
