@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from touches import Forks, forks
@@ -60,6 +61,28 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     photos_in(folder / "photos")
     return folder
+
+
+@pytest.fixture(scope="module")
+def few_strengths() -> Iterator[None]:
+    """Linear evaluation chooses among 5 values of lambda, not 45: for tests of what is done with its scores."""
+    from stepclr.evaluation import linear
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(linear, "STRENGTHS", linear.STRENGTHS[::11])
+        yield
+
+
+@pytest.fixture
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each split of the bundled sample has 300 images, for tests of commands that always take all of it."""
+    from stepclr.data.named import read_sample
+
+    def read_few(split: str) -> tuple[Any, Any, list[str]]:
+        images, labels, classes = read_sample(split)
+        return images[:300], labels[:300], classes
+
+    monkeypatch.setattr("stepclr.data.sources.read_sample", read_few)
 
 
 @pytest.fixture(scope="session")

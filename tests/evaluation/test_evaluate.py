@@ -31,6 +31,7 @@ from stepclr.model.files import load_encoder, save_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised
 from stepclr.tools.scores import score_table
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
 CLASSES = ["ant", "bee", "cat"]
 Settings = dict[str, Any]
 

@@ -10,6 +10,7 @@ import pytest
 import stepclr
 from stepclr.cli import main
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
 OPTIONS: dict[str, Any] = {
     "encoder": "test_resnet",
     "stem": "small-stride2",
