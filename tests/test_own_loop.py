@@ -12,7 +12,7 @@ import torch
 import stepclr
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_loop.py"
-EPOCHS, BATCH_SIZE, LIMIT = 4, 64, 512
+EPOCHS, BATCH_SIZE, LIMIT = 4, 32, 256
 
 
 @pytest.fixture
@@ -43,6 +43,6 @@ def test_the_loss_of_the_example_falls_as_that_of_pretrain(
         progress=False,
     )
     last = np.mean([line["loss"] for line in run.metrics if line["epoch"] == EPOCHS])
-    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] == min(losses)  # at first, the rate still rises
     assert losses[-1] < math.log(2 * BATCH_SIZE - 1) - 0.3
     assert losses[-1] == pytest.approx(last, rel=0.1)
