@@ -71,7 +71,7 @@ def find(
     seed: int = 0,
     out: Annotated[Path | None, arg(metavar="FOLDER|FILE.csv", help_behavior_hint="(default: WHAT.csv)")] = None,
 ) -> None:
-    """Find near-duplicates, outliers, wrong labels, or the best images to label next; write a CSV and a contact sheet.
+    """Find near-duplicates, outliers, wrong labels, or what to label next; write a CSV and a contact sheet.
 
     Args:
         what: duplicates; outliers; mislabeled: labels that differ from what the other labels predict; or next:
