@@ -70,7 +70,7 @@ def check(m: int, kind: str, tau: float, dtype: torch.dtype, positives: bool = T
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("m", [2, 6, 130])
+@pytest.mark.parametrize("m", [2, 6, 50])
 @pytest.mark.parametrize("tau", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("positives", [True, False], ids=["", "without positives"])
 def test_tiles_of_any_shape_add_up_to_the_plain_form(
@@ -86,7 +86,7 @@ def test_tiles_of_any_shape_add_up_to_the_plain_form(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("kind", "tau"), [("images", 0.5), ("some without positives", 0.1), ("4 views", 0.02)])
 def test_many_rows_with_the_tiles_as_they_are(kind: str, tau: float, dtype: torch.dtype) -> None:
-    check(4098, kind, tau, dtype)
+    check(3074, kind, tau, dtype)  # half of the numbers, by symmetry, are still more than are kept
 
 
 @pytest.mark.parametrize("tau", [0.01, 0.3])
