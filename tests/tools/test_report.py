@@ -20,6 +20,7 @@ from stepclr.evaluation.results import confusion
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Context, open_context
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
 EVIL = "<img src=x onerror=window.harmed=1>"
 CLASSES = ("a<b>&c", "shoe", "</script><script>window.harmed=1</script>".replace("/", "\u2215"))
 STEPS = ("data", "views", "encoder", "head", "loss", "training", "evaluation", "use")
