@@ -57,8 +57,9 @@ def run_config(**changes: Any) -> RunConfig:
         "lr": 0.12,
         "weight_decay": 5e-4,
         "warmup": 0.3,
+        "epochs": 3,
     }
-    decided |= {"encoder": "resnet18", "interpolation": "bicubic", "temperature": 0.5, "precision": "fp32"}
+    decided |= {"interpolation": "bicubic", "temperature": 0.5, "precision": "fp32"}
     return RunConfig(**(facts | decided | changes))
 
 

@@ -22,6 +22,10 @@ OPTIMIZERS = {  # learning rate at batch 256, weight decay
     "lars": (0.3, 1e-6),
     "adamw": (1e-3, 0.05),
 }
+EPOCHS = 100
+# A contrastive run that starts from given weights adapts them: fewer epochs, and this share of the optimizer's rate.
+# Chosen on training images of CIFAR-10: benchmarks/results/evaluation.md.
+ADAPTING_EPOCHS, ADAPTING_RATE = 20, 0.25
 
 
 def _default(when_open: str, metavar: str) -> object:
@@ -62,6 +66,7 @@ OptimizerName = Literal["sgd", "lars", "adamw"]
 Scaling = Literal["linear", "sqrt"]
 Interpolation = Literal["bicubic", "bilinear"]
 Precision = Literal["auto", "bf16", "fp32"]
+BatchNorm = Literal["batch", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,11 @@ class PretrainConfig:
     """Mean and standard deviation of the channels, by which the encoder normalizes images in [0, 1]."""
     normalize_h: bool = False
     """Normalize h to length 1, before the head and wherever the encoder is used (SupCon)."""
+    batchnorm: Annotated[
+        BatchNorm | None, _default("frozen to adapt weights with a contrastive loss, else batch", "{batch,frozen}")
+    ] = None
+    """What BatchNorm in the encoder normalizes by in training: the mean and variance of the batch, or those of the
+    weights, which then stay as they are."""
     checkpoint_activations: bool = False
     """Recompute the encoder's activations in the backward pass: less memory, about a third more time."""
     policy: str = "simclr"
@@ -130,7 +140,9 @@ class PretrainConfig:
     """Epochs of SupCon's second stage: after pretraining, train a linear layer on the frozen encoder."""
     optimizer: OptimizerName = "sgd"
     """sgd has Nesterov momentum 0.9; lars has momentum 0.9, as in the paper."""
-    lr: Annotated[float | None, _default(_of_optimizers(0), "RATE")] = None
+    lr: Annotated[
+        float | None, _default(f"{_of_optimizers(0)}; {ADAPTING_RATE:g} times that to adapt weights", "RATE")
+    ] = None
     """Peak learning rate at batch 256."""
     lr_scaling: Scaling = "linear"
     """How the learning rate grows with the batch size B: by B/256, or by sqrt(B/256)."""
@@ -138,7 +150,9 @@ class PretrainConfig:
     """Weight decay; it does not apply to BatchNorm and biases."""
     warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
     """Epochs of linear warm-up, before the cosine decay to 0; the default where they are not fewer than the epochs."""
-    epochs: int = 100
+    epochs: Annotated[
+        int | None, _default(f"{EPOCHS}, or {ADAPTING_EPOCHS} to adapt weights with a contrastive loss", "N")
+    ] = None
     """Passes over the images. One pass has floor(n / batch size) full batches."""
     batch_size: int = 256
     """Images per batch, over all processes; at most all images. The learning rate is that of the batch that is used."""
@@ -172,6 +186,7 @@ class PretrainOptions(TypedDict, total=False):
     weights: str | None
     mean_std: str | None
     normalize_h: bool
+    batchnorm: BatchNorm | None
     checkpoint_activations: bool
     policy: Any
     views: int
@@ -194,7 +209,7 @@ class PretrainOptions(TypedDict, total=False):
     lr_scaling: Scaling
     weight_decay: float | None
     warmup: float | None
-    epochs: int
+    epochs: int | None
     batch_size: int
     micro_batch: int | None
     precision: Precision
@@ -221,7 +236,9 @@ class ResolvedConfig(PretrainConfig):
     lr: float = field()
     weight_decay: float = field()
     warmup: float = field()
+    epochs: int = field()
     precision: Literal["bf16", "fp32"] = field()
+    batchnorm: BatchNorm = "batch"  # as in older runs, which do not say
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,12 @@ from torch import nn
 from touches import Forks
 
 import stepclr
+from stepclr.config import ADAPTING_EPOCHS, ADAPTING_RATE, PretrainConfig
 from stepclr.pretraining import loop
 from stepclr.pretraining.batches import batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.loop import Diverged
+from stepclr.pretraining.resolve import resolve
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -135,6 +137,47 @@ def test_the_rate_warms_up_and_falls_every_step(tmp_path: Path, monkeypatch: pyt
     assert rates[:4] == pytest.approx([peak / 4, peak / 2, peak * 3 / 4, peak])
     assert all(b < a for a, b in pairwise(rates[4:]))
     assert rates[-1] < 0.01 * peak
+
+
+def test_given_weights_are_adapted_gently_unless_the_settings_say_otherwise(tmp_path: Path) -> None:
+    """Fewer epochs and a lower rate, in config.json too; a rate for new weights would undo what they know."""
+    images = stepclr.open_images("sample:train", limit=16)
+    new, weights = resolve(PretrainConfig("test_resnet"), images), str(tmp_path / "weights.pt")
+    adapted = resolve(PretrainConfig("test_resnet", weights=weights), images)
+    assert (new.epochs, new.warmup) == (100, 10)
+    assert adapted.epochs == ADAPTING_EPOCHS < new.epochs
+    assert adapted.warmup == ADAPTING_EPOCHS / 10
+    assert adapted.lr == pytest.approx(ADAPTING_RATE * new.lr)
+    assert (new.batchnorm, adapted.batchnorm) == ("batch", "frozen")
+    asked: dict[str, Any] = {"epochs": 7, "lr": 0.3, "warmup": 0.0, "batchnorm": "batch"}
+    given = resolve(PretrainConfig("test_resnet", weights=weights, **asked), images)
+    assert {name: getattr(given, name) for name in asked} == asked
+    supervised = resolve(PretrainConfig("test_resnet", weights=weights, loss="cross-entropy"), images)
+    assert (supervised.epochs, supervised.lr, supervised.batchnorm) == (new.epochs, new.lr, "batch")
+
+
+def test_adapting_trains_the_weights_and_keeps_the_statistics_of_batchnorm(
+    unbroken: stepclr.Run, tmp_path: Path
+) -> None:
+    """Also after the kNN score of each epoch, for which the encoder is in eval mode. The head's BatchNorm is new."""
+    adapted = small_run(tmp_path / "run", "sample:train", weights=str(unbroken.folder), epochs=2)
+    assert adapted.config.batchnorm == "frozen"
+    assert "knn" in adapted.metrics[-1]
+    before, after = (
+        load_file(unbroken.folder / "encoder.safetensors"),
+        load_file(adapted.folder / "encoder.safetensors"),
+    )
+    for name, value in before.items():
+        if not name.startswith(("mean", "std")):
+            assert torch.equal(value, after[name]) == ("running" in name or "tracked" in name), name
+    head = load_file(checkpoints(adapted.folder / "checkpoint")[-1])
+    assert any("model.head" in name and "running_mean" in name and value.any() for name, value in head.items())
+
+
+def test_resuming_without_epochs_ends_where_the_run_was_to_end(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", epochs=1)
+    small_run(run.folder, epochs=None, resume=True)
+    assert run.config.epochs == 1
 
 
 def test_the_first_loss_is_algorithm_1_by_hand(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as tv
 
 from stepclr.data.images import ImageSet
@@ -41,6 +42,7 @@ class Encoder(nn.Module):
         weights: "timm:NAME" where the weights are timm's, or were when training began; else empty.
         origin: what was loaded of another program's checkpoint, in words, or empty.
         normalize_h: whether h has unit norm; SupCon normalizes it before the head and before the linear layer.
+        frozen_statistics: whether BatchNorm keeps its mean and variance in training too, and normalizes by them.
     """
 
     mean: Tensor
@@ -66,9 +68,19 @@ class Encoder(nn.Module):
         self.interpolation: Interpolation = "bicubic"
         self.squash = False
         self.weights = self.origin = ""
+        self.frozen_statistics = False
         self.value_range: Range | None = None
         self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] unchanged
         self.register_buffer("std", torch.ones(3, 1, 1))
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """As in torch, but for BatchNorm with `frozen_statistics`, which stays in eval mode."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
         h: Tensor = self.body((x - self.mean) / self.std)

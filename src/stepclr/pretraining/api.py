@@ -123,7 +123,7 @@ def pretrain(
     if config.warmup is not None and decided.warmup < config.warmup:
         printer.say(
             f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
-            f"{config.epochs} of the run"
+            f"{decided.epochs} of the run"
         )
 
     with torch.random.fork_rng():

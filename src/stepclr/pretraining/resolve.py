@@ -3,7 +3,18 @@
 from dataclasses import asdict
 from typing import get_args
 
-from stepclr.config import OPTIMIZERS, Interpolation, Precision, PretrainConfig, ResolvedConfig, Scaling
+from stepclr.config import (
+    ADAPTING_EPOCHS,
+    ADAPTING_RATE,
+    EPOCHS,
+    OPTIMIZERS,
+    BatchNorm,
+    Interpolation,
+    Precision,
+    PretrainConfig,
+    ResolvedConfig,
+    Scaling,
+)
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
 from stepclr.device import bf16_helps
@@ -28,14 +39,21 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     size = _size(config, images, teacher)
     policy = read_policy(config.policy, size)
     lr, weight_decay = OPTIMIZERS[config.optimizer]
+    batchnorm = "batch"
+    if adapts(config):
+        lr *= ADAPTING_RATE
+        batchnorm = "frozen"
+    epochs = epochs_of(config)
     defaults = {
         **policy.defaults(),
         "encoder": network_of(config.weights) or ENCODER,
         "interpolation": policy.interpolation,
         "temperature": OBJECTIVES[config.loss].temperature(size),
         "lr": lr,
+        "batchnorm": batchnorm,
         "weight_decay": weight_decay,
-        "warmup": min(10.0, config.epochs / 10),
+        "warmup": min(10.0, epochs / 10),
+        "epochs": epochs,
     }
     settings = asdict(config) | {"warmup": fitting_warmup(config)}
     for name, value in defaults.items():
@@ -49,12 +67,24 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     return ResolvedConfig(**settings)
 
 
+def adapts(config: PretrainConfig) -> bool:
+    """Whether a contrastive loss adapts given weights, which a rate for new ones would undo."""
+    return config.weights is not None and OBJECTIVES[config.loss].contrastive
+
+
+def epochs_of(config: PretrainConfig) -> int:
+    """The epochs of a run: those that are asked for, or fewer to adapt weights than to train new ones."""
+    if config.epochs is not None:
+        return config.epochs
+    return ADAPTING_EPOCHS if adapts(config) else EPOCHS
+
+
 def fitting_warmup(config: PretrainConfig) -> float | None:
     """The warm-up that is asked for, in epochs; None, for the default, if it is as long as the run or longer.
 
     The rate would end at its peak otherwise, or below it, and never fall.
     """
-    if config.warmup is None or config.warmup >= config.epochs:
+    if config.warmup is None or config.warmup >= epochs_of(config):
         return None
     return config.warmup
 
@@ -63,6 +93,7 @@ def _check_choices(config: PretrainConfig) -> None:
     choose("optimizer", config.optimizer, OPTIMIZERS)
     choose("loss", config.loss, OBJECTIVES)
     choose("interpolation", config.interpolation or "bicubic", get_args(Interpolation))
+    choose("batchnorm", config.batchnorm or "batch", get_args(BatchNorm))
     choose("lr_scaling", config.lr_scaling, get_args(Scaling))
     choose("precision", config.precision, get_args(Precision))
     counts = ("epochs", "batch_size", "micro_batch", "size", "views", "keep_every")

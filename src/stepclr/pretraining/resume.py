@@ -17,6 +17,8 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
 
     Raises StepclrError if `config` asks for another value of one of its own; None and "auto" ask for nothing.
     """
+    if config.epochs is None:
+        config = replace(config, epochs=stored.epochs)
     # As when the run began: a larger batch than there are images is all of them.
     asked = replace(config, batch_size=min(config.batch_size, stored.images), warmup=fitting_warmup(config))
     kept = {name: getattr(stored, name) for name in SETTINGS if name not in CHANGEABLE}

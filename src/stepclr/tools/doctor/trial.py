@@ -118,7 +118,7 @@ def _run(folder: Path) -> None:
     speeds = [line["images_per_second"] for epoch, line in last_of.items() if epoch > 1]
     step_seconds = config.batch_size / float(np.median(speeds))  # the median leaves out what other jobs slow down
     measured = {
-        "steps": last_of[config.epochs]["step"] - steps_per_epoch,
+        "steps": last_of[run.config.epochs]["step"] - steps_per_epoch,
         "step_seconds": step_seconds,
         "checkpoint_seconds": max(0.0, float(np.median(np.diff(clock))) - steps_per_epoch * step_seconds),
         "seconds": clock[-1],
