@@ -387,6 +387,75 @@ def test_advice() -> None:
     assert "once the conflicting labels are resolved" in conflicts.why[-1]
 
 
+def test_where_to_start_depends_on_how_many_images_there_are() -> None:
+    """The thresholds are those of docs/should-i-pretrain.md; nothing is said of what the images show."""
+    starts = [advised(images=images).start for images in (1_000, 9_999, 10_000, 499_999, 500_000)]
+    assert [start.first for start in starts] == ["off the shelf", "off the shelf", "adapt", "adapt", "from scratch"]
+    assert starts[0].answer.startswith("1,000 images of 32 px are few to learn from")
+    assert starts[2].answer.startswith("10,000 images of 32 px are enough to adapt weights")
+    assert starts[4].answer.startswith("500,000 images of 32 px are enough for an encoder of their own")
+    for start in starts:
+        assert "only the comparison can say" in start.notes[0]
+
+
+def test_the_starts_are_compared_with_the_labels_that_there_are() -> None:
+    none = advised().start
+    assert "--labels labels.csv --holdout 0.2 --labels-per-class all " in none.compare[1]
+    assert "stepclr label timm:resnet18.tv_in1k 'a b/' --classes A,B -n 60" in none.notes[2]
+    labeled = advised(labeled=10_000, smallest_class=39).start
+    assert "--train 'a b/' --holdout 0.2 --labels-per-class 1,10 " in labeled.compare[1]
+    assert not any("labels.csv" in note for note in labeled.notes)
+    tested = advised(labeled=10_000, smallest_class=100, test="c/").start
+    assert "--train 'a b/' --test c/ --labels-per-class 1,10,100 " in tested.compare[1]
+    in_table = advised(labeled=10_000, smallest_class=100, test="a b/", tables=["t.csv"]).start
+    assert "--train 'a b/' --labels t.csv --labels-per-class 1,10,100 " in in_table.compare[1]
+    assert "--labels-per-class all " in str(advised(labeled=2, smallest_class=1).start.compare[1])
+
+
+def test_the_comparing_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to the work itself: the words are options of `pretrain` and `evaluate`, and name files that there are."""
+    import shlex
+
+    def asked(*_: Any, **__: Any) -> None:
+        raise stepclr.StepclrError("so far")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a b", "c"):
+        (tmp_path / name).mkdir()
+        scene(0).save(tmp_path / name / "0.png")
+    (tmp_path / "labels.csv").write_text("path,label\n0.png,A\n")
+    monkeypatch.setattr(stepclr, "pretrain", asked)
+    monkeypatch.setattr(stepclr, "evaluate", asked)
+    for options in ({}, {"labeled": 99, "smallest_class": 9}, {"labeled": 99, "smallest_class": 9, "test": "c"}):
+        for text in advised(**options).start.compare:
+            assert command(*shlex.split(text)[1:]) == 2
+            assert capsys.readouterr().err.endswith("stepclr: so far\n")
+
+
+def test_small_images_are_enlarged_for_the_weights() -> None:
+    for size in (28, 32, 95):
+        start = advised(size=size).start
+        assert " --size 96 " in start.compare[0]
+        assert start.notes[1] == f"images of {size} px are enlarged for the weights, which learned from larger ones"
+    larger = advised(size=96).start
+    assert "--size" not in larger.compare[0]
+    assert "enlarged" not in " ".join(larger.notes)
+
+
+def test_adapting_reads_and_cuts_the_images_as_the_suggested_run_does() -> None:
+    start = advised(size=224, chosen=["cat", "dog"], reading=Reading((0, 4095), 10**9), images=1_000).start
+    read = "--value-range 0,4095 --max-pixels 1000000000"
+    adapt = f"--weights timm:resnet18.tv_in1k --classes cat,dog --size 96 --batch-size 128 {read} --out runs/adapted"
+    assert start.compare[0] == f"stepclr pretrain 'a b/' {adapt}"
+    assert read in start.compare[1]
+    assert "--micro-batch 64 " in advised(largest=100).start.compare[0]
+    on_gpu = advised(size=224, gpu=True).start
+    assert "--weights timm:resnet50.tv_in1k --batch-size" in on_gpu.compare[0]
+    assert on_gpu.compare[1].endswith("--baselines pixels,timm:resnet50.tv_in1k")
+
+
 @pytest.mark.parametrize("arguments", [{}, {"images": 100}, {"largest": 40}, {"labeled": 10_000}])
 def test_the_advised_command_runs(arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `pretrain` reads it: the words are options that it has."""

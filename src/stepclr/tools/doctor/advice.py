@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.pretraining.resolve import epochs_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
+from stepclr.tools.doctor.start import FROM_SCRATCH, Start, adapted_size, where_to_start
 
 MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs learn little
 MAX_EPOCHS = 1000  # no published recipe takes more
@@ -17,11 +19,15 @@ CHANGED = ("size", "batch_size", "micro_batch", "epochs")  # settings of a recip
 
 @dataclass(frozen=True)
 class Advice:
-    """A command to type, the reasons for it, and the same command with SupCon where the labels allow it."""
+    """A command to type, the reasons for it, and the same command with SupCon where the labels allow it.
+
+    `start`: whether to begin with weights that exist already.
+    """
 
     command: str
     why: list[str]
     with_labels: str | None
+    start: Start
 
 
 def advice(
@@ -35,15 +41,18 @@ def advice(
     findings: Iterable[Finding],
     reading: Reading = AS_DECLARED,
     tables: Sequence[str] = (),
+    test: str | None = None,
+    smallest_class: int = 0,
 ) -> Advice:
     """Settings for a set of `images` readable images, with views of `size` px.
 
     chosen: the classes that were chosen, if any. largest: how many images fit into memory at once, if known.
     reading: how the images were read; the command reads them in the same way. tables: that the labels are from.
+    test: labeled test images, if any. smallest_class: its labeled images, 0 if there are no labels to learn.
     """
     recipe, view_size, reason = _recipe(size, gpu)
     config, why = recipe_config(recipe), [reason]
-    batch, epochs = config.batch_size, config.epochs
+    batch, epochs = config.batch_size, epochs_of(config)
     while batch > MIN_BATCH and images < 4 * batch:
         batch //= 2
     if batch < config.batch_size:
@@ -62,14 +71,16 @@ def advice(
         if getattr(wanted, name) != getattr(config, name):
             options += [f"--{name.replace('_', '-')}", str(getattr(wanted, name))]
 
+    read = []
     if reading.value_range:
-        options += ["--value-range", ",".join(f"{number:g}" for number in reading.value_range)]
+        read += ["--value-range", ",".join(f"{number:g}" for number in reading.value_range)]
     if reading.max_pixels:
-        options += ["--max-pixels", str(reading.max_pixels)]
+        read += ["--max-pixels", str(reading.max_pixels)]
 
     classes = ["--classes", ",".join(chosen)] if chosen else []
     labels = ["--labels", *tables] if tables else []
-    start, end = ["stepclr", "pretrain", source, *labels, *classes, "--recipe"], [*options, "--out", "runs/doctor"]
+    start = ["stepclr", "pretrain", source, *labels, *classes, "--recipe"]
+    end = [*options, *read, "--out", FROM_SCRATCH]
     with_labels = None
     if labeled >= MOSTLY_LABELED * images:
         with_labels = shlex.join([*start, f"{recipe}-supcon", *end])
@@ -77,7 +88,11 @@ def advice(
         if any(finding.name == "conflicting-labels" for finding in findings):
             reason += ", once the conflicting labels are resolved"
         why.append(reason)
-    return Advice(shlex.join([*start, recipe, *end]), why, with_labels)
+    adapting = [*labels, *classes, *adapted_size(size, view_size), "--batch-size", str(batch)]
+    if micro_batch:
+        adapting += ["--micro-batch", str(micro_batch)]
+    where = where_to_start(source, images, size, gpu, [*adapting, *read], read, labels, test, smallest_class)
+    return Advice(shlex.join([*start, recipe, *end]), why, with_labels, where)
 
 
 def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:

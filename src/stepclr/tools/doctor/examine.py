@@ -109,6 +109,8 @@ def doctor(
             ordered(findings),
             images.store.reading,
             list(images.labeling.labeled) if images.labeling else [],
+            test.source if test is not None and (test.labels >= 0).any() else None,
+            _smallest_class(images),
         )
     return Diagnosis(
         source=images.source,
@@ -138,6 +140,11 @@ def _learnable(images: ImageSet) -> int:
     except StepclrError:
         return 0
     return int((images.labels >= 0).sum())
+
+
+def _smallest_class(images: ImageSet) -> int:
+    """The images of the smallest class, or 0 where there are no classes to learn."""
+    return min(class_counts(images).values()) if _learnable(images) else 0
 
 
 def _images(scanned: Scan) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def _advice(diagnosis: Diagnosis) -> Iterator[str]:
             yield f"    {reason}"
         if advice.with_labels:
             yield f"  {advice.with_labels}"
+        yield f"or start with weights that exist: {advice.start.answer}"
+        for command in advice.start.compare:
+            yield f"  {command}"
+        for note in advice.start.notes:
+            yield f"    {note}"
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in diagnosis.seconds.items())
     yield f"time taken: {took}; nothing was changed"
 

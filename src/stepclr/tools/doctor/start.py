@@ -1,0 +1,83 @@
+"""Where to start: with off-the-shelf weights, with such weights adapted to the images, or from scratch.
+
+What each of them reached, and what others measured, is in docs/should-i-pretrain.md.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FROM_SCRATCH, ADAPTED = "runs/doctor", "runs/adapted"  # the runs of the suggested commands
+# Fewer images than this are the case that was measured here; from MANY on, more images add little (2105.05837).
+FEW, MANY = 10_000, 500_000
+SMALLEST = 96  # pixels of a view: these networks reduce it 32-fold, and would leave less than 3 x 3 of a smaller one
+# Trained without label smoothing and mixing of images, which make features worse for a linear layer (1805.08974).
+ON_CPU, ON_GPU = "timm:resnet18.tv_in1k", "timm:resnet50.tv_in1k"
+COUNTS = (1, 10, 100)  # labels per class to compare with
+HOLDOUT = 0.2
+
+
+@dataclass(frozen=True)
+class Start:
+    """Which way to try `first`, that answer in a sentence, commands that compare all three, with notes."""
+
+    first: str
+    answer: str
+    compare: list[str]
+    notes: list[str]
+
+
+def where_to_start(
+    source: str,
+    images: int,
+    size: int,
+    gpu: bool,
+    adapting: Sequence[str],
+    reading: Sequence[str],
+    labels: Sequence[str],
+    test: str | None,
+    smallest_class: int,
+) -> Start:
+    """Which start to try first for so many images of `size` px, and the commands that compare the starts.
+
+    adapting: options of the run that adapts weights. reading: those that say how images are read. labels: the option
+    with the tables that have the labels, if any, which may say what is for test: then `test` is the source itself.
+    test: labeled test images, if any. smallest_class: how many labeled images it has, 0 if there are no labels yet.
+    """
+    weights = ON_GPU if gpu else ON_CPU
+    first, answer = _first(f"{images:,} images of {size} px", images)
+    notes = ["the weights learned from photos of things: how well they fit your images, only the comparison can say"]
+    if size < SMALLEST:
+        notes.append(f"images of {size} px are enlarged for the weights, which learned from larger ones")
+    adapt = ["stepclr", "pretrain", source, "--weights", weights, *adapting, "--out", ADAPTED]
+    score = ["stepclr", "evaluate", ADAPTED, "--train", source, *labels]
+    per_class = smallest_class
+    if not smallest_class:
+        score += ["--labels", "labels.csv"]
+        label = ["stepclr", "label", weights, source, "--classes", "A,B", "-n", "60", "--out", "label.html"]
+        notes.append(f"labels.csv has the columns path and label; to write it: {shlex.join(label)}")
+    if not (smallest_class and test):
+        score += ["--holdout", f"{HOLDOUT:g}"]
+        per_class = smallest_class // 2  # near duplicates stay on one side, which may move more than the share
+    elif test != source:
+        score += ["--test", test]
+    counts = [str(count) for count in COUNTS if count <= per_class] or ["all"]
+    score += ["--labels-per-class", ",".join(counts), "--baselines", f"pixels,{weights}", *reading]
+    notes.append(f"the run from scratch is compared too by --baselines pixels,{weights},{FROM_SCRATCH}")
+    return Start(first, answer, [shlex.join(adapt), shlex.join(score)], notes)
+
+
+def adapted_size(size: int, view_size: int | None) -> list[str]:
+    """The option for the views of the run that adapts weights, for images of `size` px; `view_size` is the recipe's."""
+    if size < SMALLEST:
+        return ["--size", str(SMALLEST)]
+    return ["--size", str(view_size)] if view_size else []
+
+
+def _first(described: str, images: int) -> tuple[str, str]:
+    """Which start to try first, and why, from what so many images usually allow."""
+    if images >= MANY:
+        return "from scratch", f"{described} are enough for an encoder of their own: train from scratch first"
+    if images >= FEW:
+        return "adapt", f"{described} are enough to adapt weights, and few to learn all from scratch: adapt first"
+    return "off the shelf", f"{described} are few to learn from: try weights off the shelf first, then adapt them"
