@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
 from small import put_where_timm_looks
@@ -136,6 +137,21 @@ def test_offline_a_missing_file_of_a_url_is_one_line_too(monkeypatch: pytest.Mon
     where.parent.mkdir(parents=True, exist_ok=True)
     torch.save(timm.create_model("legacy_seresnet18").state_dict(), where)
     assert build_encoder("legacy_seresnet18", weights="timm").weights == "timm:legacy_seresnet18.in1k"
+
+
+def test_an_older_repository_has_its_weights_in_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for once the server has said that there is no model.safetensors."""
+
+    def only_a_pickle(url: str, **_: object) -> None:
+        assert url.endswith("/timm/test_vit3.r160_in1k/resolve/main/model.safetensors")
+        raise LocalEntryNotFoundError("not there")
+
+    network = timm.create_model("test_vit3", num_classes=0).eval()
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", only_a_pickle)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _, file: str(tmp_path / file))
+    encoder = load_encoder("timm:test_vit3")
+    assert torch.equal(encoder.body.state_dict()["norm.weight"], network.state_dict()["norm.weight"])
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 
 import stepclr
 from stepclr.cli import main
 from stepclr.evaluation.baselines import started_from
 from stepclr.evaluation.results import Scores
 from stepclr.model.files import save_encoder
-from stepclr.tools.scores import label_chart, score_summary, stored_scores
+from stepclr.tools.report.context import open_context
+from stepclr.tools.report.evaluation import evaluation
+from stepclr.tools.scores import label_chart, score_summary
 from stepclr.tools.search.index import read_metadata
 
 Capture = pytest.CaptureFixture[str]
@@ -165,33 +168,44 @@ def test_the_baseline_of_an_adapted_run_is_where_it_started(place: Place) -> Non
     assert started_from(stepclr.Run(Path(place.names["file"])), encoder) == timms
 
 
-def test_the_weights_of_an_adapted_run_are_named_wherever_its_scores_are(
-    place: Place, tmp_path: Path, capsys: Capture
-) -> None:
-    run, timms = Path(place.names["run"]), place.names["timm"]
-    words = ["--labels-per-class", "2,4", "--draws", "2", "--probe", "linear", "--baselines", f"random,{timms}"]
-    code, said = call(capsys, "evaluate", run, "--train", place.photos, "--holdout", "0.5", *words)
-    assert code == 0
-    assert f"training began with {timms}" in " ".join(said.split())
-    assert "simclr - start with 2 labels per class" in said
-    assert f"simclr - {timms} with 2 labels per class" in said
-    stored = json.loads((run / "evaluation.json").read_text())
+def test_the_weights_of_an_adapted_run_are_named_wherever_its_scores_are(place: Place, tmp_path: Path) -> None:
+    run, timms = place.names["run"], place.names["timm"]
+    scores = scores_of(place, run, labels_per_class="2,4", draws=2, baselines=["random", timms])
+    stored = json.loads((Path(run) / "evaluation.json").read_text())
     assert stored["protocol"]["started_from"] == timms
-    assert [row["method"] for row in stored["rows"][:4]] == ["start", "start", timms, timms]
-    scores = stored_scores(stepclr.Run(run))
-    assert scores is not None
-    figure = label_chart(scores)
-    assert timms in figure.axes[0].get_title()
-    assert {"start", timms, "simclr"} <= set(figure.axes[0].get_legend_handles_labels()[1])
-    page = (run / "report.html").read_text()
-    assert f"Training began with the weights {timms}" in page
-    assert f"{timms}<br><small>another encoder, frozen, linear layer" in page
+    assert [row["method"] for row in stored["rows"][::2]] == ["start", timms, "simclr"]
+
+    table, *lines = score_summary(scores)
+    assert isinstance(table, Table)
+    assert str(table.title).endswith(f"training began with {timms}")
+    assert str(lines[0]).startswith(f"Training began with the weights {timms}.")
+    compared = {line.split(" with ")[0] for line in map(str, lines) if line.startswith("simclr - ")}
+    assert compared == {"simclr - start", f"simclr - {timms}"}
+
+    axes = label_chart(scores).axes[0]
+    assert axes.get_title().endswith(f"start: {timms}")
+    assert {"start", timms, "simclr"} <= set(axes.get_legend_handles_labels()[1])
+    page = evaluation(open_context(stepclr.Run(Path(run)), None))
+    assert any(timms in sentence for sentence in page["protocol"])
+    assert timms in page["curve"].words
+    assert [(row["method"], row["ours"]) for row in page["rows"]] == [
+        ("start", False),
+        (timms, False),
+        ("simclr", True),
+    ]
+
     card = stepclr.export(run, tmp_path / "out", "timm", place.photos).card.read_text()
     plain = timms.replace("_", "\\_")
-    assert card.count(f"raining began with the weights: {plain}") == 1
+    assert f"- Training began with the weights: {plain}" in card
     assert "whose license is apache-2.0" in card
     assert f"| {plain} | 2 |" in card
-    assert any(timms in str(part) for part in score_summary(scores))
+
+
+def test_an_adapted_run_resumes_with_the_same_words(place: Place, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"weights": "timm:test_resnet", "size": 32, "batch_size": 8, "head": "16-8"}
+    run = stepclr.pretrain(place.photos, tmp_path / "run", epochs=1, **settings)
+    assert (run.config.encoder, run.config.weights) == ("test_resnet", place.names["timm"])
+    assert stepclr.pretrain(place.photos, tmp_path / "run", epochs=2, resume=True, **settings).config.epochs == 2
 
 
 def test_the_card_of_an_exported_encoder_of_timm_says_whose_it_is(place: Place, tmp_path: Path) -> None:
