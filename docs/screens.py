@@ -1,15 +1,20 @@
 """Make the screenshots of the site: `python docs/screens.py [REPORT [FOLDER]]`, after `make demo`.
 
-REPORT is the page of an evaluated run (runs/demo/report.html). Chromium has to be installed.
+REPORT is the page of an evaluated run (runs/demo/report.html); label.png is a page that its encoder makes. Chromium has
+to be installed.
 """
 
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+
+import stepclr
+from stepclr.tools.search.table import build_index
 
 Scheme = Literal["light", "dark"]
 # name -> (the heading it begins at, width and height of the window in pixels, color scheme)
@@ -20,6 +25,8 @@ SCREENS: dict[str, tuple[str, int, int, Scheme]] = {
     "evaluation": ("evaluation", 1100, 1500, "light"),
     "phone": ("", 390, 1600, "dark"),
 }
+CLASSES = ["top", "trousers", "dress", "coat", "shoe", "bag", "other"]
+ANSWERS = "5126"  # keys pressed on the page that `stepclr label` writes, before its screen is taken
 COLORS = 256  # of the stored PNG
 
 # A chart is drawn when it comes into sight, and moves what is below it.
@@ -34,10 +41,25 @@ def main(report: Path, folder: Path) -> None:
         for name, (heading, width, height, scheme) in SCREENS.items():
             page = opened(browser, report, width, height, scheme)
             scroll_to(page, heading)
-            page.screenshot(path=folder / f"{name}.png")
-            small = Image.open(folder / f"{name}.png").convert("RGB").quantize(COLORS)
-            small.save(folder / f"{name}.png", optimize=True)
+            screenshot(page, folder / f"{name}.png")
+        with TemporaryDirectory() as place:
+            page = opened(browser, label_page(report.parent, Path(place)), 1100, 690, "light")
+            for key in ANSWERS:
+                page.keyboard.press(key)
+            screenshot(page, folder / "label.png")
         browser.close()
+
+
+def label_page(run: Path, folder: Path) -> Path:
+    """The page on which images of the sample would be labeled."""
+    build_index(run, stepclr.open_images("sample:unlabeled", limit=1000), folder / "index")
+    return stepclr.write_label_page(folder / "index", classes=CLASSES, out=folder / "label.html").path
+
+
+def screenshot(page: Page, path: Path) -> None:
+    """A small PNG of what the window shows."""
+    page.screenshot(path=path)
+    Image.open(path).convert("RGB").quantize(COLORS).save(path, optimize=True)
 
 
 def opened(browser: Browser, report: Path, width: int, height: int, scheme: Scheme) -> Page:

@@ -24,6 +24,8 @@ os.environ |= {
     "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there
 }
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -90,3 +92,14 @@ def forked(own_caches: None) -> Iterator[Forks]:  # noqa: ARG001
     """Runs commands in forks of one process, and stops them where a test wants it."""
     with forks() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("needs Chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra browser")
+    with playwright.sync_playwright() as one:
+        browser = one.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -60,7 +60,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, forked: Forks) -> Iterator[Pa
         for folder in ("photos", f"labeled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
             (home / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(home / folder / f"{i:03}.png")
-    lines = [f"{i:03}.png,{sample.class_name(i)},{'train' if place[i] < 14 else 'test'}" for i in range(len(images))]
+    lines = [
+        f"{i:03}.png,{sample.class_name(i)},{'train' if place[i] < 14 else 'test'}"
+        for i in range(len(images))
+        if place[i] < 18  # the others are left to label
+    ]
     (home / "labels.csv").write_text("\n".join(["path,label,split", *lines]))
     stl = home / "data" / "stl10_binary"
     stl.mkdir(parents=True)

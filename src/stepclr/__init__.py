@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from stepclr.tools.doctor.examine import doctor as doctor
     from stepclr.tools.embed import embed as embed
     from stepclr.tools.export.convert import export as export
+    from stepclr.tools.label.writing import write_label_page as write_label_page
     from stepclr.tools.report.writing import report as report
     from stepclr.tools.search.index import EmbeddingIndex as EmbeddingIndex
     from stepclr.tools.search.index import open_index as open_index
@@ -96,6 +97,7 @@ _DEFINED_IN = {
     "doctor": "tools.doctor.examine",
     "embed": "tools.embed",
     "export": "tools.export.convert",
+    "write_label_page": "tools.label.writing",
     "report": "tools.report.writing",
     "EmbeddingIndex": "tools.search.index",
     "open_index": "tools.search.index",

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ STEPS = ("data", "views", "encoder", "head", "loss", "training", "evaluation", "
 OPTIONS: dict[str, Any] = {
     "encoder": "test_resnet", "size": 32, "epochs": 2, "batch_size": 16, "head": "32-16", "progress": False,
 }  # fmt: skip
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def command(*words: object) -> int:
@@ -286,17 +284,6 @@ def test_what_is_not_a_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 # --- in a browser ---
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("needs Chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra browser")
-    with playwright.sync_playwright() as one:
-        browser = one.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 # Charts that are drawn meanwhile move those below: so it is gone to again until it is drawn too.

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
 from stepclr.cli.arguments import first_line
-from stepclr.cli.index import find, search
+from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
@@ -35,7 +35,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "Inspect data and views": {"doctor": doctor, "views": views, "steps": steps},
     "Train": {"pretrain": pretrain, "finetune": finetune, "distill": distill},
     "Evaluate and predict": {"evaluate": evaluate, "compare": compare, "predict": predict},
-    "Use the encoder": {"embed": embed, "search": search, "find": find, "export": export},
+    "Use the encoder": {"embed": embed, "search": search, "find": find, "label": label, "export": export},
     "Prepare data": {"pack": pack},
     "Show": {"demo": demo, "report": report},
 }

@@ -1,12 +1,13 @@
-"""Commands that query an index: search, find. torch is imported inside them."""
+"""Commands that query an index: search, find, label. torch is imported inside them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, image_format, say
+from stepclr.cli.arguments import Counter, Read, image_format, open_source, say, say_unread
 from stepclr.config import FILE
+from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError, check_suffix, choose, one_line
 
 if TYPE_CHECKING:
@@ -128,6 +129,54 @@ def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
     index = given / "index"
     say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
     return index, encoder
+
+
+def label(
+    index: Positional[Annotated[Path, arg(metavar="INDEX|RUN|FILE|timm:NAME")]],
+    source: Positional[
+        Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: that of the index)")]
+    ] = None,
+    classes: Annotated[
+        str | None, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: the classes of the labels so far)")
+    ] = None,
+    n: Annotated[int, arg(aliases=["-n"], metavar="N")] = 60,
+    labels: Annotated[tuple[Path, ...], arg(metavar="FILE.csv", help_behavior_hint="(default: the index's own)")] = (),
+    seed: int = 0,
+    out: Annotated[Path, arg(metavar="FILE.html")] = Path("label.html"),
+    reading: Read = AS_DECLARED,
+) -> None:
+    """Choose the best images to label next, and write a page to label them on in a browser, without a server.
+
+    The page saves labels.csv, which contains the labels known before too. The command prints what to run with it.
+
+    Args:
+        index: What stepclr embed wrote. For a run, its own index RUN/index is built or updated first; for another
+            encoder (an encoder.safetensors, or timm:NAME), an index next to --out.
+        source: The images: a folder, a zip file, shards, or NAME:SPLIT.
+        classes: Names of the classes to choose from; more can be added on the page.
+        n: Number of images to label.
+        labels: Labels so far: the labels.csv of an earlier page, or another table with a path and a label. Repeatable.
+        seed: Seed for subsampling a large index.
+        out: Page to write.
+    """
+    check_suffix(out, [".html"])
+    from stepclr.tools.label.writing import index_for, write_label_page
+
+    images = open_source(source, reading=reading) if source else None
+    index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter())
+    if updated:
+        say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+    page = write_label_page(index, images, classes, n, labels, out, seed)
+    if images:
+        say_unread(images)
+    for note in page.notes:
+        say(f"note: {note}")
+    say(
+        f"{page.path}: {page.images:,} images to label, of {page.total:,}; {page.known:,} have a label already. Open "
+        "it in a browser, and save labels.csv. Then:"
+    )
+    for what, command in page.commands:
+        say(f"\n{what}:\n    {command}")
 
 
 def _csv_path(what: str, out: Path | None) -> Path:

@@ -40,7 +40,21 @@ def thumbnail_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side:
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(file.getvalue())
+
+
+def sharp_uri(pixels: UInt8[Tensor, "3 h w"], side: int) -> str:
+    """`thumbnail_uri` for an image that may be shown enlarged: one that is as small as a thumbnail loses nothing."""
+    if max(pixels.shape) > THUMBNAIL_PX:
+        return thumbnail_uri(pixels, side)
+    file = io.BytesIO()
+    tv.to_pil_image(pixels).save(file, "PNG")
+    return data_uri(file.getvalue(), "png")
+
+
+def data_uri(content: bytes, format: str = "jpeg") -> str:
+    """The content of an image file as a data URI for a page."""
+    return f"data:image/{format};base64,{base64.b64encode(content).decode()}"
 
 
 # Sheets.

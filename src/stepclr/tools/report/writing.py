@@ -3,15 +3,12 @@
 import os
 import secrets
 from dataclasses import asdict
-from functools import cache
-from importlib import resources
 from pathlib import Path
-
-import jinja2
 
 from stepclr.data.images import ImageSet
 from stepclr.io import write_whole
 from stepclr.pretraining.run import Run
+from stepclr.tools.pages import template
 from stepclr.tools.report.context import open_context
 from stepclr.tools.report.contrast import contrast
 from stepclr.tools.report.data_and_views import data, views
@@ -30,54 +27,20 @@ def report(run: str | os.PathLike[str], source: str | ImageSet | None = None) ->
     """
     context = open_context(Run(Path(run)), source)
     settings = asdict(context.config).items()
-    page = (
-        _environment()
-        .get_template("page.html")
-        .render(
-            nonce=secrets.token_urlsafe(16),  # no other script runs, whatever a file is called
-            title=context.run.folder.resolve().name,
-            settings={name: value for name, value in settings if value is not None and not isinstance(value, dict)},
-            self_supervised=context.contrastive and not context.by_label,
-            data=data(context),
-            views=views(context),
-            network=network(context),
-            contrast=contrast(context),
-            training=training(context),
-            evaluation=evaluation(context),
-            usage=usage(context),
-        )
+    page = template("report").render(
+        nonce=secrets.token_urlsafe(16),  # no other script runs, whatever a file is called
+        title=context.run.folder.resolve().name,
+        settings={name: value for name, value in settings if value is not None and not isinstance(value, dict)},
+        self_supervised=context.contrastive and not context.by_label,
+        data=data(context),
+        views=views(context),
+        network=network(context),
+        contrast=contrast(context),
+        training=training(context),
+        evaluation=evaluation(context),
+        usage=usage(context),
     )
     path = context.run.folder / "report.html"
     # A file name may be undecodable: what cannot be encoded is shown as a question mark.
     write_whole(path, lambda file: file.write(page.encode(errors="replace")))
     return path
-
-
-class _Absent(jinja2.StrictUndefined):
-    """A part that a section lacks: a template may test it, but not show it."""
-
-    def __bool__(self) -> bool:  # type: ignore[override]
-        return False
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("stepclr.tools.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=_Absent,
-    )
-    environment.globals |= {"plotly": _plotly, "asset": _asset}
-    return environment
-
-
-def _plotly() -> str:
-    """The bundle that comes with Plotly's Python package."""
-    bundle = resources.files("plotly") / "package_data" / "plotly.min.js"
-    return bundle.read_text("utf-8").replace("</script", "<\\/script")
-
-
-def _asset(name: str) -> str:
-    return (resources.files("stepclr.tools.report") / name).read_text("utf-8")
