@@ -14,6 +14,8 @@ from touches import Forks, forks
 # torch is not imported yet, and children inherit it: on a shared machine two threads spin for each other, and what is
 # tested here is small.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Where a test asks for two, they sleep until there is work: on a busy machine, to wait in a loop took 4 times the CPU.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 # Where timm looks for pretrained weights, read when it is imported: not the user's cache, and never the network.
 DOWNLOADS = Path(tempfile.mkdtemp(prefix="stepclr-tests-"))
@@ -75,8 +77,8 @@ def few_strengths() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def small_sample() -> Iterator[None]:
     """Each split of the bundled sample has 300 images, for tests of commands that always take all of it."""
     from stepclr.data.named import read_sample
 
@@ -84,7 +86,9 @@ def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         images, labels, classes = read_sample(split)
         return images[:300], labels[:300], classes
 
-    monkeypatch.setattr("stepclr.data.sources.read_sample", read_few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stepclr.data.sources.read_sample", read_few)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ import stepclr
 from stepclr.cli import main
 from stepclr.evaluation import finetune
 
-pytestmark = pytest.mark.usefixtures("few_strengths")
+pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]

@@ -18,7 +18,7 @@ from touches import Forks
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options, main
 
-pytestmark = pytest.mark.usefixtures("few_strengths")
+pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
 TINY = TINY_OPTIONS.split()
 
@@ -174,7 +174,6 @@ def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: p
     assert scope["h"].shape == (1, 96)
 
 
-@pytest.mark.usefixtures("small_sample")
 def test_evaluate_prints_a_table_and_writes_the_same_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--train sample:train --test sample:test --labels-per-class 2,5 --draws 2 --baselines pixels,random"
     assert call("evaluate", run, *words.split()) == 0
@@ -247,7 +246,6 @@ def test_steps_walks_through_all_eight(capsys: pytest.CaptureFixture[str]) -> No
     assert "step 4" not in alone
 
 
-@pytest.mark.usefixtures("small_sample")
 def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Something else is in the folder that was asked for, so the demo takes another."""
     out = tmp_path / "demo-2"
