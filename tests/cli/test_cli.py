@@ -66,7 +66,7 @@ def test_help_names_every_command_source_and_recipe(capsys: pytest.CaptureFixtur
         section = shown.split(f"\n{title}:\n")[1].split("\n\n")[0].splitlines()
         assert [line.split()[0] for line in section] == list(commands)
         assert all(len(line) <= 120 for line in section)
-    assert len(COMMANDS) == 16
+    assert len(COMMANDS) == 17
     assert call("--version") == 0
     assert capsys.readouterr().out == f"stepclr {stepclr.__version__}\n"
 
