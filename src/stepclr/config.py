@@ -247,7 +247,8 @@ class RunConfig(ResolvedConfig):
 
     features: int
     """Width F of the representation."""
-    source: str
+    source: str | list[str]
+    """Where the images are; a list where there are several sources."""
     classes: list[str]
     """The classes that were chosen among the images'; empty where none were."""
     labeled: int
@@ -269,6 +270,11 @@ class RunConfig(ResolvedConfig):
     labels_checksum: str | None = None
     """Of the images' labels: a run resumes with the same labels only. None in runs of earlier versions."""
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def source_text(self) -> str:
+        """Where the images are, in words."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source)
 
     def settings(self) -> PretrainConfig:
         """The settings alone, to begin another run like this one."""

@@ -8,9 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets import FakeData
+from torchvision.transforms import ToTensor
 
+from stepclr.data.labels import heading
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 
@@ -164,8 +166,81 @@ def test_labels_come_from_targets_when_those_are_the_items_labels() -> None:
     misled = Counted()
     misled.targets = [label + 1 for label in dataset.targets]  # not what its items say
     assert open_images(misled).labels.tolist() == dataset.targets
-    other = Counted(target_transform=lambda label: 3 - label)
-    assert open_images(other).labels.tolist() == [3 - label for label in dataset.targets]
+
+
+def test_the_transforms_of_torchvision_are_left_aside() -> None:
+    plain = open_images(Counted())
+    dataset = Counted(transform=ToTensor(), target_transform=lambda label: 3 - label)
+    forms: list[Any] = [dataset, Subset(dataset, range(12)), ConcatDataset([dataset])]
+    for given in forms:
+        images = open_images(given)
+        assert torch.equal(images.read(range(12)), plain.read(range(12)))  # type: ignore[arg-type]
+        assert images.labels.tolist() == plain.labels.tolist()
+        name = type(given).__name__
+        said = f"ignored target_transform, transform of {name}: the images are read as they are"
+        assert heading(images).splitlines()[1:] == [said]
+    assert dataset.transform is not None  # it stays as it was
+
+
+class Table:
+    """A data set of Hugging Face, as far as it is used: columns, rows as dicts, and a format that changes both."""
+
+    def __init__(self, columns: dict[str, list[Any]], features: dict[str, Any], formatted: bool = True) -> None:
+        self.columns, self.features, self.formatted = columns, features, formatted
+        self.column_names = list(columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, key: int | str) -> Any:
+        if self.formatted:
+            return "formatted"
+        if isinstance(key, str):
+            return self.columns[key]
+        return {name: values[key] for name, values in self.columns.items()}
+
+    def with_format(self, kind: None) -> "Table":
+        return Table(self.columns, self.features, kind is not None)
+
+
+def feature(kind: str, **attributes: Any) -> Any:
+    return type(kind, (), attributes)()
+
+
+def table(**features: Any) -> Table:
+    """Six images, and columns of class numbers or names for the other features."""
+    pixels = [Image.fromarray(image.transpose(1, 2, 0)) for image in IMAGES]
+    columns: dict[str, list[Any]] = {}
+    for name, each in features.items():
+        columns[name] = pixels if type(each).__name__ == "Image" else [1, 0, -1, 1, None, 1]
+    return Table(columns, features)
+
+
+def test_a_data_set_of_hugging_face() -> None:
+    names = feature("ClassLabel", names=["cat", "dog"])
+    images = open_images(table(img=feature("Image"), id=feature("Value"), label=names))
+    assert (images.source, images.names[1], images.classes) == ("Table", "Table/00001", ["cat", "dog"])
+    assert images.labels.tolist() == [1, 0, -1, 1, -1, 1]
+    np.testing.assert_array_equal(np.stack([image.numpy() for image in images.read(range(6))]), IMAGES)
+    assert open_images(table(img=feature("Image"))).classes == []
+    both = table(image=feature("Image"), thumbnail=feature("Image"), label=names, other=names)
+    assert open_images(both, classes="dog").labels.tolist() == [0, 0, 0]
+    stream = type("IterableDataset", (), {"features": {"image": feature("Image")}, "column_names": ["image"]})()
+    for given, said in (
+        ({"train": both, "test": both}, "a dict has the splits 'train', 'test': give one of them, as"),
+        (
+            table(a=feature("Image"), b=feature("Image")),
+            "Table has several columns of images, a, b; rename one of them",
+        ),
+        (
+            table(image=feature("Image"), fine=names, coarse=names),
+            "several columns of labels, fine, coarse; rename one",
+        ),
+        (table(text=feature("Value")), "Table has no column of images; its columns are text"),
+        (stream, "IterableDataset is a stream"),
+    ):
+        with pytest.raises(StepclrError, match=said):
+            open_images(given)
 
 
 def test_a_dataset_is_decoded_once_within_the_budget() -> None:

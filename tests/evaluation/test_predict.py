@@ -189,8 +189,8 @@ def test_the_sheet_shows_the_most_and_the_least_certain_of_each_class(
         ("CLASSIFIER 00.png --out p.txt", "out must end in .csv or .parquet or .json, not 'p.txt'"),
         ("CLASSIFIER 00.png --sheet sheet.csv", "--sheet sheet.csv is not an image format"),
         ("CLASSIFIER truncated.jpg", "truncated.jpg: no image can be read; the first, truncated.jpg: "),
-        ("CLASSIFIER 00.png nowhere.png", "nowhere.png is not an image file"),
-        ("CLASSIFIER", "predict takes a classifier and images"),
+        ("CLASSIFIER 00.png nowhere.png", "nowhere.png does not exist"),
+        ("CLASSIFIER", "there is no source of images; give one or more"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

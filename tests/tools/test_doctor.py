@@ -367,7 +367,7 @@ def test_the_free_memory_of_a_container(tmp_path: Path) -> None:
 
 def advised(size: int = 32, images: int = 10_000, labeled: int = 0, **more: Any) -> Advice:
     given: dict[str, Any] = {"gpu": False, "largest": 1000, "findings": [], "chosen": []}
-    return advice("a b/", size=size, images=images, labeled=labeled, **{**given, **more})
+    return advice(["a b/"], size=size, images=images, labeled=labeled, **{**given, **more})
 
 
 def test_advice() -> None:

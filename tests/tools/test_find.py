@@ -336,7 +336,7 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
         ("next", source, "--out", "x.txt"): "out must end in .csv, or be a folder, not 'x.txt'",
         ("outliers", source, "--labels", bare): "--labels is for find next and find mislabeled, not for find outliers",
         ("mislabeled", source): "the index has 0 labeled images of 0 classes",
-        ("next", source, "--labels", strange): "the index has no image 'q7'",
+        ("next", source, "--labels", strange): "1 of 1 paths are not in the index, such as 'q7'",
         ("next", source, "--labels", bare): "must have a header with the columns path",
         ("next", source, "--labels", tmp_path / "none.csv"): "none.csv cannot be read: No such file or directory",
         ("next", tmp_path / "no.npz"): "does not exist",

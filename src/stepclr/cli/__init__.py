@@ -25,7 +25,8 @@ from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
 
 SOURCES = """A SOURCE is a folder or zip file of images (class folders or --labels give labels), shards (a folder
-written by 'stepclr pack', x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT:
+written by 'stepclr pack', x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT; where
+one is taken, several are:
   sample:{unlabeled,train,test}     bundled images from Fashion-MNIST
   stl10:{train,test,unlabeled,train+unlabeled}   cifar10:, cifar100:, fashion-mnist:{train,test}"""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.errors import StepclrError, one_line
@@ -20,14 +21,23 @@ if TYPE_CHECKING:
 ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
 Damaged = Annotated[Literal["refuse", "skip"], arg(metavar="{refuse,skip}")]
+
+# One SOURCE, or several as a list.
+_SOURCES = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="SOURCE [SOURCE ...]",
+    instance_from_str=lambda words: words[0] if len(words) == 1 else words,
+    is_instance=lambda value: value is None or isinstance(value, str | list),
+    str_from_instance=lambda value: [value] if isinstance(value, str) else list(value or []),
+)
+Sources = Annotated[str | list[str], _SOURCES]
+OptionalSources = Annotated[str | list[str] | None, _SOURCES]
 # These bring their help, because they mean the same in every command.
-Images = Positional[Annotated[str, arg(metavar="SOURCE", help="Images: a folder, a zip file, shards, or NAME:SPLIT.")]]
-ManyImages = Positional[
+Images = Positional[
     Annotated[
-        tuple[str, ...],
+        Sources,
         arg(
-            metavar="SOURCE",
-            help="Images: a folder, a zip file, shards, or NAME:SPLIT; or image files.",
+            help="Images: a folder, a zip file, shards, NAME:SPLIT, image files, or several of these.",
             help_behavior_hint="(one or more)",
         ),
     ]
@@ -48,7 +58,7 @@ Names = Annotated[
 LabelFiles = Annotated[
     tuple[Path, ...],
     arg(
-        metavar="FILE",
+        metavar="FILE [FILE ...]",
         help="Tables (.csv, .tsv, .parquet) with the columns path and label, whose labels replace those of folders.",
         help_behavior_hint="(default: the source's own labels)",
     ),
@@ -98,7 +108,11 @@ def open_source(
 
 
 def open_train_test(
-    train: str, test: str | None, labels: tuple[Path, ...], reading: Reading, holds_out: bool = True
+    train: str | list[str],
+    test: str | list[str] | None,
+    labels: tuple[Path, ...],
+    reading: Reading,
+    holds_out: bool = True,
 ) -> "tuple[ImageSet, ImageSet | None]":
     """The images to learn from and to score on, if any, and what is in them on standard error."""
     from stepclr.data import sources

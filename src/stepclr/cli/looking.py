@@ -16,6 +16,7 @@ from stepclr.cli.arguments import (
     LabelFiles,
     Limit,
     Names,
+    OptionalSources,
     Read,
     image_format,
     open_source,
@@ -168,7 +169,7 @@ def views(
 def doctor(
     source: Images,
     config: Annotated[PretrainConfig, arg(name="training")],
-    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: none)")] = None,
+    test: Annotated[OptionalSources, arg(help_behavior_hint="(default: none)")] = None,
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
     labels: LabelFiles = (),
     classes: Names = None,
@@ -211,7 +212,7 @@ def doctor(
 
 def report(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
-    source: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the run's own)")] = None,
+    source: Annotated[OptionalSources, arg(help_behavior_hint="(default: the run's own)")] = None,
 ) -> None:
     """Write report.html into a run's folder: the eight steps on the run's own images.
 

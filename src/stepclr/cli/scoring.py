@@ -13,10 +13,11 @@ from stepclr.cli.arguments import (
     Images,
     LabelFiles,
     Limit,
-    ManyImages,
     Names,
+    OptionalSources,
     Read,
     Source,
+    Sources,
     image_format,
     open_source,
     open_train_test,
@@ -31,8 +32,8 @@ from stepclr.errors import StepclrError
 
 def evaluate(
     run: EncoderName,
-    train: Source,
-    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(or --holdout, or a split)")] = None,
+    train: Sources,
+    test: Annotated[OptionalSources, arg(help_behavior_hint="(or --holdout, or a split)")] = None,
     holdout: Holdout = None,
     labels: LabelFiles = (),
     labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
@@ -102,7 +103,7 @@ def compare(
 
 def predict(
     classifier: Positional[Annotated[Path, arg(metavar="CLASSIFIER")]],
-    source: ManyImages,
+    source: Images,
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: the screen)")] = None,
     sort: bool = False,
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: none)")] = None,
@@ -123,12 +124,10 @@ def predict(
     from stepclr.io import check_table, write_whole
     from stepclr.tools.predicted import SCREEN_ROWS, prediction_sheet, prediction_table
 
-    if not source:
-        raise StepclrError("predict takes a classifier and images: stepclr predict RUN photos/")
     if out:
         check_table(out)
     format = image_format(sheet, "--sheet") if sheet else ""
-    images = open_source(list(source) if len(source) > 1 else source[0], limit=limit, reading=reading)
+    images = open_source(source, limit=limit, reading=reading)
     predictions = classify(classifier, images, Counter())
     if sort:
         predictions = predictions.least_certain_first()

@@ -16,8 +16,9 @@ from stepclr.cli.arguments import (
     LabelFiles,
     Limit,
     Names,
+    OptionalSources,
     Read,
-    Source,
+    Sources,
     first_rank,
     open_train_test,
     page_of,
@@ -30,7 +31,7 @@ from stepclr.recipes import RECIPES
 
 
 def pretrain(
-    source: Positional[Source],
+    source: Images,
     out: Annotated[Path, arg(metavar="RUN")],
     config: Annotated[PretrainConfig, arg(name="training")],
     recipe: Annotated[str | None, arg(metavar="RECIPE", help_behavior_hint="(default: none)")] = None,
@@ -45,7 +46,6 @@ def pretrain(
     """Pretrain an encoder on images without labels, and write a run folder and its report.
 
     Args:
-        source: Images: a folder, a zip file, shards, or NAME:SPLIT such as sample:unlabeled or stl10:train.
         out: Run folder to write.
         config: Training settings; unset ones are chosen from the data.
         recipe: Named settings, which the other options override; stepclr --help lists them.
@@ -79,8 +79,8 @@ def pretrain(
 
 def finetune(
     run: EncoderName,
-    train: Source,
-    test: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: no score)")] = None,
+    train: Sources,
+    test: Annotated[OptionalSources, arg(help_behavior_hint="(default: no score)")] = None,
     holdout: Holdout = None,
     labels: LabelFiles = (),
     labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
@@ -102,7 +102,8 @@ def finetune(
 
     Args:
         train: Labeled images to train on.
-        test: Labeled images to score on; their labels are read once, at the end.
+        test: Labeled images to score on; their labels are read once, at the end. Without it, those that the column
+            split of --labels says are for test.
         labels_per_class: Labels per class to learn from: a list such as 1,10,all.
         draws: Number of random draws of the labels to score.
         seed: Seed of the holdout, the draws and the training.

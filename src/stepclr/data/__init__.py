@@ -15,6 +15,7 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     images.py    `ImageSet`, a torch `Dataset`
     folders.py   folders and zips
     labels.py    the classes in words, and whether they are classes
+    joined.py    several sources as one set
     label_csv.py labels in tables
     labeling.py  labels and splits of tables, given to a set
     memory.py    arrays and torch Datasets

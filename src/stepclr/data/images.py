@@ -97,6 +97,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """The classes that `keep` chose; None where nothing was chosen."""
     labeling: Labeling | None = None
     """The tables that the labels are from; None where they are the source's own."""
+    parts: tuple[str, ...] = ()
+    """The sources, where there are several."""
 
     def __post_init__(self) -> None:
         # Systems write an accented letter in two ways. The class is the same, also where a set has both.

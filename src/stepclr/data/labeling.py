@@ -7,6 +7,7 @@ import numpy as np
 
 from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet, Labeling
+from stepclr.data.joined import Joined
 from stepclr.data.label_csv import Labels, Section, check_found, missing_words, read_labels
 from stepclr.errors import StepclrError, choose
 
@@ -80,14 +81,29 @@ def _read(sets: Sequence[ImageSet], tables: object) -> Labels:
 
 
 def _sections(images: ImageSet, start: int) -> list[Section]:
-    root = str(images.store.root) if isinstance(images.store, FolderStore) else None
-    return [Section(images.names, start, root)]
+    """The images by their names and, where there are several sources, by their names in these."""
+    store = images.store
+    if not isinstance(store, Joined):
+        return [Section(images.names, start, str(store.root) if isinstance(store, FolderStore) else None)]
+    sections = [Section(images.names, start)]
+    part = store.part_of(images.rows)
+    for k, (each, tag) in enumerate(zip(store.stores, store.tags, strict=True)):
+        indices = np.flatnonzero(part == k)
+        if len(indices) and indices[-1] - indices[0] == len(indices) - 1:
+            names = [images.names[i].removeprefix(tag) for i in indices.tolist()]
+            root = str(each.root) if isinstance(each, FolderStore) else None
+            sections.append(Section(names, start + int(indices[0]), root))
+    return sections
 
 
 def _labeled(images: ImageSet, labels: Labels, start: int) -> ImageSet:
     """The images with the labels of their rows, whose indices begin at `start`."""
     rows = {i - start: row for i, row in labels.rows.items() if start <= i < start + len(images)}
     names: list[str | None] = [None] * len(images)
+    if isinstance(images.store, Joined):
+        part = images.store.part_of(images.rows)
+        named = set(part[list(rows)].tolist())
+        names = [None if part[i] in named else images.class_name(i) for i in range(len(images))]
     for i, row in rows.items():
         names[i] = row.label or None
     classes = sorted({name for name in names if name is not None})

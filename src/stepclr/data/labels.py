@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stepclr.data.images import ImageSet
+from stepclr.data.joined import counts_of_parts
 from stepclr.errors import StepclrError
 
 LISTED = 12  # classes that a heading names
@@ -48,20 +49,22 @@ def heading(images: ImageSet) -> str:
     Classes that are named like splits are a warning.
     """
     words = describe_classes(class_counts(images), int((images.labels < 0).sum()))
-    lines = [f"{images.source}: {len(images):,} images, {words}", *table_lines(images)]
+    lines = [f"{images.source}: {len(images):,} images, {words}", *source_lines(images)]
     lines += images.ledger.lines_of_ignored()
     if warning := split_folders(images):
         lines.append(f"warning: {warning}")
     return "\n".join(lines)
 
 
-def table_lines(images: ImageSet) -> list[str]:
-    """Where the labels are from, if not from the source itself."""
+def source_lines(images: ImageSet) -> list[str]:
+    """How many images are from which of several sources, and where the labels are from, if not from a source."""
+    counts = counts_of_parts(images)
+    lines = [f"images: {counts}"] if counts else []
     labeling = images.labeling
     if labeling is None:
-        return []
+        return lines
     given = ", ".join(f"{name} gives a label to {n:,} images" for name, n in labeling.labeled.items())
-    lines = [f"labels: {given}" + ("; the names of folders do not count" if labeling.replaced else "")]
+    lines.append(f"labels: {given}" + ("; the names of folders do not count" if labeling.replaced else ""))
     if labeling.missing:
         lines.append(f"labels: {labeling.missing}")
     if labeling.split:

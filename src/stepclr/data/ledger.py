@@ -68,6 +68,8 @@ class Ledger:
     """Files and folders that are not images."""
     remarks: dict[str, str] = field(default_factory=dict)
     """Images that are read, and what they lose or gain by it."""
+    notes: list[str] = field(default_factory=list)
+    """What else was left aside when the source was opened, a line each."""
     suffixes: set[str] = field(default_factory=image_suffixes, repr=False)
     """Of the image files that can be read here."""
 
@@ -112,8 +114,9 @@ class Ledger:
         for kind, hint, number in self.ignored.values():
             counts[f"{kind} ({hint})" if hint else kind] += number
         if not counts:
-            return []
-        return [f"ignored {_number(counts.total(), 'file or folder', 'files and folders')}: {_kinds(counts)}"]
+            return list(self.notes)
+        several = _number(counts.total(), "file or folder", "files and folders")
+        return [*self.notes, f"ignored {several}: {_kinds(counts)}"]
 
     def lines_of_read(self) -> list[str]:
         """What was found while images were read."""

@@ -1,12 +1,16 @@
-"""Images that a program passes as objects: arrays and torch Datasets."""
+"""Images that a program passes as objects: arrays, torch Datasets, and data sets of Hugging Face."""
 
+import copy
 import operator
-from typing import Any
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from stepclr.data.formats import UnreadableError
 from stepclr.data.images import ImageSet
@@ -16,6 +20,16 @@ from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
 Array = NDArray[Any] | Tensor
+
+
+@runtime_checkable
+class ColumnTable(Protocol):
+    """A data set of Hugging Face `datasets`, which is not imported for it."""
+
+    features: Any
+    column_names: Any
+
+
 MAX_CLASSES = 1_000_000  # a larger label is not a class number
 
 
@@ -45,10 +59,12 @@ def open_array(
 
 
 def open_dataset(dataset: Dataset[Any], value_range: Range | None = None) -> ImageSet:
-    """The images of a map-style Dataset.
+    """The images of a map-style Dataset, those of torchvision without their transforms.
 
     Its labels are those of its list `targets` or `labels` if it has one; else every item is read once for its label.
     """
+    transforms: set[str] = set()
+    dataset = _without_transforms(dataset, transforms)
     source, n = type(dataset).__name__, len(dataset)  # type: ignore[arg-type]  # open_images has checked that it has a length
     first, item = next(((i, item) for i in range(n) if (item := _item(dataset, i)) is not None), (0, None))
     if item is None:
@@ -60,7 +76,56 @@ def open_dataset(dataset: Dataset[Any], value_range: Range | None = None) -> Ima
     labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)
     if labels is None or labels[first] != _label(item):
         labels = np.array([_label(_item(dataset, i)) for i in range(n)])
-    return _numbered(Items(dataset), n, labels, _classes(dataset), source)
+    images = _numbered(Items(dataset), n, labels, _classes(dataset), source)
+    if transforms:
+        images.ledger.notes.append(
+            f"ignored {', '.join(sorted(transforms))} of {source}: the images are read as they are"
+        )
+    return images
+
+
+def open_table(dataset: ColumnTable) -> ImageSet:
+    """The images of a Hugging Face data set: those of its one column of images, with the labels of its ClassLabel.
+
+    Its own format and transform are left aside. Raises StepclrError where there is not one such column to choose.
+    """
+    source = type(dataset).__name__
+    if not hasattr(dataset, "__len__"):
+        raise StepclrError(f"{source} is a stream, whose images have no numbers; pass a data set that is not streamed")
+    column = _column(dataset, "image", ("Image",))
+    assert column is not None
+    rows: Any = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+    label = _column(dataset, "label", ("ClassLabel",))
+    labels, classes = None, None
+    if label is not None:
+        labels = np.array([-1 if value is None else value for value in rows[label]], np.int64).reshape(len(rows))
+        classes = [str(name) for name in dataset.features[label].names]
+    return _numbered(Items(_Column(rows, column)), len(rows), labels, classes, source)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column of a table, item by item."""
+
+    rows: Any
+    name: str
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[int(index)][self.name]
+
+
+def _column(dataset: Any, usual: str, kinds: Sequence[str]) -> str | None:
+    """The column of one of these kinds; of several, the one with the usual name; None if there is no label."""
+    source = type(dataset).__name__
+    names = [name for name, feature in dataset.features.items() if type(feature).__name__ in kinds]
+    if usual in names or len(names) == 1:
+        return usual if usual in names else names[0]
+    if names:
+        shown = ", ".join(names)
+        raise StepclrError(f"{source} has several columns of {usual}s, {shown}; rename one of them to {usual!r}")
+    if usual == "image":
+        raise StepclrError(f"{source} has no column of images; its columns are {', '.join(dataset.column_names)}")
+    return None
 
 
 def _check_several(shape: tuple[int, ...], is_tensor: bool) -> None:
@@ -110,6 +175,26 @@ def _numbered(store: Store, n: int, given: object, names: list[str] | None, sour
         classes = list(names or [str(label) for label in range(largest + 1)])
     numbers = [f"{source}/{i:05d}" for i in range(n)]
     return ImageSet(store, np.arange(n), labels.astype(np.int64), classes, numbers, source)
+
+
+def _without_transforms(dataset: Any, ignored: set[str]) -> Any:
+    """A copy of torchvision's data set (or of a part of one) that gives its images as they are."""
+    if isinstance(dataset, Subset):
+        return Subset(_without_transforms(dataset.dataset, ignored), dataset.indices)
+    if isinstance(dataset, ConcatDataset):
+        return ConcatDataset([_without_transforms(part, ignored) for part in dataset.datasets])
+    torchvision = sys.modules.get("torchvision.datasets")  # importing it takes a second
+    if torchvision is None or not isinstance(dataset, torchvision.VisionDataset):
+        return dataset
+    given = {
+        name for name in ("transform", "target_transform", "transforms") if getattr(dataset, name, None) is not None
+    }
+    if given:
+        dataset = copy.copy(dataset)
+        for name in given:
+            setattr(dataset, name, None)
+        ignored |= given - {"transforms"} or given  # torchvision makes `transforms` of the other two
+    return dataset
 
 
 def _item(dataset: Dataset[Any], index: int) -> Any:

@@ -2,7 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from torch.utils.data import Dataset, IterableDataset
 
 from stepclr.data.folders import open_files, open_folder, open_zip
 from stepclr.data.images import ImageSet
+from stepclr.data.joined import Joined, join
 from stepclr.data.label_csv import SPLIT_OF
 from stepclr.data.labeling import label_both, label_images, of_split, train_and_test
-from stepclr.data.memory import Array, open_array, open_dataset
+from stepclr.data.memory import Array, ColumnTable, open_array, open_dataset, open_table
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
 from stepclr.data.reading import Range
-from stepclr.data.shards.store import is_packed, open_shards
+from stepclr.data.shards.store import ShardStore, is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
-Source = str | Path | list[Any] | ImageSet | Array | tuple[Any, Any] | Dataset[Any]
+Source = str | Path | ImageSet | Array | tuple[Any, ...] | list[Any] | Dataset[Any] | ColumnTable | Mapping[Any, Any]
 
 
 def open_images(
@@ -44,15 +46,19 @@ def open_images(
             - tar shards: the folder that `stepclr pack` wrote, `shards/{0000..0127}.tar`, one `x.tar`, or an fsspec URL
               of any of these (`s3://...`); in tars of other programs the `.cls` member of an image is its class
               (WebDataset), else the first folder, as in a zip;
-            - an image file, or a list of image files: they have no labels, and their paths, as given, are their names;
+            - an image file: it has no label, and its path, as given, is its name;
             - `stl10:{train,test,unlabeled,train+unlabeled}`, `cifar10:{train,test}`, `cifar100:{train,test}`,
               `fashion-mnist:{train,test}`: downloaded by torchvision at first use, to `$STEPCLR_DATA` (default
               `~/.cache/stepclr/data`);
             - `sample:{unlabeled,train,test}`: a part of Fashion-MNIST that is bundled with the package;
             - uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, as an array or a tensor, alone or as
               (images, labels `[n]`) with -1 for no label;
-            - a map-style torch `Dataset` of images (PIL or uint8) or of (image, label); its `classes` are used;
-            - an `ImageSet`.
+            - a map-style torch `Dataset` of images (PIL or uint8) or of (image, label); its `classes` are used, and the
+              transforms of a torchvision one are not;
+            - a data set of Hugging Face `datasets` with a column of images, and of a ClassLabel if it has labels;
+            - an `ImageSet`;
+            - a list of any of these: their classes are joined by name, and the last part of a source's path stands
+              before the names of its images (as much of its end as makes the sources differ).
         classes: keep only the labeled images of these classes (names, or one string with commas); their order
             gives the labels 0..C-1.
         limit: keep at most this many images, spread evenly over the classes; of each class the first ones.
@@ -78,7 +84,8 @@ def open_images(
     """
     choose("damaged", damaged, ("refuse", "skip"))
     images = _open(source, damaged, value_range).read_as(value_range, max_pixels)
-    if damaged == "skip" and isinstance(images.names, list):
+    stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
+    if damaged == "skip" and not any(isinstance(store, ShardStore) for store in stores):
         raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
     if labels is not None:
         images = label_images(images, labels)
@@ -120,6 +127,18 @@ def open_train_test(
     return train_and_test(learned, scored)
 
 
+def sources_of(images: ImageSet) -> str | list[str]:
+    """What opens the images again from any folder: their source, or several."""
+    if images.parts:
+        return [absolute_source(source) for source in images.parts]
+    return absolute_source(images.source)
+
+
+def as_words(sources: str | list[str]) -> str:
+    """What `sources_of` gives, as text."""
+    return sources if isinstance(sources, str) else ", ".join(sources)
+
+
 def absolute_source(source: str) -> str:
     """The source as it is found from any folder: a path becomes absolute, a URL or NAME:SPLIT stays."""
     name, colon, _ = source.partition(":")
@@ -137,26 +156,48 @@ def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
         return _text(source, damaged)
     if isinstance(source, Path):
         return _path(source, damaged)
-    if isinstance(source, list):
-        return _files(source)
+    if isinstance(source, list | tuple) and not _is_labeled_array(source):
+        return _several(source, damaged, value_range)
     if isinstance(source, np.ndarray | Tensor):
         return open_array(source, value_range=value_range)
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor):
-        return open_array(*source, value_range=value_range)
+    if isinstance(source, tuple):
+        array, labels = source
+        return open_array(array, labels, value_range=value_range)
+    if isinstance(source, ColumnTable):
+        return open_table(source)
+    if isinstance(source, Mapping) and source and all(isinstance(each, ColumnTable) for each in source.values()):
+        splits = ", ".join(map(repr, source))
+        raise StepclrError(f"a {type(source).__name__} has the splits {splits}: give one of them, as dataset[SPLIT]")
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset) and hasattr(source, "__len__"):
         return open_dataset(source, value_range)
     raise StepclrError(
         f"cannot open images from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
-        "(array, labels), a map-style torch Dataset or an ImageSet"
+        "(array, labels), a map-style torch Dataset, a Hugging Face data set, an ImageSet or a list of these"
     )
 
 
-def _files(sources: list[Any]) -> ImageSet:
-    paths = [Path(source).expanduser() for source in sources]
-    for path in paths:
-        if not path.is_file() or path.suffix.lower() in (".zip", ".tar"):
-            raise StepclrError(f"{path} is not an image file; a list of sources contains image files")
-    return open_files(paths)
+def _is_labeled_array(source: Sequence[object]) -> bool:
+    """Whether this is (array, labels)."""
+    return isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor)
+
+
+def _several(sources: Sequence[object], damaged: str, value_range: Range | None) -> ImageSet:
+    """Several sources; image files that follow each other are one of them."""
+    if not sources:
+        raise StepclrError("there is no source of images; give one or more")
+    sets: list[ImageSet] = []
+    for in_files, group in groupby(sources, _is_file):
+        if in_files:
+            sets.append(open_files([Path(source).expanduser() for source in group]))  # type: ignore[arg-type]
+        else:
+            sets += [_open(source, damaged, value_range) for source in group]
+    return join(sets)
+
+
+def _is_file(source: object) -> bool:
+    """Whether this is the path of one file, and not of a zip or a tar."""
+    path = Path(source).expanduser() if isinstance(source, str | Path) else None
+    return path is not None and path.suffix.lower() not in (".zip", ".tar") and path.is_file()
 
 
 def _text(source: str, damaged: str) -> ImageSet:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,11 +35,11 @@ class Store(ABC):
     reading: Reading = AS_DECLARED
     remarks: dict[int, str] = field(default_factory=dict, repr=False)
     """What rows that were read have lost or gained by it."""
-    files: ClassVar[bool] = False
+    files = False
     """Whether each row is an image file, which is decoded whenever it is read, by several threads."""
-    decoded: ClassVar[bool] = False
+    decoded = False
     """Whether the pixels of each row are at hand, so that reading is only copying."""
-    indexed: ClassVar[bool] = False
+    indexed = False
     """Whether an index has all sizes and checksums, so that no image is read for them."""
 
     @abstractmethod

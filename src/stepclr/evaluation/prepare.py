@@ -11,7 +11,7 @@ from torch import Tensor
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, present_classes, split_folders
-from stepclr.data.sources import Source, absolute_source, open_images
+from stepclr.data.sources import Source, as_words, open_images, sources_of
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
 from stepclr.evaluation.holdout import check_holdout, describe_holdout, held_out
@@ -83,7 +83,8 @@ def prepare(
         mask = held_out(train.labels, classes, holdout, seed, versions)
         test, h_test = train.take(mask), h[mask]
         train, h = train.take(~mask), h[~mask]
-        test_counts = dict.fromkeys(train_counts, 0) | {"source": train_counts["source"], "images": len(test)}
+        test_counts = {key: 0 if isinstance(value, int) else value for key, value in train_counts.items()}
+        test_counts["images"] = len(test)
         train_counts["images"] = len(train)
         shared, clean = no_overlap(len(test), near)
         drawn = describe_holdout(holdout, seed, train, test, versions)
@@ -151,12 +152,16 @@ def _readable(
         decoded = of_classes.decoded(source_side(encoder.size))
     h, kept = represent(encoder, decoded, world=world)
     counts = {
-        "source": absolute_source(images.source),
+        "source": as_words(sources_of(images)),
         "images": len(kept),
         "left_out_without_label": len(images) - len(labeled),
         "left_out_of_other_classes": len(labeled) - len(of_classes),
         "left_out_unreadable": len(of_classes) - len(kept),
     }
+    if images.parts:
+        counts["sources"] = sources_of(images)
+    if images.labeling:
+        counts |= {"labels": list(images.labeling.labeled), "split": images.labeling.split}
     return decoded.take(kept), h.numpy(), counts
 
 

@@ -17,7 +17,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labeling import to_learn_from
 from stepclr.data.labels import check_classes, heading, of_these_classes
-from stepclr.data.sources import Source, absolute_source, open_images
+from stepclr.data.sources import Source, absolute_source, open_images, sources_of
 from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
@@ -193,7 +193,7 @@ def _run_config(
     return RunConfig(
         **settings,
         features=encoder.num_features,
-        source=absolute_source(images.source),
+        source=sources_of(images),
         classes=encoder.classes,
         labeled=int((images.labels >= 0).sum()),
         limit=limit,

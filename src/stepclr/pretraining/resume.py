@@ -50,8 +50,8 @@ def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:
     """
     if run_config.names_checksum != stored.names_checksum:
         raise StepclrError(
-            f"{run.folder} was started on {stored.images} images of {stored.source}; the {run_config.images} images of "
-            f"{run_config.source} have other names"
+            f"{run.folder} was started on {stored.images} images of {stored.source_text}; the {run_config.images} "
+            f"images of {run_config.source_text} have other names"
         )
     if stored.labels_checksum not in (None, run_config.labels_checksum):
         raise StepclrError(

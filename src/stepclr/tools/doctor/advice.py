@@ -31,7 +31,7 @@ class Advice:
 
 
 def advice(
-    source: str,
+    sources: Sequence[str],
     chosen: list[str],
     size: int,
     images: int,
@@ -79,7 +79,7 @@ def advice(
 
     classes = ["--classes", ",".join(chosen)] if chosen else []
     labels = ["--labels", *tables] if tables else []
-    start = ["stepclr", "pretrain", source, *labels, *classes, "--recipe"]
+    start = ["stepclr", "pretrain", *sources, *labels, *classes, "--recipe"]
     end = [*options, *read, "--out", FROM_SCRATCH]
     with_labels = None
     if labeled >= MOSTLY_LABELED * images:
@@ -91,7 +91,7 @@ def advice(
     adapting = [*labels, *classes, *adapted_size(size, view_size), "--batch-size", str(batch)]
     if micro_batch:
         adapting += ["--micro-batch", str(micro_batch)]
-    where = where_to_start(source, images, size, gpu, [*adapting, *read], read, labels, test, smallest_class)
+    where = where_to_start(sources, images, size, gpu, [*adapting, *read], read, labels, test, smallest_class)
     return Advice(shlex.join([*start, recipe, *end]), why, with_labels, where)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.images import ImageSet
-from stepclr.data.labels import check_classes, class_counts, of_these_classes, table_lines
+from stepclr.data.labels import check_classes, class_counts, of_these_classes, source_lines
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
@@ -99,7 +99,7 @@ def doctor(
         with _timed(seconds, "trials"):
             estimated = estimate(ready, settings, list(trials(ready, settings)), speed.decoded_per_second)
         advised = advice(
-            images.source,
+            images.parts or [images.source],
             images.chosen or [],
             settings.size,
             readable,
@@ -115,7 +115,7 @@ def doctor(
     return Diagnosis(
         source=images.source,
         test=test.source if test is not None else None,
-        images={**_images(scanned), "labels_from": table_lines(images)},
+        images={**_images(scanned), "sources": source_lines(images)},
         classes=class_counts(images),
         unlabeled=int((images.labels < 0).sum()),
         findings=ordered(findings),

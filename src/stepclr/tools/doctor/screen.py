@@ -30,7 +30,7 @@ def _images(diagnosis: Diagnosis) -> Iterator[str]:
         yield "  labels  no image has a label, and SimCLR needs none"
         return
     yield f"  labels  {describe_classes(classes, diagnosis.unlabeled)}"
-    yield from (f"  {line}" for line in images["labels_from"])
+    yield from (f"  {line}" for line in images["sources"])
 
 
 def _findings(diagnosis: Diagnosis) -> Iterator[str]:

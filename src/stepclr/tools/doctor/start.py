@@ -28,7 +28,7 @@ class Start:
 
 
 def where_to_start(
-    source: str,
+    sources: Sequence[str],
     images: int,
     size: int,
     gpu: bool,
@@ -49,17 +49,17 @@ def where_to_start(
     notes = ["the weights learned from photos of things: how well they fit your images, only the comparison can say"]
     if size < SMALLEST:
         notes.append(f"images of {size} px are enlarged for the weights, which learned from larger ones")
-    adapt = ["stepclr", "pretrain", source, "--weights", weights, *adapting, "--out", ADAPTED]
-    score = ["stepclr", "evaluate", ADAPTED, "--train", source, *labels]
+    adapt = ["stepclr", "pretrain", *sources, "--weights", weights, *adapting, "--out", ADAPTED]
+    score = ["stepclr", "evaluate", ADAPTED, "--train", *sources, *labels]
     per_class = smallest_class
     if not smallest_class:
         score += ["--labels", "labels.csv"]
-        label = ["stepclr", "label", weights, source, "--classes", "A,B", "-n", "60", "--out", "label.html"]
+        label = ["stepclr", "label", weights, *sources, "--classes", "A,B", "-n", "60", "--out", "label.html"]
         notes.append(f"labels.csv has the columns path and label; to write it: {shlex.join(label)}")
     if not (smallest_class and test):
         score += ["--holdout", f"{HOLDOUT:g}"]
         per_class = smallest_class // 2  # near duplicates stay on one side, which may move more than the share
-    elif test != source:
+    elif test != ", ".join(sources):
         score += ["--test", test]
     counts = [str(count) for count in COUNTS if count <= per_class] or ["all"]
     score += ["--labels-per-class", ",".join(counts), "--baselines", f"pixels,{weights}", *reading]

@@ -120,7 +120,7 @@ def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
         yield _unknown(network)
         return
     classes = encoder_of(network).classes
-    yield f"- Pretrained on: {plain(config.source)}"
+    yield f"- Pretrained on: {plain(config.source_text)}"
     if config.weights:
         yield f"- Training began with the weights: {plain(config.weights)}"
     yield f"- Images: {config.images:,}, labeled {config.labeled:,}"

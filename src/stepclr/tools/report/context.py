@@ -15,6 +15,7 @@ from stepclr.config import RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
+from stepclr.data.sources import Source
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
@@ -115,10 +116,10 @@ class Context:
             return build_model(self.config, self.images).to(default_device())
 
 
-def open_context(run: Run, source: str | ImageSet | None) -> Context:
+def open_context(run: Run, source: Source | None) -> Context:
     """source: where the run's images are, if they are no longer where config.json says."""
     config = run.config
     try:
         return Context(run, run.images(source))
     except (StepclrError, OSError) as error:
-        return Context(run, None, f"the images of {config.source} cannot be shown: {error}")
+        return Context(run, None, f"the images of {config.source_text} cannot be shown: {error}")

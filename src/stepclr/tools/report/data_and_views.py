@@ -44,7 +44,7 @@ def data(context: Context) -> Json:
     """Step 1: counts, classes, sizes, a sample, what was skipped, ignored or changed."""
     images, config = context.images, context.config
     section: Json = {
-        "source": config.source,
+        "source": config.source_text,
         "count": config.images,
         "labeled": config.labeled,
         "left_out": _left_out(context),

@@ -45,13 +45,14 @@ def _section(context: Context, scores: Scores) -> Json:
         labels = labels_words(confused["labels_per_class"])
         title = f"Confusion of {confused['method']} with {labels}, over all draws"
         section["confusion"] = confusion(title, confused["classes"], np.array(confused["matrix"], dtype=np.int64))
-        section["confused"] = _with_images(context, confused["pairs"], scores.protocol["test"]["source"])
+        section["confused"] = _with_images(context, confused["pairs"], scores.protocol["test"])
     return section
 
 
-def _with_images(context: Context, pairs: list[Json], source: str) -> list[Json]:
+def _with_images(context: Context, pairs: list[Json], part: Json) -> list[Json]:
     """The most confused pairs of classes, with their images where the test set can still be read."""
     try:
+        source = part.get("sources") or part["source"]
         test = open_images(source, value_range=context.config.value_range, max_pixels=context.config.max_pixels)
         index_of = {name: i for i, name in enumerate(test.names)}
     except (StepclrError, OSError):
@@ -77,8 +78,8 @@ def _protocol(scores: Scores) -> list[str]:
     sentences = [
         f"The encoder {protocol['encoder']['name']} was frozen: its checksum was the same before and after.",
         f"Features: {protocol['representation']}.",
-        f"The labels came from {train['images']:,} images of {train['source']}; "
-        f"the scores are those on {test['images']:,} images of {test['source']}.",
+        f"The labels came from {train['images']:,} images of {train['source']}{_of_tables(train)}; "
+        f"the scores are those on {test['images']:,} images of {test['source']}{_of_tables(test)}.",
         f"The labels were drawn {protocol['draws']} times (seed {protocol['seed']}); every method saw the same labels "
         f"in each draw. Error bars show the {protocol['std']}.",
         f"The labels of the test images were {protocol['test_labels']}.",
@@ -90,3 +91,11 @@ def _protocol(scores: Scores) -> list[str]:
         if left_out:
             sentences.append(f"Images of {part['source']} that were left out: {', '.join(left_out)}.")
     return sentences + notes(scores)
+
+
+def _of_tables(part: Json) -> str:
+    """The tables that the labels are from, if they are, in parentheses."""
+    if not part.get("labels"):
+        return ""
+    split = f", split {part['split']}" if part["split"] else ""
+    return f" (labels of {', '.join(part['labels'])}{split})"

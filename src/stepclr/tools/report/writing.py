@@ -5,7 +5,7 @@ import secrets
 from dataclasses import asdict
 from pathlib import Path
 
-from stepclr.data.images import ImageSet
+from stepclr.data.sources import Source
 from stepclr.io import write_whole
 from stepclr.pretraining.run import Run
 from stepclr.tools.pages import template
@@ -18,7 +18,7 @@ from stepclr.tools.report.training import training
 from stepclr.tools.report.usage import usage
 
 
-def report(run: str | os.PathLike[str], source: str | ImageSet | None = None) -> Path:
+def report(run: str | os.PathLike[str], source: Source | None = None) -> Path:
     """Write `report.html` into a run's folder: the eight steps on the run's own images, in a single file.
 
     Args: run: the folder of a finished run. source: where its images are, if no longer where config.json says.

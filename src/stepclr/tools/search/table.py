@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from stepclr.data.images import ImageBatch, ImageSet, Indices
-from stepclr.data.sources import Source, absolute_source, open_images
+from stepclr.data.sources import Source, as_words, open_images, sources_of
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
@@ -198,7 +198,7 @@ def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | o
         size=encoder.size,
         features=encoder.num_features,
         precision=precision,
-        source=absolute_source(source.source),
+        source=as_words(sources_of(source)),
         classes=list(source.classes),
         run=from_anywhere(run),
     )

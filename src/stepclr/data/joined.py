@@ -1,0 +1,256 @@
+"""Several sources as one set: their images one source after the other, their classes joined by name."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from stepclr.data.folders import FolderStore
+from stepclr.data.formats import File, UnreadableError
+from stepclr.data.images import ImageSet, Labeling
+from stepclr.data.ledger import Ledger
+from stepclr.data.reading import Reading
+from stepclr.data.shards.store import ShardStore
+from stepclr.data.stores import Items, Rows, Store
+from stepclr.errors import StepclrError
+
+
+@dataclass(eq=False)
+class Joined(Store):
+    """The rows of several stores; those of store k begin at `starts[k]`."""
+
+    stores: list[Store]
+    starts: Int64[np.ndarray, " k"]
+    tags: list[str]
+    """What stands before the names of the images of each store."""
+
+    def __post_init__(self) -> None:
+        # Objects in memory must not be read by several threads, so they decide for all.
+        in_order = any(isinstance(store, Items) for store in self.stores)
+        self.files = any(store.files for store in self.stores) and not in_order
+        self.decoded = all(store.decoded for store in self.stores)
+        self.indexed = all(store.indexed for store in self.stores)
+
+    def part_of(self, rows: Rows) -> Int64[np.ndarray, " n"]:
+        """Which store each row is of."""
+        return np.searchsorted(self.starts, rows, "right") - 1
+
+    def image(self, row: int, short_side: int | None) -> Tensor:
+        k, inside = self._place(row)
+        image = self.stores[k].image(inside, short_side)
+        self.note(row, self.stores[k].remarks.get(inside, ""))
+        return image
+
+    def size(self, row: int) -> tuple[int, int]:
+        k, inside = self._place(row)
+        return self.stores[k].size(inside)
+
+    def open(self, row: int) -> File | None:
+        k, inside = self._place(row)
+        return self.stores[k].open(inside)
+
+    def read(self, rows: Rows, short_side: int | None) -> Tensor | list[Tensor | UnreadableError]:
+        images: list[Tensor | UnreadableError] = [UnreadableError("not read")] * len(rows)
+        for k, places, inside in self._parts(rows):
+            store = self.stores[k]
+            for place, row, image in zip(places, inside.tolist(), store.read(inside, short_side), strict=True):
+                images[place] = image
+                self.note(int(rows[place]), store.remarks.get(row, ""))
+        return images
+
+    def sizes(self, rows: Rows, remember: bool = True) -> Int64[np.ndarray, "n 2"]:
+        sizes = np.zeros((len(rows), 2), np.int64)
+        for k, places, inside in self._parts(rows):
+            sizes[places] = self.stores[k].sizes(inside, remember)
+        return sizes
+
+    def with_sizes(self, known: Mapping[int, tuple[int, int]]) -> Store:
+        joined = copy.copy(self)
+        part = dict(zip(known, self.part_of(np.array(list(known), np.int64)).tolist(), strict=True))
+        joined.stores = [
+            store.with_sizes({row - start: size for row, size in known.items() if part[row] == k})
+            for k, (store, start) in enumerate(zip(self.stores, self.starts.tolist(), strict=True))
+        ]
+        return joined
+
+    def read_as(self, reading: Reading) -> Store:
+        joined = copy.copy(self)
+        joined.reading, joined.remarks = reading, {}
+        joined.stores = [store.read_as(reading) for store in self.stores]
+        return joined
+
+    def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:
+        checksums = [""] * len(rows)
+        for k, places, inside in self._parts(rows):
+            for place, each in zip(places, self.stores[k].checksums(inside, memory), strict=True):
+                checksums[place] = each
+        return checksums
+
+    def known_checksums(self, rows: Rows, memory: Path | None = None) -> list[str] | None:
+        checksums = [""] * len(rows)
+        for k, places, inside in self._parts(rows):
+            known = self.stores[k].known_checksums(inside, memory)
+            if known is None:
+                return None
+            for place, each in zip(places, known, strict=True):
+                checksums[place] = each
+        return checksums
+
+    def _place(self, row: int) -> tuple[int, int]:
+        k = int(self.part_of(np.array([row]))[0])
+        return k, row - int(self.starts[k])
+
+    def _parts(self, rows: Rows) -> Iterator[tuple[int, list[int], Rows]]:
+        """(store, places among the rows, rows of that store)."""
+        part = self.part_of(rows)
+        for k in np.unique(part).tolist():
+            places = np.flatnonzero(part == k)
+            yield k, places.tolist(), rows[places] - self.starts[k]
+
+
+def join(sets: Sequence[ImageSet]) -> ImageSet:
+    """All images of several sets. An image of a folder, a zip or shards is named by that and its own name.
+
+    Classes of one name are one class. Raises StepclrError where an image would be in the set twice, for remote shards,
+    which are read in their own order, and for sets that are not read alike.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    _check(sets)
+    classes = sets[0].classes
+    if any(images.classes != classes for images in sets):
+        classes = sorted({name for images in sets for name in images.classes})
+    names, rows, labels, stores, starts = [], [], [], [], [0]
+    ledger, tags = Ledger(), _tags(sets)
+    for images, tag in zip(sets, tags, strict=True):
+        names += [f"{tag}{name}" for name in images.names]
+        rows.append(images.rows + starts[-1])
+        number = np.array([classes.index(name) for name in images.classes] + [-1])
+        labels.append(number[images.labels])
+        stores.append(images.store)
+        starts.append(starts[-1] + int(images.rows.max(initial=-1)) + 1)
+        ledger.unreadable |= {f"{tag}{name}": why for name, why in images.ledger.unreadable.items()}
+        ledger.notes += images.ledger.notes
+        ledger.ignored |= {f"{tag}{name}": kind for name, kind in images.ledger.ignored.items()}
+    if len(set(names)) < len(names):
+        raise StepclrError(f"{_words(sets)}: two images have one name; rename one of the sources")
+    store = Joined(stores, np.array(starts[:-1], np.int64), tags, reading=sets[0].store.reading)
+    return ImageSet(
+        store,
+        np.concatenate(rows),
+        np.concatenate(labels),
+        classes,
+        names,
+        _words(sets),
+        ledger,
+        short_side=sets[0].short_side,
+        labeling=_labeling(sets, tags),
+        parts=tuple(images.source for images in sets),
+    )
+
+
+def counts_of_parts(images: ImageSet) -> str:
+    """How many images are from which source, in words; "" where there is one source."""
+    if not isinstance(images.store, Joined):
+        return ""
+    counts = np.bincount(images.store.part_of(images.rows), minlength=len(images.parts)).tolist()
+    return ", ".join(f"{part} {n:,}" for part, n in zip(images.parts, counts, strict=True))
+
+
+def _words(sets: Sequence[ImageSet]) -> str:
+    return ", ".join(images.source for images in sets)
+
+
+def _check(sets: Sequence[ImageSet]) -> None:
+    """Raise StepclrError for sets that cannot be joined."""
+    for i, images in enumerate(sets):
+        if isinstance(images.store, ShardStore) and images.store.cache is not None:
+            raise StepclrError(f"{images.source} is in remote shards, which are read in their own order: give it alone")
+        if images.store.reading != sets[0].store.reading or images.short_side != sets[0].short_side:
+            raise StepclrError(f"{images.source} is not read like {sets[0].source}: open them with one value_range")
+        for other in sets[:i]:
+            _check_apart(images, other)
+
+
+def _check_apart(one: ImageSet, other: ImageSet) -> None:
+    """Raise StepclrError where an image would be in both sets."""
+    if one is other or (_numbered(one) and ":" in one.source and one.source == other.source):
+        raise StepclrError(f"{one.source} is given twice")
+    for outer, inner in ((one, other), (other, one)):
+        for place in _places(inner):
+            for root in _places(outer):
+                inside = isinstance(inner.store, FolderStore) and place.startswith(f"{root}/")
+                if place == root or inside:
+                    raise StepclrError(
+                        f"{inner.source} is in {outer.source}, so that its images would count twice: leave one out"
+                    )
+
+
+def _places(images: ImageSet) -> list[str]:
+    """Where the images of a set are: its folder, its zip, its shards, or its files."""
+    if _numbered(images):
+        return []
+    if isinstance(images.store, FolderStore) and _in_files(images):
+        return [os.path.realpath(images.store.root / name) for name in images.names]
+    return [os.path.realpath(images.source)]
+
+
+def _numbered(images: ImageSet) -> bool:
+    """Whether the images' names begin with that of their source already."""
+    return bool(len(images)) and images.names[0].startswith(f"{images.source}/") and images.parts == ()
+
+
+def _tags(sets: Sequence[ImageSet]) -> list[str]:
+    """What stands before the names of each set: as much of the end of its path as makes the sources differ.
+
+    The tags depend on the sources' paths alone, so that a new image changes the name of no other.
+    """
+    paths = [() if _is_named(images) else Path(os.path.abspath(images.source)).parts for images in sets]
+    depth = 1
+    given = [path for path in paths if path]
+    while len({path[-depth:] for path in given}) < len(given) and depth < max(map(len, given)):
+        depth += 1
+    tags = []
+    for i, (images, path) in enumerate(zip(sets, paths, strict=True), 1):
+        if path:
+            tags.append("/".join(path[-depth:]) + "/")
+        else:
+            same = [other for other in sets if other.source == images.source]
+            tags.append(f"{i}/" if len(same) > 1 else "")
+    return tags
+
+
+def _is_named(images: ImageSet) -> bool:
+    """Whether the names say by themselves which source they are of: numbered ones, and paths of files."""
+    return _numbered(images) or _in_files(images) or bool(images.parts)
+
+
+def _in_files(images: ImageSet) -> bool:
+    """Whether the images were given one by one."""
+    return isinstance(images.store, FolderStore) and not os.path.isdir(images.source)
+
+
+def _labeling(sets: Sequence[ImageSet], tags: Sequence[str]) -> Labeling | None:
+    """The tables of all sets that have any, with the names of the joined set."""
+    given = [(images.labeling, tag) for images, tag in zip(sets, tags, strict=True) if images.labeling]
+    if not given:
+        return None
+    labeled: dict[str, int] = {}
+    for labeling, _ in given:
+        for name, n in labeling.labeled.items():
+            labeled[name] = labeled.get(name, 0) + n
+    splits = {images.labeling.split if images.labeling else None for images in sets}
+    return replace(
+        given[0][0],
+        labeled=labeled,
+        rows={f"{tag}{name}": row for labeling, tag in given for name, row in labeling.rows.items()},
+        has_splits=any(labeling.has_splits for labeling, _ in given),
+        replaced=any(labeling.replaced for labeling, _ in given),
+        split=splits.pop() if len(splits) == 1 else None,
+        missing="; ".join(labeling.missing for labeling, _ in given if labeling.missing),
+    )
