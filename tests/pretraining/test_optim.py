@@ -77,6 +77,7 @@ def settings(optimizer: Literal["sgd", "lars", "adamw"], lr: float, decay: float
         interpolation="bicubic",
         temperature=0.5,
         warmup=0.0,
+        epochs=1,
         precision="fp32",
     )
 
