@@ -212,6 +212,7 @@ def test_the_card_of_an_exported_encoder_of_timm_says_whose_it_is(place: Place, 
     exported = stepclr.export(place.names["timm"], tmp_path / "e.safetensors", "timm", place.photos)
     text = exported.card.read_text()
     assert "is, or began as, timm:test\\_resnet.r160\\_in1k, whose license is apache-2.0" in text
+    assert text.count("Those of timm:test\\_resnet.r160\\_in1k, which timm describes.") == 2
     assert "short side to 168 px (bilinear" in text
     assert exported.parity.difference < 1e-5
 

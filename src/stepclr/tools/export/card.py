@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,11 @@ class Parity:
 
 def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
     """The card, in Markdown. source: the encoder or classifier file, in whose folder a run's other files may be."""
-    config = None if timm_name(source) is not None else RunConfig.read(source.parent)
+    of_timm = timm_name(source) is not None
+    config = None if of_timm else RunConfig.read(source.parent)
+    unknown = "Unknown: the weights were not in the folder of their run."
+    if of_timm:
+        unknown = f"Those of {plain(encoder_of(network).weights)}, which timm describes."
     what, original = "encoder", "stepclr.embed"
     if isinstance(network, Classifier):
         what, original = "classifier", "stepclr predict, before its softmax"
@@ -45,14 +50,14 @@ def card(source: Path, network: Network, name: str, format: str, code: str, pari
         "Load it": _loading(name, code),
         "Images": _preprocessing(network, format),
         "The same as the original": [f"Loaded as above and compared with `{original}`: {plain(str(parity))}."],
-        "Data": _data(config, network),
-        "Recipe": _recipe(config, network),
+        "Data": _data(config, network) if config else [unknown],
+        "Recipe": _recipe(config) if config else [unknown],
         "Scores and protocol": _scores(source, network),
         "Limits": _limits(network, parity),
         "Versions": [", ".join(f"{package} {version(package)}" for package in PACKAGES + FORMATS[format].packages)],
         "Licence": _license(encoder_of(network)),
     }
-    lines = [f"# {plain(name)}", "", _what(network, what, format, config)]
+    lines = [f"# {plain(name)}", "", _what(network, what, format, of_timm)]
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
@@ -63,13 +68,11 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#|!~&])", r"\\\1", one_line(str(text)))
 
 
-def _what(network: Network, what: str, format: str, config: RunConfig | None) -> str:
+def _what(network: Network, what: str, format: str, of_timm: bool) -> str:
     encoder, out = encoder_of(network), out_of(network)
     width = len(network.classes) if isinstance(network, Classifier) else encoder.num_features
     normalized = ", of unit norm" if encoder.normalize_h and out == "h" else ""
-    trained = "a SimCLR run"
-    if config is None and encoder.weights:
-        trained = f"{encoder.weights}, or of a run that began with it"
+    trained = plain(encoder.weights) if of_timm else "a SimCLR run"
     return (
         f"The {what} of {trained}, as {format}: {plain(encoder.name)} with the stem {encoder.stem}, images "
         f"`[n, 3, {encoder.size}, {encoder.size}]` -> {out} `[n, {width}]`{normalized}, float32."
@@ -115,10 +118,7 @@ images = torch.cat([pixels(image) for image in photos])
         yield "`stepclr predict` writes the softmax of the logits."
 
 
-def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
-    if config is None:
-        yield _unknown(network)
-        return
+def _data(config: RunConfig, network: Network) -> Iterator[str]:
     classes = encoder_of(network).classes
     yield f"- Pretrained on: {plain(config.source_text)}"
     if config.weights:
@@ -131,24 +131,18 @@ def _data(config: RunConfig | None, network: Network) -> Iterator[str]:
     yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
 
 
-def _unknown(network: Network) -> str:
-    weights = encoder_of(network).weights
-    began = f" The encoder is, or began as, {plain(weights)}: see timm for its data and recipe." if weights else ""
-    return f"Unknown: the weights were not in the folder of a run.{began}"
-
-
 def _license(encoder: Encoder) -> list[str]:
     lines = ["Your weights are yours: stepclr's code is MIT-licensed and claims no rights to what you train with it."]
     name = timm_name(encoder.weights)
     if name is not None:
-        license = pretrained(name).license or "not stated"
+        license = "not known"
+        with suppress(StepclrError):  # timm of another version may lack the name
+            license = pretrained(name).license or license
         lines.append(f"The encoder is, or began as, {plain(encoder.weights)}, whose license is {plain(license)}.")
     return lines
 
 
-def _recipe(config: RunConfig | None, network: Network) -> Iterable[str]:
-    if config is None:
-        return [_unknown(network)]
+def _recipe(config: RunConfig) -> Iterable[str]:
     rows = [(name, getattr(config, name)) for name in (*SETTINGS, "steps_per_epoch", "ranks", "device")]
     return _table(("setting", "value"), rows)
 
