@@ -1,18 +1,24 @@
-"""Unusual images of an index: those that are far from all others."""
+"""Unusual images of an index: those that are far from all others, in h or in simple statistics of their pixels."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
 
-from stepclr.errors import check_number
+from stepclr.data.decode import upright_rgb
+from stepclr.errors import StepclrError, check_number
 from stepclr.tools.curate.table import Table
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 BLOCK = 1000  # rows compared with all others at a time
 NEIGHBOR = 50  # an image with this many close neighbors is not an outlier
+SIDE, BANDS = 32, 4  # pixels of a side, and how often it is halved, for the statistics
+TONE, LEAST = 10.0, 0.1  # gray levels that count as much as a factor of e in contrast; the least deviation
 
 
 @dataclass(frozen=True)
@@ -35,32 +41,89 @@ class Outliers:
             rows.append((rank, self.index.paths[i], self.index.class_name(i) or "", round(score, 4)))
             cells.append((i, f"{rank}  {score:.3f}"))
         summary = f"the {len(rows):,} most unusual of {len(self.index):,} images"
+        if not self.index.thumbnails:
+            summary += ", by their features alone: the index has no thumbnails, so noise may be missed"
         return Table(("rank", "path", "label", "score"), rows, [cells], summary)
 
 
 def find_outliers(index: str | os.PathLike[str] | EmbeddingIndex, n: int = 50) -> Outliers:
     """The `n` most unusual images of an index, by `outlier_scores`; all of them if there are fewer.
 
-    `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. Raises StepclrError if it cannot be read.
+    `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. An index without thumbnails (an .npz) is judged by h
+    alone. Raises StepclrError if it cannot be read.
     """
     check_number("n", n, 1)
     index = open_index(index)
-    scores = outlier_scores(index.vectors)
+    statistics = None
+    if index.thumbnails:
+        statistics = pixel_statistics(_thumbnail(content) for content in index.thumbnails)
+    scores = outlier_scores(index.vectors, statistics)
     indices = np.argsort(-scores, kind="stable")[:n]
     return Outliers(indices, scores[indices], index)
 
 
-def outlier_scores(h: Float[np.ndarray, "n features"], k: int = NEIGHBOR) -> Float[np.ndarray, " n"]:
-    """How unusual each image is: |h_i - h_j| to its k-th nearest neighbor j, over the median of that; 1 is typical.
+def outlier_scores(
+    h: Float[np.ndarray, "n features"], statistics: Float[np.ndarray, "n columns"] | None = None, k: int = NEIGHBOR
+) -> Float[np.ndarray, " n"]:
+    """How unusual each image is: its distance to its k-th nearest neighbor over the median of that; 1 is typical.
 
-    With fewer than 10 k images, k is a tenth of them. A group of more than k outliers that resemble each other is not
-    found. h is not normalized, because its length is informative too. Memory grows with n, time with its square.
+    The distance is |h_i - h_j|, h not normalized, because its length is informative too. An encoder may represent what
+    it never met, such as noise, like a common image. So the same is computed of the `statistics` of the pixels, and the
+    larger of both counts, once their logarithms have the same median deviation. With fewer than 10 k images, k is a
+    tenth of them. More than k outliers that resemble each other are not found. Memory grows with n, time with its
+    square.
     """
-    if len(h) < 2:
-        return np.zeros(len(h))
-    x = torch.from_numpy(h).float()
+    scores = _relative_distances(torch.from_numpy(h), k)
+    if statistics is None:
+        return scores
+    of_pixels = _relative_distances(torch.from_numpy(statistics), k)
+    scale = _spread(scores) / _spread(of_pixels)
+    return np.maximum(scores, of_pixels**scale)
+
+
+def pixel_statistics(images: Iterable[UInt8[Tensor, "3 _ _"]]) -> Float[np.ndarray, "n 18"]:
+    """Of luma and two color differences of each image: mean, contrast, and the contrast of BANDS bands of frequencies.
+
+    Each column is divided by its standard deviation over the images.
+    """
+    statistics = torch.stack([_statistics(image) for image in images])
+    # What hardly varies, such as the colors of gray images, is not enlarged to the size of what does.
+    scaled: Float[np.ndarray, "n 18"] = (statistics / statistics.std(0, correction=0).clamp(min=LEAST)).numpy()
+    return scaled
+
+
+def _statistics(image: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "18"]:
+    red, green, blue = F.interpolate(image[None].float(), (SIDE, SIDE), mode="bilinear", antialias=True)[0]
+    luma = (red + green + blue) / 3
+    channels = torch.stack([luma, blue - luma, red - luma])[None]
+    columns = [channels.mean((0, 2, 3)) / TONE, channels.std((0, 2, 3)).log1p()]
+    for _ in range(BANDS):
+        coarse = F.avg_pool2d(channels, 2)
+        band = channels - F.interpolate(coarse, scale_factor=2.0)
+        columns.append(band.square().mean((0, 2, 3)).sqrt().log1p())
+        channels = coarse
+    return torch.cat(columns)
+
+
+def _relative_distances(x: Float[Tensor, "n columns"], k: int) -> Float[np.ndarray, " n"]:
+    """The distance of each row to its k-th nearest other row, over the median of these distances."""
+    if len(x) < 2:
+        return np.zeros(len(x))
+    x = x.float()
     kth = min(k, -(-len(x) // 10)) + 1  # the first is the image itself
     distances = torch.cat([torch.cdist(rows, x).kthvalue(kth).values for rows in x.split(BLOCK)]).double()
     # A median of 0 (most images are copies) gives way to the largest distance, and where all are equal to 1.
     typical = distances.median().item() or distances.max().item() or 1.0
     return (distances / typical).numpy()
+
+
+def _spread(scores: Float[np.ndarray, " n"]) -> float:
+    """The median deviation of the logarithm from that of a typical score, which is 0."""
+    return max(0.01, float(np.median(np.abs(np.log(scores.clip(1e-3))))))
+
+
+def _thumbnail(content: bytes) -> UInt8[Tensor, "3 h w"]:
+    try:
+        return upright_rgb(content)
+    except StepclrError:  # unusual in itself
+        return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)

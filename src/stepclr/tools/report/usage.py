@@ -14,7 +14,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
 from stepclr.metrics import nearest
 from stepclr.tools.curate.duplicates import duplicate_pairs
-from stepclr.tools.curate.outliers import outlier_scores
+from stepclr.tools.curate.outliers import outlier_scores, pixel_statistics
 from stepclr.tools.images import thumbnail_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Plot, points
@@ -47,7 +47,7 @@ def usage(context: Context) -> Json:
         neighbors.append({"query": card(query), "hits": hits[:NEIGHBORS]})
     pairs, scores = duplicate_pairs(h.numpy(), torch.stack([gray_thumbnail(image) for image in images]))
     shown = zip(pairs[:DUPLICATES].tolist(), scores[:DUPLICATES].tolist(), strict=True)
-    outliers = outlier_scores(h.numpy())
+    outliers = outlier_scores(h.numpy(), pixel_statistics(images))
     return section | {
         "shown": len(sample),
         "count": len(context.images),
