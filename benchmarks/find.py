@@ -5,7 +5,8 @@
 Duplicates: versions of 200 of IMAGES images of TRAIN are added to them, one kind at a time. A version is found if it is
 paired with its original; any other pair is false. Three methods: h alone, the details of the thumbnails alone
 (`details.near_pairs`), both. Outliers: how many of 5 or 40 foreign images (or noise) among IMAGES are among the 40 most
-unusual; mean of 5 draws. Next: top-1 on TEST of a linear layer on h (lambda 0.1, fixed) from 10, 50 or 100 labels of
+unusual, by h alone and with the statistics of their thumbnails; mean of 5 draws.
+Next: top-1 on TEST of a linear layer on h (lambda 0.1, fixed) from 10, 50 or 100 labels of
 IMAGES images: drawn at random; chosen once, without labels; chosen in three rounds, each of which knows the labels of
 the rounds before. 5 draws of the images (of 3/4 of TRAIN, if that is fewer), the same for all three.
 """
@@ -29,7 +30,7 @@ from stepclr.data.details import gray_thumbnail, near_pairs
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.duplicates import duplicate_pairs
-from stepclr.tools.curate.outliers import outlier_scores
+from stepclr.tools.curate.outliers import outlier_scores, pixel_statistics
 from stepclr.tools.curate.suggest import choose_images
 from stepclr.tools.images import jpeg_thumbnail
 
@@ -69,7 +70,7 @@ def main() -> None:
     generator = np.random.default_rng(0)
     some = np.sort(generator.permutation(len(train))[:IMAGES])
     plant(given.run, [train.read([int(i)])[0] for i in some], h[some])
-    hide(given.run, given.foreign, h)
+    hide(given.run, given.foreign, train, h)
     test = stepclr.open_images(given.test)
     choose(h, train.labels, stepclr.embed(given.run, test), test.labels)
     print(f"{time.perf_counter() - begun:.0f} s")
@@ -96,24 +97,34 @@ def plant(run: str, images: list[Tensor], h: Vectors) -> None:
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
 
 
-def hide(run: str, sources: list[str], h: Vectors) -> None:
+def hide(run: str, sources: list[str], train: stepclr.ImageSet, h: Vectors) -> None:
     """The table of outliers."""
     noise = np.random.default_rng(0).integers(0, 256, (200, 64, 64, 3), dtype=np.uint8)
     kinds = {source: stepclr.open_images(source) for source in sources}
     kinds["noise"] = stepclr.open_images((noise, np.full(len(noise), -1)))
-    print(f"\n| foreign | {' | '.join(f'{m} planted' for m in FOREIGN)} |\n|---|{'---|' * len(FOREIGN)}", flush=True)
+    header = " | ".join(f"{m} planted: h | with pixels" for m in FOREIGN)
+    print(f"\n| foreign | {header} |\n|---|{'---|---|' * len(FOREIGN)}", flush=True)
     for kind, images in kinds.items():
         generator = np.random.default_rng(0)
-        strange = stepclr.embed(run, images.take(np.sort(generator.permutation(len(images))[:200])))
-        cells = []
+        some = images.take(np.sort(generator.permutation(len(images))[:200]))
+        strange = stepclr.embed(run, some)
+        cells: list[str] = []
         for planted in FOREIGN:
-            rates = []
+            rates: dict[str, list[float]] = {"h": [], "with pixels": []}
             for _ in range(DRAWS):
-                usual = h[generator.permutation(len(h))[:IMAGES]]
-                score = outlier_scores(np.concatenate([usual, strange[generator.permutation(len(strange))[:planted]]]))
-                rates.append((np.argsort(-score)[:ODDEST] >= len(usual)).sum() / planted)
-            cells.append(f"{np.mean(rates):.0%}")
+                usual, foreign = generator.permutation(len(h))[:IMAGES], generator.permutation(len(some))[:planted]
+                both = np.concatenate([h[usual], strange[foreign]])
+                statistics = pixel_statistics([*thumbnails(train, usual), *thumbnails(some, foreign)])
+                for method, given in (("h", None), ("with pixels", statistics)):
+                    oddest = np.argsort(-outlier_scores(both, given), kind="stable")[:ODDEST]
+                    rates[method].append((oddest >= len(usual)).sum() / planted)
+            cells.extend(f"{np.mean(values):.0%}" for values in rates.values())
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def thumbnails(images: stepclr.ImageSet, indices: Rows) -> list[Tensor]:
+    """Images as an index has them."""
+    return [upright_rgb(jpeg_thumbnail(images.read([int(i)])[0])) for i in indices]
 
 
 def choose(h: Vectors, labels: Rows, h_test: Vectors, truth: Rows) -> None:

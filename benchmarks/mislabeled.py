@@ -28,34 +28,25 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for where in given.indexes:
         index = stepclr.open_index(where)
-        draws = []
-        for seed in range(DRAWS):
-            generator = np.random.default_rng(seed)
-            planted = generator.permutation(len(index))[: round(SHARE * len(index))]
-            labels = index.labels.copy()
-            labels[planted] = (labels[planted] + generator.integers(1, len(index.classes), len(planted))) % len(
-                index.classes
-            )
-            begun = time.perf_counter()
-            found = stepclr.find_mislabeled(replace(index, labels=labels), n=len(index), seed=seed)
-            seconds = time.perf_counter() - begun
-            wrong = np.isin(found.indices, planted)
-            draws.append(
-                (
-                    wrong[: len(planted)].mean(),
-                    found.suspected,
-                    wrong[: found.suspected].mean(),
-                    found.agreement,
-                    seconds,
-                )
-            )
-        precision, suspected, right, agreement, seconds = np.mean(draws, 0)
-        spread = np.std([draw[0] for draw in draws], ddof=1)
-        print(
-            f"| {where} | {len(index):,} | {100 * precision:.1f} ± {100 * spread:.1f} % | {suspected:.0f} | {right:.0%} | "
-            f"{agreement:.1%} | {seconds:.1f} |",
-            flush=True,
-        )
+        draws = np.array([draw(index, seed) for seed in range(DRAWS)])
+        spread = draws[:, 0].std(ddof=1)
+        precision, suspected, wrong, agreement, seconds = draws.mean(0)
+        print(f"| {where} | {len(index):,} | {100 * precision:.1f} ± {100 * spread:.1f} % ", end="")
+        print(f"| {suspected:.0f} | {wrong:.0%} | {agreement:.1%} | {seconds:.1f} |", flush=True)
+
+
+def draw(index: stepclr.EmbeddingIndex, seed: int) -> tuple[float, ...]:
+    """Precision, how many are suspected, the share of them that is wrong, the share that is predicted, and seconds."""
+    generator = np.random.default_rng(seed)
+    planted = generator.permutation(len(index))[: round(SHARE * len(index))]
+    labels, classes = index.labels.copy(), len(index.classes)
+    labels[planted] = (labels[planted] + generator.integers(1, classes, len(planted))) % classes
+    begun = time.perf_counter()
+    found = stepclr.find_mislabeled(replace(index, labels=labels), n=len(index), seed=seed)
+    seconds = time.perf_counter() - begun
+    wrong = np.isin(found.indices, planted)
+    precision = wrong[: len(planted)].mean()
+    return precision, found.suspected, wrong[: found.suspected].mean(), found.agreement, seconds
 
 
 if __name__ == "__main__":

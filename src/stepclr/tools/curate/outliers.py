@@ -78,7 +78,8 @@ def outlier_scores(
         return scores
     of_pixels = _relative_distances(torch.from_numpy(statistics), k)
     scale = _spread(scores) / _spread(of_pixels)
-    return np.maximum(scores, of_pixels**scale)
+    larger: Float[np.ndarray, " n"] = np.maximum(scores, of_pixels**scale)
+    return larger
 
 
 def pixel_statistics(images: Iterable[UInt8[Tensor, "3 _ _"]]) -> Float[np.ndarray, "n 18"]:
