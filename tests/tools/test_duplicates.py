@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from torch import Tensor
 
 import stepclr
@@ -21,6 +21,8 @@ from stepclr.data.details import (
     groups,
     near_pairs,
 )
+from stepclr.tools.curate.alignment import aligned_likeness
+from stepclr.tools.curate.duplicates import duplicate_pairs
 
 
 def scene(seed: int, side: int = 96) -> Image.Image:
@@ -117,3 +119,61 @@ def test_groups() -> None:
 def test_detail_does_not_see_light() -> None:
     image = small(scene(1)).float()[None]
     assert (detail(image) * detail(image * 0.7 + 40)).sum() > 0.97
+
+
+# What `stepclr find duplicates` finds too, with h.
+FARTHER: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "cropped by 10%": lambda p: p.crop((0, round(p.height * 0.1), round(p.width * 0.9), p.height)),
+    "cropped unevenly": lambda p: p.crop((round(p.width * 0.04), 0, p.width, round(p.height * 0.9))),
+    "60%": lambda p: p.resize((round(0.6 * p.width), round(0.6 * p.height)), Image.Resampling.BICUBIC),
+    "mirrored, cropped by 8%": lambda p: ImageOps.mirror(p).crop((0, 0, round(p.width * 0.92), round(p.height * 0.92))),
+}
+
+
+@pytest.mark.parametrize("version", FARTHER)
+@pytest.mark.parametrize("kind", ["garments", "scenes"])
+def test_with_h_farther_versions_are_found(kind: str, version: str) -> None:
+    originals = [scene(seed) for seed in range(30)]
+    if kind == "garments":
+        images = stepclr.open_images("sample:train").read(range(100))
+        originals = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    n = len(originals)
+    copies = [compressed(FARTHER[version](image), 85) for image in originals[:20]]
+    thumbnails = torch.stack([small(image) for image in originals + copies])
+    # By h alone, five images that follow each other are as near as a version is to its original.
+    generator = np.random.default_rng(0)
+    h = np.repeat(3 * generator.normal(size=(n // 5, 16)), 5, 0) + 0.1 * generator.normal(size=(n, 16))
+    h = np.concatenate([h, h[:20] + 0.1 * generator.normal(size=(20, 16))]).astype(np.float32)
+    pairs, _ = duplicate_pairs(h, thumbnails)
+    found = {(i, j) for i, j in pairs.tolist()}
+    planted = {(i, n + i) for i in range(20)}
+    assert len(found & planted) >= (20 if kind == "scenes" else 15)
+    assert len(found - planted) <= 1
+
+
+def test_the_same_frame_makes_no_duplicate() -> None:
+    """Black bars above and below are much of what the details of two images have in common."""
+    images = []
+    for seed in (0, 1):
+        image = scene(seed)
+        ImageDraw.Draw(image).rectangle((0, 0, 96, 18), "black")
+        ImageDraw.Draw(image).rectangle((0, 78, 96, 96), "black")
+        images.append(image)
+    thumbnails = torch.stack([small(image) for image in [*images, *(scene(seed) for seed in range(2, 40))]])
+    h = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    h[1] = h[0]
+    assert len(duplicate_pairs(h, thumbnails)[0]) == 0
+    thumbnails[1] = small(compressed(images[0].crop((4, 0, 96, 92)), 50))
+    assert duplicate_pairs(h, thumbnails)[0].tolist() == [[0, 1]]
+
+
+def test_an_alignment_finds_the_crop_that_no_grid_has() -> None:
+    original = scene(3)
+    crop = small(original.crop((3, 8, 95, 91)).resize((60, 60), Image.Resampling.BICUBIC))
+    both = torch.stack([small(original), crop]), torch.stack([crop, small(original)])
+    assert (aligned_likeness(*both, 0.85) > 0.98).all()
+    others = torch.stack([small(scene(4)), torch.zeros_like(crop)])
+    assert aligned_likeness(both[0], others, 0.85).tolist() == [-1, -1]  # not worth refining
+    nothing = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    assert aligned_likeness(nothing, nothing, 0.1).tolist() == [0, 0]
+    assert aligned_likeness(nothing[:0], nothing[:0], 0.85).shape == (0,)

@@ -107,20 +107,25 @@ def groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
 
 def detail(gray: Float[Tensor, "n s s"]) -> Float[Tensor, "n pixels"]:
     """The difference of each pixel from its surroundings, divided by their contrast; rows of unit norm."""
-    blur = _blur(gray.shape[-1])
-    difference = gray - blur @ gray @ blur.T
-    contrast = (blur @ difference.square() @ blur.T).clamp(min=0).sqrt()
+    average = blur(gray.shape[-1], WINDOW)
+    difference = gray - average @ gray @ average.T
+    contrast = (average @ difference.square() @ average.T).clamp(min=0).sqrt()
     return F.normalize((difference / (contrast + NOISE)).flatten(1), dim=1)
 
 
 def threshold(coarse: Float[Tensor, "n pixels"]) -> float:
     """The cosine from which two images count as one, given how alike any two of these images are."""
+    typical = cosine_quantile(coarse, TYPICAL_QUANTILE)
+    return min(MAX_THRESHOLD, MIN_COSINE + RISE * max(0.0, typical - TYPICAL_COSINE))
+
+
+def cosine_quantile(coarse: Float[Tensor, "n pixels"], quantile: float) -> float:
+    """The cosine that this share of all pairs of rows stays below; 0 with fewer than MIN_IMAGES rows."""
     some = coarse[:: 1 + len(coarse) // BLOCK]
     if len(some) < MIN_IMAGES:
-        return MIN_COSINE
+        return 0.0
     row, column = torch.triu_indices(len(some), len(some), 1)
-    typical = (some @ some.T)[row, column].kthvalue(round(TYPICAL_QUANTILE * len(row))).values.item()
-    return min(MAX_THRESHOLD, MIN_COSINE + RISE * max(0.0, typical - TYPICAL_COSINE))
+    return (some @ some.T)[row, column].kthvalue(round(quantile * len(row))).values.item()
 
 
 def likeness(a: Float[Tensor, "n s s"], b: Float[Tensor, "n s s"]) -> Float[Tensor, " n"]:
@@ -152,7 +157,7 @@ def _stretch(side: int, start: float, cut: float) -> Float[Tensor, "s s"]:
     return (1 - (place[:, None] - torch.arange(side)[None]).abs()).clamp(min=0)
 
 
-def _blur(side: int) -> Float[Tensor, "s s"]:
-    """The matrix that averages WINDOW pixels of a row; the first and last pixel are repeated beyond the border."""
-    near = torch.arange(side)[:, None] + torch.arange(-(WINDOW // 2), WINDOW // 2 + 1)[None]
+def blur(side: int, window: int) -> Float[Tensor, "s s"]:
+    """The matrix that averages `window` pixels of a row; the first and last pixel are repeated beyond the border."""
+    near = torch.arange(side)[:, None] + torch.arange(-(window // 2), window // 2 + 1)[None]
     return F.one_hot(near.clamp(0, side - 1), side).float().mean(1)

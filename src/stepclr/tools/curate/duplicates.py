@@ -10,9 +10,10 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.data.decode import upright_rgb
-from stepclr.data.details import BLOCK, COARSE_PX, GRAY_PX, detail, gray_thumbnail, groups, likeness, threshold
+from stepclr.data.details import COARSE_PX, GRAY_PX, MAX_THRESHOLD, cosine_quantile, detail, gray_thumbnail, groups
 from stepclr.errors import StepclrError, check_number
 from stepclr.metrics import nearest
+from stepclr.tools.curate.alignment import aligned_likeness
 from stepclr.tools.curate.table import COLUMNS, Table
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
@@ -20,7 +21,10 @@ NEIGHBORS = 20  # candidates per image; the distance to the last of them is the 
 MIN_SCALE = 0.05  # of the median scale: an image with many copies has no other surroundings
 ROUNDING = 1e-4  # cosine distances below are rounding errors
 MIN_SCORE = 0.9  # score from which h alone decides
-RELAXED = 0.1  # close h lower the threshold of the details by this
+PENALTY = 0.1  # of a pair whose h are as far apart as others in its surroundings
+# The least score with details, of photographs, whose coarse details have at most the cosine PHOTOGRAPHS in the share
+# QUANTILE of all pairs; what exceeds that raises it (chosen on garments and photographs, see benchmarks/find.py).
+LEAST, QUANTILE, PHOTOGRAPHS, RISE = 0.85, 0.99, 0.3, 0.24
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ def duplicate_pairs(
 
     Candidates are the NEIGHBORS nearest rows by cosine. With r the cosine distance of a pair over the distance of
     either image to its NEIGHBORS-th nearest (the smaller one), the score by h alone is 1 - r, and MIN_SCORE is needed.
-    With thumbnails, made by `gray_thumbnail`, the score is a (1 - r/2), where a is the cosine of both images'
-    details, one of them mirrored if that fits better: on photographs this finds more than either alone.
+    With thumbnails, made by `gray_thumbnail`, the score is a - PENALTY r, where a is the cosine of both images'
+    details once they are aligned. LEAST is needed, and more where all images resemble each other, as garments do.
     """
     x = F.normalize(torch.from_numpy(h).float(), dim=1)
     if len(x) < 2:
@@ -101,8 +105,11 @@ def duplicate_pairs(
     r = torch.ones(len(pairs)).scatter_reduce(0, pair_of, ratio[i, place], "amin")
     scores, least = 1 - r, MIN_SCORE
     if thumbnails is not None:
-        coarse = detail(F.adaptive_avg_pool2d(thumbnails.float(), COARSE_PX))
-        scores, least = (1 - r / 2) * _details_alike(thumbnails, pairs), threshold(coarse) - RELAXED
+        least = _least_score(thumbnails)
+        penalty = PENALTY * r
+        possible = 1 - penalty >= least  # the others need not be aligned
+        pairs, penalty = pairs[possible], penalty[possible]
+        scores = aligned_likeness(thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]], least) - penalty
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= least]
     return pairs[order].numpy(), scores[order].numpy()
@@ -115,12 +122,7 @@ def _decoded(content: bytes) -> UInt8[Tensor, "side side"]:
         return torch.zeros(GRAY_PX, GRAY_PX, dtype=torch.uint8)
 
 
-def _details_alike(
-    thumbnails: UInt8[Tensor, "n side side"], pairs: Int64[Tensor, "pairs 2"]
-) -> Float[Tensor, " pairs"]:
-    """The cosine of the details of each pair, as they are or with one of them mirrored."""
-    cosines = [torch.empty(0)]
-    for part in pairs.split(BLOCK):
-        a, b = thumbnails[part[:, 0]].float(), thumbnails[part[:, 1]].float()
-        cosines.append(torch.maximum(likeness(a, b), likeness(a.flip(2), b)))
-    return torch.cat(cosines)
+def _least_score(thumbnails: UInt8[Tensor, "n side side"]) -> float:
+    coarse = detail(F.adaptive_avg_pool2d(thumbnails.float(), COARSE_PX))
+    excess = max(0.0, cosine_quantile(coarse, QUANTILE) - PHOTOGRAPHS)
+    return min(MAX_THRESHOLD, LEAST + RISE * excess)
