@@ -376,7 +376,7 @@ def damage(run: Path, what: str) -> None:
         ("other encoder", "finetune RUN --train sample:train --from head.1", "a different encoder"),
         ("truncated", "finetune RUN --train sample:train --from head.1", "cannot be read"),
         ("no run", "finetune RUN --train sample:train --from head.1", "is not the folder of a run"),
-        ("", "predict RUN sample:test --out p.csv", "stepclr finetune trains one"),
+        ("", "predict RUN sample:test --out p.csv", "--train LABELED --out classifier.safetensors trains one"),
         ("", "predict RUN/encoder.safetensors sample:test --out p.csv", "is an encoder, not a classifier"),
         ("", "predict RUN sample:test --out p.npz", "must end in .csv or .parquet or .json"),
     ],
@@ -471,12 +471,12 @@ def test_paired_lines_compare_what_saw_the_same_labels() -> None:
         return Score(method, 5, 0.0, None, list(values))
 
     rows = [row("scratch", 0.1, 0.2), row("simclr", 0.3, 0.3), row("finetuned", 0.4, 0.1), row("knn", 0.0, 0.0)]
-    assert list(paired_lines(Scores(rows, {}))) == [
+    assert list(paired_lines(Scores(rows, {"run": "runs/a"}))) == [
         "simclr - scratch with 5 labels per class: +15.0 points, standard error 5.0, above in 2 of 2 draws",
         "finetuned - scratch with 5 labels per class: +10.0 points, standard error 20.0, above in 1 of 2 draws",
         "the standard errors cover the draws of the labels, not other test images or another pretraining seed",
     ]
-    assert not list(paired_lines(Scores(rows[:1], {})))
+    assert not list(paired_lines(Scores(rows[:1], {"run": "runs/a"})))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
