@@ -403,12 +403,12 @@ def test_the_starts_are_compared_with_the_labels_that_there_are() -> None:
     assert "--labels labels.csv --holdout 0.2 --labels-per-class all " in none.compare[1]
     assert "stepclr label timm:resnet18.tv_in1k 'a b/' --classes A,B -n 60" in none.notes[2]
     labeled = advised(labeled=10_000, smallest_class=39).start
-    assert "--train 'a b/' --holdout 0.2 --labels-per-class 1,10 " in labeled.compare[1]
+    assert "--train 'a b/' --holdout 0.2 --labels-per-class 1,10,all " in labeled.compare[1]
     assert not any("labels.csv" in note for note in labeled.notes)
     tested = advised(labeled=10_000, smallest_class=100, test="c/").start
-    assert "--train 'a b/' --test c/ --labels-per-class 1,10,100 " in tested.compare[1]
+    assert "--train 'a b/' --test c/ --labels-per-class 1,10,100,all " in tested.compare[1]
     in_table = advised(labeled=10_000, smallest_class=100, test="a b/", tables=["t.csv"]).start
-    assert "--train 'a b/' --labels t.csv --labels-per-class 1,10,100 " in in_table.compare[1]
+    assert "--train 'a b/' --labels t.csv --labels-per-class 1,10,100,all " in in_table.compare[1]
     assert "--labels-per-class all " in str(advised(labeled=2, smallest_class=1).start.compare[1])
 
 

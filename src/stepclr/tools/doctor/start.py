@@ -61,7 +61,7 @@ def where_to_start(
         per_class = smallest_class // 2  # near duplicates stay on one side, which may move more than the share
     elif test != ", ".join(sources):
         score += ["--test", test]
-    counts = [str(count) for count in COUNTS if count <= per_class] or ["all"]
+    counts = [*(str(count) for count in COUNTS if count <= per_class), "all"]
     score += ["--labels-per-class", ",".join(counts), "--baselines", f"pixels,{weights}", *reading]
     notes.append(f"the run from scratch is compared too by --baselines pixels,{weights},{FROM_SCRATCH}")
     return Start(first, answer, [shlex.join(adapt), shlex.join(score)], notes)
