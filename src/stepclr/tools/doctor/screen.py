@@ -78,17 +78,17 @@ def _run(diagnosis: Diagnosis) -> Iterator[str]:
 def _advice(diagnosis: Diagnosis) -> Iterator[str]:
     advice = diagnosis.advice
     if advice:
-        yield "suggested"
+        yield f"where to start: {advice.start.answer}"
+        for command in advice.start.compare:
+            yield f"  {command}"
+        for note in advice.start.notes:
+            yield f"    {note}"
+        yield "from scratch"
         yield f"  {advice.command}"
         for reason in advice.why:
             yield f"    {reason}"
         if advice.with_labels:
             yield f"  {advice.with_labels}"
-        yield f"or start with weights that exist: {advice.start.answer}"
-        for command in advice.start.compare:
-            yield f"  {command}"
-        for note in advice.start.notes:
-            yield f"    {note}"
     took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in diagnosis.seconds.items())
     yield f"time taken: {took}; nothing was changed"
 
