@@ -1,6 +1,7 @@
 """From an encoder and few labels to a classifier, and from it to predictions, as a user does it: on real images."""
 
 import csv
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import checksum
@@ -33,7 +35,7 @@ from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import Supervised, logits, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import LARS, lr_multiplier
-from stepclr.tools.scores import label_chart, paired_lines
+from stepclr.tools.scores import label_chart, paired_lines, score_table
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -554,3 +556,12 @@ def test_the_linear_layer_starts_at_0_where_it_is_asked_to(zero_init: bool) -> N
     for weight in classifier.linear.parameters():
         assert (weight.abs().max() < 1e-10) == zero_init
     assert settings.describe()["linear layer starts at"] == ("0" if zero_init else "torch's default, random")
+
+
+def test_the_name_of_an_encoder_is_folded_in_a_narrow_table_and_never_cut() -> None:
+    name = "timm:tf_efficientnet_lite0.in1k"
+    rows = [Score(method, 5, 0.5, 0.1, [0.4, 0.6]) for method in ("pixels", name)]
+    shown = io.StringIO()
+    Console(width=40, file=shown).print(score_table(Scores(rows, {"run": "runs/a", "test": {"images": 9}})))
+    cells = [line.split("│")[1].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(cells) == f"pixels{name}"

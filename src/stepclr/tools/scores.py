@@ -166,7 +166,7 @@ def score_table(scores: Scores) -> Table:
     if scores.protocol.get("started_from"):
         title += f"; training began with {scores.protocol['started_from']}"
     table = Table(title=title)
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for words in columns:
         table.add_column(words, justify="right")
     for method, cells in grid.items():
