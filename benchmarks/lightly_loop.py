@@ -48,7 +48,7 @@ class LightlyLoop:
         workers: int = 2,
         device: torch.device | None = None,
     ) -> None:
-        small = {"cj_strength": 0.5, "gaussian_blur": 0.0} if size <= 32 else {}
+        small: dict[str, Any] = {"cj_strength": 0.5, "gaussian_blur": 0.0} if size <= 32 else {}
         transform = SimCLRTransform(input_size=size, **small)
         dataset = LightlyDataset(str(images), transform=transform) if isinstance(images, Path) else images(transform)
         self.epochs, self.device, self.bf16 = epochs, device or torch.device("cpu"), bf16
