@@ -68,6 +68,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # a command, and what it says of an en
     "export": ("export WHERE --format timm --check PHOTOS --out OUT/e.safetensors", ""),
     "pretrain": ("pretrain PHOTOS --weights WHERE --size 32 --epochs 1 --batch-size 8 --head 16-8 --out OUT/run", ""),
     "predict": ("predict WHERE PHOTOS --out OUT/p.csv", "finetune"),
+    "label": ("label WHERE PHOTOS --classes Bag,other -n 4 --out OUT/label.html", ""),
     "search": ("search WHERE PHOTOS/Bag/0.png --out OUT/hits.png", "embed"),
     "find": ("find outliers WHERE --out OUT/o.csv", "embed"),
     "report": ("report WHERE", "evaluate"),
