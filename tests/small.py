@@ -1,4 +1,4 @@
-"""What several tests train: a run of seconds, and a network without batch statistics."""
+"""What several tests share: a command in this process, a run of seconds, a network without batch statistics."""
 
 import os
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import torch
 from PIL import Image
@@ -15,10 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import stepclr
+from stepclr.cli import main
 from stepclr.config import ResolvedConfig, RunConfig
 from stepclr.distributed import ALONE, World
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.model.files import state_checksum
+from stepclr.model.files import save_encoder, state_checksum
 from stepclr.pretraining.gradcache import simclr_step_in_parts, teacher_logits
 from stepclr.pretraining.loop import train_step
 from stepclr.pretraining.step import simclr_step
@@ -32,6 +34,28 @@ SETTINGS: dict[str, Any] = {
     "limit": 48,
 }
 WORDS = [word for name, value in SETTINGS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def call(*words: object) -> int:
+    """The exit code of one command, run in this process."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return int(stop.value.code or 0)
+
+
+def succeed(*words: object) -> None:
+    """One command, run in this process, which must end well."""
+    assert call(*words) == 0
+
+
+def untrained_run(folder: Path, classes: list[str] | None = None, seed: int = 0, size: int = 16) -> Path:
+    """A folder with an encoder that was not trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = stepclr.build_encoder("test_resnet", "small-stride2", size=size)
+    encoder.classes = classes or []
+    save_encoder(encoder, folder / "encoder.safetensors")
+    return folder
 
 
 def same(a: stepclr.Run, b: stepclr.Run) -> bool:

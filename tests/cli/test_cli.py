@@ -13,21 +13,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import call
 from touches import Forks
 
 import stepclr
-from stepclr.cli import COMMANDS, GROUPS, as_options, main
+from stepclr.cli import COMMANDS, GROUPS, as_options
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
 TINY = TINY_OPTIONS.split()
-
-
-def call(*words: str | Path) -> int:
-    """The exit code of one command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import SETTINGS, same
+from small import SETTINGS, same, succeed
 
 import stepclr
-from stepclr.cli import main
 from stepclr.data.labels import heading
 from stepclr.data.shards.packing import pack
 from stepclr.errors import StepclrError
@@ -121,7 +120,7 @@ def test_a_run_on_several_sources_resumes_and_reports(
     monkeypatch.chdir(here)
     out = tmp_path / "run"
     given = ["a/train", "b/train", "more.zip", "shards"]
-    call("pretrain", *given, "--out", out, *WORDS)
+    succeed("pretrain", *given, "--out", out, *WORDS)
     run = stepclr.Run(out)
     assert run.config.source == [str(here / source) for source in given]
     said = capsys.readouterr()
@@ -137,17 +136,10 @@ def test_a_run_on_several_sources_resumes_and_reports(
     assert same(again, run)
     # The other commands take several sources too.
     monkeypatch.chdir(here)
-    call("embed", out, *given, "--out", tmp_path / "h.npz")
+    succeed("embed", out, *given, "--out", tmp_path / "h.npz")
     assert list(np.load(tmp_path / "h.npz")["paths"]) == list(run.images().names)
     classifier = tmp_path / "c.safetensors"
-    call("finetune", out, "--train", "a/train", "b/train", "--epochs", 1, "--out", classifier)
-    call("predict", classifier, "more.zip", "a/train/loose.png", "--out", tmp_path / "p.csv")
+    succeed("finetune", out, "--train", "a/train", "b/train", "--epochs", 1, "--out", classifier)
+    succeed("predict", classifier, "more.zip", "a/train/loose.png", "--out", tmp_path / "p.csv")
     rows = (tmp_path / "p.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["more.zip/ant/1.png", "more.zip/dog/0.png", "a/train/loose.png"]
-
-
-def call(*words: object) -> None:
-    """One command, which must end well."""
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    assert not end.value.code

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small import same
+from small import same, succeed
 
 import stepclr
 from stepclr.cli import main
@@ -222,15 +222,8 @@ def test_one_table_serves_a_train_and_a_test_folder(photos: Path, tmp_path: Path
 def run(photos: Path) -> stepclr.Run:
     """Pretrained with SupCon on the labels of a table."""
     out, table = photos.parent / "run", photos.parent / "splits.csv"
-    call("pretrain", photos, "--labels", table, "--loss", "supcon", "--out", out, *WORDS)
+    succeed("pretrain", photos, "--labels", table, "--loss", "supcon", "--out", out, *WORDS)
     return stepclr.Run(out)
-
-
-def call(*words: object) -> None:
-    """One command, which must end well."""
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    assert not end.value.code
 
 
 def test_a_run_keeps_its_labels(run: stepclr.Run, photos: Path, tmp_path: Path) -> None:
@@ -259,19 +252,19 @@ def test_every_command_takes_labels(
     run: stepclr.Run, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels, splits = photos.parent / "labels.csv", photos.parent / "splits.csv"
-    call("evaluate", run.folder, "--train", photos, "--labels", splits, "--probe", "knn", "--baselines", "none")
+    succeed("evaluate", run.folder, "--train", photos, "--labels", splits, "--probe", "knn", "--baselines", "none")
     protocol = json.loads((run.folder / "evaluation.json").read_text())["protocol"]
     assert [protocol[part]["images"] for part in ("train", "test")] == [12, 6]
     assert protocol["train"]["left_out_without_label"] == 6
     out = tmp_path / "c.safetensors"
-    call("finetune", run.folder, "--train", photos, "--labels", splits, "--epochs", 1, "--out", out)
+    succeed("finetune", run.folder, "--train", photos, "--labels", splits, "--epochs", 1, "--out", out)
     assert json.loads((run.folder / "finetune.json").read_text())["protocol"]["test"]["images"] == 6
-    call("embed", run.folder, photos, "--labels", labels, "--out", tmp_path / "h.npz")
+    succeed("embed", run.folder, photos, "--labels", labels, "--out", tmp_path / "h.npz")
     assert (np.load(tmp_path / "h.npz")["labels"] >= 0).sum() == 18
-    call("embed", run.folder, photos, "--labels", labels, "--out", tmp_path / "index")
+    succeed("embed", run.folder, photos, "--labels", labels, "--out", tmp_path / "index")
     index = open_index(tmp_path / "index")
     assert [index.class_name(i) for i in range(N)] == [label_of(i) if i < 18 else None for i in range(N)]
-    call("pack", photos, "--labels", labels, "--out", tmp_path / "shards")
+    succeed("pack", photos, "--labels", labels, "--out", tmp_path / "shards")
     shards = stepclr.open_images(tmp_path / "shards")
     assert (shards.classes, shards.labels.tolist()[17:19]) == (["cat", "dog"], [1, -1])
     said = capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from small import checksum, run_config
+from small import checksum, run_config, untrained_run
 
 import stepclr
 from stepclr.data.copies import Fingerprints, fingerprints
@@ -24,10 +24,9 @@ from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import label_splits
 from stepclr.metrics import weighted_knn
-from stepclr.model.build import build_encoder
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.files import load_encoder, save_encoder, state_checksum
+from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised
 from stepclr.tools.scores import score_table
 
@@ -60,18 +59,9 @@ def test() -> ImageSet:
     return named(24, seed=2)
 
 
-def make_run(folder: Path, classes: list[str] | None = None, seed: int = 0) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = build_encoder("test_resnet", "small-stride2", size=16)
-    encoder.classes = classes or []
-    save_encoder(encoder, folder / "encoder.safetensors")
-    return folder
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run")
+    return untrained_run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -311,7 +301,7 @@ def test_labels_are_matched_by_name(run: Path, train: ImageSet, test: ImageSet) 
 
 
 def test_a_run_of_chosen_classes_is_scored_on_these(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
-    run = make_run(tmp_path / "two", classes=["cat", "ant"])
+    run = untrained_run(tmp_path / "two", classes=["cat", "ant"])
     scores = stepclr.evaluate(run, train, test, baselines=())
     assert scores.protocol["classes"] == ["cat", "ant"]
     assert scores.protocol["train"] == {
@@ -393,7 +383,7 @@ def test_a_test_set_that_lacks_classes_is_scored_on_the_others(run: Path, train:
 
 
 def test_sets_without_the_run_s_classes_are_refused(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
-    run = make_run(tmp_path / "run", classes=["ant", "bees"])
+    run = untrained_run(tmp_path / "run", classes=["ant", "bees"])
     with pytest.raises(StepclrError, match=r"unknown class of pile 1 'bees'. Did you mean 'bee'\?"):
         stepclr.evaluate(run, train, test)
 
@@ -454,7 +444,7 @@ def test_an_image_that_vanishes_on_the_way_is_an_error(
 def test_runs_that_differ_in_their_seed_show_its_spread(
     tmp_path: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [make_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
+    runs = [untrained_run(tmp_path / str(seed), seed=seed) for seed in range(3)]
     for seed, run in enumerate(runs):
         run_config(seed=seed, monitor=str(seed)).write(run)
     options: Settings = {"labels_per_class": 2, "draws": 2, "baselines": "pixels"}
@@ -488,7 +478,7 @@ def test_runs_that_differ_in_their_seed_show_its_spread(
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
-    first, second = (make_run(tmp_path / name) for name in "ab")
+    first, second = (untrained_run(tmp_path / name) for name in "ab")
     run_config(seed=0).write(first)
     for given, words in (
         ({"seed": 1, "epochs": 7}, "in more than its seed: epochs is 7"),

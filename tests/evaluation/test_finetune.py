@@ -16,11 +16,10 @@ from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small import checksum
+from small import call, checksum
 from torch.optim import SGD, Optimizer
 
 import stepclr
-from stepclr.cli import main
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.errors import StepclrError
@@ -54,13 +53,6 @@ TINY = [
     "32-32-16",
 ]
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 16}
-
-
-def call(*words: object) -> int:
-    """The exit code of one command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -8,30 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from small import checksum
+from small import call, checksum, untrained_run
 
 import stepclr
-from stepclr.cli import main
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.holdout import held_out
-from stepclr.model.build import build_encoder
-from stepclr.model.files import load_classifier, save_encoder
+from stepclr.model.files import load_classifier
 from stepclr.tools.scores import holdout_words
 
 CLASSES = ["ant", "bee", "cat"]
 COPIES = 6  # of one image of ant: an identical one, and brighter ones
 SHARE = 0.25
 SHORT: dict[str, Any] = {"epochs": 2, "batch_size": 16}
-
-
-def call(*words: object) -> int:
-    """The exit code of one command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +46,7 @@ def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an encoder that was not trained."""
-    folder = tmp_path_factory.mktemp("run")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_encoder(build_encoder("test_resnet", "small-stride2", size=16), folder / "encoder.safetensors")
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def sides(labeled: Path, seed: int = 0) -> tuple[ImageSet, ImageSet]:

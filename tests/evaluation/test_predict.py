@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from small import call
 
 import stepclr
-from stepclr.cli import main
 from stepclr.errors import StepclrError
 from stepclr.evaluation.predict import classify
 from stepclr.model.build import build_encoder
@@ -53,13 +53,6 @@ def here(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the images, as the working directory."""
     monkeypatch.chdir(photos)
     return photos
-
-
-def call(*words: object) -> int:
-    """The exit code of one command, run in this process."""
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 def read(path: Path) -> list[dict[str, Any]]:

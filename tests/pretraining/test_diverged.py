@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import SETTINGS
+from small import SETTINGS, call
 
 import stepclr
-from stepclr.cli import main
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.loop import Diverged
@@ -18,12 +17,6 @@ from stepclr.pretraining.loop import Diverged
 # With this rate the weights stay finite for the two steps of an epoch, and h does not: the statistics of BatchNorm,
 # which are means over many steps, are behind.
 HIGH: dict[str, Any] = SETTINGS | {"epochs": 1, "batch_size": 32, "limit": 64, "lr": 1e8, "precision": "fp32"}
-
-
-def command(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.mark.parametrize("source", ["sample:train", "sample:unlabeled"], ids=["with kNN", "without"])
@@ -37,9 +30,9 @@ def test_it_is_one_line_at_an_epochs_end_and_again_when_resumed(source: str, tmp
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in HIGH.items()]
-    assert command("pretrain", "sample:train", "--out", tmp_path / "run", *words) == 1
+    assert call("pretrain", "sample:train", "--out", tmp_path / "run", *words) == 1
     assert "h is not finite" in capsys.readouterr().err.splitlines()[-1]
-    assert command("report", tmp_path / "run") == 2
+    assert call("report", tmp_path / "run") == 2
     assert "resume the run" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -78,7 +71,7 @@ def test_every_command_refuses_such_an_encoder(
     what: str, name: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [word.replace("RUN", str(runs[name])).replace("OUT", str(tmp_path / "out")) for word in COMMANDS[what]]
-    assert command(what, *words) == 2
+    assert call(what, *words) == 2
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("stepclr: ")] == said[-1:]
     assert "its training diverged" in said[-1]

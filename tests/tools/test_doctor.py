@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from small import call
 from test_duplicates import compressed, scene
 from touches import Forks
 
 import stepclr
-from stepclr.cli import main
 from stepclr.config import PretrainConfig
 from stepclr.data.reading import Reading
 from stepclr.tools.doctor import estimate
@@ -62,12 +62,6 @@ def forked_trials(monkeypatch: pytest.MonkeyPatch, forked: Forks) -> None:
     monkeypatch.setattr(sys, "executable", forked.python)
 
 
-def command(*words: str | Path) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
-
-
 def findings(source: Any, test: Any = None, config: PretrainConfig = CONFIG) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in stepclr.doctor(source, config, test).to_dict()["findings"]}
 
@@ -92,7 +86,7 @@ def test_the_whole_examination(
     monkeypatch.setenv("STEPCLR_CACHE", str(cache))
     monkeypatch.chdir(here)
     before = everything_under(sound, cache)
-    assert command("doctor", sound, *FAST, "--out", "doctor.json") == 0
+    assert call("doctor", sound, *FAST, "--out", "doctor.json") == 0
     assert everything_under(sound, cache) == before
     told = capsys.readouterr().out
     assert len(told.splitlines()) <= 45
@@ -234,7 +228,7 @@ def test_leakage(sound: Path, images: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_trials")
 def test_the_test_set_itself(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert counts(sound, sound) == {"leakage-exact": 48}
-    assert command("doctor", sound, "--test", sound, *FAST) == 0
+    assert call("doctor", sound, "--test", sound, *FAST) == 0
     assert "error   48 test images are exact copies of training images" in capsys.readouterr().out
 
 
@@ -274,12 +268,12 @@ def test_a_zip(sound: Path, tmp_path: Path) -> None:
 def test_one_image_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "one").mkdir()
     scene(0).save(tmp_path / "one" / "a.png")
-    assert command("doctor", tmp_path / "one", "--json") == 0
+    assert call("doctor", tmp_path / "one", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in found["findings"]] == ["too-few"]
     assert found["estimate"] is found["advice"] is None
     (tmp_path / "one" / "a.png").write_bytes(b"broken")
-    assert command("doctor", tmp_path / "one") == 0
+    assert call("doctor", tmp_path / "one") == 0
     assert "error   1 cannot be read" in capsys.readouterr().out
 
 
@@ -296,7 +290,7 @@ def test_one_image_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 )
 @pytest.mark.usefixtures("forked_trials")
 def test_errors_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("doctor", *words) == 2
+    assert call("doctor", *words) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line]
     assert said[-1].startswith("stepclr: ")
     assert message in said[-1]
@@ -308,7 +302,7 @@ def test_odd_names(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name may contain a newline, markup, an escape or undecodable bytes: screen and JSON stay valid."""
     for name in (b"a\nb.jpg", b"[red]c.jpg", b"d\x1b[31m.jpg", b"\xff.jpg"):
         Path(os.fsdecode(os.path.join(os.fsencode(images / "left"), name))).write_bytes(b"broken")
-    assert command("doctor", images, *FAST) == 0
+    assert call("doctor", images, *FAST) == 0
     told = capsys.readouterr().out
     assert "4 cannot be read" in told
     assert all(line.isprintable() for line in told.splitlines())
@@ -319,7 +313,7 @@ def test_odd_names(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.usefixtures("forked_trials")
 def test_a_run_in_micro_batches_is_tried_in_micro_batches(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("doctor", sound, *FAST, "--batch-size", "32", "--micro-batch", "8", "--json") == 0
+    assert call("doctor", sound, *FAST, "--batch-size", "32", "--micro-batch", "8", "--json") == 0
     run = json.loads(capsys.readouterr().out)["estimate"]
     assert run["at_once"] == 8
     assert [(one["at_once"], one["batch"]) for one in run["trials"]] == [(4, 8), (8, 16)]
@@ -430,7 +424,7 @@ def test_the_comparing_commands_run(
     monkeypatch.setattr(stepclr, "evaluate", asked)
     for options in ({}, {"labeled": 99, "smallest_class": 9}, {"labeled": 99, "smallest_class": 9, "test": "c"}):
         for text in advised(**options).start.compare:
-            assert command(*shlex.split(text)[1:]) == 2
+            assert call(*shlex.split(text)[1:]) == 2
             assert capsys.readouterr().err.endswith("stepclr: so far\n")
 
 
@@ -467,5 +461,5 @@ def test_the_advised_command_runs(arguments: dict[str, Any], tmp_path: Path, mon
     found = advised(**arguments)
     monkeypatch.setattr("stepclr.tools.scores.loading_snippet", lambda _: "")
     for text in (found.command, found.with_labels):
-        assert text is None or command(*shlex.split(text)[1:]) == 0
+        assert text is None or call(*shlex.split(text)[1:]) == 0
     assert asked[0][0][0] == "a b/"

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small
 import torch
 from PIL import Image
 from rich.table import Table
 
 import stepclr
-from stepclr.cli import main
 from stepclr.evaluation.baselines import started_from
 from stepclr.evaluation.results import Scores
 from stepclr.model.files import save_encoder
@@ -51,9 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, off_the_shelf: str) -> Place
 def call(capsys: Capture, *words: object) -> tuple[int, str]:
     """Exit code of a command in this process and what it printed; errors are one line."""
     capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    code, said = int(stop.value.code or 0), capsys.readouterr()
+    code, said = small.call(*words), capsys.readouterr()
     return code, said.err if code else said.out
 
 

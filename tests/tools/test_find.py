@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from small import call
 from torch import nn
 
 import stepclr
-from stepclr.cli import main
 from stepclr.data.details import gray_thumbnail, groups
 from stepclr.model.files import save_encoder
 from stepclr.tools.curate import outliers, suggest
@@ -21,12 +21,6 @@ from stepclr.tools.curate.duplicates import duplicate_pairs
 
 Capture = pytest.CaptureFixture[str]
 Array = NDArray[np.float32]
-
-
-def call(*words: str | Path) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from made_files import file_of, fill, heic, ramp, scene, sixteen_bit_color, tiff
 from numpy.typing import NDArray
 from PIL import Image
+from small import untrained_run
 
 import stepclr
 from stepclr.cli import main
 from stepclr.config import PretrainConfig
 from stepclr.data.shards.packing import pack
 from stepclr.evaluation.predict import classify
-from stepclr.model.files import save_encoder
 from stepclr.tools.doctor.trial import Trial
 from stepclr.tools.search.table import write_embeddings
 
@@ -111,11 +110,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that knows no range, in the folder of a run."""
-    folder = tmp_path_factory.mktemp("run")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        save_encoder(stepclr.build_encoder("test_resnet", "small-stride2", size=SIZE), folder / "encoder.safetensors")
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"), size=SIZE)
 
 
 Outcome = tuple[int, dict[str, str]]  # how many images were read, and the reason for each of the others

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small import SETTINGS, photos_in
+from small import SETTINGS, call, photos_in
+from window import Window
 
 import stepclr
-from stepclr.cli import main
 from stepclr.recipes import recipe_config
 from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.label import writing
@@ -29,12 +29,6 @@ NAMES = [
     "__proto__",
 ]  # fmt: skip
 CLASSES = ["cat", "=1+1", "</script><b>window.harmed", 'a "b", c', "\U0001f600"]
-
-
-def command(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -71,20 +65,8 @@ def page(index: stepclr.EmbeddingIndex, images: stepclr.ImageSet, tmp_path_facto
     return path
 
 
-class Window:
-    """The page in a window of its own browser context, and what it complained of."""
-
-    def __init__(self, browser: Any, path: Path, width: int = 1100, scheme: str = "light", script: str = "") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        self.context.set_default_timeout(60_000)  # ms; the machines are shared
-        self.context.add_init_script(script)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
+class LabelWindow(Window):
+    """The page to label on."""
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -242,7 +224,7 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run.parent)
-    assert command("label", "run", "photos", "--classes", "top,shoe", "-n", 7) == 0
+    assert call("label", "run", "photos", "--classes", "top,shoe", "-n", 7) == 0
     screen = capsys.readouterr().out
     assert (
         "run/index: 48 images, 48 of them new\nlabel.html: 7 images to label, of 48; 0 have a label already." in screen
@@ -258,9 +240,9 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
 
     # The encoder alone has no place for an index and for a classifier; an index knows where its images are.
     encoder = "run/encoder.safetensors"
-    assert command("label", encoder, "--classes", "x") == 2
+    assert call("label", encoder, "--classes", "x") == 2
     assert "run/encoder.safetensors is an encoder: pass a source of images, or an index" in capsys.readouterr().err
-    assert command("label", encoder, "photos", "--classes", "x", "-n", 7, "--out", "other.html") == 0
+    assert call("label", encoder, "photos", "--classes", "x", "-n", 7, "--out", "other.html") == 0
     screen = capsys.readouterr().out
     assert "other-index: 48 images, 48 of them new" in screen
     assert "stepclr predict classifier.safetensors photos" in screen
@@ -270,18 +252,17 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     Path("labels.csv").write_text("path,label\n" + "".join(labels))
     for line in commands[:2]:  # the commands work as they are printed
         words = shlex.split(line)[1:]
-        assert command(*words, *["--epochs", 1] * (words[0] == "finetune")) == 0
+        assert call(*words, *["--epochs", 1] * (words[0] == "finetune")) == 0
     assert len(rows_of(Path("predictions.csv"))) == 1 + 48
     capsys.readouterr()
     assert (
-        command("label", "run/index", "--classes", "top,shoe", "--labels", "labels.csv", "-n", 3, "--out", "2.html")
-        == 0
+        call("label", "run/index", "--classes", "top,shoe", "--labels", "labels.csv", "-n", 3, "--out", "2.html") == 0
     )
     assert "2.html: 3 images to label, of 48; 7 have a label already." in capsys.readouterr().out
     assert "note" not in screen
-    assert command("label", "run/index", "--out", "x.csv") == 2
+    assert call("label", "run/index", "--out", "x.csv") == 2
     assert "out must end in .html" in capsys.readouterr().err
-    assert command("label", "run/index") == 2
+    assert call("label", "run/index") == 2
     assert "name them with --classes cat,dog,other" in capsys.readouterr().err
 
 
@@ -291,7 +272,7 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
 def test_answers_by_keys_survive_a_reload_and_are_saved_exactly(
     browser: Any, page: Path, index: stepclr.EmbeddingIndex, tmp_path: Path
 ) -> None:
-    window = Window(browser, page)
+    window = LabelWindow(browser, page)
     order = [image["path"] for image in data_of(page)["images"]]
     window.press("1", "2", "3", "4", "5", "0")
     assert window.text("counts") == "6 of 12 answered · 1 not sure · 6 not saved yet, but kept in this browser"
@@ -319,7 +300,7 @@ def test_answers_by_keys_survive_a_reload_and_are_saved_exactly(
 
 
 def test_the_review_corrects_and_a_class_can_be_added(browser: Any, page: Path, tmp_path: Path) -> None:
-    window = Window(browser, page)
+    window = LabelWindow(browser, page)
     order = [image["path"] for image in data_of(page)["images"]]
     window.page.locator("#classes button").nth(3).click()
     window.page.locator("#unsure").click()
@@ -355,7 +336,7 @@ def test_the_review_corrects_and_a_class_can_be_added(browser: Any, page: Path, 
 
 
 def test_the_keyboard_alone_is_enough(browser: Any, page: Path) -> None:
-    window = Window(browser, page)
+    window = LabelWindow(browser, page)
     window.press("Tab", "Enter")  # the link to the image
     window.press("Tab")
     assert window.page.evaluate("document.activeElement.dataset.label") == "cat"
@@ -407,7 +388,7 @@ CONTRASTS = """() => {
 
 @pytest.mark.parametrize(("width", "scheme"), [(1100, "light"), (390, "dark")], ids=["desktop", "phone, dark"])
 def test_every_view_fits_and_can_be_read(browser: Any, page: Path, width: int, scheme: str) -> None:
-    window = Window(browser, page, width, scheme)
+    window = LabelWindow(browser, page, width, scheme)
     window.press("1", "2", "0")
     for view in ("label", "review", "finish"):
         window.page.locator(f"[data-view={view}]").click()
@@ -423,7 +404,7 @@ def test_two_pages_do_not_mix_and_two_tabs_agree(
     browser: Any, page: Path, index: stepclr.EmbeddingIndex, images: stepclr.ImageSet, tmp_path: Path
 ) -> None:
     other = stepclr.write_label_page(index, images, ["cat", "dog"], out=tmp_path / "other.html").path
-    window = Window(browser, page)
+    window = LabelWindow(browser, page)
     tab = window.context.new_page()
     tab.goto(page.as_uri())
     window.press("1", "2")
@@ -435,7 +416,7 @@ def test_two_pages_do_not_mix_and_two_tabs_agree(
 
 def test_a_browser_that_keeps_nothing_says_so(browser: Any, page: Path, tmp_path: Path) -> None:
     script = "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError') }"
-    window = Window(browser, page, script=script)
+    window = LabelWindow(browser, page, script=script)
     window.press("1")
     assert window.page.locator("#unkept").is_visible()
     assert "kept" not in window.text("counts")
@@ -456,8 +437,8 @@ def test_sixty_chosen_labels_are_better_than_sixty_random_ones(
         Image.fromarray(train.read([i])[0].permute(1, 2, 0).numpy()).save(Path("photos") / name)
         truth[name] = str(train.class_name(i))
     stepclr.pretrain("sample:unlabeled", "run", config=recipe_config("sample"), epochs=8, limit=3000, progress=False)
-    assert command("label", "run", "photos", "--classes", ",".join(train.classes)) == 0
-    window = Window(browser, Path("label.html").absolute())
+    assert call("label", "run", "photos", "--classes", ",".join(train.classes)) == 0
+    window = LabelWindow(browser, Path("label.html").absolute())
     for _ in range(60):
         label = truth[str(window.page.evaluate("data.images[state.at].path"))]
         window.press([*"123456789a"][train.classes.index(label)])
@@ -473,8 +454,8 @@ def test_sixty_chosen_labels_are_better_than_sixty_random_ones(
         Path(f"random-{draw}.csv").write_text("path,label\n" + "".join(f"{path},{truth[path]}\n" for path in drawn))
         scores[f"random-{draw}.csv"] = 0.0
     for labels in scores:
-        assert command("finetune", "run", "--train", "photos", "--labels", labels) == 0
-        assert command("predict", "run", "sample:test", "--out", "predictions.csv") == 0
+        assert call("finetune", "run", "--train", "photos", "--labels", labels) == 0
+        assert call("predict", "run", "sample:test", "--out", "predictions.csv") == 0
         predicted = dict(row[:2] for row in rows_of(Path("predictions.csv"))[1:])
         correct = [predicted[name] == test.class_name(i) for i, name in enumerate(test.names)]
         scores[labels] = float(np.mean(correct))

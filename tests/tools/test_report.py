@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import call
+from window import Window
 
 import stepclr
-from stepclr.cli import main
 from stepclr.evaluation.results import confusion
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Context, open_context
@@ -26,12 +27,6 @@ STEPS = ("data", "views", "encoder", "head", "loss", "training", "evaluation", "
 OPTIONS: dict[str, Any] = {
     "encoder": "test_resnet", "size": 32, "epochs": 2, "batch_size": 16, "head": "32-16", "progress": False,
 }  # fmt: skip
-
-
-def command(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -201,18 +196,18 @@ def test_the_confusion_counts_rows_that_are_and_columns_that_they_are_taken_for(
 def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     words = ["--encoder", "test_resnet", "--size", 32, "--epochs", 1, "--batch-size", 16]
-    assert command("pretrain", photos, "--out", run, *words) == 0
+    assert call("pretrain", photos, "--out", run, *words) == 0
     assert "report.html" in capsys.readouterr().out
     unscored = (run / "report.html").read_text()
     assert "Not evaluated yet" in unscored
     parts = ["--train", photos, "--test", turned(photos, tmp_path)]
     few = [*parts, "--labels-per-class", "2", "--draws", 1, "--baselines", "none"]
-    assert command("evaluate", run, *few) == 0
+    assert call("evaluate", run, *few) == 0
     scored = (run / "report.html").read_text()
     assert "Not evaluated yet" not in scored
     assert "Label budget" in scored
     (run / "report.html").unlink()
-    assert command("report", run) == 0
+    assert call("report", run) == 0
     assert (run / "report.html").exists()
 
 
@@ -223,11 +218,11 @@ def test_a_run_whose_images_are_gone_has_a_page_that_says_so(
     shutil.copytree(photos, tmp_path / "here")
     run = stepclr.pretrain(tmp_path / "here", tmp_path / "run", **OPTIONS)
     (tmp_path / "here").rename(moved)
-    assert command("report", run.folder) == 0
+    assert call("report", run.folder) == 0
     text = (run.folder / "report.html").read_text()
     assert "cannot be shown" in text
     assert "Nearest neighbors" not in text
-    assert command("report", run.folder, "--source", moved) == 0
+    assert call("report", run.folder, "--source", moved) == 0
     text = (run.folder / "report.html").read_text()
     assert "cannot be shown" not in text
     assert "Nearest neighbors" in text
@@ -272,13 +267,13 @@ def test_a_corrupt_evaluation_is_named(
     copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
     (copy / "evaluation.json").write_text(content)
     before = (copy / "report.html").read_bytes()
-    assert command("report", copy) == 2
+    assert call("report", copy) == 2
     assert "evaluation.json is corrupt" in capsys.readouterr().err
     assert (copy / "report.html").read_bytes() == before
 
 
 def test_what_is_not_a_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("report", tmp_path) == 2
+    assert call("report", tmp_path) == 2
     assert "is not a run" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -290,19 +285,8 @@ def test_what_is_not_a_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFix
 NEAR = "plot => { plot.scrollIntoView({behavior: 'instant'}); return plot.classList.contains('js-plotly-plot') }"
 
 
-class Window:
-    """The page in a window, and what it complained of or asked for."""
-
-    def __init__(self, browser: Any, path: Path, width: int, scheme: str = "light") -> None:
-        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        context.set_default_timeout(120_000)  # ms; the machines are shared
-        self.page = context.new_page()
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
+class ReportWindow(Window):
+    """The page of a run."""
 
     def draw_all(self) -> None:
         for plot in self.page.query_selector_all(".plot"):
@@ -311,7 +295,7 @@ class Window:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")], ids=["desktop", "phone, dark"])
 def test_in_a_browser(browser: Any, run: stepclr.Run, width: int, scheme: str) -> None:
-    window = Window(browser, run.folder / "report.html", width, scheme)
+    window = ReportWindow(browser, run.folder / "report.html", width, scheme)
     page = window.page
     window.draw_all()
     assert window.complaints == []
@@ -331,7 +315,7 @@ def test_in_a_browser(browser: Any, run: stepclr.Run, width: int, scheme: str) -
 
 
 def test_pointing_at_the_matrix_shows_its_two_images(browser: Any, run: stepclr.Run) -> None:
-    window = Window(browser, run.folder / "report.html", 1280)
+    window = ReportWindow(browser, run.folder / "report.html", 1280)
     window.draw_all()
     figure = window.page.locator("figure.chart", has_text="After training").first
     area = figure.locator(".nsewdrag").bounding_box()
@@ -349,7 +333,7 @@ def test_pointing_at_the_matrix_shows_its_two_images(browser: Any, run: stepclr.
 
 
 def test_the_map_and_the_slider_work_by_keyboard(browser: Any, run: stepclr.Run) -> None:
-    window = Window(browser, run.folder / "report.html", 1280)
+    window = ReportWindow(browser, run.folder / "report.html", 1280)
     window.draw_all()
     figure = window.page.locator("figure.chart", has_text="PCA of h").first
     figure.locator(".plot").focus()

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from small import call
 from torch import nn
 from touches import Forks
 
 import stepclr
-from stepclr.cli import main
 from stepclr.data.decode import upright_rgb
 from stepclr.model.files import save_encoder
 from stepclr.tools.images import contact_sheet
@@ -30,12 +30,6 @@ from stepclr.tools.search.table import build_index
 
 PHOTOS = 40
 Capture = pytest.CaptureFixture[str]
-
-
-def call(*words: str | Path) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 def make_encoder(path: Path, seed: int) -> Path:

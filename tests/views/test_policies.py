@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import call
 from test_views import ImageBatch, cut, made_up, within
 from test_views import unchecked as unchecked
 
 from stepclr import StepclrError, Views, open_images, view_keys
-from stepclr.cli import main
 from stepclr.tools.sheet import policy_sheet
 from stepclr.views import reference as renderer
 from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grayscale, Op, RandAugment, Warp
@@ -295,12 +295,6 @@ def test_a_policy_sheet_has_a_column_a_policy_under_its_name(size: int) -> None:
         for row, x in enumerate(views(batch, keys)[0]):
             cell = cells[:, 2 + row * (size + 2) :, 2 + (column + 1) * (size + 2) :][:, :size, :size]
             torch.testing.assert_close(cell, x, rtol=0, atol=1.01 / 255)
-
-
-def call(*words: object) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return int(stop.value.code or 0)
 
 
 def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
