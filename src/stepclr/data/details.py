@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+Share = float | Float[Tensor, "m 1"]  # of a side of an image
 GRAY_PX = 32  # side of a gray thumbnail
 COARSE_PX = 16  # side of the coarse thumbnails that find candidates
 WINDOW = 7  # pixels, the surroundings of a pixel
@@ -148,13 +149,16 @@ def likeness(a: Float[Tensor, "n s s"], b: Float[Tensor, "n s s"]) -> Float[Tens
 def _cropped(x: Float[Tensor, "n s s"], crop: tuple[float, float, float]) -> Float[Tensor, "n s s"]:
     """Images cropped and resized back: `crop` is (top, left, share of each side that is cut), in shares of a side."""
     top, left, cut = crop
-    return _stretch(x.shape[-1], top, cut) @ x @ _stretch(x.shape[-1], left, cut).T
+    return stretch(x.shape[-1], top, cut) @ x @ stretch(x.shape[-1], left, cut).T
 
 
-def _stretch(side: int, start: float, cut: float) -> Float[Tensor, "s s"]:
-    """The matrix that resamples a row of pixels linearly: from the share `start` on, shortened by the share `cut`."""
+def stretch(side: int, start: Share, cut: Share) -> Float[Tensor, "*m s s"]:
+    """The matrix that resamples a row of pixels linearly: from the share `start` on, shortened by the share `cut`.
+
+    Of m shares `[m, 1]`, it is m matrices.
+    """
     place = ((torch.arange(side) + 0.5) * (1 - cut) + start * side - 0.5).clamp(0, side - 1)
-    return (1 - (place[:, None] - torch.arange(side)[None]).abs()).clamp(min=0)
+    return (1 - (place[..., None] - torch.arange(side)).abs()).clamp(min=0)
 
 
 def blur(side: int, window: int) -> Float[Tensor, "s s"]:

@@ -29,6 +29,14 @@ def jpeg_thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
     return file.getvalue()
 
 
+def thumbnail_pixels(content: bytes) -> UInt8[Tensor, "3 h w"]:
+    """A stored thumbnail as pixels; black where it is damaged."""
+    try:
+        return upright_rgb(content)
+    except StepclrError:
+        return torch.zeros(3, THUMBNAIL_PX, THUMBNAIL_PX, dtype=torch.uint8)
+
+
 def thumbnail_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side: int = THUMBNAIL_PX) -> str:
     """An image (uint8, or floats in [0, 1]) as a data URI for a page: long side at most `side`, never enlarged.
 

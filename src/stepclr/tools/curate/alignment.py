@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from stepclr.data.details import BLOCK, COARSE_PX, COARSE_SLACK, blur, detail
+from stepclr.data.details import BLOCK, COARSE_PX, COARSE_SLACK, blur, detail, stretch
 
 # A warp is (top, height cut, left, width cut, blur): shares of a side, and 0 as it is, 1 blurred, below 0 sharpened.
 Warps = Float[Tensor, "n 5"]
@@ -93,12 +93,5 @@ def _smooth(x: Float[Tensor, "n s s"]) -> Float[Tensor, "n s s"]:
 
 def _cropped(x: Float[Tensor, "n s s"], warps: Float[Tensor, "m 5"]) -> Float[Tensor, "n s s"]:
     """Images cropped and resized back, without the blur."""
-    side = x.shape[-1]
-    return _stretch(side, warps[:, 0:2]) @ x @ _stretch(side, warps[:, 2:4]).mT
-
-
-def _stretch(side: int, crop: Float[Tensor, "m 2"]) -> Float[Tensor, "m s s"]:
-    """The matrices that resample a row of pixels linearly, from the share `start` on, shortened by the share `cut`."""
-    start, cut = crop[:, 0:1], crop[:, 1:2]
-    place = ((torch.arange(side) + 0.5) * (1 - cut) + start * side - 0.5).clamp(0, side - 1)
-    return (1 - (place[:, :, None] - torch.arange(side)).abs()).clamp(min=0)
+    side, (top, height, left, width) = x.shape[-1], warps[:, :4, None].unbind(1)
+    return stretch(side, top, height) @ x @ stretch(side, left, width).mT

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from stepclr.data.decode import upright_rgb
-from stepclr.data.details import COARSE_PX, GRAY_PX, MAX_THRESHOLD, cosine_quantile, detail, gray_thumbnail, groups
-from stepclr.errors import StepclrError, check_number
+from stepclr.data.details import COARSE_PX, MAX_THRESHOLD, cosine_quantile, detail, gray_thumbnail, groups
+from stepclr.errors import check_number
 from stepclr.metrics import nearest
 from stepclr.tools.curate.alignment import aligned_likeness
 from stepclr.tools.curate.table import COLUMNS, Table
+from stepclr.tools.images import thumbnail_pixels
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 NEIGHBORS = 20  # candidates per image; the distance to the last of them is the scale of an image's surroundings
@@ -73,7 +73,7 @@ def find_duplicates(index: str | os.PathLike[str] | EmbeddingIndex) -> Duplicate
     index = open_index(index)
     thumbnails = None
     if index.thumbnails:
-        thumbnails = torch.stack([_decoded(content) for content in index.thumbnails])
+        thumbnails = torch.stack([gray_thumbnail(thumbnail_pixels(content)) for content in index.thumbnails])
     pairs, scores = duplicate_pairs(index.vectors, thumbnails)
     every = groups([(i, j) for i, j in pairs.tolist()])
     group_of = {i: number for number, group in enumerate(every) for i in group}
@@ -113,13 +113,6 @@ def duplicate_pairs(
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= least]
     return pairs[order].numpy(), scores[order].numpy()
-
-
-def _decoded(content: bytes) -> UInt8[Tensor, "side side"]:
-    try:
-        return gray_thumbnail(upright_rgb(content))
-    except StepclrError:  # an image without detail, which matches no other
-        return torch.zeros(GRAY_PX, GRAY_PX, dtype=torch.uint8)
 
 
 def _least_score(thumbnails: UInt8[Tensor, "n side side"]) -> float:

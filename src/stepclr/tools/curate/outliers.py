@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from stepclr.data.decode import upright_rgb
-from stepclr.errors import StepclrError, check_number
+from stepclr.errors import check_number
 from stepclr.tools.curate.table import Table
+from stepclr.tools.images import thumbnail_pixels
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 BLOCK = 1000  # rows compared with all others at a time
@@ -56,7 +56,7 @@ def find_outliers(index: str | os.PathLike[str] | EmbeddingIndex, n: int = 50) -
     index = open_index(index)
     statistics = None
     if index.thumbnails:
-        statistics = pixel_statistics(_thumbnail(content) for content in index.thumbnails)
+        statistics = pixel_statistics(thumbnail_pixels(content) for content in index.thumbnails)
     scores = outlier_scores(index.vectors, statistics)
     indices = np.argsort(-scores, kind="stable")[:n]
     return Outliers(indices, scores[indices], index)
@@ -121,10 +121,3 @@ def _relative_distances(x: Float[Tensor, "n columns"], k: int) -> Float[np.ndarr
 def _spread(scores: Float[np.ndarray, " n"]) -> float:
     """The median deviation of the logarithm from that of a typical score, which is 0."""
     return max(0.01, float(np.median(np.abs(np.log(scores.clip(1e-3))))))
-
-
-def _thumbnail(content: bytes) -> UInt8[Tensor, "3 h w"]:
-    try:
-        return upright_rgb(content)
-    except StepclrError:  # unusual in itself
-        return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
