@@ -24,8 +24,15 @@ OPTIMIZERS = {  # learning rate at batch 256, weight decay
 }
 EPOCHS = 100
 # A contrastive run that starts from given weights adapts them: fewer epochs, and this share of the optimizer's rate,
-# which was chosen on training images of CIFAR-10 (benchmarks/results/evaluation.md); the epochs were not measured.
+# which was chosen on training images of CIFAR-10, unlike the epochs (benchmarks/results/evaluation.md).
 ADAPTING_EPOCHS, ADAPTING_RATE = 20, 1 / 16
+# What config.json of an earlier version does not say.
+OLDER: dict[str, Any] = {"batchnorm": "batch", "labels": [], "split": None, "labels_checksum": None}
+
+
+def as_words(sources: str | list[str]) -> str:
+    """One source or several as text."""
+    return sources if isinstance(sources, str) else ", ".join(sources)
 
 
 def _default(when_open: str, metavar: str) -> object:
@@ -238,7 +245,7 @@ class ResolvedConfig(PretrainConfig):
     warmup: float = field()
     epochs: int = field()
     precision: Literal["bf16", "fp32"] = field()
-    batchnorm: BatchNorm = "batch"  # as in older runs, which do not say
+    batchnorm: BatchNorm = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +281,7 @@ class RunConfig(ResolvedConfig):
     @property
     def source_text(self) -> str:
         """Where the images are, in words."""
-        return self.source if isinstance(self.source, str) else ", ".join(self.source)
+        return as_words(self.source)
 
     def settings(self) -> PretrainConfig:
         """The settings alone, to begin another run like this one."""
@@ -296,7 +303,7 @@ class RunConfig(ResolvedConfig):
         except (ValueError, RecursionError) as error:
             raise StepclrError(f"{path} is corrupt: {error}") from None
         if isinstance(stored, dict):
-            stored = {"labels": [], "split": None, "labels_checksum": None} | stored
+            stored = OLDER | stored
         return from_json(cls, stored, path)
 
 

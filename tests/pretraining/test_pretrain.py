@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -461,6 +461,15 @@ def test_bad_settings_get_one_line(options: dict[str, Any], message: str, tmp_pa
         small_run(tmp_path / "run", **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_an_earlier_version_opens(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    """Its config.json lacks what was added since, and says by this that it had none of it."""
+    stored = json.loads((unbroken.folder / "config.json").read_bytes())
+    for name in ("batchnorm", "labels", "split", "labels_checksum"):
+        del stored[name]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert stepclr.Run(tmp_path).config == replace(unbroken.config, labels_checksum=None)
 
 
 def test_config_json_alone_repeats_the_run(unbroken: stepclr.Run, tmp_path: Path) -> None:

@@ -134,11 +134,6 @@ def sources_of(images: ImageSet) -> str | list[str]:
     return absolute_source(images.source)
 
 
-def as_words(sources: str | list[str]) -> str:
-    """What `sources_of` gives, as text."""
-    return sources if isinstance(sources, str) else ", ".join(sources)
-
-
 def absolute_source(source: str) -> str:
     """The source as it is found from any folder: a path becomes absolute, a URL or NAME:SPLIT stays."""
     name, colon, _ = source.partition(":")

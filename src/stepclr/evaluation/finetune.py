@@ -17,6 +17,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_number, check_suffix, choose
+from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
 from stepclr.evaluation.results import FINETUNING, Scores, score
@@ -149,6 +150,7 @@ def finetune(
     `Diverged` when a weight is not finite.
     """
     per_class = parse_labels_per_class(labels_per_class)
+    check_holdout(test, holdout)
     check_number("draws", draws, 1)
     check_number("seed", seed, 0)
     folder = Run(Path(run))

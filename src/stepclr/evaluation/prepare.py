@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
+from stepclr.config import as_words
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, present_classes, split_folders
-from stepclr.data.sources import Source, as_words, open_images, sources_of
+from stepclr.data.sources import Source, open_images, sources_of
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
-from stepclr.evaluation.holdout import check_holdout, describe_holdout, held_out
+from stepclr.evaluation.holdout import describe_holdout, held_out
 from stepclr.evaluation.overlap import find_overlap, no_overlap, version_groups
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
 from stepclr.model.classifier import Classifier
@@ -62,7 +63,6 @@ def prepare(
     Raises StepclrError for a class that test has and train lacks, a class with too few labels, a test set that is all
     in train, and a holdout that leaves a class without an image on one side.
     """
-    check_holdout(test, holdout)
     test = None if test is None else encoder.ranged(open_images(test))
     train = encoder.ranged(open_images(train))
     classes = shared_classes(encoder, train, test)

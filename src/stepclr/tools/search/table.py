@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from stepclr.config import as_words
 from stepclr.data.images import ImageBatch, ImageSet, Indices
-from stepclr.data.sources import Source, as_words, open_images, sources_of
+from stepclr.data.sources import Source, open_images, sources_of
 from stepclr.device import default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
