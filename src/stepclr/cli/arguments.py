@@ -129,9 +129,9 @@ def _noted(images: "ImageSet") -> "ImageSet":
     return images
 
 
-def say_unread(*opened: "ImageSet") -> None:
+def say_unread(*opened: "ImageSet | None") -> None:
     """Print on standard error what was found while the images of opened sources were read."""
-    for images in opened:
+    for images in filter(None, opened):
         _note([f"{images.source}: {line}" for line in images.ledger.lines_of_read()])
 
 

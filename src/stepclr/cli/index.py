@@ -167,8 +167,7 @@ def label(
     if updated:
         say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
     page = write_label_page(index, images, classes, n, labels, out, seed)
-    if images:
-        say_unread(images)
+    say_unread(images)
     for note in page.notes:
         say(f"note: {note}")
     say(

@@ -74,7 +74,7 @@ def evaluate(
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
     options["baselines"] = "" if baselines == "none" else baselines
     scores = stepclr.evaluate(**options, progress=Counter())
-    say_unread(options["train"], *filter(None, [options["test"]]))
+    say_unread(options["train"], options["test"])
     for part in score_summary(scores):
         say(part)
     if run.is_dir():

@@ -124,7 +124,7 @@ def finetune(
     reading = options.pop("reading")
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
     scores = stepclr.finetune(**options, progress=Counter())
-    say_unread(options["train"], *filter(None, [options["test"]]))
+    say_unread(options["train"], options["test"])
     for part in score_summary(scores):
         say(part)
     made = scores.protocol["classifier"]

@@ -181,23 +181,25 @@ def _check_apart(one: ImageSet, other: ImageSet) -> None:
     """Raise StepclrError where an image would be in both sets."""
     if one is other or (_numbered(one) and ":" in one.source and one.source == other.source):
         raise StepclrError(f"{one.source} is given twice")
-    for outer, inner in ((one, other), (other, one)):
-        for place in _places(inner):
-            for root in _places(outer):
-                inside = isinstance(inner.store, FolderStore) and place.startswith(f"{root}/")
-                if place == root or inside:
-                    raise StepclrError(
-                        f"{inner.source} is in {outer.source}, so that its images would count twice: leave one out"
-                    )
+    places = _places(one), _places(other)
+    for outer, inner, (roots, within) in ((one, other, places), (other, one, places[::-1])):
+        for place in within:
+            around = {place}
+            if isinstance(inner.store, FolderStore):
+                around |= set(map(str, Path(place).parents))
+            if around & roots:
+                raise StepclrError(
+                    f"{inner.source} is in {outer.source}, so that its images would count twice: leave one out"
+                )
 
 
-def _places(images: ImageSet) -> list[str]:
+def _places(images: ImageSet) -> set[str]:
     """Where the images of a set are: its folder, its zip, its shards, or its files."""
     if _numbered(images):
-        return []
+        return set()
     if isinstance(images.store, FolderStore) and _in_files(images):
-        return [os.path.realpath(images.store.root / name) for name in images.names]
-    return [os.path.realpath(images.source)]
+        return {os.path.realpath(images.store.root / name) for name in images.names}
+    return {os.path.realpath(images.source)}
 
 
 def _numbered(images: ImageSet) -> bool:

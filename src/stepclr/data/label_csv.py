@@ -199,10 +199,10 @@ def _read_text(file: Path) -> LabelTable:
             # A label with an unquoted comma is cut in two, and the first part would pass for the label.
             if len(cells) <= max(place for place in places if place is not None) or any(cells[len(header) :]):
                 raise StepclrError(f"{file}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}")
-            path, label, split = (cells[place] if place is not None else "" for place in places)
+            _, label, split = (cells[place] if place is not None else "" for place in places)
             if label or split:
-                raw = row[places[0]]  # a name may begin with a space
-                rows.append(Row(raw if raw != path else path, _cell(label), split, reader.line_num))
+                # A name may begin with a space.
+                rows.append(Row(row[places[0]], _cell(label), split, reader.line_num))
     except csv.Error as error:
         raise StepclrError(f"{file} is not a CSV file: {error}") from error
     return _with_splits(LabelTable(str(file), file.parent, rows, places[2] is not None))

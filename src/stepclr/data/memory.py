@@ -3,7 +3,6 @@
 import copy
 import operator
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,10 +91,11 @@ def open_table(dataset: ColumnTable) -> ImageSet:
     source = type(dataset).__name__
     if not hasattr(dataset, "__len__"):
         raise StepclrError(f"{source} is a stream, whose images have no numbers; pass a data set that is not streamed")
-    column = _column(dataset, "image", ("Image",))
-    assert column is not None
+    column = _column(dataset, "image", "Image")
+    if column is None:
+        raise StepclrError(f"{source} has no column of images; its columns are {', '.join(dataset.column_names)}")
     rows: Any = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-    label = _column(dataset, "label", ("ClassLabel",))
+    label = _column(dataset, "label", "ClassLabel")
     labels, classes = None, None
     if label is not None:
         labels = np.array([-1 if value is None else value for value in rows[label]], np.int64).reshape(len(rows))
@@ -114,17 +114,15 @@ class _Column:
         return self.rows[int(index)][self.name]
 
 
-def _column(dataset: Any, usual: str, kinds: Sequence[str]) -> str | None:
-    """The column of one of these kinds; of several, the one with the usual name; None if there is no label."""
+def _column(dataset: Any, usual: str, kind: str) -> str | None:
+    """The column of this kind; of several, the one with the usual name; None if there is none."""
     source = type(dataset).__name__
-    names = [name for name, feature in dataset.features.items() if type(feature).__name__ in kinds]
+    names = [name for name, feature in dataset.features.items() if type(feature).__name__ == kind]
     if usual in names or len(names) == 1:
         return usual if usual in names else names[0]
     if names:
         shown = ", ".join(names)
         raise StepclrError(f"{source} has several columns of {usual}s, {shown}; rename one of them to {usual!r}")
-    if usual == "image":
-        raise StepclrError(f"{source} has no column of images; its columns are {', '.join(dataset.column_names)}")
     return None
 
 

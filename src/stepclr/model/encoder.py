@@ -1,7 +1,6 @@
 """Step 3: the encoder f(.), a network with its own preprocessing."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,10 +16,10 @@ from stepclr.data.images import ImageSet
 from stepclr.data.reading import Range, Reading
 from stepclr.data.stores import as_image
 from stepclr.errors import StepclrError
+from stepclr.views.reference import Interpolation
 
 STRIP = 16  # short sides; only the middle of a longer image is enlarged, or a line of pixels would fill the memory
 SMALL = 64  # up to this view size a stem that reduces the image fourfold leaves too little; SimCLR App. B.9 replaces it
-Interpolation = Literal["bicubic", "bilinear"]  # of an image that is resized
 AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 
 

@@ -18,10 +18,11 @@ from stepclr.errors import StepclrError
 from stepclr.io import from_json, in_order, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder, off_the_shelf
 from stepclr.model.classifier import Classifier
-from stepclr.model.encoder import Encoder, Interpolation
+from stepclr.model.encoder import Encoder
 from stepclr.model.head import parse_head
 from stepclr.model.timm_weights import TIMM, timm_name
 from stepclr.model.weights import FILE, check_finite, load_weights
+from stepclr.views.reference import Interpolation
 
 CLASSIFIER = "classifier.safetensors"
 OLDER = {"value_range": None, "side": None, "interpolation": "bicubic", "squash": False, "weights": ""}  # files lack

@@ -98,19 +98,20 @@ def doctor(
             speed = throughput(ready, settings)
         with _timed(seconds, "trials"):
             estimated = estimate(ready, settings, list(trials(ready, settings)), speed.decoded_per_second)
+        learnable = _learnable(images)
         advised = advice(
             images.parts or [images.source],
             images.chosen or [],
             settings.size,
             readable,
-            _learnable(images),
+            learnable,
             default_device().type == "cuda",
             estimated.largest_at_once,
             ordered(findings),
             images.store.reading,
             list(images.labeling.labeled) if images.labeling else [],
             test.source if test is not None and (test.labels >= 0).any() else None,
-            _smallest_class(images),
+            min(class_counts(images).values()) if learnable else 0,
         )
     return Diagnosis(
         source=images.source,
@@ -140,11 +141,6 @@ def _learnable(images: ImageSet) -> int:
     except StepclrError:
         return 0
     return int((images.labels >= 0).sum())
-
-
-def _smallest_class(images: ImageSet) -> int:
-    """The images of the smallest class, or 0 where there are no classes to learn."""
-    return min(class_counts(images).values()) if _learnable(images) else 0
 
 
 def _images(scanned: Scan) -> dict[str, Any]:
