@@ -12,6 +12,7 @@ from stepclr.data.labels import class_counts
 from stepclr.data.sources import Source
 from stepclr.errors import StepclrError
 
+USUAL_SHARE = 0.2  # what commands that the package prints hold out
 STREAM = (0, 0, 1)  # added to the seed, so that the draw has other random numbers than any label split
 SHARES = [percent / 100 for percent in range(1, 100)]  # the nearest one that works is looked for among these
 Groups = Sequence[Sequence[int]]
@@ -22,7 +23,7 @@ def check_holdout(test: Source | None, holdout: float | None) -> None:
     if holdout is None:
         return
     if not 0 < holdout < 1:
-        raise StepclrError(f"holdout must be a share between 0 and 1, such as 0.2, not {holdout}")
+        raise StepclrError(f"holdout must be a share between 0 and 1, such as {USUAL_SHARE}, not {holdout}")
     if test is not None:
         raise StepclrError(f"test and holdout={holdout:g} both say what to score on; give one of them")
 

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stepclr.evaluation.holdout import USUAL_SHARE
+
 FROM_SCRATCH, ADAPTED = "runs/doctor", "runs/adapted"  # the runs of the suggested commands
 # Fewer images than this are the case that was measured here; from MANY on, more images add little (2105.05837).
 FEW, MANY = 10_000, 500_000
@@ -14,7 +16,6 @@ SMALLEST = 96  # pixels of a view: these networks reduce it 32-fold, and would l
 # Trained without label smoothing and mixing of images, which make features worse for a linear layer (1805.08974).
 ON_CPU, ON_GPU = "timm:resnet18.tv_in1k", "timm:resnet50.tv_in1k"
 COUNTS = (1, 10, 100)  # labels per class to compare with
-HOLDOUT = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def where_to_start(
         label = ["stepclr", "label", weights, *sources, "--classes", "A,B", "-n", "60", "--out", "label.html"]
         notes.append(f"labels.csv has the columns path and label; to write it: {shlex.join(label)}")
     if not (smallest_class and test):
-        score += ["--holdout", f"{HOLDOUT:g}"]
+        score += ["--holdout", f"{USUAL_SHARE:g}"]
         per_class = smallest_class // 2  # near duplicates stay on one side, which may move more than the share
     elif test != ", ".join(sources):
         score += ["--test", test]

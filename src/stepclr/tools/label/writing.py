@@ -20,6 +20,7 @@ from torch import Tensor
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError, check_number, check_suffix
+from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.io import checksum_of, write_whole
 from stepclr.metrics import nearest
 from stepclr.model.timm_weights import timm_name
@@ -316,7 +317,7 @@ def _commands(
         source = source.source
     if isinstance(source, str | Path) or images.index.source:
         place = _short(os.fspath(source) if isinstance(source, str | Path) else images.index.source)
-    train = ["stepclr", "finetune", run, "--train", place, "--labels", "labels.csv", "--holdout", "0.2"]
+    train = ["stepclr", "finetune", run, "--train", place, "--labels", "labels.csv", "--holdout", f"{USUAL_SHARE:g}"]
     classifier = run
     if not Path(run).is_dir():  # an encoder file, or the name of weights, is no place for a classifier
         classifier = "classifier.safetensors"
