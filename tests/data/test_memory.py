@@ -142,6 +142,9 @@ def test_a_dataset_of_images_and_labels() -> None:
     named.classes = ["cat"]  # type: ignore[attr-defined]
     with pytest.raises(StepclrError, match="not 1 to 1"):
         open_images(named)
+    named.classes = ["cat", "dog", "cat"]  # type: ignore[attr-defined]
+    with pytest.raises(StepclrError, match="two classes named 'cat': give each its own name"):
+        open_images(named)
 
 
 class Counted(FakeData):  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """From an encoder and few labels to a classifier, and from it to predictions, as a user does it: on real images."""
 
+import copy
 import csv
 import io
 import json
@@ -155,6 +156,19 @@ def test_frozen_all_but_the_linear_layer_stays_bit_for_bit(train: ImageSet, kept
     assert all(p.requires_grad for p in classifier.parameters())
     train_classifier(classifier, train, Supervised(4, 32, 0.1, 0.4, bf16=False), 0)
     assert not any(checksum(part) == was for part, was in zip(parts, before, strict=True) if part.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_what_a_timm_network_excludes_does_not_decay(train: ImageSet, optimizer: str) -> None:
+    encoder = build_encoder("test_vit", size=32)
+    start = Classifier(encoder, [str(k) for k in range(10)])
+    after = []
+    for decay in (0.0, 0.5):
+        how = Supervised(1, 16, 0.1, 0.4, bf16=False, weight_decay=decay, optimizer=optimizer)
+        after.append(train_classifier(copy.deepcopy(start), train, how, seed=0).encoder.body.state_dict())
+    same = {name for name, value in after[0].items() if torch.equal(value, after[1][name])}
+    assert {"cls_token", "pos_embed"} <= same
+    assert not {"blocks.0.mlp.fc1.weight", "patch_embed.proj.weight"} & same
 
 
 def test_a_frozen_encoder_answers_in_eval_mode(train: ImageSet) -> None:
