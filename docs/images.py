@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from drawing import Shown, drawn
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 import stepclr
 from stepclr.evaluation.init_from import trained_head
+from stepclr.evaluation.results import Scores
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.scores import label_chart
@@ -45,6 +47,9 @@ def main(folder: Path) -> None:
         _save(label_chart(scores), folder / "labels.png")
         h = torch.from_numpy(stepclr.embed(run, test))
         _larger(neighbors(test, h, [1, 3, 5, 7, 8])).save(folder / "neighbors.png")
+        shown = eight_steps(run, scores, test, pair, h)
+    for name, columns in (("steps", 8), ("steps-narrow", 2)):
+        (folder / f"{name}.svg").write_text(drawn(shown, columns))
 
 
 def views() -> Image.Image:
@@ -98,6 +103,27 @@ def neighbors(images: stepclr.ImageSet, h: Tensor, queries: Sequence[int], count
         gap = torch.full_like(row[0][:, :, :8], 255)
         rows.append(torch.cat([row[0], gap, *row[1:]], 2))
     return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
+
+
+def eight_steps(
+    run: stepclr.Run, scores: Scores, images: stepclr.ImageSet, pair: Tensor, h: Tensor, labels_per_class: int = 10
+) -> Shown:
+    """What the drawing of the eight steps shows of this run; `pair` are two views of the first image of each class."""
+    unlabeled = stepclr.open_images("sample:unlabeled", limit=9)
+    ten = one_of_each(images)
+    views = (pair[:, 8] * 255).round().to(torch.uint8)  # of a bag
+    three = F.normalize(_projections(run.encoder(), pair[:, [1, 7, 8]], run))
+    of_method = {row.method: row.mean for row in scores.rows if row.labels_per_class == labels_per_class}
+    names = {"random": "untrained", "pixels": "pixels", "simclr": "SimCLR"}
+    order = (F.normalize(h) @ F.normalize(h)[int(np.flatnonzero(images.labels == 7)[0])]).argsort(descending=True)
+    return Shown(
+        images=unlabeled.read(range(9)),
+        views=torch.cat([ten.read([8]), views]),
+        cosines=three @ three.T,
+        losses=[line["loss"] for line in run.metrics],
+        scores=[(name, of_method[method]) for method, name in names.items()],
+        neighbors=images.read(order[:7]),
+    )
 
 
 def _projections(encoder: stepclr.Encoder, pair: Tensor, run: stepclr.Run | None = None) -> Tensor:

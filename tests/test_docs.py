@@ -24,6 +24,7 @@ from PIL import Image
 from touches import Forks
 from tyro.conf import Positional
 
+import stepclr
 from stepclr.cli import COMMANDS
 from stepclr.config import PretrainConfig
 from stepclr.data.reading import Reading
@@ -98,9 +99,24 @@ def test_there_is_a_page_for_everything(site: Path, pages: dict[Path, Page]) -> 
     names = {path.relative_to(site).as_posix() for path in pages}
     own = {f"{path.stem}.html" for path in DOCS.glob("*.md")}
     topics = {f"results-{path.stem}.html" for path in TOPICS}
+    made = {"readme.html", "contributing.html", "results.html", "commands.html", "python.html"}
+    source = {name for name in names if name.startswith("code/")}
     assert topics
-    assert names == own | topics | {"index.html", "contributing.html", "results.html", "commands.html"}
+    assert names == own | topics | made | source
+    assert {"code/loss/reference.html", "code/pretraining/step.html", "code/examples/own_loop.html"} <= source
     assert not list(site.rglob("*.py*"))
+
+
+def test_every_page_is_two_clicks_from_the_first(site: Path) -> None:
+    """By links in the text alone, so that a reader who never looks at the navigation finds it too."""
+    clicks = {"index.html": 0}
+    for distance in (1, 2):
+        for name in [name for name in clicks if clicks[name] == distance - 1]:
+            text = (site / name).read_text()
+            article = text[text.index("<article") : text.index("</article>")]
+            for target in re.findall(r'<a href="([\w-]+\.html)', article):
+                clicks.setdefault(target, distance)
+    assert {path.name for path in site.glob("*.html")} == clicks.keys()
 
 
 def test_every_internal_link_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
@@ -162,6 +178,51 @@ def test_included_code_is_the_source(page: str, name: str, path: str, site: Path
     source = inspect.getsource(of_name(path, name))
     assert inspect.cleandoc("\n" + source) in [inspect.cleandoc("\n" + block) for block in blocks]
     assert f"src/{path}.py" in text
+
+
+QUOTED = [
+    pytest.param(page.name, path, code, id=f"{page.stem}-{path.removeprefix('src/stepclr/')}-{place}")
+    for page in sorted(DOCS.glob("*.md"))
+    for place, (path, code) in enumerate(
+        re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL)
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "path", "code"), QUOTED)
+def test_quoted_lines_are_in_the_file(hooks: ModuleType, page: str, path: str, code: str) -> None:
+    """Without a build: a line that has left the file fails here, and the page has to follow."""
+    assert hooks.quoted((ROOT / path).read_text(), code, path) > 0, page
+
+
+def test_the_paper_is_read_in_its_order() -> None:
+    heads = re.findall(r"^## (.*)$", (DOCS / "read-simclr.md").read_text(), re.MULTILINE)
+    sections = [head.split()[0] if head[0].isdigit() else " ".join(head.split()[:2]) for head in heads]
+    of_simclr = sections[: sections.index("SupCon")]
+    assert of_simclr[:2] == ["2.1", "Algorithm 1"]
+    numbered = [section for section in of_simclr if section != "Algorithm 1"]
+    assert numbered == sorted(numbered)
+    assert numbered[-1] == "App. B.9"
+    assert len(QUOTED) > 50
+
+
+def test_a_quotation_is_found_by_its_lines(hooks: ModuleType) -> None:
+    source = "def f():\n    a = 1\n    b = 2\n    c = 3\n\n\ndef g():\n    a = 1\n    d = 4\n"
+    assert hooks.quoted(source, "b = 2\nc = 3\n", "x.py") == 3
+    assert hooks.quoted(source, "a = 1\nd = 4\n", "x.py") == 8
+    assert hooks.quoted(source, "  a = 1\n  ...\n  d = 4\n", "x.py") == 2
+    for gone in ("b = 3", "b = 2\nd = 4", "c = 3\n...\nb = 2", "...", ""):
+        with pytest.raises(Exception, match=r"^x.py no longer has these lines: "):
+            hooks.quoted(source, gone, "x.py")
+
+
+def test_the_title_of_a_quotation_leads_to_its_line(site: Path) -> None:
+    text = (site / "read-simclr.html").read_text()
+    titles = re.findall(r'<span class="filename"><a href="([^"#]+)#line-0-(\d+)">([^<]+), line (\d+)</a></span>', text)
+    assert len(titles) == sum(param.values[0] == "read-simclr.md" for param in QUOTED)
+    for url, anchor, path, line in titles:
+        assert anchor == line
+        assert url == f"code/{path.removeprefix('src/stepclr/').removesuffix('.py')}.html"
 
 
 def test_the_walk_shows_algorithm_1_and_the_loss() -> None:
@@ -235,24 +296,39 @@ def test_links_between_files_become_links_between_pages(hooks: ModuleType) -> No
         linked: str = hooks.relinked(text, page, ROOT)
         return linked
 
-    assert relinked("index.md", "[a](docs/scale.md#b) [c](https://x.y/z.md) [d](#e)").startswith(
-        "[a](scale.md#b) [c](h"
-    )
+    text = "[a](docs/scale.md#b) [c](https://x.y/z.md) [d](#e)"
+    assert relinked("readme.md", text) == text.replace("docs/", "")
     assert relinked("scale.md", "[RESULTS](../benchmarks/RESULTS.md)") == "[RESULTS](results.md)"
     assert relinked("results.md", "[a](results/loss.md#b)") == "[a](results-loss.md#b)"
     assert relinked("results-loss.md", "[a](../RESULTS.md#machine)") == "[a](results.md#machine)"
-    assert relinked("contributing.md", "[README](README.md#the-floor-plan)") == "[README](index.md#the-floor-plan)"
+    assert relinked("contributing.md", "[README](README.md#the-floor-plan)") == "[README](readme.md#the-floor-plan)"
     assert relinked("walk.md", "![p](images/views.png)") == "![p](images/views.png)"
-    assert relinked("index.md", "[LICENSE](LICENSE), [docs/](docs/)") == "LICENSE, docs/"
+    assert relinked("walk.md", "[step](../src/stepclr/pretraining/step.py)") == "[step](code/pretraining/step.md)"
+    assert relinked("readme.md", "[LICENSE](LICENSE), [docs/](docs/)") == "LICENSE, docs/"
     with pytest.raises(Exception, match="which does not exist"):
-        relinked("index.md", "[a](src/stepclr/gone.py)")
+        relinked("readme.md", "[a](src/stepclr/gone.py)")
 
 
-def test_the_three_commands_are_the_second_page(site: Path) -> None:
+def test_the_navigation_goes_by_what_a_reader_wants(site: Path) -> None:
     text = (site / "index.html").read_text()
-    nav = text[text.index('class="md-nav md-nav--primary"') :]
+    tabs = text[text.index('class="md-tabs__list"') :]
+    tabs = tabs[: tabs.index("</nav>")]
+    assert re.findall(r"\S.*(?=\n\s*</a>)", tabs) == ["Start", "Use", "Understand", "Reference", "Evidence"]
+    nav = text[text.index('class="md-nav md-nav--primary') :]
     pages = re.findall(r'<a href="([\w-]+\.html)" class="md-nav__link', nav)
-    assert list(dict.fromkeys(pages))[:3] == ["index.html", "three-commands.html", "walk.html"]
+    assert list(dict.fromkeys(pages))[:3] == ["index.html", "three-commands.html", "from-photos.html"]
+
+
+def test_the_colors_are_those_of_the_report(site: Path) -> None:
+    colors = (site / "assets" / "colors.css").read_text()
+    style = (ROOT / "src" / "stepclr" / "tools" / "style.css").read_text()
+    defined = set(re.findall(r"(--[\w-]+):", colors))
+    used = set(re.findall(r"var\((--(?!md-)[\w-]+)\)", (site / "assets" / "site.css").read_text()))
+    assert used <= defined
+    assert used >= {"--ink", "--paper", "--accent"}
+    assert set(re.findall(r"#[0-9a-f]{6}", colors)) <= set(re.findall(r"#[0-9a-f]{6}", style))
+    assert "prefers-color-scheme: dark" in colors
+    assert "body" not in colors
 
 
 # What is made by running the code.
@@ -276,7 +352,15 @@ def test_the_sheet_of_views_shows_the_recipe() -> None:
     assert np.abs(stored - drawn).max() <= 2  # of 255: another renderer may round differently
 
 
-# The commands.
+# The reference.
+
+
+def test_every_public_name_is_there_with_its_docstring(site: Path) -> None:
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "python.html").read_text()))
+    heads = re.findall(r'<h3 id="[\w-]+">(\w+)', (site / "python.html").read_text())
+    assert sorted(heads) == stepclr.__all__
+    assert "NT-Xent (SimCLR eq. 1), the mean over the anchors" in text
+    assert "Raises: StepclrError for shapes that differ" in text
 
 
 def options(command: Any) -> set[str]:

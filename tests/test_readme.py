@@ -23,12 +23,14 @@ pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = [
-    line.split("  #")[0].strip()
-    for text in (README, *DOCS)
-    for line in text.splitlines()
-    if line.startswith("    stepclr ")
-]
+COMMANDS = list(
+    dict.fromkeys(  # each once: the pages share some
+        line.split("  #")[0].strip()
+        for text in (README, *DOCS)
+        for line in text.splitlines()
+        if line.startswith("    stepclr ")
+    )
+)
 RANKS = [
     line.split("  #")[0].strip()
     for text in (README, *DOCS)
