@@ -39,6 +39,8 @@ LINK = re.compile(r"\[([^]]*)\]\((?!\w+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 SOURCE = re.compile(r"(?:src/stepclr|examples)/[\w/]+\.py")
 QUOTE = re.compile(rf'^```python title="({SOURCE.pattern})"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 TITLE = re.compile(rf'<span class="filename">({SOURCE.pattern}):(\d+)</span>')
+# A quotation of the paper, the block of code after it, and the paragraph after that, if there is one.
+ENTRY = re.compile(r'<blockquote>.*?</blockquote>\s*<div class="[^"]*highlight">.*?</div>(?:\s*<p>.*?</p>)?', re.DOTALL)
 DRAWING = re.compile(r"^!\[([^]]*)\]\((images/[\w-]+\.svg)\)$", re.MULTILINE)
 LOOK = "src/stepclr/tools/style.css"  # the colors and type of the report page, which are the site's too
 
@@ -80,7 +82,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 
 
 def on_page_content(html: str, page: Page, files: Files, **_: Any) -> str:
-    """Link the title of each block of code to that line of the source file's own page; wrap a page that has a class."""
+    """Link the title of each block of code to that line of the file; wrap entries, and a page that has a class."""
 
     def link(found: re.Match[str]) -> str:
         target = files.get_file_from_path(source_page(found[1]))
@@ -88,7 +90,7 @@ def on_page_content(html: str, page: Page, files: Files, **_: Any) -> str:
         url = f"{target.url_relative_to(page.file)}#line-0-{found[2]}"
         return f'<span class="filename"><a href="{url}">{found[1]}, line {found[2]}</a></span>'
 
-    html = TITLE.sub(link, html)
+    html = ENTRY.sub(lambda found: f'<div class="entry">{found[0]}</div>', TITLE.sub(link, html))
     return f'<div class="{page.meta["class"]}">{html}</div>' if "class" in page.meta else html
 
 

@@ -117,12 +117,12 @@ def eight_steps(
     names = {"random": "untrained", "pixels": "pixels", "simclr": "SimCLR"}
     order = (F.normalize(h) @ F.normalize(h)[int(np.flatnonzero(images.labels == 7)[0])]).argsort(descending=True)
     return Shown(
-        images=unlabeled.read(range(9)),
-        views=torch.cat([ten.read([8]), views]),
+        images=torch.stack([*unlabeled.read(range(9))]),
+        views=torch.stack([*ten.read([8]), *views]),
         cosines=three @ three.T,
         losses=[line["loss"] for line in run.metrics],
         scores=[(name, of_method[method]) for method, name in names.items()],
-        neighbors=images.read(order[:7]),
+        neighbors=torch.stack([*images.read(order[:7])]),
     )
 
 

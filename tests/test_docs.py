@@ -219,6 +219,7 @@ def test_a_quotation_is_found_by_its_lines(hooks: ModuleType) -> None:
 def test_the_title_of_a_quotation_leads_to_its_line(site: Path) -> None:
     text = (site / "read-simclr.html").read_text()
     titles = re.findall(r'<span class="filename"><a href="([^"#]+)#line-0-(\d+)">([^<]+), line (\d+)</a></span>', text)
+    assert len(titles) == text.count('<div class="entry"><blockquote>')
     assert len(titles) == sum(param.values[0] == "read-simclr.md" for param in QUOTED)
     for url, anchor, path, line in titles:
         assert anchor == line
