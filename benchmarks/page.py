@@ -2,7 +2,7 @@
 
     python benchmarks/page.py RUN [--times 5] [--shots FOLDER]
 
-Writes RUN's report.html again and opens it in Chromium that many times, each time in a new window of 1280 x 900 (and of
+Writes RUN's report.html again and opens it in Chromium that many times, each time in a new window of 1440 x 900 (and of
 390 x 844, the size of a phone), until the browser reports that it has loaded. --shots saves an image of each page.
 Needs the extra `browser` and Chromium.
 """
@@ -17,13 +17,12 @@ from playwright.sync_api import Browser, sync_playwright
 
 import stepclr
 
-WINDOWS = {"desktop": (1280, 900, "light"), "phone": (390, 844, "light"), "dark": (1280, 900, "dark")}
+WINDOWS = {"desktop": (1440, 900, "light"), "phone": (390, 844, "light"), "dark": (1440, 900, "dark")}
 OPENED = "performance.getEntriesByType('navigation')[0].loadEventStart / 1000"
-NEAR = """plot => { plot.scrollIntoView(); return plot.classList.contains('js-plotly-plot') }"""
 
 
 def opened(browser: Browser, page: Path, window: str, shot: Path | None) -> float:
-    """Seconds until the page has loaded; `shot`: where to save an image of it once every chart is drawn."""
+    """Seconds until the page has loaded; `shot`: where to save an image of it."""
     width, height, scheme = WINDOWS[window]
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
@@ -32,10 +31,6 @@ def opened(browser: Browser, page: Path, window: str, shot: Path | None) -> floa
     tab.goto(page.resolve().as_uri())
     seconds = float(tab.evaluate(OPENED))
     if shot:
-        for plot in tab.query_selector_all(".plot"):
-            tab.wait_for_function(NEAR, arg=plot)
-        tab.evaluate("scrollTo(0, 0)")
-        tab.wait_for_timeout(300)
         tab.screenshot(path=shot, full_page=True)
     context.close()
     return seconds

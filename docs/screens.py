@@ -19,18 +19,17 @@ from stepclr.tools.search.table import build_index
 Scheme = Literal["light", "dark"]
 # name -> (the heading it begins at, width and height of the window in pixels, color scheme)
 SCREENS: dict[str, tuple[str, int, int, Scheme]] = {
-    "desktop-top": ("", 1100, 1400, "light"),
-    "loss": ("loss", 1100, 1150, "light"),
-    "health": ("training", 1100, 1150, "light"),
-    "evaluation": ("evaluation", 1100, 1500, "light"),
+    "verdict": ("", 1440, 900, "light"),
+    "verdict-dark": ("", 1440, 900, "dark"),
+    "loss": ("loss", 1440, 1000, "light"),
+    "training": ("training", 1440, 900, "light"),
+    "evaluation": ("evaluation", 1440, 1500, "light"),
+    "map": ("use", 1440, 1150, "light"),
     "phone": ("", 390, 1600, "dark"),
 }
 CLASSES = ["top", "trousers", "dress", "coat", "shoe", "bag", "other"]
 ANSWERS = "5126"  # keys pressed on the page that `stepclr label` writes, before its screen is taken
 COLORS = 256  # of the stored PNG
-
-# A chart is drawn when it comes into sight, and moves what is below it.
-DRAWN = "plot => { plot.scrollIntoView({behavior: 'instant'}); return plot.classList.contains('js-plotly-plot') }"
 
 
 def main(report: Path, folder: Path) -> None:
@@ -63,12 +62,10 @@ def screenshot(page: Page, path: Path) -> None:
 
 
 def opened(browser: Browser, report: Path, width: int, height: int, scheme: Scheme) -> Page:
-    """The page in a window, with all its charts drawn."""
+    """The page in a window."""
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
     page = context.new_page()
     page.goto(report.resolve().as_uri())
-    for plot in page.query_selector_all(".plot"):
-        page.wait_for_function(DRAWN, arg=plot)
     return page
 
 
@@ -78,7 +75,6 @@ def scroll_to(page: Page, heading: str) -> None:
         page.evaluate("id => document.getElementById(id).scrollIntoView({behavior: 'instant'})", heading)
     else:
         page.evaluate("window.scrollTo({top: 0, behavior: 'instant'})")
-    page.wait_for_timeout(300)  # ms, until a chart at the edge has been drawn
 
 
 if __name__ == "__main__":

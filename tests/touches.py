@@ -134,7 +134,6 @@ def import_everything() -> None:
 
     import jinja2
     import numpy
-    import plotly.graph_objects
     import scipy.optimize
     import sklearn.linear_model
     import sklearn.model_selection
@@ -148,7 +147,7 @@ def import_everything() -> None:
     from stepclr.views.numba.compiled import compiled
 
     Image.init()
-    del jinja2, numpy, plotly, scipy, sklearn, timm, torch, torchvision
+    del jinja2, numpy, scipy, sklearn, timm, torch, torchvision
     for name in stepclr.__all__:
         getattr(stepclr, name)
     for module in ("cli", "pretraining.loop", "pretraining.ddp", "tools.report.writing"):

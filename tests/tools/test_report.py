@@ -1,5 +1,7 @@
 """The page of a run: true numbers, in any browser window, harmed by no file name, and asking for nothing."""
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -17,8 +19,13 @@ from window import Window
 
 import stepclr
 from stepclr.evaluation.results import confusion
+from stepclr.tools.images import INK, RULE
+from stepclr.tools.methods import COLORS, METHODS
+from stepclr.tools.pages import asset
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Context, open_context
+from stepclr.tools.report.training import training
+from stepclr.tools.report.verdict import verdict
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
 EVIL = "<img src=x onerror=window.harmed=1>"
@@ -77,7 +84,7 @@ def page(run: stepclr.Run) -> str:
 
 
 def test_it_is_one_small_file_with_eight_steps_and_words_for_every_image_and_plot(page: str) -> None:
-    assert len(page.encode()) < 12 * 2**20
+    assert len(page.encode()) < 3 * 2**20
     markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.S)
     for step in STEPS:
         assert re.search(rf'<h2 id="{step}">', markup)
@@ -85,8 +92,9 @@ def test_it_is_one_small_file_with_eight_steps_and_words_for_every_image_and_plo
     images = re.findall(r"<img [^>]*>", markup)
     assert len(images) > 100
     assert all(re.search(r'alt="[^"]+"', image) for image in images)
-    plots = re.findall(r'<div class="plot"[^>]*aria-label="([^"]{40,})"', markup)
-    assert len(plots) >= 12
+    plots = re.findall(r'<(?:svg|img) class="plot[^>]*(?:aria-label|alt)="([^"]{40,})"', markup)
+    assert len(plots) >= 10
+    assert "<title>" in markup
     assert "undefined" not in markup
     assert "jinja" not in markup
 
@@ -97,9 +105,14 @@ def test_names_of_files_classes_and_runs_are_text(page: str) -> None:
     assert "&lt;img src=x onerror" in page
     assert page.count("<script") == page.count("</script>")
     [policy] = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
-    assert "script-src 'nonce-" in policy
     assert "default-src 'none'" in policy
-    assert "unsafe-inline" not in policy.split("script-src")[1]
+    assert "unsafe" not in policy
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    styles = re.findall(r"<style>(.*?)</style>", page, flags=re.S)
+    for name, texts in (("script-src", scripts), ("style-src", styles)):
+        checksum = base64.b64encode(hashlib.sha256("".join(texts).encode()).digest()).decode()
+        assert len(texts) == 1
+        assert f"{name} 'sha256-{checksum}'" in policy
 
 
 def test_test_images_that_are_in_train_are_counted(page: str) -> None:
@@ -119,7 +132,7 @@ def test_the_numbers_of_step_5_fit_together(context: Context) -> None:
     anchor = told["anchor"]
     assert anchor["log_sum"] - anchor["logit"] == pytest.approx(anchor["loss"], abs=1e-4)
     assert anchor["mean"] == pytest.approx(told["losses"]["after"], abs=1e-4)
-    before, after = (np.array(plot.data[0]["z"]) for plot in told["matrices"])
+    before, after = (np.array(plot.hover["values"]) / 1000 for plot in told["matrices"])
     assert before.shape == after.shape == (2 * told["images"],) * 2
     assert np.allclose(np.diag(after), 1, atol=1e-3)
     assert not np.allclose(before, after, atol=0.1)
@@ -135,7 +148,7 @@ def test_step_5_of_a_decoupled_loss_leaves_the_positives_out_of_its_sum(run: ste
     copy = stepclr.Run(Path(shutil.copytree(run.folder, tmp_path / "copy")))
     replace(copy.config, loss="dcl").write(copy.folder)
     told = step_5.contrast(open_context(copy, None))
-    anchor, pairs = told["anchor"], np.array(told["matrices"][1].data[0]["z"], dtype=float) / told["temperature"]
+    anchor, pairs = told["anchor"], np.array(told["matrices"][1].hover["values"]) / 1000 / told["temperature"]
     assert told["chance"] == pytest.approx(math.log(2 * told["images"] - 2))
     losses = []
     for i in range(len(pairs)):
@@ -244,7 +257,7 @@ def test_every_kind_of_run_has_a_page(options: dict[str, Any], photos: Path, tmp
     run = stepclr.pretrain(photos, tmp_path / "run", **{**OPTIONS, "epochs": 1, **options})
     text = stepclr.report(run).read_text()
     assert ("worked out" in text) == (options.get("loss") != "cross-entropy")
-    assert "One at a time" in text
+    assert "One change at a time" in text
 
 
 def test_umap_is_beside_pca_where_it_is_installed(run: stepclr.Run) -> None:
@@ -278,28 +291,193 @@ def test_what_is_not_a_run_has_no_page(tmp_path: Path, capsys: pytest.CaptureFix
     assert list(tmp_path.iterdir()) == []
 
 
+# --- the verdict ---
+
+
+def told(run: stepclr.Run, home: Path, change: Any = None, **config: Any) -> dict[str, Any]:
+    """The verdict of a copy of the run, whose evaluation.json was changed (None: removed)."""
+    copy = Path(shutil.copytree(run.folder, home / "copy"))
+    replace(stepclr.Run(copy).config, **config).write(copy)
+    path = copy / "evaluation.json"
+    if change is None:
+        path.unlink()
+    else:
+        scores = json.loads(path.read_text())
+        change(scores)
+        path.write_text(json.dumps(scores))
+    context = open_context(stepclr.Run(copy), None)
+    return verdict(context, {"training": training(context), "usage": {}})
+
+
+def row(method: str, labels: int | str, *values: float) -> dict[str, Any]:
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"method": method, "labels_per_class": labels, "mean": float(np.mean(values)), "std": std, "values": values}
+
+
+def test_the_verdict_is_the_score_and_what_it_beats(run: stepclr.Run, tmp_path: Path) -> None:
+    rows = [row("pixels", 2, 0.5, 0.5), row("random", 2, 0.7, 0.72), row("simclr", 2, 0.7, 0.8), row("knn", "all", 0.9)]
+    page = told(run, tmp_path, lambda scores: scores.update(rows=[*rows, row("simclr", "all", 0.85)]))
+    assert (page["score"], page["words"]) == (
+        "75.0 ± 7.1 %",
+        "of the 46 test images classified correctly, with 2 labels per class",
+    )
+    assert [tuple(gain) for gain in page["gains"]] == [
+        ("+4.0", "the untrained encoder", "even"),
+        ("+25.0", "raw pixels", "good"),
+    ]
+    assert page["cautions"][0] == "The pretrained encoder is within the noise of the untrained encoder."
+    facts = {name: value for name, value, _ in page["facts"]}
+    assert (facts["kNN"], facts["With all labels"], facts["Images"]) == ("90.0 %", "85.0 %", "90")
+    assert page["next"][1].startswith("stepclr finetune ")
+
+
+def test_a_run_below_its_baselines_says_so(run: stepclr.Run, tmp_path: Path) -> None:
+    rows = [row("start", 2, 0.8, 0.82), row("simclr", 2, 0.7, 0.7)]
+    page = told(run, tmp_path, lambda scores: scores.update(rows=rows))
+    assert [tuple(gain) for gain in page["gains"]] == [("-11.0", "the weights it began with", "bad")]
+    assert page["cautions"][0] == "The pretrained encoder scores below the weights it began with."
+
+
+def test_without_scores_the_verdict_claims_none(run: stepclr.Run, tmp_path: Path) -> None:
+    page = told(run, tmp_path)
+    assert "not a score" in page["words"]
+    assert page["gains"] == []
+    assert page["next"][1].split()[:2] == ["stepclr", "evaluate"]
+
+
+def test_scores_of_an_earlier_encoder_are_not_the_verdict(run: stepclr.Run, tmp_path: Path) -> None:
+    page = told(run, tmp_path, lambda scores: scores["protocol"]["encoder_sha256"].update(after="0"))
+    assert page["gains"] == []
+    assert "earlier encoder" in page["cautions"][0]
+
+
+def test_a_method_that_nobody_knows_has_a_color(run: stepclr.Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    scores = json.loads((copy / "evaluation.json").read_text())
+    scores["rows"] = [row("later", 2, 0.5), row("timm:x", 2, 0.5), row("simclr", 2, 0.6), row("simclr", "all", 0.7)]
+    scores["protocol"]["methods"]["timm:x"] = {}
+    (copy / "evaluation.json").write_text(json.dumps(scores))
+    text = stepclr.report(copy).read_text()
+    assert ">timm:x 50.0%<" in text
+
+
+def test_a_run_that_has_not_ended_has_a_page_without_an_encoder(run: stepclr.Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    (copy / "encoder.safetensors").unlink()
+    (copy / "evaluation.json").unlink()
+    (copy / "metrics.jsonl").write_text((copy / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    text = stepclr.report(copy).read_text()
+    assert "No encoder" in text
+    assert "--resume" in text
+    assert "Class" not in text.split('id="use"')[1].split("<details")[0]
+
+
+def test_every_page_and_sheet_has_the_same_colors() -> None:
+    style = asset("style.css")
+    light = style[: style.index("@media")]
+    assert [light.split(f"--c{tone}: ")[1][:7] for tone in range(len(COLORS))] == list(COLORS)
+    assert (light.split("--ink: ")[1][:7], light.split("--line: ")[1][:7]) == (INK, RULE)
+    assert len({method.tone for method in METHODS.values()}) == len(METHODS)
+
+
+# --- classifiers ---
+
+
+@pytest.fixture(scope="module")
+def classified(run: stepclr.Run, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A copy of the run with a classifier, and the images on which it was scored."""
+    home = tmp_path_factory.mktemp("classified")
+    copy, test = Path(shutil.copytree(run.folder, home / "copy")), turned(photos, home)
+    assert call("finetune", copy, "--train", photos, "--test", test, "--epochs", 1, "--batch-size", 16) == 0
+    return copy, test
+
+
+def test_a_classifier_is_on_the_page_with_its_mistakes_and_doubts(classified: tuple[Path, Path]) -> None:
+    scores = json.loads((classified[0] / "finetune.json").read_text())
+    protocol = scores["protocol"]
+    counts = np.array(protocol["confusion"]["matrix"])
+    assert np.trace(counts) / counts.sum() == pytest.approx(protocol["classifier"]["top1"])
+    margins = [one["best"][1] - one["second"][1] for one in protocol["unsure"]]
+    assert margins == sorted(margins)
+    text = (classified[0] / "report.html").read_text()
+    section = text[text.index('<h2 id="classifier">') :]
+    assert f"{100 * protocol['classifier']['top1']:.1f} %" in section
+    assert "What it is unsure of" in section
+    assert section.count("<img") >= len(protocol["unsure"])
+    assert "stepclr predict" in section
+    assert "stepclr predict" in text[: text.index('<h2 id="data">')]
+    assert EVIL not in text
+
+
+def test_a_student_stands_beside_its_teacher(classified: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:
+    teacher, test = classified
+    words = ["--student", "test_resnet", "--epochs", 1, "--batch-size", 32]
+    assert call("distill", teacher, photos, "--out", tmp_path / "student", *words) == 0
+    text = (tmp_path / "student" / "report.html").read_text()
+    section = text[text.index('<h2 id="classifier">') :]
+    predicted = stepclr.predict(tmp_path / "student", test)
+    truth = stepclr.open_images(test, classes=predicted.classes).labels
+    assert f"<td>{100 * (predicted.probabilities.argmax(1) == truth).mean():.1f} %</td>" in section
+    top1 = json.loads((teacher / "finetune.json").read_text())["protocol"]["classifier"]["top1"]
+    assert section.index("student, test_resnet") < section.index("teacher, test_resnet")
+    assert f"<td>{100 * top1:.1f} %</td>" in section
+
+
+def test_a_classifier_of_an_encoder_without_a_run_has_a_page_beside_its_file(
+    run: stepclr.Run, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shoes.safetensors"
+    words = ["--train", photos, "--holdout", 0.3, "--epochs", 1, "--batch-size", 16, "--out", out]
+    assert call("finetune", run.folder / "encoder.safetensors", *words) == 0
+    assert f"report written to {tmp_path / 'shoes.html'}" in capsys.readouterr().out
+    text = (tmp_path / "shoes.html").read_text()
+    assert "What it is unsure of" in text
+    assert EVIL not in text
+
+
 # --- in a browser ---
 
 
-# Charts that are drawn meanwhile move those below: so it is gone to again until it is drawn too.
-NEAR = "plot => { plot.scrollIntoView({behavior: 'instant'}); return plot.classList.contains('js-plotly-plot') }"
+CONTRAST = """() => {
+  const rgb = (color) => {
+    const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const lightness = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, part, k) => {
+    const v = color[k] / 255;
+    return sum + part * (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const color = rgb(getComputedStyle(node).backgroundColor);
+      if (color[3] === 255) return color;
+    }
+  };
+  document.querySelectorAll("details").forEach((one) => { one.open = true; });
+  const poor = new Set();
+  for (const node of document.querySelectorAll("body *")) {
+    const words = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+    if (!words || !node.checkVisibility() || ["SCRIPT", "STYLE", "title"].includes(node.tagName)) continue;
+    const style = getComputedStyle(node);
+    const ink = rgb(node instanceof SVGElement ? style.fill : style.color);
+    const [a, b] = [lightness(ink), lightness(behind(node))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.add(`${node.tagName}.${node.className.baseVal ?? node.className}`);
+  }
+  return [...poor];
+}"""
 
 
-class ReportWindow(Window):
-    """The page of a run."""
-
-    def draw_all(self) -> None:
-        for plot in self.page.query_selector_all(".plot"):
-            self.page.wait_for_function(NEAR, arg=plot)
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")], ids=["desktop", "phone, dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1440, "light"), (1440, "dark"), (390, "dark")], ids=["desktop", "dark", "phone, dark"]
+)
 def test_in_a_browser(browser: Any, run: stepclr.Run, width: int, scheme: str) -> None:
-    window = ReportWindow(browser, run.folder / "report.html", width, scheme)
+    window = Window(browser, run.folder / "report.html", width, scheme)
     page = window.page
-    window.draw_all()
+    assert page.evaluate(CONTRAST) == []
     assert window.complaints == []
-    assert [url for url in window.asked if not url.startswith(("data:", "blob:"))] == [page.url]
+    assert [url for url in window.asked if not url.startswith("data:")] == [page.url]
     assert page.evaluate("window.harmed") is None
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for step in STEPS:
@@ -310,21 +488,34 @@ def test_in_a_browser(browser: Any, run: stepclr.Run, width: int, scheme: str) -
     )
     light = [np.mean([int(part) for part in re.findall(r"\d+", color)]) for color in (ink, paper)]
     assert (light[0] > light[1]) == (scheme == "dark")
-    drawn = page.evaluate("document.querySelector('.plot .xtick text').style.fill")
-    assert drawn == ink
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def test_the_verdict_is_on_the_first_screen(browser: Any, run: stepclr.Run, width: int, height: int) -> None:
+    window = Window(browser, run.folder / "report.html", width)
+    window.page.set_viewport_size({"width": width, "height": height})
+    for part in (".big", ".gains", ".facts", ".health-fact", ".proof .strip", ".glance .plot", ".next pre"):
+        box = window.page.locator(part).first.bounding_box()
+        assert box["y"] + box["height"] <= height, part
+
+
+def test_the_contents_lead_to_each_step_and_say_where_one_is(browser: Any, run: stepclr.Run) -> None:
+    page = Window(browser, run.folder / "report.html", 1440).page
+    page.emulate_media(reduced_motion="reduce")
+    assert page.locator("nav [aria-current]").inner_text() == "Verdict"
+    for step in STEPS[:-1]:
+        page.locator(f"nav a[href='#{step}']").click()
+        page.locator(f"nav [aria-current][href='#{step}']").wait_for()
+        assert 0 <= page.locator(f"h2#{step}").bounding_box()["y"] < 300
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement !== document.body")
 
 
 def test_pointing_at_the_matrix_shows_its_two_images(browser: Any, run: stepclr.Run) -> None:
-    window = ReportWindow(browser, run.folder / "report.html", 1280)
-    window.draw_all()
-    figure = window.page.locator("figure.chart", has_text="After training").first
-    area = figure.locator(".nsewdrag").bounding_box()
-    figure.scroll_into_view_if_needed()
-    area = figure.locator(".nsewdrag").bounding_box()
-    window.page.mouse.move(area["x"] + area["width"] / 2, area["y"] + area["height"] / 2)
-    window.page.mouse.move(area["x"] + area["width"] / 2 + 2, area["y"] + area["height"] / 2 + 30)
+    window = Window(browser, run.folder / "report.html", 1280)
+    figure = window.page.locator("figure.matrix", has_text="After training").first
+    figure.locator(".plot").hover()
     beside = figure.locator(".beside")
-    beside.locator("img").nth(1).wait_for()
     assert beside.locator("img").count() == 2
     assert "cosine" in beside.inner_text()
     assert EVIL in beside.inner_text()
@@ -333,9 +524,9 @@ def test_pointing_at_the_matrix_shows_its_two_images(browser: Any, run: stepclr.
 
 
 def test_the_map_and_the_slider_work_by_keyboard(browser: Any, run: stepclr.Run) -> None:
-    window = ReportWindow(browser, run.folder / "report.html", 1280)
-    window.draw_all()
-    figure = window.page.locator("figure.chart", has_text="PCA of h").first
+    window = Window(browser, run.folder / "report.html", 1280)
+    figure = window.page.locator("figure.map", has_text="PCA of h").first
+    assert figure.locator(".tile image").count() > 20
     figure.locator(".plot").focus()
     window.page.keyboard.press("ArrowRight")
     first = figure.locator(".beside").inner_text()

@@ -59,12 +59,12 @@ def demo(
         say("\n".join(walk.lines(step)))
     say(f"step 6  pretraining on all of sample:unlabeled, into {out}")
     run = stepclr.pretrain("sample:unlabeled", out, config=config, limit=limit, monitor="sample:train")
-    say("step 7  evaluation: 10 labels per class of sample:train, 5 draws; scratch uses the same labels and no others")
+    say("step 7  evaluation: 10 labels per class of sample:train (5 draws), and all; scratch uses these labels alone")
     scores = stepclr.evaluate(
         run,
         "sample:train",
         "sample:test",
-        labels_per_class=10,
+        labels_per_class=(10, "all"),
         baselines=("pixels", "random", "scratch"),
         scratch_steps=scratch_steps,
         progress=Counter(),

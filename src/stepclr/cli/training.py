@@ -25,7 +25,7 @@ from stepclr.cli.arguments import (
     say,
     say_unread,
 )
-from stepclr.config import PretrainConfig
+from stepclr.config import FILE, PretrainConfig
 from stepclr.data.reading import AS_DECLARED
 from stepclr.recipes import RECIPES
 
@@ -56,6 +56,7 @@ def pretrain(
     """
     import stepclr
     from stepclr.data.sources import open_images
+    from stepclr.pretraining.loop import Diverged
     from stepclr.tools.scores import loading_snippet
 
     if recipe and first_rank():
@@ -63,16 +64,20 @@ def pretrain(
     images: Any = source
     if labels or damaged_shards != "refuse":
         images = open_images(source, damaged=damaged_shards, labels=labels or None)
-    run = stepclr.pretrain(
-        images,
-        out,
-        config=config,
-        classes=classes or None,
-        limit=limit,
-        resume=resume,
-        profile=profile,
-        tensorboard=tensorboard,
-    )
+    try:
+        run = stepclr.pretrain(
+            images,
+            out,
+            config=config,
+            classes=classes or None,
+            limit=limit,
+            resume=resume,
+            profile=profile,
+            tensorboard=tensorboard,
+        )
+    except Diverged:
+        page_of(out)  # its health says what went wrong
+        raise
     page_of(out)
     say(f"\nthe run is in {out}; to load its encoder:\n\n{loading_snippet(run)}")
 
@@ -118,6 +123,7 @@ def finetune(
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
+    from stepclr.tools.report.writing import classifier_page
     from stepclr.tools.scores import labels_words, score_summary, scored_images
 
     holds_out = holdout is None
@@ -132,6 +138,10 @@ def finetune(
     if made["top1"] is not None:
         file, count = Path(made["file"]).name, scores.protocol["test"]["images"]
         say(f"{file}: {100 * made['top1']:.1f} % on the {count:,} {scored_images(scores)}")
+    if (run / FILE).is_file() and Path(made["file"]).parent.samefile(run):
+        page_of(run)
+    else:
+        say(f"report written to {classifier_page(scores, str(run))}")
     say(f"stepclr predict {made['file']} SOURCE --out predictions.csv classifies new images")
 
 
@@ -176,4 +186,5 @@ def distill(
     import stepclr
 
     stepclr.distill(images=options.pop("source"), **options)
+    page_of(out)
     say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv classifies new images")

@@ -20,7 +20,7 @@ from stepclr.errors import StepclrError, check_number, check_suffix, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
-from stepclr.evaluation.results import FINETUNING, Scores, score
+from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain, score
 from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
@@ -174,18 +174,27 @@ def finetune(
             progress(next(done), total)
 
     predictions: dict[LabelsPerClass, list[NDArray[np.int64]]] = {}
+    probabilities = np.zeros((0, 0), np.float32)  # of the classifier that is saved
     for split in splits:
         classifier = finetuned(initial, images.train, split, settings, after_step)
         if split is saved:
             save_classifier(classifier, path)
         if scored:
-            predicted = all_logits(classifier, images.test).argmax(1).numpy()
-            predictions.setdefault(split.labels_per_class, []).append(predicted)
+            of_split = all_logits(classifier, images.test).softmax(1).numpy()
+            predictions.setdefault(split.labels_per_class, []).append(of_split.argmax(1))
+            if split is saved:
+                probabilities = of_split
 
     truth = images.test.labels  # the one place that reads them
     rows = [score("finetuned", number, of_number, truth, images.clean) for number, of_number in predictions.items()]
     made: dict[str, Any] = {"file": os.path.abspath(path), "labels_per_class": largest, "draw": saved.number}
     made["top1"] = next((row.values[saved.number] for row in rows if row.labels_per_class == largest), None)
+    mistakes: dict[str, Any] = {"confusion": None, "unsure": []}
+    if scored:
+        names, classes = images.test.names, images.classes
+        mistakes["unsure"] = least_certain(probabilities, truth, classes, names)
+        if len(classes) <= MAX_CLASSES:
+            mistakes["confusion"] = confusion("finetuned", largest, [probabilities.argmax(1)], truth, classes, names)
     scores = Scores(
         rows,
         {
@@ -194,6 +203,7 @@ def finetune(
             "classifier": made,
             **images.protocol,
             "methods": {"finetuned": settings.describe()},
+            **mistakes,
         },
     )
     if folder.folder.is_dir():

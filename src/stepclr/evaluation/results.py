@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 
 from stepclr.evaluation.splits import LabelsPerClass
 
 EVALUATION, FINETUNING = "evaluation.json", "finetune.json"  # in the folder of a run
 PAIRS, EXAMPLES = 5, 4  # most frequent confusions to list, and images to name for each
+UNSURE = 12  # images to name of which a classifier is least certain
 MAX_CLASSES = 200  # of a confusion matrix that a person can still read
 
 
@@ -116,3 +117,25 @@ def confusion(
         "matrix": matrix.tolist(),
         "pairs": pairs,
     }
+
+
+def least_certain(
+    probabilities: Float32[np.ndarray, "m c"],
+    truth: Int[np.ndarray, " m"],
+    classes: Sequence[str],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The UNSURE images whose best two classes are nearest to each other in probability, with both and the true one."""
+    second, best = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
+    rows = []
+    for i in np.argsort(best - second, kind="stable")[:UNSURE].tolist():
+        first, other = np.argsort(-probabilities[i], kind="stable")[:2].tolist()
+        rows.append(
+            {
+                "names": [names[i]],
+                "is": classes[truth[i]],
+                "best": [classes[first], float(probabilities[i, first])],
+                "second": [classes[other], float(probabilities[i, other])],
+            }
+        )
+    return rows

@@ -14,6 +14,8 @@ from stepclr.data.decode import upright_rgb
 from stepclr.errors import StepclrError, one_line
 
 THUMBNAIL_PX = 96  # long side of a thumbnail, and side of a cell of a contact sheet
+PAGE_PX, CRISP_PX = 160, 64  # long side of an image on a page; up to which a page enlarges it in whole pixels
+INK, RULE = "#16181d", "#d9dce1"  # --ink and --line of style.css, of which sheets are drawn too
 GAP, LINE = 4, 13  # px, between the cells of a contact sheet, and of a line of a caption
 
 
@@ -60,6 +62,22 @@ def sharp_uri(pixels: UInt8[Tensor, "3 h w"], side: int) -> str:
     return data_uri(file.getvalue(), "png")
 
 
+def page_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side: int = PAGE_PX) -> str:
+    """`thumbnail_uri`, but PNG or WebP for an image of at most CRISP_PX: pages enlarge these in whole pixels."""
+    if max(pixels.shape) > CRISP_PX:
+        return thumbnail_uri(pixels, side)
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    gray = bool((pixels == pixels[:1]).all())
+    image: Image.Image = tv.to_pil_image(pixels[:1] if gray else pixels)
+    file = io.BytesIO()
+    if gray or max(pixels.shape) <= CRISP_PX // 2:
+        image.save(file, "PNG", optimize=True)
+        return data_uri(file.getvalue(), "png")
+    image.save(file, "WEBP", quality=90, use_sharp_yuv=True)
+    return data_uri(file.getvalue(), "webp")
+
+
 def data_uri(content: bytes, format: str = "jpeg") -> str:
     """The content of an image file as a data URI for a page."""
     return f"data:image/{format};base64,{base64.b64encode(content).decode()}"
@@ -101,7 +119,7 @@ def contact_sheet(thumbnails: Sequence[bytes], captions: Sequence[str], columns:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 3)
     for (left, top), caption in zip(corners, captions, strict=True):
         for line, text in enumerate(caption.split("\n")[:2]):
-            draw.text((left, top + THUMBNAIL_PX + line * LINE), _cut(one_line(text), font), "black", font)
+            draw.text((left, top + THUMBNAIL_PX + line * LINE), _cut(one_line(text), font), INK, font)
     return sheet
 
 
@@ -120,7 +138,7 @@ def _cell(content: bytes) -> Image.Image:
     try:
         pixels = upright_rgb(content)
     except StepclrError:
-        return Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), "lightgray")
+        return Image.new("RGB", (THUMBNAIL_PX, THUMBNAIL_PX), RULE)
     image: Image.Image = tv.to_pil_image(pixels)
     scale = THUMBNAIL_PX / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -5,30 +5,40 @@ from typing import NamedTuple
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import Scores
 
+TONES = 10
+# The colors --c0 to --c9 of style.css on white. Matplotlib's markers make the methods distinct once more.
+COLORS = (
+    "#1d4ed8", "#b8440c", "#0f766e", "#a21caf", "#8a5a00", "#0e7490", "#5f6670", "#be123c", "#4b7a0e", "#6d28d9",
+)  # fmt: skip
+
 
 class Method(NamedTuple):
     """How a method of evaluation.json is described and drawn."""
 
     words: str
-    color: str
+    tone: int
+    """Which of COLORS."""
     marker: str
     ours: bool = False
     """Whether the run's own encoder earned the score; the baselines are the same for every run."""
     baselines: tuple[str, ...] = ()
     """The methods that it is compared with, draw by draw."""
 
+    @property
+    def color(self) -> str:
+        return COLORS[self.tone]
 
-# Okabe and Ito's colors, which color-blind readers can tell apart; Matplotlib's markers make them distinct once more.
+
 METHODS = {
-    "pixels": Method("raw pixels, linear layer", "#999999", "s"),
-    "random": Method("the same encoder, not trained, linear layer", "#E69F00", "^"),
-    START: Method("the encoder as training began, linear layer", "#56B4E9", "<"),
-    "scratch": Method("the same encoder, trained on these labels alone", "#D55E00", "v"),
-    "simclr": Method("pretrained, frozen, linear layer", "#0072B2", "o", True, ("pixels", "random", START, "scratch")),
-    "finetuned": Method("pretrained, then trained on these labels", "#009E73", "D", True, ("scratch",)),
-    "knn": Method("pretrained, frozen, weighted kNN", "#CC79A7", "P", True),
+    "pixels": Method("raw pixels, linear layer", 6, "s"),
+    "random": Method("the same encoder, not trained, linear layer", 4, "^"),
+    START: Method("the encoder as training began, linear layer", 5, "<"),
+    "scratch": Method("the same encoder, trained on these labels alone", 1, "v"),
+    "simclr": Method("pretrained, frozen, linear layer", 0, "o", True, ("pixels", "random", START, "scratch")),
+    "finetuned": Method("pretrained, then trained on these labels", 2, "D", True, ("scratch",)),
+    "knn": Method("pretrained, frozen, weighted kNN", 3, "P", True),
 }
-OTHERS = (("#000000", "*"), ("#8B4513", "X"), ("#56B4E9", "h"), ("#999999", "p"))  # other encoders, in turn
+OTHERS = ((7, "*"), (8, "X"), (9, "h"))  # tone and marker of other encoders, in turn
 
 
 def method_of(name: str, scores: Scores) -> Method | None:
@@ -43,8 +53,13 @@ def method_of(name: str, scores: Scores) -> Method | None:
         return None
     if name == scores.protocol["run"]:
         return METHODS["simclr"]._replace(words="off the shelf, frozen, linear layer")
-    color, marker = OTHERS[others.index(name) % len(OTHERS)]
-    return Method("another encoder, frozen, linear layer", color, marker)
+    return Method("another encoder, frozen, linear layer", *OTHERS[others.index(name) % len(OTHERS)])
+
+
+def tone_of(name: str, scores: Scores) -> int:
+    """The color of a row of these scores; that of the first of OTHERS where nothing is known of its method."""
+    method = method_of(name, scores)
+    return OTHERS[0][0] if method is None else method.tone
 
 
 def baselines_of(name: str, scores: Scores) -> list[str]:

@@ -6,11 +6,12 @@ from functools import cache
 from importlib import resources
 
 import jinja2
+from markupsafe import Markup
 
 
 @cache
-def template(package: str) -> jinja2.Template:
-    """`page.html` of a package of `stepclr.tools`; in it, `asset` is the text of a file of `tools/`."""
+def template(package: str, name: str = "page.html") -> jinja2.Template:
+    """A template of a package of `stepclr.tools`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(f"stepclr.tools.{package}", "."),
         autoescape=True,
@@ -18,9 +19,8 @@ def template(package: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=_Absent,
     )
-    environment.globals |= {"asset": asset, "plotly": _plotly}
-    environment.filters["sha256"] = _sha256
-    return environment.get_template("page.html")
+    environment.globals["only_this"] = _only_this
+    return environment.get_template(name)
 
 
 def asset(name: str) -> str:
@@ -28,15 +28,12 @@ def asset(name: str) -> str:
     return (resources.files("stepclr.tools") / name).read_text("utf-8")
 
 
-def _plotly() -> str:
-    """The bundle that comes with Plotly's Python package."""
-    bundle = resources.files("plotly") / "package_data" / "plotly.min.js"
-    return bundle.read_text("utf-8").replace("</script", "<\\/script")
-
-
-def _sha256(text: str) -> str:
-    """How a Content-Security-Policy names the one script, or style sheet, that it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+def _only_this(style: str, script: str) -> Markup:
+    """The Content-Security-Policy of a page: it runs its own script, has its own style, and asks for nothing."""
+    allowed = {"style-src": style, "script-src": script}
+    hashes = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in allowed.items()}
+    sources = [f"{name} 'sha256-{checksum}'" for name, checksum in hashes.items()]
+    return Markup("; ".join(["default-src 'none'", "img-src data:", *sources, "base-uri 'none'", "form-action 'none'"]))
 
 
 class _Absent(jinja2.StrictUndefined):

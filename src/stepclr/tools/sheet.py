@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from stepclr.tools.images import grid, stacked
+from stepclr.tools.images import INK, grid, stacked
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -45,7 +45,7 @@ def policy_sheet(
     header = Image.new("RGB", (views_grid.width, HEADER_PX), "white")
     draw = ImageDraw.Draw(header)
     for name, (left, _) in zip(["original", *(views.policy for views in policies)], corners, strict=False):
-        draw.text((left * scale, 2), name, fill="black")
+        draw.text((left * scale, 2), name, fill=INK)
     return stacked([header, views_grid])
 
 

@@ -1,6 +1,7 @@
-"""The page of a run, `report.html`: the eight steps on the user's own images, one file for each step.
+"""The page of a run, `report.html`: the verdict, then the eight steps on the user's own images, one file for each.
 
-`context.py` is what the steps share; `data_and_views.py`, `network.py`, `contrast.py`, `training.py`, `evaluation.py`
-and `usage.py` are the steps; `health.py` describes in words what the metrics show; `plots.py` makes the charts, which
-Plotly draws; `page.html`, `page.css`, `page.js` are the page, and `writing.py` writes it.
+`verdict.py` is the top of the page. `context.py` is what the steps share; `data_and_views.py`, `network.py`,
+`contrast.py`, `training.py`, `evaluation.py` and `usage.py` are the steps, and `classifier.py` is what was fine-tuned
+or distilled. `health.py` describes in words what the metrics show; `plots.py` draws the charts as inline SVG.
+`page.html`, `classifier.html`, their `parts.html`, `page.css` and `page.js` are the page; `writing.py` writes it.
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,22 +15,38 @@ from stepclr.config import RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
-from stepclr.data.sources import Source
+from stepclr.data.reading import Range
+from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
+from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import Scores
 from stepclr.loss.objectives import OBJECTIVES
+from stepclr.metrics import weighted_knn
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
+from stepclr.model.files import CLASSIFIER
+from stepclr.model.weights import FILE
 from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.pretraining.resolve import views_of
 from stepclr.pretraining.run import Run
+from stepclr.tools.methods import TONES
 from stepclr.tools.scores import stored_scores
 from stepclr.views.views import Views
 
 Json = dict[str, Any]
 MAX_IMAGES = 1000  # of the source, on the map
+MAX_BANK = 1000  # labeled images that vote on the classes of others
+
+
+@dataclass(frozen=True, eq=False)
+class Colored:
+    """The class of each image of the sample (-1: none) that a map can color, their names, and where they come from."""
+
+    labels: NDArray[np.int64]
+    classes: list[str]
+    words: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +113,52 @@ class Context:
         return self.run.encoder().to(default_device())
 
     @cached_property
-    def embedded(self) -> tuple[Float[Tensor, "n f"], NDArray[np.int64]]:
-        """h `[n, F]` of `sample`, and the indices of its images that could be read."""
-        return represent(self.encoder, self.sample)
+    def no_encoder(self) -> str:
+        """Why there is no encoder, in a sentence; "" where there is one."""
+        if (self.run.folder / FILE).is_file():
+            return ""
+        return f"There is no encoder: the run has not ended, or it diverged ({FILE} is written at its end)."
+
+    @cached_property
+    def embedded(self) -> tuple[Float[Tensor, "n f"], ImageSet]:
+        """h `[n, F]` of the images of `sample` that could be read, and these."""
+        h, indices = represent(self.encoder, self.sample)
+        return h, self.sample.take(indices)
+
+    @cached_property
+    def pixels(self) -> list[UInt8[Tensor, "3 _ _"]]:
+        """The images of `embedded`."""
+        images = self.embedded[1]
+        return list(images.read(range(len(images))))
+
+    @cached_property
+    def colored(self) -> Colored:
+        """Classes of the images of `embedded`: their labels, otherwise predictions, otherwise none."""
+        h, images = self.embedded
+        if (images.labels >= 0).any():
+            return _of_few(images.labels, images.classes, "Colors are the labels.")
+        if (self.run.folder / CLASSIFIER).is_file():
+            predicted = classify(self.run.folder / CLASSIFIER, images)
+            if not predicted.skipped:
+                words = f"Colors are the classes that {CLASSIFIER} predicts; these images have no labels."
+                return _of_few(predicted.probabilities.argmax(1), predicted.classes, words)
+        protocol = self.scores.protocol if self.scores else {}
+        bank = self.opened(protocol["train"]) if "train" in protocol else None
+        if bank is not None and (bank.labels >= 0).any():
+            bank = bank.keep(bank.classes)
+            bank = bank.take(spread(len(bank), MAX_BANK)).decoded(source_side(self.encoder.size), budget=0)
+            of_bank, indices = represent(self.encoder, bank)
+            votes = weighted_knn(of_bank, torch.from_numpy(bank.labels[indices]).to(of_bank.device), h)
+            words = (
+                f"Colors are predictions: the classes of the nearest of {len(indices):,} labeled images of "
+                f"{bank.source}. These images have no labels."
+            )
+            return _of_few(votes.cpu().numpy(), bank.classes, words)
+        return Colored(np.full(len(images), -1), [], "Not colored: there are no labels and no classifier.")
+
+    def opened(self, part: Json) -> ImageSet | None:
+        """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
+        return open_part(part, self.config.value_range, self.config.max_pixels)
 
     @cached_property
     def trained(self) -> SimCLR:
@@ -123,3 +182,27 @@ def open_context(run: Run, source: Source | None) -> Context:
         return Context(run, run.images(source))
     except (StepclrError, OSError) as error:
         return Context(run, None, f"the images of {config.source_text} cannot be shown: {error}")
+
+
+def open_part(part: Json, value_range: Range | None = None, max_pixels: int | None = None) -> ImageSet | None:
+    """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
+    if not part:
+        return None
+    try:
+        source, labels = part.get("sources") or part["source"], part.get("labels") or None
+        return open_images(
+            source, labels=labels, split=part.get("split"), value_range=value_range, max_pixels=max_pixels
+        )
+    except (StepclrError, OSError):
+        return None
+
+
+def _of_few(labels: NDArray[np.int64], classes: list[str], words: str) -> Colored:
+    """The most frequent classes, as many as there are colors."""
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    kept = np.sort(np.argsort(-counts, kind="stable")[:TONES])
+    if len(classes) > TONES:
+        words += f" The {TONES} most frequent of {len(classes)} classes have one."
+    place = np.full(len(classes) + 1, -1)
+    place[kept] = np.arange(len(kept))
+    return Colored(place[labels], [classes[label] for label in kept.tolist()], words)

@@ -16,15 +16,15 @@ from stepclr.loss.contrastive import contrastive, own_class
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.loss.reference import anchor_losses, positives
 from stepclr.pretraining.model import SimCLR
-from stepclr.tools.images import thumbnail_uri
+from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import similarities
 from stepclr.views.keys import view_keys
 
 Json = dict[str, Any]
 BATCH = 32  # images
+VIEW_PX = 112  # long side of a view of the batch on the page
 HARDEST, SUSPECTS = 6, 6  # negatives and pairs to show
-THUMBNAIL_PX = 64
 VERY_ALIKE = 0.9  # cosine of h from which two images probably show the same kind of thing
 
 
@@ -42,7 +42,7 @@ def contrast(context: Context) -> Json:
     views = context.views(images, view_keys(context.config.seed, 0, range(len(images))))[:2]
     x = views.transpose(0, 1).flatten(0, 1)  # an image's two views are neighbors: [2N, 3, S, S]
     names = [f"{name}, view {view}" for name in batch.names for view in (1, 2)]
-    thumbnails = [thumbnail_uri(view, THUMBNAIL_PX) for view in x]
+    thumbnails = [page_uri(view, VIEW_PX) for view in x]
 
     # Projections of one group are positives of each other: the views of an image, or of a class.
     labels = torch.from_numpy(batch.labels)
@@ -59,7 +59,7 @@ def contrast(context: Context) -> Json:
         losses[when] = float(loss)
         title = f"{when.capitalize()} training"
         words = _matrix_words(title, z, groups)
-        matrices.append(similarities(title, words, (z @ z.T).numpy(), thumbnails, names))
+        matrices.append(similarities(title, words, (z @ z.T).numpy()))
     return {
         "images": len(images),
         "negatives": len(x) - 2,
@@ -67,6 +67,7 @@ def contrast(context: Context) -> Json:
         "losses": losses,
         "chance": math.log(len(x) - 1 if with_positives else len(x) - 2),
         "matrices": matrices,
+        "batch": {"images": thumbnails, "captions": names},
         "anchor": _one_anchor(z, groups, temperature, with_positives, thumbnails, names),
         "suspects": _suspects(context, batch, list(images)),
     }
@@ -137,7 +138,7 @@ def _suspects(context: Context, batch: ImageSet, images: list[Tensor]) -> list[J
         words = "same label" if same else "different labels"
         if None in labels:
             words = "very alike" if cosine[i, j] >= VERY_ALIKE else "label unknown"
-        pair = [thumbnail_uri(images[k], THUMBNAIL_PX) for k in (i, j)]
+        pair = [page_uri(images[k]) for k in (i, j)]
         names = [batch.names[i], batch.names[j]]
         suspects.append({"pair": pair, "names": names, "cosine": float(cosine[i, j]), "word": words})
     return suspects

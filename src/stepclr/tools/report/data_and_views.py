@@ -8,9 +8,9 @@ from torch import Tensor
 
 from stepclr.data.labels import class_counts
 from stepclr.data.order import spread
-from stepclr.tools.images import thumbnail_uri
+from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
-from stepclr.tools.report.plots import bars
+from stepclr.tools.report.plots import Bar
 from stepclr.views.autoaugment import OPS
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (
@@ -31,7 +31,7 @@ from stepclr.views.sample import ViewParams
 from stepclr.views.views import Views
 
 Json = dict[str, Any]
-GRID, ROWS, PAIRS = 24, 6, 2  # images of the sample; images with their views, and pairs of views of each
+GRID, ROWS, PAIRS = 24, 5, 4  # images of the sample; images with their views, and pairs of views of each
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STRENGTH_IMAGES = 4  # at each strength
 OPTIONAL = {ColorJitter: "color jitter", Grayscale: "gray", Warp: "sparse image warp", Blur: "Gaussian blur"}
@@ -54,18 +54,22 @@ def data(context: Context) -> Json:
         return section
     counts = class_counts(images)
     if any(counts.values()):
-        section["balance"] = bars("Class balance", images.classes, list(counts.values()), "images")
+        most = max(counts.values())
+        ordered = sorted(zip(images.classes, counts.values(), strict=True), key=lambda row: -row[1])
+        section["balance"] = [Bar(name, count / most, f"{count:,}") for name, count in ordered]
     sizes = images.sizes()
     sizes = sizes[sizes.min(1) > 0]  # 0 stands for an image that cannot be read
     areas = sizes.prod(1)
     height, width = np.median(sizes, axis=0)
     smallest, largest = _size(sizes[areas.argmin()]), _size(sizes[areas.argmax()])
-    section["sizes"] = f"from {smallest} to {largest}, median {width:.0f} x {height:.0f}"
+    section["sizes"] = f"all {smallest}"
+    if smallest != largest:
+        section["sizes"] = f"from {smallest} to {largest}, median {width:.0f} x {height:.0f}"
     sample = images.take(spread(len(images), GRID))
     pixels, indices = sample.read_readable(range(len(sample)))
     sample = sample.take(indices)
     section["grid"] = [
-        {"src": thumbnail_uri(image), "name": sample.names[i], "label": sample.class_name(i) or ""}
+        {"src": page_uri(image), "name": sample.names[i], "label": sample.class_name(i) or ""}
         for i, image in enumerate(pixels)
     ]
     return section
@@ -78,12 +82,12 @@ def views(context: Context) -> Json:
     run_views = context.views
     sample = context.sample.take(spread(len(context.sample), ROWS))
     images = list(sample.read_readable(range(len(sample)))[0])
-    rows: list[Json] = [{"src": thumbnail_uri(image), "cells": []} for image in images]
+    rows: list[Json] = [{"src": page_uri(image), "cells": []} for image in images]
     for epoch in range(PAIRS):
         keys = view_keys(context.config.seed, epoch, range(len(images)))
         for view, params in zip(run_views(images, keys), run_views.sample_params(images, keys), strict=True):
             for k, row in enumerate(rows):
-                row["cells"].append({"src": thumbnail_uri(view[k]), "words": _view_words(params, k)})
+                row["cells"].append({"src": page_uri(view[k]), "words": _view_words(params, k)})
     return {
         "describe": run_views.describe(),
         "rows": rows,
@@ -149,7 +153,7 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
 
 
 def _card(name: str, image: Tensor, words: str, note: str = "") -> Json:
-    return {"name": name, "src": thumbnail_uri(image), "words": words, "note": note}
+    return {"name": name, "src": page_uri(image), "words": words, "note": note}
 
 
 def _strengths(context: Context, images: list[Tensor]) -> list[Json]:
@@ -162,7 +166,7 @@ def _strengths(context: Context, images: list[Tensor]) -> list[Json]:
     for strength in STRENGTHS:
         ops = [replace(op, strength=strength, p=1.0) if isinstance(op, ColorJitter) else op for op in run_views.ops[0]]
         strong = Views(ops, run_views.size, min_area=run_views.min_area, views=2, renderer="torch")
-        cells = [thumbnail_uri(view) for view in strong(images, keys).flatten(0, 1)]
+        cells = [page_uri(view) for view in strong(images, keys).flatten(0, 1)]
         strengths.append({"strength": strength, "cells": cells})
     return strengths
 

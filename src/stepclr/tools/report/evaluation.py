@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from stepclr.data.sources import open_images
+from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
-from stepclr.tools.images import thumbnail_uri
+from stepclr.tools.images import page_uri
 from stepclr.tools.methods import method_of
 from stepclr.tools.report.context import Context
-from stepclr.tools.report.plots import confusion, label_budget
+from stepclr.tools.report.plots import confusion, label_budget, method_bars
 from stepclr.tools.scores import labels_words, notes, paired_lines, score_grid
 
 Json = dict[str, Any]
@@ -33,8 +33,10 @@ def _section(context: Context, scores: Scores) -> Json:
         method = method_of(name, scores)
         ours = method is not None and method.ours
         rows.append({"method": name, "words": method.words if method else "", "ours": ours, "cells": cells})
+    several = len({row.labels_per_class for row in scores.rows}) > 1
     section: Json = {
-        "curve": label_budget(scores),
+        "curve": label_budget(scores) if several else None,
+        "bars": method_bars(scores) if not several else None,
         "budgets": columns,
         "rows": rows,
         "paired": list(paired_lines(scores)),
@@ -45,25 +47,20 @@ def _section(context: Context, scores: Scores) -> Json:
         labels = labels_words(confused["labels_per_class"])
         title = f"Confusion of {confused['method']} with {labels}, over all draws"
         section["confusion"] = confusion(title, confused["classes"], np.array(confused["matrix"], dtype=np.int64))
-        section["confused"] = _with_images(context, confused["pairs"], scores.protocol["test"])
+        section["confused"] = with_images(confused["pairs"], context.opened(scores.protocol["test"]))
     return section
 
 
-def _with_images(context: Context, pairs: list[Json], part: Json) -> list[Json]:
-    """The most confused pairs of classes, with their images where the test set can still be read."""
-    try:
-        source = part.get("sources") or part["source"]
-        test = open_images(source, value_range=context.config.value_range, max_pixels=context.config.max_pixels)
-        index_of = {name: i for i, name in enumerate(test.names)}
-    except (StepclrError, OSError):
-        index_of = {}
-    for pair in pairs:
-        indices = [index_of[name] for name in pair["names"] if name in index_of]
-        pair["images"] = []
-        if indices:
+def with_images(rows: list[Json], test: ImageSet | None) -> list[Json]:
+    """Rows that have "names" of images, with these "images" where the test set can still be read."""
+    index_of = {} if test is None else {name: i for i, name in enumerate(test.names)}
+    for row in rows:
+        indices = [index_of[name] for name in row["names"] if name in index_of]
+        row["images"] = []
+        if test is not None and indices:
             for image, i in zip(*test.read_readable(indices), strict=True):
-                pair["images"].append({"src": thumbnail_uri(image), "name": test.names[i]})
-    return pairs
+                row["images"].append({"src": page_uri(image), "name": test.names[i]})
+    return rows
 
 
 def _protocol(scores: Scores) -> list[str]:

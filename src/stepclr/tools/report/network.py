@@ -11,8 +11,27 @@ from stepclr.tools.report.context import Context
 Json = dict[str, Any]
 
 
+KINDS = {  # the beginning of a module's class, and what it is
+    "Conv": "convolution",
+    "BatchNormAct": "batch norm, ReLU",
+    "BatchNorm": "batch norm",
+    "ReLU": "ReLU",
+    "MaxPool": "max pooling",
+    "SelectAdaptivePool": "average pooling",
+    "GlobalPool": "average pooling",
+    "Linear": "linear",
+    "BasicBlock": "residual block",
+    "Bottleneck": "residual block",
+    "PatchEmbed": "patches",
+    "Block": "transformer block",
+    "LayerNorm": "layer norm",
+}
+
+
 def network(context: Context) -> Json:
     """The parts of encoder and head, one row each: name, shape of the output, number of weights."""
+    if context.no_encoder:
+        return {"missing": context.no_encoder, "name": context.config.encoder, "size": context.config.size}
     encoder = context.encoder
     x = torch.zeros(2, 3, encoder.size, encoder.size, device=encoder.mean.device)
     rows = [{"name": "view", "shape": _shape(x), "weights": 0}, *_parts(encoder.body, x)]
@@ -58,9 +77,12 @@ def _parts(module: nn.Module, x: Tensor) -> list[Json]:
 
 
 def _kind(part: nn.Module) -> str:
+    """What a part is, in words; for a network of other parts the name of its class."""
     if isinstance(part, nn.Sequential) and len(part):
-        return f"{len(part)} x {type(part[0]).__name__}"
-    return type(part).__name__
+        kind = _kind(part[0])
+        return kind if len(part) == 1 else f"{len(part)} x {kind}"
+    name = type(part).__name__
+    return next((words for beginning, words in KINDS.items() if name.startswith(beginning)), name)
 
 
 def _shape(x: Tensor) -> str:

@@ -1,71 +1,67 @@
 "use strict";
-// Charts are drawn when they come near the window, in the colors of the page. The rest is a slider, and the images of a place in a chart.
-const dark = matchMedia("(prefers-color-scheme: dark)");
+// What a chart shows for a place in it, by pointer and by keys; a slider; the entry of the contents that is on the screen.
+const batch = document.getElementById("batch");
+const views = batch ? JSON.parse(batch.textContent) : {};
 
-function layoutOf(layout) {
-  const style = getComputedStyle(document.documentElement);
-  const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
-  const axis = (own) => ({ gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...own });
-  return {
-    margin: { l: 48, r: 8, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { color: ink, size: 12 }, dragmode: false, hoverlabel: { font: { size: 12 } }, ...layout,
-    xaxis: axis(layout.xaxis), yaxis: axis(layout.yaxis),
-  };
-}
-
-function beside(panel, hover, places, words) {
+function beside(panel, images, words) {
   panel.replaceChildren();
-  for (const place of places) {
-    const image = document.createElement("img");
-    image.src = hover.images[place];
-    image.alt = hover.captions[place];
-    panel.append(image);
-  }
-  const text = document.createElement("span");
-  text.textContent = places.map((place) => hover.captions[place]).join(" | ") + words;
-  panel.append(text);
+  for (const [src, alt] of images) panel.append(Object.assign(document.createElement("img"), { src, alt }));
+  panel.append(Object.assign(document.createElement("span"), { textContent: words }));
 }
 
-function watch(plot, spec, panel) {
-  const { hover, data } = spec;
-  const ends = hover.images.length - 1;
-  let [row, column] = [0, hover.kind === "pair" ? 1 : 0];
-  const show = () => {
-    if (hover.kind === "pair") beside(panel, hover, [row, column], `: cosine ${data[0].z[row][column].toFixed(2)}`);
-    else beside(panel, hover, [column], "");
-  };
-  plot.on("plotly_hover", ({ points: [point] }) => {
-    if (hover.kind === "pair") [row, column] = [point.y, point.x];
-    else column = point.customdata;
-    show();
-  });
+// The arrow keys move a place (row, column) within `rows` and `columns`.
+function withKeys(plot, place, rows, columns, show) {
   plot.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (!step) return;
     event.preventDefault();
-    const within = (at) => Math.max(0, Math.min(ends, at));
-    if (hover.kind === "pair") row = within(row + step[0]);
-    column = within(column + step[1] + (hover.kind === "pair" ? 0 : step[0]));
+    place[0] = Math.max(0, Math.min(rows - 1, place[0] + step[0]));
+    place[1] = Math.max(0, Math.min(columns - 1, place[1] + step[1]));
     show();
   });
 }
 
-function draw(plot) {
-  const figure = plot.closest("figure");
-  const spec = JSON.parse(figure.querySelector("script").textContent);
-  Plotly.newPlot(plot, spec.data, layoutOf(spec.layout), { displayModeBar: false, responsive: true });
-  if (spec.hover.kind) watch(plot, spec, figure.querySelector(".beside"));
-  dark.addEventListener("change", () => Plotly.react(plot, spec.data, layoutOf(spec.layout)));
-}
+document.querySelectorAll("figure.matrix").forEach((figure) => {
+  const [plot, panel] = [figure.querySelector(".plot"), figure.querySelector(".beside")];
+  const hover = JSON.parse(figure.querySelector("script").textContent);
+  const { values } = hover;
+  const captions = hover.captions || views.captions;
+  const place = [0, 1];
+  const show = () => {
+    const value = values[place[0]][place[1]];
+    const images = hover.captions ? [] : place.map((k) => [views.images[k], captions[k]]);
+    const words = hover.captions ? `is ${captions[place[0]]}, taken for ${captions[place[1]]}: ${(value / 10).toFixed(1)} %`
+      : `${captions[place[0]]} | ${captions[place[1]]}: cosine ${(value / 1000).toFixed(2)}`;
+    beside(panel, images, words);
+  };
+  plot.addEventListener("pointermove", (event) => {
+    const box = plot.getBoundingClientRect();
+    const at = (share) => Math.max(0, Math.min(values.length - 1, Math.floor(share * values.length)));
+    place[0] = at((event.clientY - box.top) / box.height);
+    place[1] = at((event.clientX - box.left) / box.width);
+    show();
+  });
+  withKeys(plot, place, values.length, values.length, show);
+});
 
-const near = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries) {
-    if (!isIntersecting) continue;
-    near.unobserve(target);
-    draw(target);
-  }
-}, { rootMargin: "400px" });
-document.querySelectorAll(".plot").forEach((plot) => near.observe(plot));
+document.querySelectorAll("figure.map").forEach((figure) => {
+  const [plot, panel] = [figure.querySelector(".plot"), figure.querySelector(".beside")];
+  const tiles = [...plot.querySelectorAll(".tile")];
+  const place = [0, -1];
+  const show = () => {
+    tiles.forEach((tile, k) => tile.classList.toggle("now", k === place[1]));
+    const tile = tiles[place[1]];
+    const words = tile.querySelector("title").textContent;
+    beside(panel, [[tile.querySelector("image").getAttribute("href"), words]], words);
+  };
+  plot.addEventListener("pointerover", (event) => {
+    const tile = event.target.closest(".tile");
+    if (!tile) return;
+    place[1] = tiles.indexOf(tile);
+    show();
+  });
+  withKeys(plot, place, 1, tiles.length, show);
+});
 
 const slider = document.getElementById("strength");
 if (slider) {
@@ -75,3 +71,20 @@ if (slider) {
     document.getElementById("strength-now").value = stages[slider.value].dataset.strength;
   });
 }
+
+const entries = new Map([...document.querySelectorAll("nav li a")].map((link) => [link.hash.slice(1), link]));
+const headings = [...entries.keys()].map((id) => document.getElementById(id));
+const TOP = 120; // px from the top of the window: a heading above is that of the part one reads
+let waiting = false;
+function mark() {
+  waiting = false;
+  const passed = headings.filter((heading) => heading.getBoundingClientRect().top < TOP);
+  const now = entries.get((passed.at(-1) || headings[0]).id);
+  for (const link of entries.values()) {
+    if (link === now) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+addEventListener("scroll", () => { if (!waiting) { waiting = true; requestAnimationFrame(mark); } }, { passive: true });
+mark();
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));

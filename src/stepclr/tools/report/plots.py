@@ -1,80 +1,153 @@
-"""The charts of a page: each is a Plotly specification, the words that describe it, and its numbers as a table."""
+"""The charts of a page: inline SVG in the colors of style.css, words that describe each, and its numbers as a table.
 
+An SVG is as wide as its place on the page: positions in it are percentages, letters and lines keep their size.
+"""
+
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
 
 from stepclr.data.order import spread
 from stepclr.evaluation.results import Scores
-from stepclr.tools.methods import method_of
+from stepclr.tools.images import data_uri, page_uri
+from stepclr.tools.methods import TONES, tone_of
 from stepclr.tools.scores import label_curves, percent, start_words
 
 Json = dict[str, Any]
-# Okabe and Ito's colors, which color-blind readers can tell apart.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#F0E442")
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "hexagon")
-DOWNWARDS = {"autorange": "reversed", "constrain": "domain", "scaleanchor": "x"}  # of a matrix: rows, square cells
 MAX_ROWS = 12  # of the table under a line
-MAX_CLASSES = 20  # of the table under a confusion matrix
+MAX_POINTS = 300  # of a line
+MAX_CLASSES = 20  # of a confusion matrix with numbers in its cells
+COLUMNS, ROWS = 36, 20  # of the map: each cell shows one image
+TILE_PX = 64  # long side of an image on the map
+LABEL_GAP = 0.055  # of a chart's height: between the names at its right edge
+POSITIVE, NEGATIVE = (59, 123, 234), (224, 106, 44)  # of a matrix, on light and on dark paper; more opaque is more
+MAX_NAME = 20  # letters of the name of a line
+SHADES = 10  # of a cell of a confusion matrix
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart: Plotly's `data` and `layout`, and `words` that describe it to readers who cannot see it.
+    """A chart: `svg` draws it, and `words` describe it to readers who cannot see it.
 
-    `hover` is what the page shows next to the chart for a place in it: {"kind": "pair", "images", "captions"} for a
-    matrix, {"kind": "point", ...} for points that carry their number as customdata.
+    `hover` is what the page shows next to a matrix for a place in it: {"values"} in thousandths, and {"captions"} of
+    rows and columns that are not the views of the page's batch.
     """
 
     title: str
     words: str
-    data: list[Json]
-    layout: Json
+    svg: Markup
+    kind: str = "lines"
     header: Sequence[str] = ()
     rows: Sequence[Sequence[object]] = ()
     hover: Json = field(default_factory=dict)
 
 
-def line(title: str, x: Sequence[float], y: Sequence[float], unit: str) -> Plot:
-    """One logged quantity over the epochs."""
+class Bar(NamedTuple):
+    """A row of a bar chart: `share` (0 to 1) is the length, `low` and `high` the ends of a whisker."""
+
+    name: str
+    share: float
+    text: str
+    tone: int = 0
+    low: float = 0
+    high: float = 0
+    note: str = ""
+
+
+class Curve(NamedTuple):
+    """A line through points, with the standard deviation of each (0: none), in a color of style.css."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    std: Sequence[float]
+    tone: int = 0
+
+
+class Axis(NamedTuple):
+    """A scale from `low` to `high` with its ticks and their names."""
+
+    low: float
+    high: float
+    ticks: list[tuple[float, str]]
+    log: bool = False
+
+    def place(self, value: float | int) -> float:
+        """Where a value is on the axis, 0 to 1."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def line(title: str, x: Sequence[float], y: Sequence[float], unit: str, note: str = "", share: bool = False) -> Plot:
+    """One logged quantity over the epochs; shares are shown in percent."""
+    shown = "{:.1%}" if share else "{:.4g}"
     words = (
-        f"{title} over {x[-1]:g} epochs: {y[0]:.4g} at first, {y[-1]:.4g} at last, "
-        f"between {min(y):.4g} and {max(y):.4g}."
+        f"{title} over {x[-1]:g} epochs: {shown.format(y[0])} at first, {shown.format(y[-1])} at last, "
+        f"between {shown.format(min(y))} and {shown.format(max(y))}."
     )
-    mode = "lines" if len(x) > 1 else "markers"
-    shown = "epoch %{x:.2f}: %{y:.4g}<extra></extra>"
-    trace = _trace("scatter", mode=mode, x=x, y=y, line={"color": COLORS[0]}, hovertemplate=shown)
-    layout = _layout(220, xaxis=_axis("epoch"), yaxis=_axis(unit, type="linear"))
-    rows = [(f"{x[k]:.2f}", f"{y[k]:.4g}") for k in spread(len(x), MAX_ROWS)]
-    return Plot(title, words, [trace], layout, ("epoch", title), rows)
+    kept = spread(len(x), MAX_POINTS)
+    curve = Curve("", [x[k] for k in kept], [y[k] for k in kept], [0.0] * len(kept))
+    across = _linear(min(0.0, x[0]), x[-1])
+    up = _linear(min(y), max(y), "{:.0%}" if share else "{:.4g}")
+    svg = _svg("lines", f"{title}. {words}", _frame(across, up, "epoch"), _curve(curve, across, up, marks=False),
+               _end(curve, across, up, shown.format(y[-1])))  # fmt: skip
+    rows = [(f"{x[k]:.2f}", shown.format(y[k])) for k in spread(len(x), MAX_ROWS)]
+    return Plot(title, note or words, svg, "lines", ("epoch", f"{title}, {unit}"), rows)
 
 
-def bars(title: str, names: Sequence[str], counts: Sequence[int], unit: str) -> Plot:
-    """A count for each class."""
-    most, least = int(np.argmax(counts)), int(np.argmin(counts))
+def label_budget(scores: Scores) -> Plot:
+    """Top-1 of each method against the number of labels, with the standard deviation over the draws."""
+    curves = []
+    for method, points in label_curves(scores).items():
+        x, mean, std = zip(*points, strict=True)
+        curves.append(Curve(method, x, mean, std, tone_of(method, scores)))
+    order = list(dict.fromkeys(row.method for row in scores.rows))
+    rows = sorted(scores.rows, key=lambda row: order.index(row.method))
+    best = max(scores.rows, key=lambda row: row.mean)
     words = (
-        f"{len(names)} classes; {names[most]} has the most {unit} ({counts[most]:,}), "
-        f"{names[least]} the fewest ({counts[least]:,})."
+        f"Top-1 by labels per class, one line per method; the highest is {best.method} with "
+        f"{best.labels_per_class} labels: {percent(best)}. {start_words(scores)}"
     )
-    shown = "%{x}: %{y:,}<extra></extra>"
-    x = [text(name) for name in names]
-    trace = _trace("bar", x=x, y=list(counts), marker={"color": COLORS[0]}, hovertemplate=shown)
-    layout = _layout(260, xaxis={"type": "category"}, yaxis=_axis(unit))
-    rows = [(name, f"{count:,}") for name, count in zip(names, counts, strict=True)]
-    return Plot(title, words, [trace], layout, ("class", unit), rows)
+    places = sorted({x for curve in curves for x in curve.x})
+    low, high = places[0], max(places[-1], 1.01 * places[0])
+    names = {x: f"{x:,.4g}" for x in places}
+    if any(row.labels_per_class == "all" for row in scores.rows):
+        names[places[-1]] = f"all ({names[places[-1]]})"
+    budgets = Axis(low, high, list(names.items()), log=True)
+    lowest = min(y - std for curve in curves for y, std in zip(curve.y, curve.std, strict=True))
+    highest = max(y + std for curve in curves for y, std in zip(curve.y, curve.std, strict=True))
+    up = _linear(max(0.0, lowest), min(1.0, highest), "{:.0%}")
+    svg = _svg("budget", f"Label budget. {words}", _frame(budgets, up, "labels per class (log scale)"),
+               *(_curve(curve, budgets, up) for curve in curves), _names(curves, budgets, up))  # fmt: skip
+    table = [(row.method, row.labels_per_class, percent(row)) for row in rows]
+    header = ("method", "labels per class", "top-1, ± std over draws")
+    return Plot("Label budget", words, svg, "budget", header, table)
 
 
-def similarities(
-    title: str, words: str, cosine: Float[np.ndarray, "m m"], images: list[str], captions: list[str]
-) -> Plot:
-    """The cosine of every two projections of a batch; hovering over a place shows its two images."""
-    trace = _heatmap(np.round(cosine, 3), -1, "RdBu", {"thickness": 12}, hoverinfo="none")
-    layout = _layout(420, xaxis={"constrain": "domain", "showgrid": False}, yaxis={**DOWNWARDS, "showgrid": False})
-    return Plot(title, words, [trace], layout, hover={"kind": "pair", "images": images, "captions": captions})
+def method_bars(scores: Scores) -> list[Bar]:
+    """Top-1 of each method with the one number of labels that there is, the highest first."""
+    bars = []
+    for row in sorted(scores.rows, key=lambda row: -row.mean):
+        std = row.std or 0.0
+        tone = tone_of(row.method, scores)
+        bars.append(Bar(row.method, row.mean, percent(row), tone, row.mean - std, row.mean + std))
+    return bars
+
+
+def similarities(title: str, words: str, cosine: Float[np.ndarray, "m m"]) -> Plot:
+    """The cosine of every two projections of a batch, whose images the page has."""
+    hover = {"values": np.round(1000 * cosine).astype(int).tolist()}
+    return Plot(title, words, _matrix(f"{title}. {words}", cosine), "matrix", hover=hover)
 
 
 def confusion(title: str, classes: Sequence[str], matrix: Int[np.ndarray, "c c"]) -> Plot:
@@ -83,116 +156,172 @@ def confusion(title: str, classes: Sequence[str], matrix: Int[np.ndarray, "c c"]
     right = np.diag(share)
     best, worst = int(right.argmax()), int(right.argmin())
     words = (
-        f"Of {len(classes)} classes, {classes[best]} is recognized best ({right[best]:.0%}) and {classes[worst]} "
-        f"worst ({right[worst]:.0%})."
+        f"Rows are the true classes, columns the predicted ones. Of {len(classes)} classes, {classes[best]} is "
+        f"recognized best ({right[best]:.0%}) and {classes[worst]} worst ({right[worst]:.0%})."
     )
-    names = [text(name) for name in classes]
-    shown = "%{y} taken for %{x}: %{z:.1%}<extra></extra>"
-    colorbar = {"thickness": 12, "tickformat": ".0%"}
-    # Plotly's "Blues" runs from dark to light: reversed, white stands for none.
-    trace = _heatmap(np.round(share, 4), 0, "Blues", colorbar, x=names, y=names, hovertemplate=shown)
-    x = _axis("taken for", type="category", constrain="domain")
-    layout = _layout(420, xaxis=x, yaxis=_axis("is", type="category", **DOWNWARDS))
     if len(classes) > MAX_CLASSES:
-        return Plot(title, words, [trace], layout)
-    rows = [[name, *(f"{value:.0%}" for value in row)] for name, row in zip(classes, share, strict=True)]
-    return Plot(title, words, [trace], layout, ("is, taken for", *classes), rows)
-
-
-def label_budget(scores: Scores) -> Plot:
-    """Top-1 of each method against the number of labels, with the standard deviation over the draws."""
-    curves = label_curves(scores)
-    traces: list[Json] = []
-    for method, points in curves.items():
-        style = method_of(method, scores)
-        assert style is not None
-        x, mean, std = zip(*points, strict=True)
-        traces.append(
-            _trace(
-                "scatter",
-                mode="lines+markers",
-                name=method,
-                x=x,
-                y=mean,
-                error_y={"type": "data", "array": std, "visible": True},
-                marker={"color": style.color, "symbol": SYMBOLS[len(traces) % len(SYMBOLS)], "size": 8},
-                hovertemplate=f"{method}, %{{x:g}} labels per class: %{{y:.1%}}<extra></extra>",
-            )
-        )
-    order = list(dict.fromkeys(row.method for row in scores.rows))
-    rows = sorted(scores.rows, key=lambda row: order.index(row.method))
-    best = max(scores.rows, key=lambda row: row.mean)
-    words = (
-        f"Top-1 by labels per class, one line per method; the highest is {best.method} with "
-        f"{best.labels_per_class} labels: {percent(best)}. {start_words(scores)}"
-    )
-    ticks = sorted({x for points in curves.values() for x, _, _ in points})
-    layout = _layout(
-        380,
-        legend={"orientation": "h", "y": -0.25},
-        xaxis=_axis("labels per class", type="log", tickvals=ticks, ticktext=[f"{x:g}" for x in ticks]),
-        yaxis=_axis("top-1", tickformat=".0%"),
-    )
-    table = [(row.method, row.labels_per_class, percent(row)) for row in rows]
-    return Plot("Label budget", words, traces, layout, ("method", "labels per class", "top-1, ± std over draws"), table)
+        hover = {"captions": list(classes), "values": np.round(1000 * share).astype(int).tolist()}
+        return Plot(title, words, _matrix(f"{title}. {words}", share), "matrix", hover=hover)
+    rows = []
+    for name, of_class in zip(classes, share.tolist(), strict=True):
+        rows.append([name, *((f"{value:.0%}" if value else "", math.ceil(SHADES * value)) for value in of_class)])
+    return Plot(title, words, Markup(""), "confusion", list(classes), rows)
 
 
 def points(
     title: str,
     words: str,
     places: Float[np.ndarray, "n 2"],
-    labels: NDArray[np.int64],
+    labels: Int[np.ndarray, " n"],
     classes: Sequence[str],
-    images: list[str],
+    images: Sequence[Tensor],
     captions: list[str],
 ) -> Plot:
-    """Images as points; each class has a color and a symbol, unless there are more classes than can be told apart."""
-    if not 0 < len(classes) <= 2 * len(COLORS):
-        classes, labels = (), np.full(len(labels), -1)
-    traces = []
-    for label in range(-1, len(classes)):
-        rows = np.flatnonzero(labels == label)
-        if not len(rows):
-            continue
-        name, color, symbol = "no label" if classes else "images", "#999999", "circle"
-        if label >= 0:
-            name, color = text(classes[label]), COLORS[label % len(COLORS)]
-            symbol = SYMBOLS[(label + label // len(COLORS)) % len(SYMBOLS)]
-        traces.append(
-            _trace(
-                "scatter",
-                mode="markers",
-                hoverinfo="none",
-                name=name,
-                x=np.round(places[rows, 0], 3).tolist(),
-                y=np.round(places[rows, 1], 3).tolist(),
-                customdata=rows.tolist(),
-                marker={"size": 7, "opacity": 0.75, "color": color, "symbol": symbol},
-            )
-        )
-    bare = {"showticklabels": False, "zeroline": False}
-    legend = {"orientation": "h", "y": -0.05}
-    layout = _layout(480, xaxis=bare, yaxis=bare, legend=legend, showlegend=len(traces) > 1)
-    return Plot(title, words, traces, layout, hover={"kind": "point", "images": images, "captions": captions})
+    """Images where they lie, as many as fit beside each other; the others are dots. Labels (-1: none) are colors."""
+    low, high = places.min(0), places.max(0)
+    share = (places - low) / np.where(high > low, high - low, 1)
+    share[:, 1] = 1 - share[:, 1]
+    cells = np.minimum((share * (COLUMNS, ROWS)).astype(int), (COLUMNS - 1, ROWS - 1))
+    middle = np.abs(share * (COLUMNS, ROWS) - cells - 0.5).max(1)
+    tiles: dict[tuple[int, ...], int] = {}
+    for i in np.argsort(middle, kind="stable").tolist():
+        tiles.setdefault(tuple(cells[i].tolist()), i)
+
+    shown = set(tiles.values())
+    dots, pictures = [], []
+    for i, (x, y) in enumerate(share.tolist()):
+        tone = f"k{labels[i] % TONES}" if labels[i] >= 0 else "none"
+        if i in shown:
+            image = _tag("image", href=page_uri(images[i], TILE_PX), x=_percent(x), y=_percent(y))
+            ring = _tag("rect", x=_percent(x), y=_percent(y))
+            pictures.append(_tag("g", _tag("title", captions[i]), image, ring, class_=f"tile {tone}"))
+        else:
+            dot = _tag("circle", _tag("title", captions[i]), cx=_percent(x), cy=_percent(y), r=3)
+            dots.append(_tag("g", dot, class_=f"dot {tone}"))
+
+    names = []
+    present = [label for label in range(len(classes)) if (labels == label).any()]
+    centers = [np.median(share[labels == label], axis=0).tolist() for label in present]
+    heights = _apart([y for _, y in centers], 1.4 / ROWS)
+    for label, (x, _), y in zip(present, centers, heights, strict=True):
+        names.append(_text(x, y, classes[label], class_=f"name k{label % TONES}"))
+    return Plot(title, words, _svg("map", f"{title}. {words}", *dots, *pictures, *names), "map")
 
 
-def text(name: str) -> str:
-    """A name as Plotly must be given it to show it unchanged: its texts may contain markup."""
-    return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+# --- the parts of a chart ---
 
 
-def _trace(kind: str, **properties: Any) -> Json:
-    return {"type": kind, **properties}
+def _tag(element: str, *inner: object, **attributes: object) -> Markup:
+    """An element. Whatever its texts and attributes contain is escaped."""
+    words = Markup("").join(
+        Markup(' {}="{}"').format(name.strip("_").replace("_", "-"), value) for name, value in attributes.items()
+    )
+    return Markup("<{0}{1}>{2}</{0}>").format(element, words, Markup("").join(inner))  # type: ignore[arg-type]
 
 
-def _heatmap(z: Float[np.ndarray, "m m"], lowest: int, colors: str, colorbar: Json, **properties: Any) -> Json:
-    scale = {"zmin": lowest, "zmax": 1, "colorscale": colors, "reversescale": True, "colorbar": colorbar}
-    return _trace("heatmap", z=z.tolist(), **scale, **properties)
+def _svg(kind: str, words: str, *parts: Markup) -> Markup:
+    return _tag("svg", *parts, class_=f"plot {kind}", role="img", tabindex=0, aria_label=words)
 
 
-def _layout(height: int, **parts: Any) -> Json:
-    return {"height": height, **parts}
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
 
 
-def _axis(title: str, **properties: Any) -> Json:
-    return {"title": {"text": title}, **properties}
+def _text(x: float, y: float, words: str, **attributes: object) -> Markup:
+    return _tag("text", words, x=_percent(x), y=_percent(y), **attributes)
+
+
+def _linear(low: float, high: float, shown: str = "{:.4g}", wanted: int = 4) -> Axis:
+    """A scale with round ticks that covers low to high."""
+    if not high > low:
+        low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
+    rough = (high - low) / wanted
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [round(k * step, 12) for k in range(first, last + 1)]
+    return Axis(ticks[0], ticks[-1], [(tick, shown.format(tick)) for tick in ticks])
+
+
+def _frame(across: Axis, up: Axis, unit: str) -> Markup:
+    """Grid lines with the names of the ticks, and the unit of the lower axis."""
+    parts = []
+    for value, name in up.ticks:
+        y = 1 - up.place(value)
+        parts.append(_tag("line", x1="0", x2="100%", y1=_percent(y), y2=_percent(y), class_="grid"))
+        parts.append(_text(0.0, y, name, class_="left"))
+    for value, name in across.ticks:
+        parts.append(_text(across.place(value), 1.0, name, class_="below"))
+    parts.append(_text(1.0, 1.0, unit, class_="unit"))
+    return Markup("").join(parts)
+
+
+def _curve(curve: Curve, across: Axis, up: Axis, marks: bool = True) -> Markup:
+    """The line, and with `marks` its points with their standard deviations."""
+    places = [(across.place(x), 1 - up.place(y)) for x, y in zip(curve.x, curve.y, strict=True)]
+    path = " ".join(f"{100 * x:.2f},{100 * y:.2f}" for x, y in places)
+    stretched = {"viewBox": "0 0 100 100", "preserveAspectRatio": "none", "width": "100%", "height": "100%"}
+    parts = [_tag("svg", _tag("polyline", points=path), class_="area", **stretched)]
+    for (x, y), labels, mean, std in zip(places, curve.x, curve.y, curve.std, strict=True):
+        if not marks:
+            break
+        ends = {"y1": _percent(1 - up.place(mean + std)), "y2": _percent(1 - up.place(mean - std))}
+        if std:
+            parts.append(_tag("line", x1=_percent(x), x2=_percent(x), **ends, class_="whisker"))
+        words = f"{curve.name}, {labels:,.4g} labels per class: {mean:.1%}" + (f" ± {100 * std:.1f}" if std else "")
+        parts.append(_tag("circle", _tag("title", words), cx=_percent(x), cy=_percent(y), r=4))
+    return _tag("g", *parts, class_=f"k{curve.tone}")
+
+
+def _end(curve: Curve, across: Axis, up: Axis, words: str) -> Markup:
+    """The last point of a line, and its value beside it."""
+    x, y = across.place(curve.x[-1]), 1 - up.place(curve.y[-1])
+    dot = _tag("circle", cx=_percent(x), cy=_percent(y), r=4)
+    return _tag("g", dot, _text(x, y, words, class_="end"), class_=f"k{curve.tone}")
+
+
+def _names(curves: Sequence[Curve], across: Axis, up: Axis) -> Markup:
+    """The name of each line: at the right edge, apart from the others, or below its last point if it ends before."""
+    parts = []
+    ends = []
+    for curve in sorted(curves, key=lambda curve: -curve.y[-1]):
+        x, y = across.place(curve.x[-1]), 1 - up.place(curve.y[-1])
+        if x > 0.999:
+            ends.append((curve, y))
+        else:
+            parts.append(_tag("g", _text(x, y, _name(curve), class_="early"), class_=f"k{curve.tone}"))
+    for (curve, end), y in zip(ends, _apart([end for _, end in ends], LABEL_GAP), strict=True):
+        leader = {"x1": "100%", "y1": _percent(end), "x2": "101%", "y2": _percent(y)}
+        name = _text(1.0, y, _name(curve), class_="end")
+        parts.append(_tag("g", _tag("line", **leader, class_="leader"), name, class_=f"k{curve.tone}"))
+    return Markup("").join(parts)
+
+
+def _name(curve: Curve) -> str:
+    short = curve.name if len(curve.name) <= MAX_NAME else f"{curve.name[: MAX_NAME - 1]}\u2026"
+    return f"{short} {curve.y[-1]:.1%}"
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places (0 to 1) moved as far as names there need to be `gap` apart, in the order given."""
+    order = np.argsort(places, kind="stable")
+    moved = np.array(places, dtype=float)
+    for before, after in pairwise(order):
+        moved[after] = max(moved[after], moved[before] + gap)
+    # Those pushed out at the end move back up, and push others.
+    limit = 1.0
+    for place in order[::-1]:
+        moved[place] = min(moved[place], limit)
+        limit = moved[place] - gap
+    result: list[float] = moved.tolist()
+    return result
+
+
+def _matrix(words: str, values: Float[np.ndarray, "m m"]) -> Markup:
+    """An image of one pixel a value, -1 to 1: the sign is its color, the size how opaque it is."""
+    pixels = np.empty((*values.shape, 4), np.uint8)
+    pixels[..., :3] = np.where(values[..., None] >= 0, POSITIVE, NEGATIVE)
+    pixels[..., 3] = np.round(255 * np.clip(np.abs(values), 0, 1))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    return _tag("img", class_="plot matrix", tabindex=0, src=data_uri(file.getvalue(), "png"), alt=words)

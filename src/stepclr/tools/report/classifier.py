@@ -1,0 +1,109 @@
+"""The classifier of a run on its page: what `finetune` or `distill` wrote, its score, mistakes and doubts."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepclr.data.images import ImageSet
+from stepclr.data.labels import of_these_classes
+from stepclr.errors import StepclrError
+from stepclr.evaluation.predict import classify
+from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain
+from stepclr.model.files import CLASSIFIER, load_classifier
+from stepclr.tools.report.context import Context
+from stepclr.tools.report.evaluation import with_images
+from stepclr.tools.report.plots import Bar
+from stepclr.tools.report.plots import confusion as confusion_plot
+from stepclr.tools.scores import labels_words, percent
+
+Json = dict[str, Any]
+
+
+def classifier(context: Context) -> Json:
+    """Scores, confusion, most confused pairs and the least certain images of the run's classifier; {} without one."""
+    path = context.run.folder / CLASSIFIER
+    if not path.is_file():
+        return {}
+    if context.config.teacher:
+        return _facts(path) | _student(context, Path(context.config.teacher))
+    scores = _stored(context.run.folder)
+    if scores is None or Path(scores.protocol["classifier"]["file"]).resolve() != path.resolve():
+        return _facts(path)
+    return finetuned(path, scores, context.opened(scores.protocol["test"] or {}))
+
+
+def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
+    """The section of a classifier that was fine-tuned, with images where the test set can be read."""
+    protocol = scores.protocol
+    section = _facts(path) | {"labels": labels_words(protocol["classifier"]["labels_per_class"])}
+    for row in scores.rows:
+        words = f"fine-tuned with {labels_words(row.labels_per_class)}"
+        section["scores"].append(Bar(words, row.mean, percent(row), 2))
+    part = protocol["test"]
+    if part:
+        section["test"] = f"{part['images']:,} images of {part['source']}"
+        section |= _mistakes(protocol.get("confusion"), protocol.get("unsure", []), test)
+    else:
+        section["why"] = "It was not scored: give finetune --test or --holdout to know how good it is."
+    return section
+
+
+def _facts(path: Path) -> Json:
+    command = ["stepclr", "predict", str(path), "NEW_IMAGES", "--out", "predictions.csv", "--sort"]
+    classes = load_classifier(path).classes
+    return {"file": path, "classes": classes, "scores": [], "command": shlex.join(command)}
+
+
+def _stored(folder: Path) -> Scores | None:
+    """finetune.json of a folder, or None. Raises StepclrError if it is corrupt."""
+    path = folder / FINETUNING
+    try:
+        scores = Scores.from_dict(json.loads(path.read_bytes()))
+        if not scores.protocol["classifier"]["file"]:
+            return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StepclrError(f"{path} is corrupt: {error}") from None
+    return scores
+
+
+def _student(context: Context, teacher: Path) -> Json:
+    """The student beside its teacher, on the images that the teacher was scored on, where these can be read."""
+    scores = _stored(teacher if teacher.is_dir() else teacher.parent)
+    if scores is None or not scores.protocol["test"] or scores.protocol["classifier"]["top1"] is None:
+        return {
+            "why": f"The teacher, {teacher}, was not scored when it was fine-tuned: there is nothing to compare with."
+        }
+    protocol = scores.protocol
+    top1, part = protocol["classifier"]["top1"], protocol["test"]
+    section: Json = {"test": f"{part['images']:,} images of {part['source']}"}
+    section["scores"] = [Bar(f"teacher, {load_classifier(teacher).encoder.name}", top1, f"{100 * top1:.1f} %", 1)]
+    test = None if protocol["holdout"] else context.opened(part)
+    if test is None:
+        return section | {"why": "The images that the teacher was scored on are not at hand: the student has no score."}
+    test = of_these_classes(test.keep(test.classes), protocol["classes"])
+    predicted = classify(context.run.folder, test)
+    if predicted.classes != protocol["classes"]:
+        return section | {"why": "The student and the teacher have other classes."}
+    truth, best = predicted.images.labels, predicted.probabilities.argmax(1)
+    own = float((best == truth).mean())
+    section["scores"].insert(0, Bar(f"student, {context.config.encoder}", own, f"{100 * own:.1f} %", 0))
+    names, classes = predicted.images.names, predicted.classes
+    matrix = None
+    if len(classes) <= MAX_CLASSES:
+        matrix = confusion("student", "all", [best], truth, classes, names)
+    return section | _mistakes(matrix, least_certain(predicted.probabilities, truth, classes, names), test)
+
+
+def _mistakes(matrix: Json | None, unsure: list[Json], test: ImageSet | None) -> Json:
+    """The confusion matrix, the most confused pairs with images, and the images of which the classifier is unsure."""
+    section: Json = {"unsure": with_images(unsure, test)}
+    if matrix:
+        counts = np.array(matrix["matrix"], dtype=np.int64)
+        section["confusion"] = confusion_plot("What it takes for what", matrix["classes"], counts)
+        section["confused"] = with_images(matrix["pairs"], test)
+    return section

@@ -1,0 +1,213 @@
+"""The top of a page: the score and what it beats, health, time, what to do next; no more than is known."""
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stepclr.config import OPTIMIZERS
+from stepclr.evaluation.baselines import START
+from stepclr.evaluation.holdout import USUAL_SHARE
+from stepclr.evaluation.results import EVALUATION, Score, Scores
+from stepclr.model.files import CLASSIFIER
+from stepclr.tools.methods import baselines_of
+from stepclr.tools.report.context import Context
+from stepclr.tools.scores import labels_words, percent, scored_images
+
+Json = dict[str, Any]
+OVER = {
+    "pixels": "raw pixels",
+    "random": "the untrained encoder",
+    START: "the weights it began with",
+    "scratch": "training from scratch",
+}
+CLEAR = 2  # standard errors of a paired difference from which it is called one
+HOUR, MINUTE = 3600, 60  # seconds
+EARLIER = "evaluation.json is of an earlier encoder: the run has been trained further since."
+
+
+class Gain(NamedTuple):
+    """How far the score is above a baseline, in points; `level` is "good", "even" (within its error) or "bad"."""
+
+    points: str
+    over: str
+    level: str
+
+
+def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
+    """The headline, what qualifies it, the facts beside it, and one command.
+
+    sections: those of the page that the verdict sums up: "training", "usage", "classifier".
+    """
+    scores = context.scores
+    training = sections["training"]
+    told: Json = {"gains": [], "cautions": []}
+    row = _main(scores) if scores else None
+    if scores and row:
+        told |= _scored(scores, row)
+    else:
+        told |= _unscored(context)
+        if scores:
+            told["cautions"].append(EARLIER)
+    facts = [*told.pop("facts", []), *_facts(context, training)]
+    return told | {
+        "facts": facts,
+        "health": training["health"],
+        "watched": [one.name for one in training["attention"]],
+        "curve": next((plot for plot in training["learning"] if plot.title == "Loss"), None),
+        "neighbors": sections["usage"].get("neighbors", [])[:3],
+        "next": _next(context, training["health"].name, training["attention"]),
+    }
+
+
+def _main(scores: Scores) -> Score | None:
+    """The row of the headline: of the run's own methods the first, with the most labels that are still a number."""
+    for name in ("simclr", scores.protocol["run"], "finetuned", "knn"):
+        rows = [row for row in scores.rows if row.method == name]
+        if rows:
+            return max(rows, key=lambda row: -1 if row.labels_per_class == "all" else float(row.labels_per_class))
+    return None
+
+
+def _scored(scores: Scores, row: Score) -> Json:
+    gains = _gains(scores, row)
+    cautions = []
+    for level, words in (("bad", "scores below"), ("even", "is within the noise of")):
+        names = [gain.over for gain in gains if gain.level == level]
+        if names:
+            cautions.append(f"The pretrained encoder {words} {_and(names)}.")
+    if not gains:
+        cautions.append(
+            "No baseline was scored: add --baselines pixels,random,scratch to see what pretraining is worth."
+        )
+    if row.clean_mean is not None:
+        cautions.append("Some test images are in train too: section 7 has the scores without them.")
+    images = f"the {scores.protocol['test']['images']:,} {scored_images(scores)}"
+    told: Json = {
+        "score": percent(row),
+        "words": f"of {images} classified correctly, with {labels_words(row.labels_per_class)}",
+        "gains": gains,
+        "cautions": cautions,
+        "facts": [],
+    }
+    for method, title in (("knn", "kNN"), (row.method, "With all labels")):
+        rows = [other for other in scores.rows if other.method == method and other != row]
+        if rows:
+            best = next((other for other in rows if other.labels_per_class == "all"), rows[-1])
+            told["facts"].append((title, percent(best), labels_words(best.labels_per_class)))
+    if told["facts"] and told["facts"][-1][0] == "With all labels":
+        told["facts"][-1] = ("With all labels", told["facts"][-1][1], "linear layer")
+    return told
+
+
+def _gains(scores: Scores, row: Score) -> list[Gain]:
+    """The differences to each baseline with the same labels, paired by draw, the smallest first."""
+    found = []
+    for name in baselines_of(row.method, scores):
+        for other in scores.rows:
+            if (other.method, other.labels_per_class) != (name, row.labels_per_class):
+                continue
+            gain = 100 * np.subtract(row.values, other.values)
+            error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+            level = "good" if gain.mean() > 0 else "bad"
+            if abs(gain.mean()) <= CLEAR * error or not gain.any():
+                level = "even"
+            found.append((float(gain.mean()), Gain(f"{gain.mean():+.1f}", OVER.get(name, name), level)))
+    return [gain for _, gain in sorted(found, key=lambda pair: pair[0])]
+
+
+def _unscored(context: Context) -> Json:
+    """What stands in the place of a score: what the log says, and why it is no score."""
+    last: Json = {}
+    for entry in context.metrics:
+        last |= entry
+    if context.no_encoder:
+        return {"score": "No encoder", "words": "this run has not ended; what its log says is below"}
+    if "knn" in last:
+        return {
+            "score": f"{100 * last['knn']:.1f} %",
+            "words": "kNN on the labeled images that watched the training. It is not a score of held-out images yet.",
+        }
+    if "contrastive_top1" in last:
+        return {
+            "score": f"{100 * last['contrastive_top1']:.0f} %",
+            "words": "of the views find the other view of their image first, in a batch. "
+            "There are no labels, so nothing says yet what the encoder is worth.",
+        }
+    return {"score": "Not scored", "words": "evaluate it on labeled images to see what it is worth"}
+
+
+def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
+    """(title, value, what is to be known of it)."""
+    config = context.config
+    facts = []
+    if training["seconds"]:
+        facts.append(("Time", _time(training["seconds"]), f"{training['epochs']} of {training['wanted']} epochs"))
+    facts.append(
+        ("Images", f"{config.images:,}", f"{config.labeled:,} with a label" if config.labeled else "no labels")
+    )
+    features = "" if context.no_encoder else f"h of {context.encoder.num_features:,} numbers, "
+    began = f"from {config.weights}" if config.weights else f"{features}{config.size} px"
+    facts.append(("Encoder", config.encoder, began))
+    return facts
+
+
+def _next(context: Context, diagnosis: str, attention: list[Any]) -> tuple[str, str]:
+    """What to do next, and the command."""
+    config, run = context.config, context.run.folder
+    source = config.source if isinstance(config.source, list) else [config.source]
+    again = ["stepclr", "pretrain", *source, "--out", f"{run}-2"]
+    mended = {
+        "rate too high": ["--lr", f"{config.lr / 10:.2g}"],
+        "nothing learned": ["--lr", f"{OPTIMIZERS[config.optimizer][0]:.2g}"],
+        "weight decay too high": ["--weight-decay", f"{OPTIMIZERS[config.optimizer][1]:g}"],
+        "views too easy": ["--policy", "simclr"],
+        "no negatives": ["--batch-size", "256"],
+    }
+    if diagnosis in mended:
+        return "Train again with what is most likely to mend it:", _command([*again, *mended[diagnosis]])
+    if diagnosis == "collapsed":
+        return "Look for what is wrong with the images or the settings:", _command(["stepclr", "doctor", *source])
+    if any(one.name == "schedule" for one in attention):
+        return "Finish the run:", _command(["stepclr", "pretrain", *source, "--out", run, "--resume"])
+    if (run / CLASSIFIER).is_file():
+        words = ["stepclr", "predict", run, "NEW_IMAGES", "--out", "predictions.csv"]
+        return "Classify new images:", _command(words)
+    if (run / EVALUATION).is_file() and context.scores and context.scores.rows:
+        return "Turn the encoder into a classifier:", _command(_finetune(run, context.scores))
+    if config.labeled or config.monitor:
+        labeled = [config.monitor] if config.monitor else source
+        words = ["stepclr", "evaluate", run, "--train", *labeled, "--holdout", f"{USUAL_SHARE:g}"]
+        return "Score it on labeled images:", _command(words)
+    words = ["stepclr", "label", run, "--classes", "CLASS,CLASS"]
+    return "Label a few images, chosen by the encoder, on a page of their own:", _command(words)
+
+
+def _finetune(run: Path, scores: Scores) -> list[Any]:
+    train, test = scores.protocol["train"], scores.protocol["test"]
+    words = ["stepclr", "finetune", run, "--train", *(train.get("sources") or [train["source"]])]
+    if train.get("labels"):
+        words += ["--labels", *train["labels"]]
+    drawn = scores.protocol.get("holdout")
+    if drawn:
+        return [*words, "--holdout", f"{drawn['share']:g}"]
+    return words if train.get("labels") else [*words, "--test", *(test.get("sources") or [test["source"]])]
+
+
+def _command(words: list[Any]) -> str:
+    return shlex.join(map(str, words))
+
+
+def _time(seconds: float) -> str:
+    if seconds >= HOUR:
+        return f"{seconds / HOUR:.1f} hours"
+    if seconds >= MINUTE:
+        return f"{seconds / MINUTE:.1f} minutes"
+    return f"{seconds:.0f} seconds"
+
+
+def _and(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
