@@ -1,4 +1,4 @@
-"""Convolutions over tiny feature maps, as `model/small_conv.py` does them and as oneDNN does, in one run on one thread.
+"""Convolutions over tiny feature maps, as `model/cpu_conv.py` does them and as oneDNN does, in one run on one thread.
 
     python benchmarks/small_conv.py
 
@@ -11,7 +11,7 @@ import time
 import torch
 from torch import nn
 
-from stepclr.model.small_conv import SmallConv2d
+from stepclr.model.cpu_conv import SmallConv2d
 
 SHAPES = (  # channels in and out, side, stride: ResNet-18's
     (512, 512, 2, 1),  # last stages at 32 px, stem small-stride2

@@ -3,6 +3,6 @@
 `encoder.py` is f(.), whose output is kept; `build.py` makes it from a timm network or your own module, and `weights.py`
 loads checkpoints into it; `foreign.py` understands those of other programs, and `timm_weights.py` finds timm's.
 `head.py` is g(.), which is discarded after pretraining; `classifier.py` puts a linear layer in its place. `files.py`
-writes and reads encoders and classifiers; `features.py` runs a frozen encoder over an `ImageSet`; `small_conv.py` is a
-faster convolution for small feature maps in bfloat16 on a CPU.
+writes and reads encoders and classifiers; `features.py` runs a frozen encoder over an `ImageSet`; `cpu_conv.py` has
+faster convolutions in bfloat16 on a CPU, for small feature maps and for filters per channel.
 """

@@ -19,8 +19,8 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
+from stepclr.model.cpu_conv import cpu_convolutions, use_cpu_convolutions
 from stepclr.model.encoder import Encoder
-from stepclr.model.small_conv import small_convolutions, use_small_convolutions
 from stepclr.threads import Progress, read_ahead
 
 CHECKED = 64  # images that show whether an encoder still represents anything
@@ -120,13 +120,13 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     if body is None or not fold_batch_norm(body):
 
         def under_autocast(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
-            with torch.autocast(x.device.type, torch.bfloat16), small_convolutions(encoder):
+            with torch.autocast(x.device.type, torch.bfloat16), cpu_convolutions(encoder):
                 h: Tensor = encoder(x)
                 return h
 
         return under_autocast
 
-    use_small_convolutions(body)
+    use_cpu_convolutions(body)
     half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def by_copy(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:

@@ -20,9 +20,9 @@ from stepclr.config import ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.model.classifier import Classifier
+from stepclr.model.cpu_conv import cpu_convolutions
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.small_conv import small_convolutions
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
 from stepclr.pretraining.optim import LARS, MOMENTUM, lr_multiplier, not_decayed, parameter_groups, scaled_lr, set_lr
 from stepclr.threads import Progress
@@ -73,7 +73,7 @@ def train_classifier(
     optimizer = _optimizer(classifier, settings)
     views = Views("crop", size=classifier.encoder.size, min_area=settings.min_area, views=1)
     feed = islice(_endless(images, seed, settings.batch_size, device), settings.steps)
-    with small_convolutions(classifier):
+    with cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
             set_lr(optimizer, lr_multiplier(step, settings.steps, warmup_steps=0))
             view = views(batch.images, view_keys(seed, epoch, batch.samples))[0]

@@ -17,8 +17,8 @@ from stepclr.distributed import World
 from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
+from stepclr.model.cpu_conv import cpu_convolutions
 from stepclr.model.features import NotFiniteError, check_represents
-from stepclr.model.small_conv import small_convolutions
 from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
@@ -206,7 +206,7 @@ def _settings_of_the_loop(
     """What is changed until `stack` ends: how convolutions are computed and memory is kept. Returns what to call."""
     if device.type == "cpu":
         for module in modules:
-            stack.enter_context(small_convolutions(module))
+            stack.enter_context(cpu_convolutions(module))
     if config.micro_batch is None and not config.checkpoint_activations:  # else the run wants to stay small
         stack.enter_context(freed_memory_kept())
     if not compiles(device) or config.checkpoint_activations:

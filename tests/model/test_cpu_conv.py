@@ -1,13 +1,14 @@
-"""The short way over tiny maps is the same convolution: small integers are exact in bfloat16, so equal is equal."""
+"""The other ways are the same convolutions: small integers are exact in bfloat16, so equal is equal."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 import stepclr
-from stepclr.model import small_conv
-from stepclr.model.small_conv import SmallConv2d
+from stepclr.model import cpu_conv
+from stepclr.model.cpu_conv import SmallConv2d
 
 
 def integers(*shape: int, seed: int) -> torch.Tensor:
@@ -52,7 +53,7 @@ def test_value_and_gradients_are_the_convolutions(
 
 
 def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_conv, "_ByPatches", None)  # the short way is closed
+    monkeypatch.setattr(cpu_conv, "_ByPatches", None)  # the short way is closed
     module = convolution(2, 1, 3, False)
     tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
     module(tiny)
@@ -60,6 +61,34 @@ def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch
         module(large)
         with pytest.raises(AttributeError):
             module(tiny)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (1, 5), (2, 5), (1, 7), (3, 2)])
+@pytest.mark.parametrize("same", [False, True], ids=["padded", "padded as TensorFlow does"])
+def test_a_depthwise_convolution_has_the_value_and_gradients(stride: int, kernel: int, bias: bool, same: bool) -> None:
+    kind = Conv2dSame if same else nn.Conv2d
+    plain = kind(6, 6, kernel, stride, 0 if same else kernel // 2, groups=6, bias=bias)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.copy_(integers(*parameter.shape, seed=kernel))
+    x = integers(3, 6, 9, 8, seed=7).requires_grad_()
+    expected = plain(x)
+    push = integers(*expected.shape, seed=9)
+    wanted = torch.autograd.grad(expected, [x, *plain.parameters()], push)
+
+    network = nn.Sequential(plain)
+    with cpu_conv.cpu_convolutions(network):
+        assert (type(network[0]) is type(plain)) == ((stride, kernel) == (1, 3))  # oneDNN is quick there
+        assert torch.equal(network(x), expected)  # float32: the plain way
+        with torch.autocast("cpu", torch.bfloat16):
+            y = network(x)
+        found = torch.autograd.grad(y, [x, *plain.parameters()], push.bfloat16())
+    assert network[0] is plain
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y.float(), expected)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours, theirs.bfloat16().float())
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -73,7 +102,7 @@ def test_the_layout_in_memory_makes_no_difference(layout: torch.memory_format) -
 def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:
     encoder = stepclr.build_encoder("resnet18", "small-stride2", size=32)
     before, names, printed = list(encoder.modules()), list(encoder.state_dict()), str(encoder)
-    with small_conv.small_convolutions(encoder):
+    with cpu_conv.cpu_convolutions(encoder):
         kinds = {name: type(module) for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)}
         assert kinds["body.layer4.1.conv2"] is SmallConv2d
         assert kinds["body.layer4.0.downsample.0"] is nn.Conv2d  # 1x1: nothing to gain
@@ -84,5 +113,5 @@ def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:
     assert str(encoder) == printed
     assert bool((encoder.get_parameter("body.layer4.1.conv2.weight") == 3.0).all())
     grouped = stepclr.build_encoder("resnext50_32x4d", size=64)
-    with small_conv.small_convolutions(grouped):
+    with cpu_conv.cpu_convolutions(grouped):
         assert type(grouped.get_submodule("body.layer1.0.conv2")) is nn.Conv2d

@@ -1,0 +1,202 @@
+"""Convolutions that oneDNN does slowly in bfloat16 on the CPU, done another way: the same sums, in less time.
+
+Small maps: where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN leaves most of the
+processor idle. Written out as patches, one row of (tap, channel) for each position that goes out, the sums are one
+product of matrices (`benchmarks/small_conv.py` prints both).
+
+Depthwise, as in EfficientNet and MobileNet: the gradient of x with strides, and that of the weight with kernels above
+3x3, take a multiple of their time in float32 (`benchmarks/depthwise_conv.py`), so they are computed in float32.
+
+Only bfloat16 on the CPU uses this; scores are computed by the plain convolution in float32.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import BFloat16, Float
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+
+FEW = 16  # positions of the map that goes out, up to which patches are the faster way
+SMALL = 36  # and up to which they are for the weights' gradient
+
+
+class SmallConv2d(nn.Conv2d):
+    """`nn.Conv2d`, square, without groups; by patches in bfloat16 on the CPU where the map that goes out is small.
+
+    `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        object.__setattr__(self, "__dict__", plain.__dict__)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
+        side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
+        if not _in_bfloat16_here(x) or down * across > SMALL:
+            return super().forward(x)
+        y: Tensor = _ByPatches.apply(x.bfloat16(), self.weight.bfloat16(), stride, pad)
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+
+
+class _ByPatches(torch.autograd.Function):
+    """The convolution of x with a weight, and its two gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: BFloat16[Tensor, "n c h w"], weight: BFloat16[Tensor, "o c k k"], stride: int, pad: int
+    ) -> BFloat16[Tensor, "n o p q"]:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.pad = stride, pad
+        seen = patches(x, weight.shape[2], stride, pad)
+        if seen.shape[1] * seen.shape[2] > FEW:
+            return F.conv2d(x, weight, None, stride, pad)
+        return F.linear(seen.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, g: BFloat16[Tensor, "n o p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        stride, pad, side = ctx.stride, ctx.pad, weight.shape[2]
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = _pushed_back(g, x, weight, stride, pad)
+        if ctx.needs_input_grad[1]:
+            out = g.permute(0, 2, 3, 1).flatten(0, 2)
+            to_weight = out.T @ patches(x, side, stride, pad).flatten(3).flatten(0, 2)
+            to_weight = to_weight.view(len(weight), side, side, -1).permute(0, 3, 1, 2)
+        return to_x, to_weight, None, None
+
+
+def _pushed_back(g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> BFloat16[Tensor, "n c h w"]:
+    """The gradient of x: with stride 1 the convolution of g with the weight rotated by 180°."""
+    out, channels, side, _ = weight.shape
+    if stride > 1 or x.shape[2] * x.shape[3] > FEW:
+        strides, pads = [stride, stride], [pad, pad]
+        to_x: Tensor = torch.ops.aten.convolution_backward(
+            g, x, weight, None, strides, pads, [1, 1], False, [0, 0], 1, [True, False, False]
+        )[0]
+        return to_x
+    # (o, tap, c) -> (c, tap turned, o), first by a plain transposition, which is the quick part
+    turned = weight.permute(0, 2, 3, 1).reshape(out, -1).T.contiguous().view(side * side, channels, out)
+    turned = turned.flip(0).transpose(0, 1).reshape(channels, -1)
+    return F.linear(patches(g, side, 1, side - 1 - pad).flatten(3), turned).permute(0, 3, 1, 2)
+
+
+def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n p q k k c"]:
+    """What the kernel sees at each position that goes out: a view, which `flatten` writes out."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+    return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """`nn.Conv2d`, square, with a filter per channel; in bfloat16 on the CPU, its slow gradients are made in float32.
+
+    `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        object.__setattr__(self, "__dict__", plain.__dict__)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p q"]:
+        if not _in_bfloat16_here(x):
+            return super().forward(x)
+        y: Tensor = _Depthwise.apply(x.bfloat16(), self.weight.bfloat16(), self.stride[0], int(self.padding[0]))
+        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+
+
+class SameDepthwiseConv2d(DepthwiseConv2d):
+    """The same for timm's `Conv2dSame`, which pads as TensorFlow does and has no padding of its own."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p q"]:
+        return super().forward(pad_same(x, list(self.kernel_size), list(self.stride)))
+
+
+class _Depthwise(torch.autograd.Function):
+    """The convolution of x with a filter per channel, and its two gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: BFloat16[Tensor, "n c h w"], weight: BFloat16[Tensor, "c 1 k k"], stride: int, pad: int
+    ) -> BFloat16[Tensor, "n c p q"]:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.pad = stride, pad
+        return F.conv2d(x, weight, None, stride, pad, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, g: BFloat16[Tensor, "n c p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            slow = ctx.stride > 1
+            to_x = _gradient(slow, g, x, weight, ctx.stride, ctx.pad, of=0)
+        if ctx.needs_input_grad[1]:
+            slow = weight.shape[2] > 3
+            to_weight = _gradient(slow, g, x, weight, ctx.stride, ctx.pad, of=1)
+        return to_x, to_weight, None, None
+
+
+def _gradient(
+    slow: bool, g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int, of: int
+) -> BFloat16[Tensor, "..."]:
+    """The gradient of x (`of` = 0) or of the weight (`of` = 1); in float32 where bfloat16 is slow."""
+    if slow:
+        g, x, weight = g.float(), x.float(), weight.float()
+    wanted = [of == 0, of == 1, False]
+    found = torch.ops.aten.convolution_backward(
+        g, x, weight, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], len(weight), wanted
+    )
+    gradient: Tensor = found[of].bfloat16()
+    return gradient
+
+
+def _in_bfloat16_here(x: Tensor) -> bool:
+    return x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
+
+
+@contextmanager
+def cpu_convolutions(network: nn.Module) -> Iterator[None]:
+    """In here `use_cpu_convolutions` holds for `network`; afterwards it has its own convolutions again."""
+    swapped = use_cpu_convolutions(network)
+    try:
+        yield
+    finally:
+        for parent, name, child in swapped:
+            setattr(parent, name, child)
+
+
+def use_cpu_convolutions(network: nn.Module) -> list[tuple[nn.Module, str, nn.Conv2d]]:
+    """Put the classes above in the places of the convolutions that they stand for, with the same weights and names.
+
+    Returns (parent, name, what was there) of each.
+    """
+    swapped = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            # No subclasses of others: what those do besides is not known here.
+            if not isinstance(child, nn.Conv2d) or type(child) not in (nn.Conv2d, Conv2dSame):
+                continue
+            if kind := _kind(child):
+                swapped.append((parent, name, child))
+                setattr(parent, name, kind(child))
+    return swapped
+
+
+def _kind(convolution: nn.Conv2d) -> type[SmallConv2d | DepthwiseConv2d] | None:
+    """The class that stands for a convolution, if one does."""
+    side, across = convolution.kernel_size
+    stride, padding = convolution.stride[0], convolution.padding
+    square = side == across > 1 and stride == convolution.stride[1] and convolution.dilation == (1, 1)
+    if not square or convolution.padding_mode != "zeros" or isinstance(padding, str) or padding[0] != padding[1]:
+        return None
+    same = isinstance(convolution, Conv2dSame)
+    if convolution.groups == 1:
+        return None if same else SmallConv2d
+    depthwise = convolution.groups == convolution.in_channels == convolution.out_channels
+    if not depthwise or (stride == 1 and side == 3):
+        return None
+    return SameDepthwiseConv2d if same else DepthwiseConv2d
