@@ -80,6 +80,7 @@ POLICIES = (
     "stacked",
     MIXED,
 )
+DOMAINS = ("domain:aerial", "domain:microscopy", "domain:xray", "domain:document")
 PATIENCE = 300  # seconds that a process of its own may take
 
 
@@ -486,6 +487,8 @@ def views_by(renderer: Literal["numba", "torch"], policies: Sequence[str]) -> No
 
 views_by("numba", POLICIES[:4])
 views_by("torch", POLICIES)
+views_by("numba", DOMAINS)
+views_by("torch", DOMAINS)
 
 
 @case("views with options")

@@ -103,7 +103,8 @@ class PretrainConfig:
     """Recompute the encoder's activations in the backward pass: less memory, about a third more time."""
     policy: str = "simclr"
     """Augmentation policy of the views: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE],
-    stacked, crop; or ops joined by +, such as "ColorJitter(strength=0.5)+Blur(p=0.3)"."""
+    stacked, crop, domain:{aerial,microscopy,xray,document}; or policies and ops joined by +, such as
+    simclr+VerticalFlip or "ColorJitter(strength=0.5)+Blur(p=0.3)"."""
     views: int = 2
     """Views per image. In the contrastive losses, all views of an image are positives of one another."""
     size: Annotated[
@@ -116,7 +117,7 @@ class PretrainConfig:
     """Probability of the Gaussian blur, in policies that have one."""
     warp: Annotated[float | None, _default("0.5", "P")] = None
     """Probability of the sparse image warp, in policies that have one (simaugment, stacked)."""
-    min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above", "SHARE")] = None
+    min_area: Annotated[float | None, _default("0.2 up to 32 px, 0.08 above; more in domain policies", "SHARE")] = None
     """Smallest crop, as a share of the image's area."""
     interpolation: Annotated[
         Interpolation | None, _default("bilinear for simaugment, else bicubic", "{bicubic,bilinear}")

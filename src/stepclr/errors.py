@@ -51,6 +51,12 @@ def check_number(
         raise StepclrError(f"{name} must be above {above}, not {value}")
 
 
+def check_range(name: str, value: float | int, low: float | int, high: float | int) -> None:
+    """Raise StepclrError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise StepclrError(f"{name} must lie between {low} and {high}, not {value}")
+
+
 def choose(what: str, given: str, choices: Iterable[str]) -> str:
     """`given` if it is one of `choices`; else raise `StepclrError` that names the nearest choice and them all."""
     known = list(choices)

@@ -62,7 +62,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "distill": {"loss": "distill", "policy": "crop", "views": 1, "temperature": 2.0},
     "activations computed again": {"checkpoint_activations": True},
     "strengths of each view": {"strength": (1.0, 0.2)},
-    "simaugment": {"policy": "simaugment"},
+    "simaugment and more": {"policy": "simaugment+VerticalFlip+rotate(30)+Equalize+HorizontalFlip(0)"},
 }
 
 

@@ -157,7 +157,8 @@ def test_no_operation_has_a_shape_that_depends_on_what_was_drawn_or_mixes_device
     """Fake tensors have a shape and a device but no values: anything that looks at a value fails."""
     if device == "cuda" and not torch.backends.cuda.is_built():
         pytest.skip("this torch knows no CUDA")
-    numbers, kinds = numbers_of(made_up(6, 40, 40), all_ops("simaugment", 32))
+    every = "simaugment+VerticalFlip+Rotate+Equalize+RandomErasing"
+    numbers, kinds = numbers_of(made_up(6, 40, 40), all_ops(every, 32))
     with FakeTensorMode():
         images = torch.empty(6, 3, 40, 40, dtype=torch.uint8, device=device)
         there = torch.empty(numbers.shape, dtype=numbers.dtype, device=device)
@@ -193,7 +194,7 @@ from stepclr.device import to_device
 from stepclr.views.cuda import pack_params, render_packed
 images = torch.randint(0, 256, (3, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 images = images.to(sys.argv[1])
-views = Views("simaugment", 24, strength=1.0, blur=0.5)
+views = Views("simaugment+VerticalFlip+Rotate+RandomErasing", 24, strength=1.0, blur=0.5)
 draws = views.sample_params(images, view_keys(0, 0, range(3)))
 numbers, kinds = to_device(pack_params(draws), images.device), tuple(type(drawn) for drawn in draws[0].ops)
 expected = render_packed(images, numbers, kinds, 24, "bicubic")

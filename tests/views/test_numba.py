@@ -307,7 +307,8 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 
 def test_auto_is_numba_where_all_ops_are_known_and_torch_elsewhere() -> None:
-    known: list[str | list[Op]] = ["simclr", "simaugment", "crop", [Blur(), Grayscale()]]
+    known: list[str | list[Op]] = ["simclr", "simaugment", "crop", [Blur(), Grayscale()], "simclr+Equalize+Rotate"]
+    known += ["domain:aerial", "domain:microscopy", "domain:xray", "domain:document"]
     others: list[str | list[Op]] = ["autoaugment", "randaugment", "stacked", [Grayscale(), AutoAugment()]]
     for policy in known:
         assert Views(policy, 32).renderer == "numba"

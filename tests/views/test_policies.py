@@ -15,13 +15,27 @@ from test_views import unchecked as unchecked
 from stepclr import StepclrError, Views, open_images, view_keys
 from stepclr.tools.sheet import policy_sheet
 from stepclr.views import reference as renderer
-from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grayscale, Op, RandAugment, Warp
-from stepclr.views.policies import POLICIES, read_policy
+from stepclr.views.geometry import HorizontalFlip, QuarterTurns, RandomErasing, Rotate, VerticalFlip
+from stepclr.views.ops import (
+    AutoAugment,
+    Blur,
+    ColorJitter,
+    Equalize,
+    Grayscale,
+    Op,
+    Posterize,
+    RandAugment,
+    Solarize,
+    Warp,
+)
+from stepclr.views.policies import POLICIES, ListedOp, read_policy
 
-Policy = str | Sequence[Op]
+Policy = str | Sequence[ListedOp]
 OWN: list[Op] = [RandAugment(3, 20), Blur(0.7), AutoAugment("svhn"), Warp(0.8), Grayscale(0.5)]
 ALL: dict[str, Policy] = {
-    **{name: name for name in POLICIES},
+    **{name: name for name in POLICIES if not name.startswith("domain:")},
+    "document": "domain:document",
+    "words": "Rotate(180)+VerticalFlip+Equalize(p=0.5)+QuarterTurns+posterize(p=0.5)+Solarize(p=0.5)+random-erasing",
     "cifar10": "autoaugment:cifar10",
     "svhn": "autoaugment:svhn",
     "five layers": "randaugment:5,30",
@@ -124,6 +138,13 @@ def test_each_policy_has_its_ops_in_its_order() -> None:
         "randaugment": (RandAugment(2, 9),),
         "stacked": (jitter, RandAugment(2, 30), gray, warp, blur),
         "crop": (),
+        "domain:aerial": (VerticalFlip(), jitter, gray, blur),
+        "domain:microscopy": (VerticalFlip(), jitter, Blur(0.0), QuarterTurns(0.75)),
+        "domain:xray": (Rotate(10.0, p=1.0),),
+        "domain:document": (ColorJitter(0.5), gray, blur, Solarize(0.5, p=0.1)),
+    }
+    assert {name: read_policy(name).flip for name in POLICIES if read_policy(name).flip != 0.5} == {
+        "domain:document": 0
     }
     assert read_policy("autoaugment:svhn").ops == (AutoAugment("svhn"),)
     assert read_policy("randaugment:3, 0").ops == (RandAugment(3, 0),)
@@ -133,8 +154,9 @@ def test_each_policy_has_its_ops_in_its_order() -> None:
 def test_a_list_of_ops_is_the_policy_of_these_ops() -> None:
     batch, keys = made_up(8, 50, 50), view_keys(0, 0, range(8))
     for name in POLICIES:
-        mode = Views(name, 96).interpolation
-        own = Views(read_policy(name, 96).ops, 96, interpolation=mode)
+        policy = read_policy(name, 96)
+        ops = [*policy.ops, HorizontalFlip(policy.flip)]
+        own = Views(ops, 96, min_area=policy.min_area, interpolation=policy.interpolation)
         assert torch.equal(own(batch, keys), Views(name, 96)(batch, keys))
     assert torch.equal(Views([], 96)(batch, keys), Views("crop", 96)(batch, keys))
     assert (
@@ -149,7 +171,7 @@ def test_every_op_comes_after_the_same_crop_and_takes_its_own_numbers_in_turn() 
     first = {name: made(name).sample_params(batch, keys)[1] for name in POLICIES}
     for name, draws in first.items():
         assert np.array_equal(draws.box, first["crop"].box), name
-        assert np.array_equal(draws.flip, first["crop"].flip), name
+        assert np.array_equal(draws.flip, first["crop"].flip & (name != "domain:document")), name
     for name in ("simaugment", "stacked"):
         jitter, other = first["simclr"].ops[0], first[name].ops[0]
         assert all(np.array_equal(getattr(jitter, field), getattr(other, field)) for field in vars(jitter))
@@ -181,6 +203,10 @@ USED = {
     "randaugment": set(),
     "stacked": {"strength", "blur", "warp"},
     "crop": set(),
+    "domain:aerial": {"strength", "blur"},
+    "domain:microscopy": {"strength", "blur"},
+    "domain:xray": set(),
+    "domain:document": {"strength", "blur"},
 }
 
 
@@ -189,7 +215,9 @@ USED = {
 def test_an_option_is_used_or_refused(policy: str, size: int) -> None:
     expected = {"warp": 0.5, **read_policy("simclr", size).defaults()}
     defaults = read_policy(policy, size).defaults()
-    assert defaults == {name: expected[name] for name in {*USED[policy], "min_area"}}
+    assert set(defaults) == {*USED[policy], "min_area"}
+    if not policy.startswith("domain:"):
+        assert defaults == {name: expected[name] for name in defaults}
     batch, keys = made_up(12, 50, 50), view_keys(0, 0, range(12))
     plain = Views(policy, size)
     for name in ("strength", "blur", "warp", "min_area"):
@@ -241,7 +269,18 @@ def test_views_describe_themselves_in_a_line(views: Callable[[], Views], expecte
     ("policy", "settings", "words"),
     [
         ("simaugmnet", {}, "Did you mean 'simaugment'"),
-        ("randaugmet:2,9", {}, "unknown policy 'randaugmet'. Did you mean 'randaugment'"),
+        ("randaugmet:2,9", {}, "unknown policy 'randaugmet:2,9'. Did you mean 'randaugment'"),
+        ("domain:areal", {}, "unknown policy 'domain:areal'. Did you mean 'domain:aerial'"),
+        ("domain", {}, "unknown policy 'domain'. Did you mean 'domain:"),
+        ("simclr+VertcalFlip", {}, "Did you mean 'VerticalFlip'"),
+        ("simclr+", {}, "unknown policy ''"),
+        ("Rotat(15)", {}, "unknown op 'Rotat'. Did you mean 'Rotate'"),
+        ("simclr+Rotate(angle=15)", {}, r"not an op; write it as Rotate\(degrees=15.0, p=0.5\)"),
+        ("Rotate(15) or (1)", {}, "not an op; write it as Rotate"),
+        ("Rotate(15, 1, 1)", {}, "not an op; write it as Rotate"),
+        ("Rotate(degrees='far')", {}, "not an op; write it as Rotate"),
+        ("simclr+Rotate(200)", {}, "degrees of Rotate must lie between 0 and 180, not 200"),
+        ("simclr(2)", {}, "unknown op 'simclr'"),
         ("all", {}, "unknown policy 'all'"),
         ("autoaugment:cifar", {}, "Did you mean 'cifar10'"),
         ("autoaugment:", {}, "unknown autoaugment table ''"),
@@ -285,7 +324,8 @@ def test_a_policy_sheet_has_a_column_a_policy_under_its_name(size: int) -> None:
     policies = [Views(name, size) for name in POLICIES]
     image = policy_sheet(batch, policies, seed=4)
     times = 3 if size == 32 else 1
-    assert image.size == (times * (7 * (size + 2) + 2), 16 + times * (2 * (size + 2) + 2))
+    columns = 1 + len(POLICIES)
+    assert image.size == (times * (columns * (size + 2) + 2), 16 + times * (2 * (size + 2) + 2))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     keys = view_keys(4, 0, range(2))
     cells = pixels[:, 16::times, ::times]
@@ -302,12 +342,13 @@ def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pyt
     plain = ("views", "sample:train", "--out", out, "--rows", 2, "--size", 48)
     assert call(*plain, "--policy", "all", "--warp", "0.2", "--strength", "0.9") == 0
     with Image.open(out) as sheet:
-        assert sheet.size == (2 * (7 * 50 + 2), 16 + 2 * (2 * 50 + 2))
+        assert sheet.size == (2 * ((1 + len(POLICIES)) * 50 + 2), 16 + 2 * (2 * 50 + 2))
     said = capsys.readouterr().out
     for line in (
         "simclr 48 px: strength 0.9, blur 0.5, min_area 0.08",
         "stacked 48 px: strength 0.9, blur 0.5, warp 0.2, min_area 0.08",
         "crop 48 px: min_area 0.08",
+        "domain:document 48 px: strength 0.9, blur 0.5, min_area 0.5, flip 0",
     ):
         assert line in said
     assert call(*plain, "--policy", "stacked", "--views", 3, "--pairs", 1, "--strength", "1,0.5,0") == 0
@@ -316,6 +357,10 @@ def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pyt
     assert "stacked 48 px: strength 1 / 0.5 / 0, blur 0.5, warp 0.5, min_area 0.08" in capsys.readouterr().out
     assert call(*plain, "--policy", "simclr", "--warp", "0.5") == 2
     assert "does not use warp; these do: simaugment, stacked" in capsys.readouterr().err
+    assert call(*plain, "--policy", "simclr+vertical-flip+rotate(30)") == 0
+    assert "simclr+vertical-flip+rotate(30) 48 px: strength 1, blur 0.5" in capsys.readouterr().out
+    assert call(*plain, "--policy", "simclr+vertical-flop") == 2
+    assert "Did you mean 'VerticalFlip'" in capsys.readouterr().err
     assert call(*plain, "--strength", "1,x") == 2
 
 
@@ -341,3 +386,36 @@ def test_a_list_of_ops_has_a_name_that_says_all_of_it() -> None:
     ):
         with pytest.raises(StepclrError, match=re.escape(message)):
             read_policy(text)
+
+
+def test_words_name_policies_and_ops_in_any_spelling_with_or_without_values() -> None:
+    turns = (VerticalFlip(), QuarterTurns(), Rotate(30.0, p=1.0))
+    for words in (
+        "simclr+VerticalFlip+QuarterTurns+Rotate(degrees=30, p=1.0)",
+        "simclr + vertical-flip + quarter_turns + rotate(30, 1)",
+    ):
+        assert read_policy(words).ops == (*read_policy("simclr").ops, *turns)
+    assert read_policy("vertical-flip").ops == (VerticalFlip(),)
+    assert read_policy("gray+grey(0.5)").ops == (Grayscale(), Grayscale(0.5))
+    assert read_policy("domain:xray+randaugment:3,4").ops == (Rotate(10.0, p=1.0), RandAugment(3, 4))
+    erase: list[Op] = [Equalize(), Posterize(bits=3), RandomErasing(0.2)]
+    assert read_policy(read_policy(erase).name).ops == tuple(erase)
+
+
+def test_a_list_has_the_crop_of_the_first_policy_in_it_and_the_flip_that_it_names() -> None:
+    assert read_policy("simaugment+VerticalFlip").interpolation == "bilinear"
+    assert read_policy("domain:xray+simaugment").interpolation == "bicubic"
+    assert read_policy("Blur+domain:xray+simclr").min_area == 0.8
+    assert read_policy("domain:document+VerticalFlip").flip == 0
+    assert read_policy("simclr+HorizontalFlip(0.3)").flip == 0.3
+    assert read_policy("domain:document+HorizontalFlip").flip == 0.5
+    assert read_policy("simclr+HorizontalFlip(0)").ops == read_policy("simclr").ops
+    assert read_policy("VerticalFlip", 32).min_area == 0.2
+
+
+def test_settings_are_for_the_ops_of_named_policies() -> None:
+    """An op that is written out keeps its own values in a run that says nothing of them."""
+    assert read_policy("simclr+VerticalFlip", 32).defaults() == {"strength": 0.5, "blur": 0.0, "min_area": 0.2}
+    assert read_policy("simclr+Blur(p=0.3)").defaults() == {"strength": 1.0, "min_area": 0.08}
+    assert read_policy("ColorJitter(strength=0.3)+Warp").defaults() == {"min_area": 0.08}
+    assert Views("simclr+VerticalFlip", strength=0.7).ops[0][0] == ColorJitter(0.7)

@@ -44,9 +44,9 @@ def loaded(**options: Any) -> Tensor:
 @pytest.mark.parametrize("renderer", ["torch", "numba"])
 def test_a_known_key_gives_the_views_of_views(renderer: Any) -> None:
     settings: dict[str, Any] = {"strength": [1.0, 0.5, 0.2], "blur": 0.9, "min_area": 0.3, "views": 3}
-    transform = SimCLRTransform(size=32, policy="simaugment", warp=1.0, renderer=renderer, **settings)
+    transform = SimCLRTransform(size=32, policy="simaugment+VerticalFlip", warp=1.0, renderer=renderer, **settings)
     views = transform(image(), key=int(view_keys(1, 2, [3])))
-    batched = Views("simaugment", size=32, warp=1.0, renderer=renderer, **settings)
+    batched = Views("simaugment+VerticalFlip", size=32, warp=1.0, renderer=renderer, **settings)
     assert torch.equal(torch.stack(views), batched(image()[None], view_keys(1, 2, [3]))[:, 0])
     assert all(view.dtype == torch.float32 and view.shape == (3, 32, 32) for view in views)
 

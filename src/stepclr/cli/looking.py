@@ -122,8 +122,8 @@ def views(
     Args:
         out: Image file to write.
         policy: Augmentation policy: simclr, simaugment, autoaugment[:TABLE], randaugment[:LAYERS,MAGNITUDE], stacked,
-            crop, or ops joined by + such as "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view for each
-            policy.
+            crop, domain:{aerial,microscopy,xray,document}; or policies and ops joined by +, such as
+            simclr+VerticalFlip or "ColorJitter(strength=0.5)+Blur(p=0.3)"; "all" shows one view for each policy.
         size: Side of a view, in pixels.
         strength: Strength s of the color jitter; one value, or one for each view separated by commas.
         blur: Probability of the Gaussian blur.

@@ -4,14 +4,42 @@
 for one image, in anyone's `Dataset`.
 
 Sample: `keys.py` makes every random number a function of (seed, epoch, image, view); `ops.py` has the ops and what
-each of them samples; `policies.py` has the ops of each policy; `sample.py` turns keys into the parameters of crop, flip
-and ops.
+each of them samples, and `geometry.py` has those that turn, rotate and erase, with their pixels; `policies.py` has the
+ops of each policy; `sample.py` turns keys into the parameters of crop, flip and ops.
 
 Render: `reference.py` turns parameters into pixels, on any device, with `color.py` (color jitter), `warp.py`
 (thin-plate spline) and `autoaugment.py` (tables and ops of AutoAugment and RandAugment). `numba/` renders the same
 pixels to 1/255 many times as fast on a CPU, and `cuda.py` on a GPU.
 """
 
-from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grayscale, Op, RandAugment, Warp
+from stepclr.views.geometry import HorizontalFlip, QuarterTurns, RandomErasing, Rotate, VerticalFlip
+from stepclr.views.ops import (
+    AutoAugment,
+    Blur,
+    ColorJitter,
+    Equalize,
+    Grayscale,
+    Op,
+    Posterize,
+    RandAugment,
+    Solarize,
+    Warp,
+)
 
-__all__ = ["AutoAugment", "Blur", "ColorJitter", "Grayscale", "Op", "RandAugment", "Warp"]
+__all__ = [
+    "AutoAugment",
+    "Blur",
+    "ColorJitter",
+    "Equalize",
+    "Grayscale",
+    "HorizontalFlip",
+    "Op",
+    "Posterize",
+    "QuarterTurns",
+    "RandAugment",
+    "RandomErasing",
+    "Rotate",
+    "Solarize",
+    "VerticalFlip",
+    "Warp",
+]

@@ -26,6 +26,7 @@ OPS = (
 )  # fmt: skip
 RAND_AUGMENT_OPS = OPS[:14]  # all but Invert
 SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = MOVES = range(1, 6)
+POSTERIZE, SOLARIZE, EQUALIZE = (OPS.index(name) for name in ("Posterize", "Solarize", "Equalize"))
 TABLES = ("imagenet", "cifar10", "svhn")  # data sets for which sub-policies of AutoAugment were searched
 LEVELS = {v2.AutoAugment: 10, v2.RandAugment: 31}  # steps of each scale of magnitudes
 

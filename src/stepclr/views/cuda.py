@@ -15,12 +15,30 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.device import to_device
+from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, posterize, solarize
 from stepclr.views.color import CONTRAST, HUE, SATURATION, adjust_hue, luma
-from stepclr.views.ops import BlurParams, GrayscaleParams, JitterParams, OpParams, TableParams, WarpParams
+from stepclr.views.geometry import (
+    UPSIDE_DOWN,
+    EraseParams,
+    RotateParams,
+    TurnParams,
+    erased,
+    rotated,
+    turned,
+)
+from stepclr.views.ops import (
+    BlurParams,
+    GrayscaleParams,
+    JitterParams,
+    LevelParams,
+    OpParams,
+    TableParams,
+    WarpParams,
+)
 from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_weights, filtered, render_reference
 from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
@@ -30,6 +48,10 @@ WIDTHS: dict[type[OpParams], tuple[int, ...]] = {  # numbers of a view in each f
     GrayscaleParams: (1,),
     BlurParams: (1,),
     WarpParams: (1, 8, 14),
+    LevelParams: (1, 1),
+    TurnParams: (1,),
+    RotateParams: (1, 2),
+    EraseParams: (1, 4),
 }
 Kinds = tuple[type[OpParams], ...]  # of the ops of a policy, in their order
 COMPILE_FROM = 3  # batches of a shape: compiling takes longer than rendering the first ones
@@ -156,11 +178,61 @@ def _warp(
     return torch.where(warp[..., None, None] > 0, warped, x)
 
 
+def _levels(
+    x: Float[Tensor, "m c s s"], op: Float[Tensor, "m 1"], magnitude: Float[Tensor, "m 1"]
+) -> Float[Tensor, "m c s s"]:
+    """Each view's levels by a table: that of its op, of which equalize has one for each channel."""
+    m, c, _, _ = x.shape
+    op, magnitude = op[..., None, None], magnitude[..., None, None]
+    levels = (x * 255).round().long().flatten(2)
+    every = torch.arange(256, dtype=torch.uint8, device=x.device).view(1, 1, 16, 16).expand(m, c, 16, 16)
+    table = torch.where(op == SOLARIZE, solarize(every, magnitude), every)
+    table = torch.where(op == POSTERIZE, posterize(every, magnitude), table).flatten(2)
+    table = torch.where(op[..., 0] == EQUALIZE, _equalizing(levels), table.long())
+    changed = table.gather(2, levels).view_as(x).to(x) / 255
+    return torch.where(op > 0, changed, x)
+
+
+def _equalizing(levels: Int64[Tensor, "m c pixels"]) -> Int64[Tensor, "m c 256"]:
+    """The tables of PIL's and torchvision's equalize; a channel of so few pixels or levels that it has none stays."""
+    every = torch.arange(256, device=levels.device)
+    count = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=levels.device)
+    count = count.scatter_add(2, levels, torch.ones_like(levels))
+    brightest = count.gather(2, levels.amax(2, keepdim=True))
+    step = (levels.shape[2] - brightest) // 255
+    below = count.cumsum(2) - count
+    table = (below + step // 2) // step.clamp(min=1)
+    return torch.where(step > 0, table.clamp(max=255), every)
+
+
+def _turn(x: Float[Tensor, "m c s s"], turn: Float[Tensor, "m 1"]) -> Float[Tensor, "m c s s"]:
+    out = x
+    for which in range(1, UPSIDE_DOWN + 1):
+        out = torch.where(turn[..., None, None] == which, turned(x, which), out)
+    return out
+
+
+def _rotate(
+    x: Float[Tensor, "m c s s"], rotate: Float[Tensor, "m 1"], direction: Float[Tensor, "m 2"]
+) -> Float[Tensor, "m c s s"]:
+    return torch.where(rotate[..., None, None] > 0, rotated(x, direction), x)
+
+
+def _erase(
+    x: Float[Tensor, "m c s s"], erase: Float[Tensor, "m 1"], box: Float[Tensor, "m 4"]
+) -> Float[Tensor, "m c s s"]:
+    return erased(x, erase[:, 0] > 0, box)
+
+
 OPS: dict[type[OpParams], Callable[..., Tensor]] = {
     JitterParams: _jitter,
     GrayscaleParams: _gray,
     BlurParams: _blur,
     WarpParams: _warp,
+    LevelParams: _levels,
+    TurnParams: _turn,
+    RotateParams: _rotate,
+    EraseParams: _erase,
 }
 
 

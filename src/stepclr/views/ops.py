@@ -10,8 +10,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
-from stepclr.errors import StepclrError, choose
-from stepclr.views.autoaugment import TABLES, auto_augment, rand_augment
+from stepclr.errors import StepclrError, check_range, choose
+from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, TABLES, auto_augment, rand_augment
+from stepclr.views.geometry import (
+    EraseParams,
+    QuarterTurns,
+    RandomErasing,
+    Rotate,
+    RotateParams,
+    TurnParams,
+    VerticalFlip,
+)
 from stepclr.views.warp import thin_plate_weights
 
 CONTROL_POINTS = np.array([[1, 1], [1, 2], [2, 1], [2, 2]]) / 3  # of the warp, in units of the view's side
@@ -58,7 +67,25 @@ class TableParams:
     magnitude: Float[np.ndarray, "n layers"]
 
 
-OpParams = JitterParams | GrayscaleParams | BlurParams | WarpParams | TableParams
+@dataclass(frozen=True)
+class LevelParams:
+    """A change of the 256 levels of N views: solarize, posterize or equalize."""
+
+    op: Int[np.ndarray, " n"]  # index into `autoaugment.OPS`; 0: none
+    magnitude: Float[np.ndarray, " n"]  # as in TableParams
+
+
+OpParams = (
+    JitterParams
+    | GrayscaleParams
+    | BlurParams
+    | WarpParams
+    | TableParams
+    | LevelParams
+    | TurnParams
+    | RotateParams
+    | EraseParams
+)
 
 
 def take(params: OpParams, rows: slice) -> OpParams:
@@ -198,10 +225,73 @@ class RandAugment:
         return TableParams(table.op[row, 0], np.where(negative, -magnitude, magnitude))
 
 
-Op = ColorJitter | Grayscale | Blur | Warp | AutoAugment | RandAugment
+@dataclass(frozen=True)
+class Solarize:
+    """With probability p invert what is at least as bright as the threshold (BYOL: 0.2, in one of its two views)."""
+
+    threshold: float = 0.5
+    p: float = 0.2
+    numbers: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_range("threshold of Solarize", self.threshold, 0, 1)
+        check_range("p of Solarize", self.p, 0, 1)
+
+    def sample(self, u: Float[np.ndarray, "n 1"], _size: int) -> LevelParams:
+        """Parameters from uniform random numbers."""
+        return _levels(u[:, 0] < self.p, SOLARIZE, self.threshold)
 
 
-def check_range(name: str, value: float | int, low: float | int, high: float | int) -> None:
-    """Raise StepclrError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise StepclrError(f"{name} must lie between {low} and {high}, not {value}")
+@dataclass(frozen=True)
+class Posterize:
+    """With probability p keep only the highest bits of each level, so that 2^bits levels are left."""
+
+    bits: int = 4
+    p: float = 0.2
+    numbers: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_range("bits of Posterize", self.bits, 1, 8)
+        if self.bits != int(self.bits):
+            raise StepclrError(f"bits of Posterize must be a whole number, not {self.bits}")
+        check_range("p of Posterize", self.p, 0, 1)
+
+    def sample(self, u: Float[np.ndarray, "n 1"], _size: int) -> LevelParams:
+        """Parameters from uniform random numbers."""
+        return _levels(u[:, 0] < self.p, POSTERIZE, float(self.bits))
+
+
+@dataclass(frozen=True)
+class Equalize:
+    """With probability p make all levels equally frequent, in each channel by itself, as in PIL."""
+
+    p: float = 0.2
+    numbers: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_range("p of Equalize", self.p, 0, 1)
+
+    def sample(self, u: Float[np.ndarray, "n 1"], _size: int) -> LevelParams:
+        """Parameters from uniform random numbers."""
+        return _levels(u[:, 0] < self.p, EQUALIZE, 0.0)
+
+
+def _levels(happens: Bool[np.ndarray, " n"], op: int, magnitude: float) -> LevelParams:
+    return LevelParams(np.where(happens, op, 0), np.where(happens, magnitude, 0.0))
+
+
+Op = (
+    ColorJitter
+    | Grayscale
+    | Blur
+    | Warp
+    | AutoAugment
+    | RandAugment
+    | Solarize
+    | Posterize
+    | Equalize
+    | VerticalFlip
+    | QuarterTurns
+    | Rotate
+    | RandomErasing
+)

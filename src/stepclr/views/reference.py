@@ -17,7 +17,25 @@ from torch import Tensor
 
 from stepclr.views.autoaugment import apply_table_op
 from stepclr.views.color import chosen_rows, color_jitter, luma
-from stepclr.views.ops import BlurParams, GrayscaleParams, JitterParams, OpParams, TableParams, WarpParams, take
+from stepclr.views.geometry import (
+    UPSIDE_DOWN,
+    EraseParams,
+    RotateParams,
+    TurnParams,
+    erased,
+    rotated,
+    turned,
+)
+from stepclr.views.ops import (
+    BlurParams,
+    GrayscaleParams,
+    JitterParams,
+    LevelParams,
+    OpParams,
+    TableParams,
+    WarpParams,
+    take,
+)
 from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
 
@@ -67,6 +85,22 @@ def apply_op(x: Float[Tensor, "n 3 s s"], params: OpParams) -> None:
             for op, magnitude in zip(params.op.T, params.magnitude.T, strict=True):
                 apply_table_op(levels, op, magnitude)
             x.copy_(levels.to(x) / 255)
+        case LevelParams():
+            changed = params.op > 0
+            rows = chosen_rows(changed, x)
+            levels = (x[rows] * 255).round().to(torch.uint8)
+            apply_table_op(levels, params.op[changed], params.magnitude[changed])
+            x[rows] = levels.to(x) / 255
+        case TurnParams():
+            for turn in range(1, UPSIDE_DOWN + 1):
+                rows = chosen_rows(params.turn == turn, x)
+                x[rows] = turned(x[rows], turn)
+        case RotateParams():
+            rows = chosen_rows(params.rotate, x)
+            x[rows] = rotated(x[rows], torch.from_numpy(params.direction[params.rotate]).to(x.device))
+        case EraseParams():
+            erase, box = (torch.from_numpy(part).to(x.device) for part in (params.erase, params.box))
+            x.copy_(erased(x, erase, box))
 
 
 def crop_resize_flip(

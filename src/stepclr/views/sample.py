@@ -28,20 +28,21 @@ def sample_params(
     view: int,
     sizes: Int[np.ndarray, "n 2"],
     min_area: float,
+    flip: float,
     ops: Sequence[Op],
     size: int,
 ) -> ViewParams:
     """The parameters of view number `view`, of side `size`, of images of these (height, width), from their keys alone.
 
     The crop takes the first random numbers of each key, then each op takes its own in turn. min_area: smallest area of
-    the crop, as a share of the image's area.
+    the crop, as a share of the image's area. flip: probability of mirroring it.
     """
     ends = np.cumsum([CROP_NUMBERS, *(op.numbers for op in ops)])
     crop, *of_ops = np.split(uniforms(keys, view, int(ends[-1])), ends[:-1], axis=1)
     area, aspect, rest = np.split(crop, [ATTEMPTS, 2 * ATTEMPTS], axis=1)
     return ViewParams(
         box=_crop_boxes(area, aspect, rest[:, 0:2], sizes, min_area),
-        flip=rest[:, 2] < 0.5,
+        flip=rest[:, 2] < flip,
         ops=tuple(op.sample(u, size) for op, u in zip(ops, of_ops, strict=True)),
     )
 

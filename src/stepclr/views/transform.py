@@ -12,7 +12,7 @@ from torch import Tensor
 from stepclr.data.reading import Range, Reading
 from stepclr.data.stores import as_image
 from stepclr.views.numba.compiled import compiled
-from stepclr.views.ops import Op
+from stepclr.views.policies import ListedOp
 from stepclr.views.reference import Interpolation
 from stepclr.views.views import Renderer, Views
 
@@ -40,7 +40,7 @@ class SimCLRTransform:
     def __init__(
         self,
         size: int = 224,
-        policy: str | Sequence[Op] = "simclr",
+        policy: str | Sequence[ListedOp] = "simclr",
         strength: float | Sequence[float] | None = None,
         blur: float | None = None,
         min_area: float | None = None,

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_range, choose
 from stepclr.splitmix import Indices
 from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import NUMBERS
 from stepclr.views.numba.batch import render_numba, why_not_numba
-from stepclr.views.ops import Op, check_range
-from stepclr.views.policies import read_policy
+from stepclr.views.ops import Op
+from stepclr.views.policies import FLIP, ListedOp, read_policy
 from stepclr.views.reference import Interpolation, render_reference
 from stepclr.views.sample import CROP_NUMBERS, ViewParams, sample_params
 
@@ -25,7 +25,8 @@ class Views:
     """t ~ T: random views of images, each a function of its key alone (SimCLR section 3, App. A).
 
     Args:
-        policy: one of `POLICIES`, or a list of ops that follow crop and flip, such as [ColorJitter(0.8), Grayscale()].
+        policy: one of `POLICIES`, or ops that follow crop and flip: as words joined by "+", such as
+            "simclr+VerticalFlip", or in a list, such as [ColorJitter(0.8), Grayscale()].
         size: side S of a view, in pixels.
         strength: s of the color jitter, or a sequence with one value for each view. None: by size, or the ops' own.
         blur: probability of the Gaussian blur. None: by size, or the op's own.
@@ -35,8 +36,8 @@ class Views:
             bicubic, as in SimCLR's code; SupCon's code is bilinear for every policy.
         warp: probability of the sparse image warp. None: 0.5, or the op's own.
         renderer: what renders images in CPU memory. "torch": the reference; "numba": several times as fast and within
-            1/255 of it, for policies of color jitter, grayscale, warp and blur; "auto": numba where possible. Images in
-            GPU memory are rendered there.
+            1/255 of it, for all ops but AutoAugment and RandAugment (posterize and equalize change a pixel by more
+            where it lies between two levels); "auto": numba where possible. Images in GPU memory are rendered there.
 
     Afterwards the attribute `renderer` is "numba" or "torch". With either of them a view is the same, bit for bit, in
     any batch, in any order, with any number of threads, and on any processor of the same kind. The attributes strength,
@@ -47,7 +48,7 @@ class Views:
 
     def __init__(
         self,
-        policy: str | Sequence[Op] = "simclr",
+        policy: str | Sequence[ListedOp] = "simclr",
         size: int = 224,
         strength: float | Sequence[float] | None = None,
         blur: float | None = None,
@@ -66,6 +67,7 @@ class Views:
         choose("interpolation", self.interpolation, ("bicubic", "bilinear"))
         self.min_area = default.min_area if min_area is None else min_area
         check_range("min_area", self.min_area, 0, 1)
+        self.flip = default.flip
 
         # The views differ in their strength alone.
         strengths = tuple(strength) if isinstance(strength, Sequence) else (strength,) * views
@@ -110,7 +112,10 @@ class Views:
         sizes = np.array([image.shape[-2:] for image in distinct], dtype=np.int64)
         if isinstance(batch, Tensor):
             sizes = sizes.repeat(len(batch), axis=0)
-        return [sample_params(numbers, view, sizes, self.min_area, ops, self.size) for view, ops in enumerate(self.ops)]
+        return [
+            sample_params(numbers, view, sizes, self.min_area, self.flip, ops, self.size)
+            for view, ops in enumerate(self.ops)
+        ]
 
     def describe(self) -> str:
         """One line: policy, size and the values used, such as "simclr 96 px: strength 1, blur 0.5, min_area 0.08"."""
@@ -120,6 +125,8 @@ class Views:
             if value is not None:
                 of_each_view = value if isinstance(value, Sequence) else [value]
                 values.append(f"{name} {' / '.join(f'{number:g}' for number in of_each_view)}")
+        if self.flip != FLIP:
+            values.append(f"flip {self.flip:g}")
         return f"{self.policy} {self.size} px: {', '.join(values)}"
 
 

@@ -63,7 +63,7 @@ def sparse_image_warp(
     return bilinear(x, (pixels - field * size).clamp(0, size - 1))
 
 
-def bilinear(x: Float[Tensor, "n 3 s s"], position: Float[Tensor, "n m 2"]) -> Float[Tensor, "n 3 s s"]:
+def bilinear(x: Float[Tensor, "n c s s"], position: Float[Tensor, "n m 2"]) -> Float[Tensor, "n c s s"]:
     """The image's values at S * S positions (row, column) inside it, in pixels: one for each output pixel in turn."""
     size = x.shape[-1]
     first = position.floor()
@@ -73,7 +73,7 @@ def bilinear(x: Float[Tensor, "n 3 s s"], position: Float[Tensor, "n m 2"]) -> F
     flat = x.flatten(2)
 
     def values(row: Tensor, column: Tensor) -> Tensor:
-        return flat.gather(2, (row * size + column)[:, None].expand(-1, 3, -1))
+        return flat.gather(2, (row * size + column)[:, None].expand(-1, x.shape[1], -1))
 
     upper = values(top, left) * (1 - right) + values(top, far) * right
     lower = values(bottom, left) * (1 - right) + values(bottom, far) * right

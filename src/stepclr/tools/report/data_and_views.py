@@ -1,5 +1,6 @@
 """Steps 1 and 2 on a page: the images, and what the views do to them."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Bar
 from stepclr.views.autoaugment import OPS
+from stepclr.views.geometry import UPSIDE_DOWN, EraseParams, RotateParams, TurnParams
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (
     CONTROL_POINTS,
@@ -21,6 +23,7 @@ from stepclr.views.ops import (
     Grayscale,
     GrayscaleParams,
     JitterParams,
+    LevelParams,
     OpParams,
     TableParams,
     Warp,
@@ -119,7 +122,10 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
     run_views = context.views
     own: dict[type, Any] = {type(op): op for op in run_views.ops[0]}
     ops = [(name, replace(own.get(kind, kind()), p=1.0), kind) for kind, name in OPTIONAL.items()]
-    ops += [(kind.__name__, op, kind) for kind, op in own.items() if kind not in OPTIONAL]
+    for kind, op in own.items():
+        if kind not in OPTIONAL:
+            always = replace(op, p=1.0) if hasattr(op, "p") else op
+            ops.append((kind.__name__, always, kind))
     size, min_area = run_views.size, run_views.min_area
     single = Views([op for _, op, _ in ops], size, min_area=min_area, views=1, renderer="torch")
 
@@ -139,7 +145,9 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
             crop[0],
             f"{width} x {height} px from ({left}, {top}), {area[key]:.0%} of the area, to {size} px",
         ),
-        _card("flip", view[0], "mirrored" if params.flip[0] else "not mirrored", "with probability 0.5"),
+        _card(
+            "flip", view[0], "mirrored" if params.flip[0] else "not mirrored", f"with probability {run_views.flip:g}"
+        ),
     ]
     for (name, _, kind), op_params in zip(ops, params.ops, strict=True):
         x = view.clone()
@@ -195,6 +203,18 @@ def _op_words(params: OpParams, k: int) -> str:
         case TableParams():
             applied = zip(params.op[k], params.magnitude[k], strict=True)
             return ", ".join(f"{OPS[op]} {magnitude:.3g}" for op, magnitude in applied if op)
+        case LevelParams() if params.op[k]:
+            return OPS[params.op[k]].lower()
+        case TurnParams() if params.turn[k] == UPSIDE_DOWN:
+            return "upside down"
+        case TurnParams() if params.turn[k]:
+            return f"turned by {90 * params.turn[k]} degrees"
+        case RotateParams() if params.rotate[k]:
+            cosine, sine = params.direction[k]
+            return f"rotated by {math.degrees(math.atan2(sine, cosine)):.0f} degrees"
+        case EraseParams() if params.erase[k]:
+            top, left, height, width = params.box[k].tolist()
+            return f"{width} x {height} px erased at ({left}, {top})"
     return ""
 
 

@@ -23,6 +23,8 @@ from stepclr.evaluation.results import Scores
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.pretraining.optim import scaled_lr
 from stepclr.tools.scores import labels_words
+from stepclr.views.ops import AutoAugment, ColorJitter, Equalize, Grayscale, RandAugment, Solarize
+from stepclr.views.policies import read_policy
 
 Json = dict[str, Any]
 Level = Literal["good", "watch", "bad"]
@@ -44,7 +46,7 @@ UNFINISHED = 0.05  # of all that the loss fell, in the last quarter
 WAITS = 0.2  # of the time: a quarter faster without
 
 MEMORY = {"sgd": 10, "adamw": 1}  # steps' worth of decay that momentum 0.9 adds up; LARS makes a step relative: none
-RECOLORING = ("ColorJitter", "Gray", "Grey", "AutoAugment", "RandAugment")  # in the names of ops that change colors
+RECOLORING = ColorJitter | Grayscale | AutoAugment | RandAugment | Solarize | Equalize  # ops that change colors
 
 SAME = "all images get the same {}: look for a rate or decay that is too high, or for images that all look alike"
 LOWER = "try a lower --lr, or a longer --warmup"
@@ -248,8 +250,9 @@ def _views_facts(f: Facts, log: Log) -> None:
         if f.long_enough:
             f.top1_times = f.top1 * (f.negatives + 1)
     f.easy = f.early_top1 > EASY and not f.config.weights  # pretrained weights find any view easy
-    keeps_colors = policy == "crop" or ("(" in policy and not any(op in policy for op in RECOLORING))
-    f.keeps_colors = keeps_colors and f.early_top1 >= 0
+    recolors = any(isinstance(op, RECOLORING) for op in read_policy(policy).ops)
+    # A domain's policy keeps colors where its images have none.
+    f.keeps_colors = not recolors and not policy.startswith("domain:") and f.early_top1 >= 0
 
 
 # Name, figure (a format string of the facts) and possible verdicts: level, condition, words. The first condition that

@@ -2,7 +2,7 @@
 
 `batch.py` shares a batch's views out among threads; `compiled.py` keeps the machine code in the user's cache;
 `kernel.py` renders one view after the other, each by one thread in planes that stay in its cache; `crop.py` is crop,
-resize and flip; `ops.py` is color jitter, grayscale, blur and warp; `simd.py` is their innermost loop.
+resize and flip; `ops.py` has the ops; `simd.py` is their innermost loop.
 
 The layout of the kernels' arguments, the same in all these files:
 

@@ -8,24 +8,32 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from stepclr.threads import threads_for
+from stepclr.views.geometry import EraseParams, RotateParams, TurnParams
 from stepclr.views.numba.compiled import compiled, numba_is_missing
 from stepclr.views.ops import (
-    Blur,
+    AutoAugment,
     BlurParams,
-    ColorJitter,
-    Grayscale,
     GrayscaleParams,
     JitterParams,
+    LevelParams,
     Op,
     OpParams,
-    Warp,
+    RandAugment,
     WarpParams,
 )
 from stepclr.views.reference import Interpolation, blur_kernel
 from stepclr.views.sample import ViewParams
 
-OPS = (ColorJitter, Grayscale, Warp, Blur)
-PARAMS = (JitterParams, GrayscaleParams, WarpParams, BlurParams)  # in the order of `kernel.JITTER, GRAY, WARP, BLUR`
+PARAMS = (  # in the order of `kernel.JITTER, GRAY, ...`
+    JitterParams,
+    GrayscaleParams,
+    LevelParams,
+    EraseParams,
+    WarpParams,
+    BlurParams,
+    TurnParams,
+    RotateParams,
+)
 PIECES_PER_THREAD = 4  # of a batch, so that all threads finish at about the same time
 MIN_PIECE_PIXELS = 2**16  # so that handing a piece out takes little of the time that it takes to render it
 
@@ -33,7 +41,7 @@ MIN_PIECE_PIXELS = 2**16  # so that handing a piece out takes little of the time
 def why_not_numba(ops: Sequence[Op]) -> str:
     """Why this renderer cannot render these ops; empty if it can."""
     for op in ops:
-        if not isinstance(op, OPS):
+        if isinstance(op, AutoAugment | RandAugment):
             return f"it has no {type(op).__name__}"
     return numba_is_missing()
 

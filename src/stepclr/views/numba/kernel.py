@@ -5,12 +5,12 @@ from typing import no_type_check
 import numba
 
 from stepclr.views.numba.crop import crop_memory, crop_resize_flip
-from stepclr.views.numba.ops import blur, blur_memory, color_jitter, to_gray, warp
-from stepclr.views.numba.simd import LANES, OPTIONS, aligned, bytes_at, up
+from stepclr.views.numba.ops import blur, blur_memory, change_levels, color_jitter, erase, rotate, to_gray, turn, warp
+from stepclr.views.numba.simd import LANES, OPTIONS, aligned, bytes_at, kernel, up
 
 __all__ = ["ARGUMENTS", "OPTIONS", "render_views"]
 
-JITTER, GRAY, WARP, BLUR = range(4)  # the last two make a new view of an old one
+JITTER, GRAY, LEVELS, ERASE, WARP, BLUR, TURN, ROTATE = range(8)  # from WARP on, they make a new view of an old one
 REAL, WHOLE, FLAG = numba.types.float32, numba.types.int64, numba.types.boolean
 ARGUMENTS = (
     WHOLE, WHOLE, REAL[::1], WHOLE, FLAG, WHOLE, WHOLE[::1], WHOLE[:, ::1],
@@ -23,10 +23,8 @@ def render_views(first, last, out, size, cubic, radius, addresses, sides, boxes,
     """Render views first to last of all views into out, which is `[views, 3, size, size]` as a flat array.
 
     cubic: whether the crop is bicubic. radius: of the blur's kernel. addresses, sides, boxes, flips: of each view, its
-    image's address, its (height, width), the box to crop, and whether to mirror it. kinds: JITTER, GRAY, WARP or BLUR
+    image's address, its (height, width), the box to crop, and whether to mirror it. kinds: JITTER, GRAY, ...
     for each op in turn. columns: where the parameters of each op begin in a view's row of the table.
-
-    One function of many branches, as a call for each op would cost more than it explains.
     """
     n = size * size
     gap = up(n) + LANES
@@ -49,16 +47,39 @@ def render_views(first, last, out, size, cubic, radius, addresses, sides, boxes,
         crop_resize_flip(image, boxes[view], flips[view], size, cubic, memory, x, p, plane)
         for op in range(len(kinds)):
             of_op = params[columns[op] :]
-            if of_op[0] > 0 and kinds[op] == JITTER:
-                color_jitter(x, p, plane, n, of_op)
-            elif of_op[0] > 0 and kinds[op] == GRAY:
-                to_gray(x, p, plane, n)
+            if of_op[0] > 0 and kinds[op] < WARP:
+                change(kinds[op], x, p, plane, size, of_op)
             elif of_op[0] > 0:
-                if kinds[op] == WARP:
-                    warp(x, p, plane, size, of_op, y, q, y_plane)
-                else:
-                    blur(x, p, plane, size, of_op[0], radius, line, y, q, y_plane)
+                remake(kinds[op], x, p, plane, size, of_op, radius, line, y, q, y_plane)
                 x, p, plane, y, q, y_plane = y, q, y_plane, x, p, plane
         if not in_place:
             for c in range(3):
                 out[place + c * n : place + (c + 1) * n] = x[p + c * plane : p + c * plane + n]
+
+
+@kernel
+@no_type_check
+def change(kind, x, p, plane, size, params):
+    """Apply an op that works on each pixel in its place."""
+    if kind == JITTER:
+        color_jitter(x, p, plane, size * size, params)
+    elif kind == GRAY:
+        to_gray(x, p, plane, size * size)
+    elif kind == LEVELS:
+        change_levels(x, p, plane, size * size, params[0], params[1])
+    else:
+        erase(x, p, plane, size, params[1:5])
+
+
+@kernel
+@no_type_check
+def remake(kind, x, p, plane, size, params, radius, line, y, q, y_plane):
+    """Apply an op that makes a new view of an old one, from x to y."""
+    if kind == WARP:
+        warp(x, p, plane, size, params, y, q, y_plane)
+    elif kind == BLUR:
+        blur(x, p, plane, size, params[0], radius, line, y, q, y_plane)
+    elif kind == TURN:
+        turn(x, p, plane, size, params[0], y, q, y_plane)
+    else:
+        rotate(x, p, plane, size, params[1], params[2], y, q, y_plane)

@@ -1,4 +1,4 @@
-"""Ops of the Numba renderer: color jitter, grayscale, blur and warp, as in `color.py`, `reference.py` and `warp.py`.
+"""Ops of the Numba renderer, as in `color.py`, `reference.py`, `warp.py`, `autoaugment.py` and `geometry.py`.
 
 Layout of the arguments: see the package.
 """
@@ -8,6 +8,7 @@ from typing import no_type_check
 
 import numpy as np
 
+from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE
 from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
 from stepclr.views.numba.crop import HUGE, sum_rows
 from stepclr.views.numba.simd import aligned, kernel, up
@@ -15,6 +16,7 @@ from stepclr.views.numba.simd import aligned, kernel, up
 TILE = 1024  # pixels whose three channels stay in the level-1 cache while several adjustments work on them
 MAX_SIGMAS = 4.0  # the blur's taps beyond so many sigmas together weigh less than 1e-4
 ZERO, ONE, TWO, THREE, FOUR, SIX, SIXTH = (np.float32(x) for x in (0, 1, 2, 3, 4, 6, 1 / 6))
+WHITE = np.float32(255)
 ROOT_HALF = np.float64(0.5**0.5).view(np.int64)
 LOG_2, TINY = math.log(2), 1e-300
 RED, GREEN, BLUE = (np.float32(x) for x in (0.2989, 0.587, 0.114))
@@ -225,9 +227,16 @@ def warp(x, p, plane, size, params, y, q, y_plane):
             v, h = np.float32(row - top), np.float32(column - left)
             for c in range(3):
                 at = p + c * plane + top * size + left
-                upper = x[at] * (ONE - h) + x[at + beside] * h
-                lower = x[at + below] * (ONE - h) + x[at + below + beside] * h
-                y[q + c * y_plane + r * size + j] = upper * (ONE - v) + lower * v
+                y[q + c * y_plane + r * size + j] = between(x, at, below, beside, v, h)
+
+
+@kernel
+@no_type_check
+def between(x, at, below, beside, v, h):
+    """The bilinear value v below and h beside the pixel at this place, whose neighbors are so far away in x."""
+    upper = x[at] * (ONE - h) + x[at + beside] * h
+    lower = x[at + below] * (ONE - h) + x[at + below + beside] * h
+    return upper * (ONE - v) + lower * v
 
 
 @kernel
@@ -235,3 +244,91 @@ def warp(x, p, plane, size, params, y, q, y_plane):
 def inside(place, size):
     """A position, kept inside the view."""
     return min(max(place, 0.0), size - 1.0)
+
+
+@kernel
+@no_type_check
+def rotate(x, p, plane, size, cosine, sine, y, q, y_plane):
+    """Turn x about its center into y; what lies outside is mirrored."""
+    last = size - 1.0
+    for r in range(size):
+        down = r - last / 2
+        for j in range(size):
+            right = j - last / 2
+            row = inside(last - abs(last - abs(right * sine + down * cosine + last / 2)), size)
+            column = inside(last - abs(last - abs(right * cosine - down * sine + last / 2)), size)
+            top, left = int(row), int(column)
+            below, beside = (size if top < size - 1 else 0), (1 if left < size - 1 else 0)
+            v, h = np.float32(row - top), np.float32(column - left)
+            for c in range(3):
+                at = p + c * plane + top * size + left
+                y[q + c * y_plane + r * size + j] = between(x, at, below, beside, v, h)
+
+
+@kernel
+@no_type_check
+def turn(x, p, plane, size, turns, y, q, y_plane):
+    """Quarter turns counterclockwise, or upside down, from x to y: where the first pixel is, and how far the next."""
+    last = (size - 1) * size
+    first, down, right = last, -size, 1
+    if turns == 1:
+        first, down, right = size - 1, -1, size
+    elif turns == 2:
+        first, down, right = last + size - 1, -size, -1
+    elif turns == 3:
+        first, down, right = last, 1, -size
+    for c in range(3):
+        for r in range(size):
+            at, to = p + c * plane + first + r * down, q + c * y_plane + r * size
+            for j in range(size):
+                y[to + j] = x[at + j * right]
+
+
+@kernel
+@no_type_check
+def change_levels(x, p, plane, n, op, magnitude):
+    """Solarize, posterize or equalize each channel by a table of its 256 levels."""
+    table = np.empty(256, np.float32)
+    for c in range(3):
+        channel = x[p + c * plane : p + c * plane + n]
+        for level in range(256):
+            changed = level
+            if op == SOLARIZE and level >= np.float32(magnitude * 255):
+                changed = 255 - level
+            elif op == POSTERIZE:
+                changed = level & (256 - (1 << (8 - int(magnitude))))
+            table[level] = changed / WHITE
+        if op == EQUALIZE:
+            equalizing(channel, table)
+        for i in range(n):
+            channel[i] = table[int(np.rint(channel[i] * WHITE))]
+
+
+@kernel
+@no_type_check
+def equalizing(channel, table):
+    """Fill the table of PIL's equalize; a channel of so few pixels or levels that it has none leaves it as it is."""
+    counts = np.zeros(256, np.int64)
+    brightest = 0
+    for i in range(len(channel)):
+        level = int(np.rint(channel[i] * WHITE))
+        counts[level] += 1
+        brightest = max(brightest, level)
+    step = (len(channel) - counts[brightest]) // 255
+    if step == 0:
+        return
+    below = step // 2
+    for level in range(256):
+        table[level] = min(below // step, 255) / WHITE
+        below += counts[level]
+
+
+@kernel
+@no_type_check
+def erase(x, p, plane, size, box):
+    """Make the box (top, left, height, width) black."""
+    top, left, height, width = int(box[0]), int(box[1]), int(box[2]), int(box[3])
+    for c in range(3):
+        for r in range(top, top + height):
+            first = p + c * plane + r * size + left
+            x[first : first + width] = ZERO
