@@ -1,6 +1,6 @@
 """Make the images of the site from the bundled images: `python docs/images.py [FOLDER]` takes a few minutes.
 
-All except views.png show one run of `--recipe sample` (seed 0), which `make demo` trains too.
+All except views.png and ops.png show one run of `--recipe sample` (seed 0), which `make demo` trains too.
 """
 
 import sys
@@ -23,7 +23,8 @@ from stepclr.evaluation.results import Scores
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.scores import label_chart
-from stepclr.tools.sheet import sheet
+from stepclr.tools.sheet import policy_sheet, sheet
+from stepclr.views.views import Views
 
 LARGER = 3  # an image of 28 pixels is shown at three times its size, with hard edges
 BLUE = "#0072B2"
@@ -33,6 +34,7 @@ def main(folder: Path) -> None:
     """Write everything into `folder`."""
     folder.mkdir(exist_ok=True)
     views().save(folder / "views.png")
+    ops().save(folder / "ops.png")
     config = recipe_config("sample")
     test = stepclr.open_images("sample:test")
     ten = one_of_each(test)
@@ -57,6 +59,17 @@ def views() -> Image.Image:
     ten = one_of_each(stepclr.open_images("sample:test"))
     pairs = views_of(resolve(recipe_config("sample"), ten), "torch")  # the reference
     return _larger(sheet(ten.read(range(0, 10, 2)), pairs, seed=0, pairs=4))
+
+
+def ops() -> Image.Image:
+    """Three images, and a view of each with every op that turns, erases or changes levels."""
+    words = (
+        "VerticalFlip(1)", "QuarterTurns(1)", "Rotate(45,1)", "Solarize(p=1)", "Posterize(2,1)", "Equalize(1)",
+        "RandomErasing(p=1)",
+    )  # fmt: skip
+    images = one_of_each(stepclr.open_images("sample:test")).read([1, 5, 9])
+    whole = [Views(op, 28, min_area=1.0, renderer="torch") for op in words]
+    return policy_sheet(images, whole, seed=103)  # none of the three is mirrored or turned upside down
 
 
 def one_of_each(images: stepclr.ImageSet) -> stepclr.ImageSet:
