@@ -1,7 +1,7 @@
 """Views per second on one thread: stepclr's two renderers, and pipelines of albumentations and torchvision.
 
     pip install '.[bench]'
-    python benchmarks/views.py --cifar DIR --imagenette DIR
+    python benchmarks/views.py --cifar DIR --imagenette DIR [--policies]
 
 The folders contain class folders of images, 32 x 32 and 96 x 96. All four make views by the same recipe from the same
 decoded images: a bicubic crop of 0.08 (at 32 px: 0.2) to 1 of the area, flip, color jitter of strength 1 with
@@ -10,6 +10,8 @@ the form that suits it best: stepclr a batch, and its time includes the keys and
 `[H, W, 3]`, with OpenCV on one thread; torchvision PIL images. Where a crop shrinks, stepclr and torchvision antialias,
 albumentations does not. At 224 px the images are 480 x 384 (stepclr keeps a short side of up to 448): mosaics of 5 x 4
 images of Imagenette. The four take turns of half a second; the table has the medians of their turns and the ratios.
+
+With --policies, the Numba renderer's own policies are compared with one another instead, each with its defaults.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,10 +39,12 @@ try:
     import cv2
     from albumentations.pytorch import ToTensorV2
 except ModuleNotFoundError as missing:
-    sys.exit(f"this compares with albumentations, and {missing.name} is not installed: pip install '.[bench]'")
+    if "--policies" not in sys.argv:
+        sys.exit(f"this compares with albumentations, and {missing.name} is not installed: pip install '.[bench]'")
 
 TURNS, SECONDS = 5, 0.5
 IMAGES = {32: 256, 96: 128, 224: 16}
+POLICIES = ("simclr", "simaugment", "domain:aerial", "domain:microscopy", "domain:xray", "domain:document")
 Array = NDArray[np.uint8]  # [H, W, 3]
 Turn = Callable[[], int]  # makes some views and returns how many
 
@@ -61,8 +66,7 @@ def mosaics(images: list[Array], count: int) -> list[Array]:
     ]
 
 
-def stepclr_turn(images: list[Array], size: int, min_area: float, renderer: str) -> Turn:
-    views = Views("simclr", size, strength=1.0, blur=0.5, min_area=min_area, renderer=renderer)  # type: ignore[arg-type]
+def stepclr_turn(images: list[Array], views: Views) -> Turn:
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     epochs = itertools.count()
     return lambda: views(batch, view_keys(0, next(epochs), range(len(batch)))).shape[:2].numel()
@@ -107,35 +111,53 @@ def views_per_second(turn: Turn) -> float:
     return made / seconds
 
 
+def table_of_policies(images: dict[int, list[Array]]) -> None:
+    """Views per second of each policy that Numba renders, and that as a share of simclr's."""
+    print(f"| px | {' | '.join(POLICIES)} |\n|{'---|' * (1 + len(POLICIES))}")
+    for size, of_size in images.items():
+        turns = [stepclr_turn(of_size, Views(policy, size, renderer="numba")) for policy in POLICIES]
+        speeds = medians(turns)
+        cells = [f"{speed:,.0f} ({speed / speeds[0]:.2f})" for speed in speeds]
+        print(f"| {size} | {' | '.join(cells)} |", flush=True)
+
+
+def medians(turns: list[Turn]) -> list[float]:
+    """Views per second of each, which take turns."""
+    for turn in turns:
+        turn()  # compiling and allocating happen once, and are not measured
+    speeds = [[views_per_second(turn) for turn in turns] for _ in range(TURNS)]
+    return [statistics.median(each) for each in zip(*speeds, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path, required=True)
     parser.add_argument("--imagenette", type=Path, required=True)
+    parser.add_argument("--policies", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    packages = ("torch", "numba", "albumentations", "opencv-python-headless", "torchvision", "pillow")
+    packages = ["torch", "numba", "torchvision", "pillow"]
+    if not arguments.policies:
+        cv2.setNumThreads(0)
+        packages += ["albumentations", "opencv-python-headless"]
     print(f"{platform.processor() or platform.machine()}, 1 thread; {', '.join(f'{p} {version(p)}' for p in packages)}")
+    imagenette = read(arguments.imagenette, IMAGES[96])
+    images = {32: read(arguments.cifar, IMAGES[32]), 96: imagenette, 224: mosaics(imagenette, IMAGES[224])}
+    if arguments.policies:
+        table_of_policies(images)
+        return
     names = ("stepclr numba", "stepclr torch", "albumentations", "torchvision PIL")
     print(f"| px | {' | '.join(names)} | numba / albumentations | numba / PIL |\n|{'---|' * 7}")
-    imagenette = read(arguments.imagenette, IMAGES[96])
-    for size, count in IMAGES.items():
-        square = {
-            32: read(arguments.cifar, count) if size == 32 else [],
-            96: imagenette,
-            224: mosaics(imagenette, count),
-        }
-        images, min_area = square[size], 0.2 if size == 32 else 0.08
+    for size, of_size in images.items():
+        min_area = 0.2 if size == 32 else 0.08
+        simclr = partial(Views, "simclr", size, strength=1.0, blur=0.5, min_area=min_area)
         turns = [
-            stepclr_turn(images, size, min_area, "numba"),
-            stepclr_turn(images, size, min_area, "torch"),
-            albumentations_turn(images, size, min_area),
-            torchvision_turn(images, size, min_area),
+            stepclr_turn(of_size, simclr(renderer="numba")),
+            stepclr_turn(of_size, simclr(renderer="torch")),
+            albumentations_turn(of_size, size, min_area),
+            torchvision_turn(of_size, size, min_area),
         ]
-        for turn in turns:
-            turn()  # compiling and allocating happen once, and are not measured
-        speeds = [[views_per_second(turn) for turn in turns] for _ in range(TURNS)]
-        ours, torchs, theirs, pil = (statistics.median(each) for each in zip(*speeds, strict=True))
+        ours, torchs, theirs, pil = medians(turns)
         cells = " | ".join(f"{speed:,.0f}" for speed in (ours, torchs, theirs, pil))
         print(f"| {size} | {cells} | {ours / theirs:.1f} | {ours / pil:.1f} |", flush=True)
 
