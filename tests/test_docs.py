@@ -310,6 +310,16 @@ def test_links_between_files_become_links_between_pages(hooks: ModuleType) -> No
         relinked("readme.md", "[a](src/stepclr/gone.py)")
 
 
+def test_every_question_is_answered_and_leads_on() -> None:
+    """The page is one click from the first, and what an answer is about one more."""
+    text = (DOCS / "questions.md").read_text()
+    answers = re.findall(r"^### (.*)\n\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert len(answers) > 10
+    for question, answer in answers:
+        assert question.endswith("?")
+        assert re.search(r"\]\([\w./-]+\.md", answer), question
+
+
 def test_the_navigation_goes_by_what_a_reader_wants(site: Path) -> None:
     text = (site / "index.html").read_text()
     tabs = text[text.index('class="md-tabs__list"') :]
