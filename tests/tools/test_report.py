@@ -247,17 +247,20 @@ def test_a_run_whose_images_are_gone_has_a_page_that_says_so(
     [
         {"loss": "supcon", "policy": "simaugment"},
         {"loss": "cross-entropy"},
-        {"policy": "autoaugment"},
+        {"policy": "RandAugment(12,9)+VerticalFlip+QuarterTurns+Rotate+Equalize+RandomErasing+HorizontalFlip(0)"},
         {"views": 3, "strength": (1.0, 0.5, 0.2)},
         {"policy": "crop", "loss": "dcl"},
     ],
-    ids=["supcon", "cross-entropy", "autoaugment", "3 views", "crop, dcl"],
+    ids=["supcon", "cross-entropy", "many ops", "3 views", "crop, dcl"],
 )
 def test_every_kind_of_run_has_a_page(options: dict[str, Any], photos: Path, tmp_path: Path) -> None:
     run = stepclr.pretrain(photos, tmp_path / "run", **{**OPTIONS, "epochs": 1, **options})
     text = stepclr.report(run).read_text()
     assert ("worked out" in text) == (options.get("loss") != "cross-entropy")
     assert "One change at a time" in text
+    if "RandomErasing" in str(options):
+        for words in ("upside down", "turned by ", "rotated by ", "equalize", "px erased at"):
+            assert words in text
 
 
 def test_umap_is_beside_pca_where_it_is_installed(run: stepclr.Run) -> None:

@@ -127,14 +127,15 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
             always = replace(op, p=1.0) if hasattr(op, "p") else op
             ops.append((kind.__name__, always, kind))
     size, min_area = run_views.size, run_views.min_area
-    single = Views([op for _, op, _ in ops], size, min_area=min_area, views=1, renderer="torch")
+    single = {kind: Views([op], size, min_area=min_area, views=1, renderer="torch") for _, op, kind in ops}
 
     # Of several keys the one that flips and crops about half the image, so that both can be seen.
     keys = view_keys(context.config.seed, 0, range(KEYS))
-    candidates = single.sample_params([image] * KEYS, keys)[0]
+    candidates = single[Blur].sample_params([image] * KEYS, keys)[0]
     area = candidates.box[:, 2] * candidates.box[:, 3] / (image.shape[1] * image.shape[2])
     key = int(np.argmin(np.abs(area - 0.5) + ~candidates.flip))
-    params = single.sample_params([image], keys[key : key + 1])[0]
+    drawn = {kind: views.sample_params([image], keys[key : key + 1])[0] for kind, views in single.items()}
+    params = drawn[Blur]  # the crop and the flip are the same with every op
     crop = crop_resize_flip([image], params.box, np.zeros(1, bool), size, run_views.interpolation)
     view = crop_resize_flip([image], params.box, params.flip, size, run_views.interpolation)
     top, left, height, width = params.box[0].tolist()
@@ -145,19 +146,21 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
             crop[0],
             f"{width} x {height} px from ({left}, {top}), {area[key]:.0%} of the area, to {size} px",
         ),
-        _card(
-            "flip", view[0], "mirrored" if params.flip[0] else "not mirrored", f"with probability {run_views.flip:g}"
-        ),
+        _card("flip", view[0], "mirrored" if params.flip[0] else "not mirrored", _probability(run_views.flip)),
     ]
-    for (name, _, kind), op_params in zip(ops, params.ops, strict=True):
+    for name, _, kind in ops:
+        (op_params,) = drawn[kind].ops
         x = view.clone()
         apply_op(x, op_params)
-        p = getattr(own[kind], "p", None) if kind in own else 0
-        note = "" if p is None else f"with probability {p:g}"
-        if p == 0:
-            note = "not in this run's policy"
-        cards.append(_card(name, x[0], _op_words(op_params, 0) or "no change drawn", note))
+        p = getattr(own[kind], "p", None) if kind in own else 0.0
+        cards.append(_card(name, x[0], _op_words(op_params, 0) or "no change drawn", _probability(p)))
     return cards
+
+
+def _probability(p: float | None) -> str:
+    if p == 0:
+        return "not in this run's policy"
+    return "" if p is None else f"with probability {p:g}"
 
 
 def _card(name: str, image: Tensor, words: str, note: str = "") -> Json:
