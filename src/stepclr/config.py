@@ -5,7 +5,8 @@ same with everything decided. `RunConfig` adds the facts of a run, and is what c
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -16,6 +17,7 @@ from stepclr.data.reading import MaxPixels, Range, ValueRange
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 
+Number = int | float
 FILE = "config.json"
 OPTIMIZERS = {  # learning rate at batch 256, weight decay
     "sgd": (0.12, 5e-4),
@@ -27,7 +29,18 @@ EPOCHS = 100
 # which was chosen on training images of CIFAR-10, unlike the epochs (benchmarks/results/evaluation.md).
 ADAPTING_EPOCHS, ADAPTING_RATE = 20, 1 / 16
 # What config.json of an earlier version does not say.
-OLDER: dict[str, Any] = {"batchnorm": "batch", "labels": [], "split": None, "labels_checksum": None}
+OLDER: dict[str, Any] = {
+    "batchnorm": "batch",
+    "minutes": None,
+    "labels": [],
+    "split": None,
+    "labels_checksum": None,
+}
+
+
+def total_steps(epochs: Number, steps_per_epoch: int) -> int:
+    """The steps of a run of so many epochs, of which the last may be a part."""
+    return max(1, round(epochs * steps_per_epoch))
 
 
 def as_words(sources: str | list[str]) -> str:
@@ -159,9 +172,12 @@ class PretrainConfig:
     warmup: Annotated[float | None, _default("a tenth of the epochs, at most 10", "EPOCHS")] = None
     """Epochs of linear warm-up, before the cosine decay to 0; the default where they are not fewer than the epochs."""
     epochs: Annotated[
-        int | None, _default(f"{EPOCHS}, or {ADAPTING_EPOCHS} to adapt weights with a contrastive loss", "N")
+        Number | None, _default(f"{EPOCHS}, or {ADAPTING_EPOCHS} to adapt weights with a contrastive loss", "N")
     ] = None
-    """Passes over the images. One pass has floor(n / batch size) full batches."""
+    """Passes over the images; 2.5 ends in the middle of the third. One has floor(n / batch size) full batches."""
+    minutes: Annotated[Number | None, _default("as long as the epochs take", "M")] = None
+    """Instead of epochs: how long the run may take on this machine, with everything that it does. A short trial
+    measures the pace and decides the number of epochs, which config.json records."""
     batch_size: int = 256
     """Images per batch, over all processes; at most all images. The learning rate is that of the batch that is used."""
     micro_batch: Annotated[int | None, _default("the whole batch", "N")] = None
@@ -217,7 +233,8 @@ class PretrainOptions(TypedDict, total=False):
     lr_scaling: Scaling
     weight_decay: float | None
     warmup: float | None
-    epochs: int | None
+    epochs: Number | None
+    minutes: Number | None
     batch_size: int
     micro_batch: int | None
     precision: Precision
@@ -244,7 +261,7 @@ class ResolvedConfig(PretrainConfig):
     lr: float = field()
     weight_decay: float = field()
     warmup: float = field()
-    epochs: int = field()
+    epochs: Number = field()
     precision: Literal["bf16", "fp32"] = field()
     batchnorm: BatchNorm = "batch"
 
@@ -284,9 +301,15 @@ class RunConfig(ResolvedConfig):
         """Where the images are, in words."""
         return as_words(self.source)
 
+    @property
+    def steps(self) -> int:
+        """The steps of the whole run."""
+        return total_steps(self.epochs, self.steps_per_epoch)
+
     def settings(self) -> PretrainConfig:
-        """The settings alone, to begin another run like this one."""
-        return PretrainConfig(**{name: getattr(self, name) for name in SETTINGS})
+        """The settings alone, to begin another run like this one; where minutes decided the epochs, the minutes."""
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        return PretrainConfig(**settings | ({"epochs": None} if self.minutes else {}))
 
     def write(self, run: Path) -> None:
         """Write config.json in the run's folder, all or nothing."""
@@ -309,3 +332,12 @@ class RunConfig(ResolvedConfig):
 
 
 SETTINGS = tuple(setting.name for setting in fields(PretrainConfig))
+
+
+def length_as_asked(config: PretrainConfig, asked: Collection[str]) -> PretrainConfig:
+    """`config` without its minutes where epochs are asked for instead, and the other way round."""
+    if "minutes" in asked and "epochs" not in asked:
+        return replace(config, epochs=None)
+    if "epochs" in asked and "minutes" not in asked:
+        return replace(config, minutes=None)
+    return config

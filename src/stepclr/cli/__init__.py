@@ -20,7 +20,7 @@ from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.training import distill, finetune, pretrain
-from stepclr.config import PretrainConfig, RunConfig
+from stepclr.config import PretrainConfig, RunConfig, length_as_asked
 from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
 
@@ -118,6 +118,7 @@ def _run(name: str, arguments: list[str]) -> None:
         run = _peek(arguments, "--out") if "--resume" in arguments else None
         stored = RunConfig.read(Path(run)) if run else None
         base = stored.settings() if stored else recipe_config(_peek(arguments, "--recipe"))
+        base = length_as_asked(base, [length for length in ("epochs", "minutes") if _peek(arguments, f"--{length}")])
         command = partial(command, config=base)
     tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))
 

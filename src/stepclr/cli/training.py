@@ -1,6 +1,7 @@
 """Commands that train: pretrain, finetune, distill. torch is imported inside them: help is instant."""
 
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +26,11 @@ from stepclr.cli.arguments import (
     say,
     say_unread,
 )
-from stepclr.config import FILE, PretrainConfig
+from stepclr.config import FILE, Number, PretrainConfig
 from stepclr.data.reading import AS_DECLARED
 from stepclr.recipes import RECIPES
+
+PAGE_SECONDS = 5.0  # of --minutes, for report.html
 
 
 def pretrain(
@@ -54,6 +57,7 @@ def pretrain(
         tensorboard: Also write the metrics as TensorBoard event files, to RUN/tensorboard.
         damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
+    since = time.monotonic() - PAGE_SECONDS
     import stepclr
     from stepclr.data.sources import open_images
     from stepclr.pretraining.loop import Diverged
@@ -74,6 +78,7 @@ def pretrain(
             resume=resume,
             profile=profile,
             tensorboard=tensorboard,
+            since=since,
         )
     except Diverged:
         page_of(out)  # its health says what went wrong
@@ -154,7 +159,10 @@ def distill(
         str | None, arg(metavar="RUN|FILE|timm:NAME", help_behavior_hint="(default: a new initialization)")
     ] = None,
     mean_std: Annotated[str | None, arg(metavar="MEAN_STD", help_behavior_hint="(default: the weights' own)")] = None,
-    epochs: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None,
+    epochs: Annotated[Number | None, arg(metavar="N", help_behavior_hint="(default: 100)")] = None,
+    minutes: Annotated[
+        Number | None, arg(metavar="M", help_behavior_hint="(default: as long as the epochs take)")
+    ] = None,
     batch_size: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 256)")] = None,
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.12 at batch 256)")] = None,
     temperature: Annotated[float | None, arg(metavar="T", help_behavior_hint="(default: 1)")] = None,
@@ -173,6 +181,7 @@ def distill(
         weights: Start the student from a run, a checkpoint file or timm:NAME.
         mean_std: Normalize images by imagenet, none, or six numbers with commas (three of mean, three of std).
         epochs: Passes over the images.
+        minutes: Instead of epochs: how long the run may take on this machine, with everything that it does.
         batch_size: Images in a batch.
         lr: Peak learning rate at batch 256.
         temperature: Temperature T of both softmaxes.

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
+from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig, length_as_asked
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labeling import to_learn_from
@@ -32,6 +33,7 @@ from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Progress
 from stepclr.pretraining.loop import Diverged, list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
+from stepclr.pretraining.pace import fitted
 from stepclr.pretraining.resolve import ENCODER, resolve, views_of
 from stepclr.pretraining.resume import check_same_choice, extended, resumed
 from stepclr.pretraining.run import Run
@@ -52,6 +54,7 @@ def pretrain(
     progress: bool = True,
     profile: bool = False,
     tensorboard: bool = False,
+    since: float | None = None,
     **options: Unpack[PretrainOptions],
 ) -> Run:
     """Pretrain an encoder on images without labels (SimCLR Algorithm 1) into the run folder `out`.
@@ -68,6 +71,7 @@ def pretrain(
         progress: print settings and progress to standard error.
         profile: print where a step's time went, at the end of the training.
         tensorboard: write the metrics to TensorBoard's event files in `out`/tensorboard too (extra `tensorboard`).
+        since: the `time.monotonic()` from which the setting `minutes` counts; by default, that of this call.
         options: fields of `PretrainConfig`, such as `epochs=100`. `policy` may be a list of ops, and `encoder`
             your own `nn.Module` (images `[n, 3, S, S]` in [0, 1] -> `[n, F]`), which is then trained in place.
 
@@ -78,17 +82,13 @@ def pretrain(
     `Interrupted` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, once a checkpoint has been written.
     """
     # What is asked for: a recipe, all settings at once, or those of the run that is resumed; `options` change them.
+    since = time.monotonic() if since is None else since
     world = join()
     resume = resume or restarted()
     run = Run(Path(out))
     run.check_free(resume)
     stored = run.config if resume and run.exists() else None
-    for name in options:
-        choose("option", name, SETTINGS)
-    if recipe and config:
-        raise StepclrError("recipe and config are two ways to give all settings: give one of them")
-    if config is None:
-        config = stored.settings() if stored else recipe_config(recipe)
+    config = _before_options(recipe, config, stored, options)
     module = None  # the encoder's network, where it is the user's own
     if isinstance(options.get("encoder"), nn.Module):
         module = options["encoder"]
@@ -120,11 +120,6 @@ def pretrain(
     if watched:
         printer.say(f"monitor: {heading(watched)}")
         check_classes(watched)
-    if config.warmup is not None and decided.warmup < config.warmup:
-        printer.say(
-            f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
-            f"{decided.epochs} of the run"
-        )
 
     with torch.random.fork_rng():
         torch.manual_seed(decided.seed)
@@ -138,6 +133,15 @@ def pretrain(
         if decided.batch_size > len(images):  # the rate is that of the batch that is used
             printer.say(f"batches of {len(images)} images instead of {decided.batch_size}: there are no more")
             decided = replace(decided, batch_size=len(images))
+        if config.minutes:
+            printer.say(f"measuring the pace, to see how many epochs take {config.minutes:g} minutes")
+            decided = fitted(decided, config, config.minutes, since, images, watched, views, model, teacher, world)
+            printer.say(f"{config.minutes:g} minutes: {decided.epochs:g} epochs")
+        if config.warmup is not None and decided.warmup < config.warmup:
+            printer.say(
+                f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
+                f"{decided.epochs:g} of the run"
+            )
 
         # No rank writes before all have looked for a run.
         run_config = _run_config(decided, images, limit, model, views, world)
@@ -156,6 +160,19 @@ def pretrain(
                 _save(run, decided, images, model, teacher, printer)
     list_skipped(images, run, world)
     return run
+
+
+def _before_options(
+    recipe: str | None, config: PretrainConfig | None, stored: RunConfig | None, options: PretrainOptions
+) -> PretrainConfig:
+    """The settings that `options` change. Raises StepclrError for an unknown option."""
+    for name in options:
+        choose("option", name, SETTINGS)
+    if recipe and config:
+        raise StepclrError("recipe and config are two ways to give all settings: give one of them")
+    if config is None:
+        config = stored.settings() if stored else recipe_config(recipe)
+    return length_as_asked(config, [name for name, value in options.items() if value is not None])
 
 
 def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:

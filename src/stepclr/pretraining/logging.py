@@ -102,7 +102,7 @@ class Progress:
         """Print what is about to happen, including every setting as decided."""
         scale = "" if config.loss_scale == 1 else f" (times {config.loss_scale:.4g} in the gradient)"
         self.console.print(
-            f"pretraining {config.encoder} on {images:,} images: {config.epochs} epochs, {steps:,} steps of "
+            f"pretraining {config.encoder} on {images:,} images: {config.epochs:g} epochs, {steps:,} steps of "
             f"{config.batch_size} images, into {run.folder}\n"
             f"  {config.views} views of an image, {views.describe()}"
             + (", at half and three quarters of the size first" if config.progressive else "")

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from stepclr.config import ResolvedConfig
+from stepclr.config import ResolvedConfig, total_steps
 from stepclr.data.images import ImageSet
 from stepclr.device import cudnn_benchmark, default_device
 from stepclr.distributed import World
@@ -20,7 +21,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
 from stepclr.model.features import NotFiniteError, check_represents
 from stepclr.model.weights import is_finite
-from stepclr.pretraining.batches import batches, steps_per_epoch
+from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.pretraining.ddp import averaged, stride_warnings_off, synchronize_norms
 from stepclr.pretraining.gpu_cache import on_device
@@ -38,6 +39,9 @@ from stepclr.pretraining.step import simclr_step
 from stepclr.views.cuda import compiles
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
+
+# One step: (optimizer, views, batch, its views' keys) -> loss and projections.
+TakeStep = Callable[[Optimizer, Any, Batch, Tensor], tuple[Tensor, list[Tensor]]]
 
 LOG_EVERY = 10  # steps
 MAX_LOST = 0.05  # of the images; if more can no longer be read, the run ends: it would be another run
@@ -63,21 +67,29 @@ class Schedule:
     def of(cls, config: ResolvedConfig, n: int) -> "Schedule":
         """The schedule of a run on n images."""
         per_epoch = steps_per_epoch(n, config.batch_size)
-        kept = range(0, config.epochs, config.keep_every) if config.keep_every else ()
-        return cls(
-            per_epoch=per_epoch,
-            steps=config.epochs * per_epoch,
-            warmup_steps=round(config.warmup * per_epoch),
-            kept=tuple(epoch * per_epoch for epoch in kept),
-        )
+        steps = total_steps(config.epochs, per_epoch)
+        kept = range(0, steps, config.keep_every * per_epoch) if config.keep_every else ()
+        return cls(per_epoch, steps, warmup_steps=round(config.warmup * per_epoch), kept=tuple(kept))
+
+    @property
+    def epochs(self) -> int:
+        """The epochs, of which the last may end early."""
+        return -(-self.steps // self.per_epoch)
 
     def epoch_ends(self, step: int) -> bool:
         return step % self.per_epoch == 0
 
+    def watches(self) -> int:
+        """How often kNN is scored in the run."""
+        return sum(self.watched(step) for step in {*range(self.per_epoch, self.steps, self.per_epoch), self.steps})
+
+    def logged(self, step: int) -> bool:
+        return step % LOG_EVERY == 0 or self.epoch_ends(step) or step == self.steps
+
     def watched(self, step: int) -> bool:
-        """Whether kNN is scored after this step: about ten times in a run, and after the last epoch."""
-        epoch, epochs = step // self.per_epoch, self.steps // self.per_epoch
-        return self.epoch_ends(step) and (epoch % max(1, epochs // 10) == 0 or epoch == epochs)
+        """Whether kNN is scored after this step: about ten times in a run, and after the last step."""
+        epochs = self.steps // self.per_epoch
+        return step % (self.per_epoch * max(1, epochs // 10)) == 0 or step == self.steps
 
 
 def train(
@@ -96,13 +108,7 @@ def train(
     # ------------------------------------------------------------------------------------------------------------------
     # The model on its device, at the step where this run last stopped.
     device = default_device()
-    modules: list[nn.Module] = [model.train()]
-    if teacher:
-        modules.append(teacher.eval())
-    for module in modules:
-        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if world.size > 1:
-        synchronize_norms(model, world)
+    put_on_device(model, teacher, device, world)
     optimizer = build_optimizer(model, config)
     step, state = load_checkpoint(run.folder / "checkpoint", model, optimizer, printer.say)
     world.check_same({"step": step})  # else they do not see the same folder
@@ -110,13 +116,9 @@ def train(
         run.cut_metrics(step)
 
     # ------------------------------------------------------------------------------------------------------------------
-    # What to minimize, on which images, and what is monitored.
+    # On which images, for how long, and what is monitored.
     objective = OBJECTIVES[config.loss]
-    loss_of = objective.bind(config.temperature, world)
     schedule = Schedule.of(config, len(images))
-    algorithm = _algorithm(config, world)
-    recomputed = model.encoder if config.micro_batch or config.checkpoint_activations else None
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     loaded = on_device(images, device)
     watched = loaded if watched is images else on_device(watched, device)
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
@@ -129,42 +131,32 @@ def train(
         # --------------------------------------------------------------------------------------------------------------
         # What is changed for the loop alone, and put back after it.
         interruption = stack.enter_context(Interruption())
-        trained = _settings_of_the_loop(stack, model, modules, device, config)
-        forward: nn.Module = trained
-        if world.size > 1:
-            stack.enter_context(stride_warnings_off())
-            forward = averaged(trained)
+        trained, take_step = ready_to_train(stack, model, teacher, config, device, world)
         printer.start(config, run, views, step, schedule.steps, len(images), monitor is not None)
         stack.enter_context(printer)
         stack.enter_context(clock.attached(trained, optimizer, printer.say))
         stages = [(until, clock.views(smaller)) for until, smaller in stages_of(config, views)]
 
-        for epoch in range(step // schedule.per_epoch, config.epochs):
+        for epoch in range(step // schedule.per_epoch, schedule.epochs):
             # ----------------------------------------------------------------------------------------------------------
             # Once an epoch: the images in a new order, read ahead; a resumed run starts within it.
             start = step % schedule.per_epoch
             feed = batches(loaded, config.seed, epoch, config.batch_size, start, config.balanced, device, world)
-            for batch in clock.feed(meter.watch(feed)):
+            for batch in islice(clock.feed(meter.watch(feed)), schedule.steps - step):
                 # ------------------------------------------------------------------------------------------------------
                 # One step of Algorithm 1. Its views and whatever dropout draws depend on the step alone.
                 _check_readable(loaded, unreadable_before, step, run, world)
                 lr = set_lr(optimizer, lr_multiplier(step, schedule.steps, schedule.warmup_steps))
                 torch.manual_seed(_seed_of(config.seed, step, world.rank))
                 keys = view_keys(config.seed, epoch, batch.samples)
-                take_views = _views_at(step, schedule.steps, stages)
-                labels = batch.labels
-                if teacher:
-                    with precision:
-                        labels = teacher_logits(teacher, take_views, batch.images, keys, config.micro_batch, world)
-                inputs = (take_views, loss_of, batch.images, keys, labels)
-                loss, z = train_step(forward, optimizer, algorithm, inputs, precision, recomputed, config.loss_scale)
+                loss, z = take_step(optimizer, _views_at(step, schedule.steps, stages), batch, keys)
                 step += 1
                 losses.append(loss)
 
                 # ------------------------------------------------------------------------------------------------------
                 # Now and then: look at the losses. A state that is not finite is neither logged nor saved.
                 stop = int(max(world.numbers(interruption.requested)))  # all ranks stop after the same step
-                logs = schedule.epoch_ends(step) or step % LOG_EVERY == 0
+                logs = schedule.logged(step)
                 saves = _checkpoint_is_due(schedule, step, stop, meter.since_checkpoint(), device)
                 if logs or saves:
                     _check_finite(losses, model, step, lr, run)
@@ -193,6 +185,45 @@ def train(
                     raise Interrupted(stop, step, schedule.steps, run.folder)
 
 
+def put_on_device(model: SimCLR, teacher: Classifier | None, device: torch.device, world: World) -> None:
+    """Model and teacher where they are computed, channels last; BatchNorm normalizes by the images of all ranks."""
+    model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if teacher:
+        teacher.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if world.size > 1:
+        synchronize_norms(model, world)
+
+
+def ready_to_train(
+    stack: ExitStack,
+    model: SimCLR,
+    teacher: Classifier | None,
+    config: ResolvedConfig,
+    device: torch.device,
+    world: World,
+) -> tuple[SimCLR, TakeStep]:
+    """The model as a step calls it, compiled on a GPU, and the step. What it changes is put back when `stack` ends."""
+    trained = _settings_of_the_loop(stack, model, teacher, device, config)
+    forward: nn.Module = trained
+    if world.size > 1:
+        stack.enter_context(stride_warnings_off())
+        forward = averaged(trained)
+    loss_of = OBJECTIVES[config.loss].bind(config.temperature, world)
+    algorithm = _algorithm(config, world)
+    recomputed = model.encoder if config.micro_batch or config.checkpoint_activations else None
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+    def take_step(optimizer: Optimizer, views: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, list[Tensor]]:
+        labels = batch.labels
+        if teacher:
+            with precision:
+                labels = teacher_logits(teacher, views, batch.images, keys, config.micro_batch, world)
+        inputs = (views, loss_of, batch.images, keys, labels)
+        return train_step(forward, optimizer, algorithm, inputs, precision, recomputed, config.loss_scale)
+
+    return trained, take_step
+
+
 def _algorithm(config: ResolvedConfig, world: World) -> Callable[..., Any]:
     """`simclr_step`, or its sibling that puts the batch through the encoder in parts."""
     if config.micro_batch is None:
@@ -201,11 +232,11 @@ def _algorithm(config: ResolvedConfig, world: World) -> Callable[..., Any]:
 
 
 def _settings_of_the_loop(
-    stack: ExitStack, model: SimCLR, modules: list[nn.Module], device: torch.device, config: ResolvedConfig
+    stack: ExitStack, model: SimCLR, teacher: Classifier | None, device: torch.device, config: ResolvedConfig
 ) -> SimCLR:
     """What is changed until `stack` ends: how convolutions are computed and memory is kept. Returns what to call."""
     if device.type == "cpu":
-        for module in modules:
+        for module in filter(None, (model, teacher)):
             stack.enter_context(cpu_convolutions(module))
     if config.micro_batch is None and not config.checkpoint_activations:  # else the run wants to stay small
         stack.enter_context(freed_memory_kept())

@@ -1,6 +1,6 @@
 """Decide what the settings leave open, once, before step 1: config.json records it, and a resumed run reuses it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import get_args
 
 from stepclr.config import (
@@ -10,6 +10,7 @@ from stepclr.config import (
     OPTIMIZERS,
     BatchNorm,
     Interpolation,
+    Number,
     Precision,
     PretrainConfig,
     ResolvedConfig,
@@ -52,7 +53,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         "lr": lr,
         "batchnorm": batchnorm,
         "weight_decay": weight_decay,
-        "warmup": min(10.0, epochs / 10),
+        "warmup": _warmup(epochs),
         "epochs": epochs,
     }
     settings = asdict(config) | {"warmup": fitting_warmup(config)}
@@ -67,13 +68,26 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     return ResolvedConfig(**settings)
 
 
+def with_epochs(decided: ResolvedConfig, config: PretrainConfig, epochs: Number) -> ResolvedConfig:
+    """`decided` with another number of epochs, and the warm-up that `config` asks for or leaves to them."""
+    warmup = fitting_warmup(replace(config, epochs=epochs))
+    return replace(decided, epochs=epochs, warmup=_warmup(epochs) if warmup is None else warmup)
+
+
+def _warmup(epochs: Number) -> float:
+    return min(10.0, epochs / 10)
+
+
 def adapts(config: PretrainConfig) -> bool:
     """Whether a contrastive loss adapts given weights, which a rate for new ones would undo."""
     return config.weights is not None and OBJECTIVES[config.loss].contrastive
 
 
-def epochs_of(config: PretrainConfig) -> int:
-    """The epochs of a run: those that are asked for, or fewer to adapt weights than to train new ones."""
+def epochs_of(config: PretrainConfig) -> Number:
+    """The epochs of a run: those that are asked for, or fewer to adapt weights than to train new ones.
+
+    Where minutes are given, this number stands only until the pace is known: see `with_epochs`.
+    """
     if config.epochs is not None:
         return config.epochs
     return ADAPTING_EPOCHS if adapts(config) else EPOCHS
@@ -97,10 +111,14 @@ def _check_choices(config: PretrainConfig) -> None:
     choose("lr_scaling", config.lr_scaling, get_args(Scaling))
     choose("precision", config.precision, get_args(Precision))
     counts = ("epochs", "batch_size", "micro_batch", "size", "views", "keep_every")
-    for name in (*counts, "lr", "temperature", "loss_scale", "cache_gib"):
+    for name in (*counts, "minutes", "lr", "temperature", "loss_scale", "cache_gib"):
         check_number(name, getattr(config, name), above=0)
     for name in ("weight_decay", "warmup", "linear_epochs"):
         check_number(name, getattr(config, name), least=0)
+    if config.minutes is not None and config.epochs is not None:
+        raise StepclrError("minutes and epochs both say how long the run is: give one of them")
+    if config.minutes is not None and config.linear_epochs:
+        raise StepclrError("minutes does not time the second stage: choose linear_epochs=0, or epochs and no minutes")
     if not -(2**63) <= config.seed < 2**63:
         raise StepclrError(f"seed must be a number of 64 bits, not {config.seed}")
 

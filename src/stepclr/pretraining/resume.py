@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from stepclr.config import SETTINGS, PretrainConfig, RunConfig
+from stepclr.config import SETTINGS, PretrainConfig, RunConfig, total_steps
 from stepclr.errors import StepclrError
 from stepclr.pretraining.checkpoint import checkpoints, step_of
 from stepclr.pretraining.resolve import fitting_warmup
@@ -21,7 +22,7 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
         config = replace(config, epochs=stored.epochs)
     # As when the run began: a larger batch than there are images is all of them.
     asked = replace(config, batch_size=min(config.batch_size, stored.images), warmup=fitting_warmup(config))
-    kept = {name: getattr(stored, name) for name in SETTINGS if name not in CHANGEABLE}
+    kept: dict[str, Any] = {name: getattr(stored, name) for name in SETTINGS if name not in CHANGEABLE}
     for name, began in kept.items():
         value = getattr(asked, name)
         if value not in (began, None, "auto"):
@@ -29,7 +30,7 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
                 f"{run.folder} was started with {name} {began}, not {value}; a resumed run keeps its settings (except "
                 f"{', '.join(sorted(CHANGEABLE))}): leave {name} out, or choose another output folder"
             )
-    return replace(config, **kept)
+    return replace(config, **kept | {"minutes": None})  # they have become epochs
 
 
 def check_same_choice(classes: str | Sequence[str] | None, limit: int | None, stored: RunConfig, run: Run) -> None:
@@ -59,10 +60,12 @@ def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:
             "output folder"
         )
     done = max((step_of(path) for path in checkpoints(run.folder / "checkpoint")), default=0)
-    if done > run_config.epochs * stored.steps_per_epoch:
+    if done > total_steps(run_config.epochs, stored.steps_per_epoch):
         raise StepclrError(
             f"{run.folder} has done {done / stored.steps_per_epoch:.4g} epochs, so epochs must be at least that, not "
             f"{run_config.epochs}"
         )
     changed = {name: getattr(run_config, name) for name in (*CHANGEABLE, "warmup")}
+    if run_config.epochs != stored.epochs:
+        changed["minutes"] = None
     return replace(stored, source=run_config.source, **changed)

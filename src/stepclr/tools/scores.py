@@ -225,14 +225,14 @@ def _facts(run: Run) -> dict[str, str]:
     config, lines = run.config, run.metrics
     last = lines[-1] if lines else {"epoch": 0}
     knn = [line["knn"] for line in lines if "knn" in line]
-    unfinished = "" if last["epoch"] == config.epochs else f" of {config.epochs}"
+    unfinished = "" if lines and last["step"] == config.steps else f" of {config.epochs:g}"
     return {
         "policy": config.policy,
         "loss": config.loss,
         "encoder": config.encoder,
         "began with": config.weights or "",
         "images": f"{config.images:,}",
-        "epochs": f"{last['epoch']}{unfinished}",
+        "epochs": f"{last['epoch']}{unfinished}" if unfinished else f"{config.epochs:g}",
         "minutes": f"{last.get('seconds', 0) / 60:.1f}",
         "monitored kNN": f"{100 * knn[-1]:.1f} %" if knn else "",
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stepclr.config import ResolvedConfig
+from stepclr.config import Number, ResolvedConfig
 from stepclr.data.decode import reduced_size, source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
@@ -51,6 +51,8 @@ class Throughput:
 class Estimate:
     """Time and memory of a run; `largest_at_once` is how many images fit into memory at once, if that is known."""
 
+    epochs: Number
+    """Those of the settings or, where they have minutes instead, those that fit."""
     step_seconds: float
     epoch_seconds: float
     steps_per_epoch: int
@@ -124,6 +126,9 @@ def estimate(prepared: Prepared, config: ResolvedConfig, measured: list[Trial], 
     step_seconds = large.step_seconds * batch / large.batch
     epoch_seconds = step_seconds * steps + large.checkpoint_seconds
     decode_seconds = n / decoded_per_second if prepared.needed and prepared.cached else 0.0
+    epochs, around_seconds = config.epochs, large.around_seconds + decode_seconds
+    if config.minutes:
+        epochs = float(f"{max(0.0, 60 * config.minutes - around_seconds) / epoch_seconds:.4g}")
     # Memory grows with the images that are put through the encoder at once; a CPU run also maps the decoded images.
     slope = max(0.0, (large.peak_bytes - small.peak_bytes) / max(1, large.at_once - small.at_once))
     mapped = prepared.bytes_each if prepared.cached and default_device().type == "cpu" else 0.0
@@ -133,6 +138,7 @@ def estimate(prepared: Prepared, config: ResolvedConfig, measured: list[Trial], 
     if free and slope:
         largest = max(0, int((USABLE * free - network) / slope + large.at_once))
     return Estimate(
+        epochs=epochs,
         step_seconds=step_seconds,
         epoch_seconds=epoch_seconds,
         steps_per_epoch=steps,
@@ -140,7 +146,7 @@ def estimate(prepared: Prepared, config: ResolvedConfig, measured: list[Trial], 
         decoded_each_epoch=prepared.needed and not prepared.cached,
         decoded_before=_decoded_before(prepared.images),
         around_seconds=large.around_seconds,
-        run_seconds=large.around_seconds + decode_seconds + config.epochs * epoch_seconds,
+        run_seconds=around_seconds + epochs * epoch_seconds,
         peak_bytes=round(network + slope * (at_once - large.at_once) + mapped * n),
         images_bytes=round(mapped * n),
         available_bytes=free,

@@ -15,7 +15,7 @@ from stepclr.data.labels import check_classes, class_counts, of_these_classes, s
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
-from stepclr.pretraining.resolve import resolve, view_size
+from stepclr.pretraining.resolve import resolve, view_size, with_epochs
 from stepclr.threads import Progress, cores
 from stepclr.tools.doctor.advice import Advice, advice
 from stepclr.tools.doctor.copies import duplicate_findings, leakage_findings
@@ -98,6 +98,8 @@ def doctor(
             speed = throughput(ready, settings)
         with _timed(seconds, "trials"):
             estimated = estimate(ready, settings, list(trials(ready, settings)), speed.decoded_per_second)
+        if config.minutes:
+            settings = with_epochs(settings, config, estimated.epochs)
         learnable = _learnable(images)
         advised = advice(
             images.parts or [images.source],

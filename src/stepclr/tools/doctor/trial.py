@@ -58,6 +58,7 @@ def trial(images: ImageSet, config: ResolvedConfig, batch: int, steps: int, cach
     batch = min(batch, len(indices))
     short = replace(
         config,
+        minutes=None,
         epochs=1 + max(MIN_EPOCHS, -(-steps // (len(indices) // batch))),
         batch_size=batch,
         monitor=None,
@@ -118,7 +119,7 @@ def _run(folder: Path) -> None:
     speeds = [line["images_per_second"] for epoch, line in last_of.items() if epoch > 1]
     step_seconds = config.batch_size / float(np.median(speeds))  # the median leaves out what other jobs slow down
     measured = {
-        "steps": last_of[run.config.epochs]["step"] - steps_per_epoch,
+        "steps": run.config.steps - steps_per_epoch,
         "step_seconds": step_seconds,
         "checkpoint_seconds": max(0.0, float(np.median(np.diff(clock))) - steps_per_epoch * step_seconds),
         "seconds": clock[-1],

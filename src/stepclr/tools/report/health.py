@@ -134,7 +134,7 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     f.self_supervised = objective.contrastive and not objective.needs_labels  # all other images are negatives
 
     # How far the run has come.
-    f.step, f.steps = log.last("step"), config.epochs * config.steps_per_epoch
+    f.step, f.steps = log.last("step"), config.steps
     f.stopped = not f.step >= f.steps
     f.long_enough = len(log.of("loss")) >= MIN_LINES and f.step >= MIN_STEPS
     peak = max(log.of("lr"), default=0.0)

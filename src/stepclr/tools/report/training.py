@@ -39,8 +39,8 @@ def training(context: Context) -> Json:
         "attention": [verdict for verdict in verdicts if verdict.level != "good"],
         "passed": [verdict for verdict in verdicts if verdict.level == "good"],
         "steps": last["step"],
-        "epochs": last["epoch"],
-        "wanted": context.config.epochs,
+        "epochs": f"{min(last['epoch'], context.config.epochs):g}",
+        "wanted": f"{context.config.epochs:g}",
         "seconds": last.get("seconds"),
     }
 
