@@ -1,7 +1,9 @@
 """Where tensors are computed, and in which precision."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,23 @@ def to_device(array: Num[np.ndarray, "*shape"], device: torch.device) -> Num[Ten
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@cache
+def compiles(device: torch.device) -> bool:
+    """Whether torch.compile works for this device: on CUDA, with Triton and a C compiler. If not, it warns once."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.compile(_twice)(torch.ones(8, device=device))
+    except Exception as error:  # a missing compiler shows in many ways
+        logging.getLogger(__name__).warning("torch.compile does not work here, so that a step takes longer: %s", error)
+        return False
+    return True
+
+
+def _twice(x: Tensor) -> Tensor:
+    return x * 2
 
 
 @contextmanager

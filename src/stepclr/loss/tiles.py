@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from stepclr.device import compiles
 from stepclr.distributed import World
 from stepclr.errors import StepclrError
 
@@ -76,7 +77,7 @@ class _MeanLogSum(torch.autograd.Function):
     ) -> Float64[Tensor, ""]:
         """First pass: S, tile by tile."""
         tiles = Tiles(z, number(temperature), world.rows(sizes), groups)
-        keep = ctx.needs_input_grad[0] and not z.is_cuda
+        keep = ctx.needs_input_grad[0] and z.is_cpu
         log_s = world.gather(tiles.log_sums(KEPT_NUMBERS if keep else 0), sizes)
         log_s = log_s.masked_fill(log_s == -torch.inf, 0)  # all pairs left out: a weight of 0 must give 0, not NaN
         ctx.save_for_backward(z, weights, log_s, temperature if isinstance(temperature, Tensor) else None)
@@ -186,7 +187,7 @@ class Tiles:
     def places(self) -> Iterator[tuple[slice, slice, bool]]:
         """(rows, columns) of each tile, and whether it also stands for its mirror image."""
         m = len(self.left)
-        height, width = TILE_SIZES["cuda" if self.left.is_cuda else "cpu"]
+        height, width = TILE_SIZES["cpu" if self.left.is_cpu else "cuda"]
         for start in range(self.rows.start, self.rows.stop, height):
             rows = slice(start, min(start + height, self.rows.stop))
 
@@ -212,7 +213,7 @@ class Tiles:
 
     def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function itself; on a GPU compiled, so that it passes over the tile fewer times."""
-        return _compiled(function) if self.left.is_cuda else function
+        return _compiled(function) if compiles(self.left.device) else function
 
 
 def _tile(

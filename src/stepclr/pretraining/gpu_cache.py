@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def upload(images: ImageBatch, device: torch.device) -> Callable[[], ImageBatch]
 
 
 @cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
+def _stream(device: torch.device) -> Any:
     """One stream for all epochs, since each stream has its own memory pool."""
     return torch.cuda.Stream(device)
 

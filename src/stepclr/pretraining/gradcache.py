@@ -9,6 +9,7 @@ of the whole batch, except that BatchNorm in the encoder normalizes each part by
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def parts_of(n: int, micro_batch: int | None, world: World) -> list[slice]:
         return [slice(0, n)]
     sizes = world.sizes(n)
     count = min(-(-max(sizes) // micro_batch), *sizes)
-    ends = [int(indices[-1]) + 1 for indices in torch.arange(n).tensor_split(count)]
+    ends = [int(indices[-1]) + 1 for indices in np.array_split(np.arange(n), count)]
     return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 

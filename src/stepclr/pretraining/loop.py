@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from stepclr.config import ResolvedConfig, total_steps
 from stepclr.data.images import ImageSet
-from stepclr.device import cudnn_benchmark, default_device
+from stepclr.device import compiles, cudnn_benchmark, default_device
 from stepclr.distributed import World
 from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
@@ -36,7 +36,6 @@ from stepclr.pretraining.profile import Profile
 from stepclr.pretraining.resolve import stages_of
 from stepclr.pretraining.run import Run
 from stepclr.pretraining.step import simclr_step
-from stepclr.views.cuda import compiles
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 

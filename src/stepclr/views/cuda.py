@@ -6,7 +6,6 @@ host never waits for the device, and everything can be compiled into a few kerne
 parameters are copied to the device as one tensor. On a CPU the other renderers are faster.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from stepclr.device import to_device
+from stepclr.device import compiles, to_device
 from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, posterize, solarize
 from stepclr.views.color import CONTRAST, HUE, SATURATION, adjust_hue, luma
 from stepclr.views.geometry import (
@@ -261,20 +260,3 @@ _batches_of: Counter[torch.Size] = Counter()
 @cache
 def _compiled() -> Callable[..., Tensor]:
     return torch.compile(render_packed, dynamic=False)
-
-
-@cache
-def compiles(device: torch.device) -> bool:
-    """Whether torch.compile works for this device: on CUDA, with Triton and a C compiler. If not, it warns once."""
-    if device.type != "cuda":
-        return False
-    try:
-        torch.compile(_twice)(torch.ones(8, device=device))
-    except Exception as error:  # a missing compiler shows in many ways
-        logging.getLogger(__name__).warning("torch.compile does not work here, so that views take longer: %s", error)
-        return False
-    return True
-
-
-def _twice(x: Tensor) -> Tensor:
-    return x * 2

@@ -91,7 +91,7 @@ class Views:
         batch: uint8 `[N, 3, H, W]`, or a list of `[3, H, W]` where sizes differ. keys: int64 `[N]` from `view_keys`.
         """
         params = self.sample_params(batch, keys)
-        if batch[0].device.type == "cuda":
+        if not batch[0].is_cpu:
             return render_cuda(batch, params, self.size, self.interpolation)
         if self.renderer == "numba":
             return render_numba(batch, params, self.size, self.interpolation)
