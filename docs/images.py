@@ -22,7 +22,7 @@ from stepclr.evaluation.init_from import trained_head
 from stepclr.evaluation.results import Scores
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.recipes import recipe_config
-from stepclr.tools.scores import label_chart
+from stepclr.tools.label_chart import label_chart
 from stepclr.tools.sheet import policy_sheet, sheet
 from stepclr.views.views import Views
 

@@ -36,7 +36,7 @@ from stepclr.config import RunConfig
 from stepclr.data import cache, decode, named, recall
 from stepclr.model.files import save_classifier
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
-from stepclr.tools.scores import compare_table
+from stepclr.tools.compare import compare_table
 
 IN_ALL = int(os.environ.get("STEPCLR_FUZZ", "2000"))
 SECONDS = 5  # that reading one file may take

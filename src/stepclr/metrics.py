@@ -42,16 +42,26 @@ def weighted_knn(
     k: int = NEIGHBORS,
     temperature: float = KNN_TEMPERATURE,
 ) -> Int[Tensor, " n"]:
-    """Predicted class of each row of h: its k nearest rows of `bank` vote with weight exp(cosine / temperature).
+    """Predicted class of each row of h: that with the most `knn_votes`; of classes with equal votes the lower one."""
+    return knn_votes(bank, bank_labels, h, k, temperature).argmax(1)
 
-    Follows Wu et al. 2018 (1805.01978, section 3.4). Rows need not have unit norm; k is at most m. Of classes with
-    equal votes the lower one wins.
+
+def knn_votes(
+    bank: Float[Tensor, "m features"],
+    bank_labels: Int[Tensor, " m"],
+    h: Float[Tensor, "n features"],
+    k: int = NEIGHBORS,
+    temperature: float = KNN_TEMPERATURE,
+) -> Float[Tensor, "n classes"]:
+    """Votes for each row of h: its k nearest rows of `bank` vote for their class with weight exp(cosine / temperature).
+
+    Follows Wu et al. 2018 (1805.01978, section 3.4). Rows need not have unit norm; k is at most m. The votes are
+    relative to the weight of the nearest row.
     """
     cosine, indices = nearest(F.normalize(h), F.normalize(bank), k)
     votes = torch.zeros(len(h), int(bank_labels.max()) + 1, device=h.device)
     # Relative to the largest cosine: exp(1 / temperature) overflows float32 at temperature 0.01.
-    votes.scatter_add_(1, bank_labels[indices], ((cosine - cosine[:, :1]) / temperature).exp())
-    return votes.argmax(1)
+    return votes.scatter_add_(1, bank_labels[indices], ((cosine - cosine[:, :1]) / temperature).exp())
 
 
 def contrastive_top1(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -18,6 +18,7 @@ from touches import Forks
 
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options
+from stepclr.cli.arguments import Counter
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
@@ -30,6 +31,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     assert call("pretrain", "sample:unlabeled", "--out", out, *TINY) == 0
     return out
+
+
+def test_progress_says_what_is_next_and_how_long_it_all_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    counter = Counter()
+    for done in range(1, 4):
+        seconds += 20
+        counter(done, 3)
+        counter.announce("random, all labels")
+    assert capsys.readouterr().err == "1 of 3, about 0:40 left\n2 of 3, about 0:20 left: random, all labels\n3 of 3\n"
 
 
 def test_help_is_instant_because_it_imports_no_torch() -> None:

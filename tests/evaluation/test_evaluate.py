@@ -18,16 +18,17 @@ from stepclr.data.copies import Fingerprints, fingerprints
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
-from stepclr.evaluation import api, overlap, prepare
+from stepclr.evaluation import api, methods, overlap, prepare
 from stepclr.evaluation.finetune import FinetuneSettings
-from stepclr.evaluation.linear import Fit
-from stepclr.evaluation.results import Scores
+from stepclr.evaluation.results import Fit, Scores
 from stepclr.evaluation.splits import label_splits
 from stepclr.metrics import weighted_knn
+from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder, state_checksum
-from stepclr.pretraining.classifier import Supervised
+from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.tools.label_chart import label_curves
 from stepclr.tools.scores import score_table
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
@@ -100,7 +101,14 @@ def test_the_table_has_a_row_for_every_method_and_budget(run: Path, train: Image
         ("scratch", "all", 1), ("simclr", 2, 3), ("simclr", "all", 1), ("knn", 2, 3), ("knn", "all", 1),
     ]  # fmt: skip
     for row, stored in zip(scores.rows, scores.to_dict()["rows"], strict=True):
-        assert list(stored) == ["method", "labels_per_class", "mean", "std", "values"]
+        assert list(stored) == [
+            "method", "labels_per_class", "mean", "std", "values",
+            "labels", "balanced_accuracy", "macro_f1", "per_class",
+        ]  # fmt: skip
+        assert stored["labels"] == (6 if row.labels_per_class == 2 else 30)
+        assert [of_class["images"] for of_class in stored["per_class"].values()] == [8, 8, 8]
+        assert row.balanced_accuracy
+        assert row.balanced_accuracy.values == pytest.approx(row.values)  # test is balanced
         assert all(0 <= value <= 1 for value in row.values)
         assert row.mean == pytest.approx(sum(row.values) / len(row.values))
         if len(row.values) == 1:
@@ -161,6 +169,71 @@ def test_knn_is_the_signal_with_the_draw_and_with_all_of_train(run: Path, train:
     assert [(row.method, row.labels_per_class) for row in scores.rows] == [("knn", 2), ("knn", "all")]
     assert [row.values for row in scores.rows] == [values[:2], values[2:]]
     assert scores.protocol["methods"]["knn"]["k"] == {"2": [6, 6], "all": [20]}
+
+
+def test_knn_takes_its_k_and_temperature(run: Path, train: ImageSet, test: ImageSet) -> None:
+    scores = stepclr.evaluate(run, train, test, probe="knn", baselines=(), knn_k=3, knn_temperature=0.02)
+    h, h_test = (represent(load_encoder(run), images)[0] for images in (train, test))
+    expected = weighted_knn(h, torch.from_numpy(train.labels), h_test, 3, 0.02).numpy() == test.labels
+    assert scores.rows[0].values == [expected.mean()]
+    told = scores.protocol["methods"]["knn"]
+    assert (told["k"], told["T"]) == ({"all": [3]}, 0.02)
+
+
+def test_linear_evaluation_by_sgd_is_that_of_the_paper(
+    run: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """App. B.6: 90 epochs of crops and flips at rate 0.1 B / 256, no decay, and only the linear layer learns."""
+    linear_layers: list[str] = []
+
+    def watched(classifier: Classifier, images: ImageSet, settings: Supervised, seed: int) -> Classifier:
+        assert settings == Supervised(500, 6, 0.1 * 6 / 256, 0.2, False, freeze=True)
+        trained = train_classifier(classifier, images, replace(settings, steps=20), seed)
+        assert checksum(trained.encoder) == before
+        linear_layers.append(checksum(trained.linear))
+        return trained
+
+    before = checksum(load_encoder(run))
+    monkeypatch.setattr(methods, "train_classifier", watched)
+    options: Settings = {"labels_per_class": "20%", "draws": 2, "probe": "sgd", "baselines": ()}
+    first = stepclr.evaluate(run, train, test, **options)
+    assert stepclr.evaluate(run, train, test, **options) == first
+    stepclr.evaluate(run, train, test, seed=1, **options)
+    assert linear_layers[:2] == linear_layers[2:4]
+    assert len(set(linear_layers)) == 4
+    told = first.protocol["methods"]["sgd"]
+    assert told["views"] == "crop (area from 0.2) and flip"
+    assert (told["epochs"], told["lr_at_batch_256"]) == ("90, and at least 500 steps", 0.1)
+    assert told["steps"] == {"20%": [500, 500]}
+    assert first.protocol["confusion"]["method"] == "sgd"
+
+
+def test_a_share_of_the_labels_is_said_with_their_number(run: Path, train: ImageSet, test: ImageSet) -> None:
+    scores = stepclr.evaluate(run, train, test, "10%,all", draws=2, baselines=())
+    assert [(row.method, row.labels_per_class, row.labels) for row in scores.rows] == [
+        ("simclr", "10%", 3), ("simclr", "all", 30), ("knn", "10%", 3), ("knn", "all", 30),
+    ]  # fmt: skip
+    assert scores.protocol["methods"]["simclr"]["l2"]["10%"] == [10, 10]  # one label a class
+    assert [str(column.header) for column in score_table(scores).columns[1:]] == [
+        "10 % of the labels (3)",
+        "all labels",
+    ]
+    assert [[point[0] for point in curve] for curve in label_curves(scores).values()] == [[1, 10], [1, 10]]
+
+
+def test_what_is_done_is_announced_in_words(run: Path, train: ImageSet, test: ImageSet) -> None:
+    said: list[str] = []
+    stepclr.evaluate(run, train, test, (2, "all"), draws=2, probe="linear", baselines="random", announce=said.append)
+    assert said == ["the images and their representations"] + [
+        line
+        for name in ("random", "simclr")
+        for line in (
+            f"{name}: features",
+            f"{name}, 2 labels per class, draw 1 of 2",
+            f"{name}, all labels",
+            f"{name}, 2 labels per class, draw 2 of 2",
+        )
+    ]
 
 
 def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:
@@ -344,6 +417,8 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
         ({"draws": 0}, r"draws must be at least 1, not 0"),
         ({"seed": -1}, r"seed must be at least 0, not -1"),
         ({"scratch_steps": 0}, r"scratch_steps must be at least 1"),
+        ({"knn_k": 0}, r"knn_k must be at least 1, not 0"),
+        ({"knn_temperature": 0.0}, r"knn_temperature must be above 0, not 0"),
         ({"probe": (), "baselines": ()}, r"no probe and no baseline"),
         ({"run": "nowhere"}, r"nowhere has no encoder\.safetensors"),
     ],

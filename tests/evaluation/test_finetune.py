@@ -35,7 +35,8 @@ from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import Supervised, logits, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import LARS, lr_multiplier
-from stepclr.tools.scores import label_chart, paired_lines, score_table
+from stepclr.tools.label_chart import label_chart
+from stepclr.tools.scores import paired_lines, score_table
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -210,7 +211,7 @@ def test_finetune_then_predict(run: Path, labeled: Path, photos: Path, capsys: p
     for row in scores["rows"]:
         assert f"{100 * row['mean']:.1f} ± {100 * row['std']:.1f} %" in shown
     assert f"{run / 'classifier.safetensors'}: classifier trained with 4 labels per class, draw 1" in shown
-    assert f"classifier.safetensors: {100 * scores['rows'][1]['values'][0]:.1f} % on the 60 test images" in shown
+    assert f"classifier.safetensors: top-1 {100 * scores['rows'][1]['values'][0]:.1f} % on the 60 test images" in shown
     assert (run / "encoder.safetensors").read_bytes() == encoder
 
     out = run.parent / "predictions.csv"

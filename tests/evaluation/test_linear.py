@@ -143,7 +143,7 @@ def test_the_grid_is_45_values_from_strong_to_weak() -> None:
 
 
 def test_a_tie_goes_to_the_larger_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "cross_entropy", lambda logits, _: (np.ones(logits.shape[:2]), logits))
+    monkeypatch.setattr(linear, "losses", lambda layers, x, _: np.ones((len(x), len(layers.bias))))
     h, labels = clouds(12, 4, 2)
     assert choose_strength(principal_axes(standardize(h, h)[0])[0], labels, seed=0) == 1e5
 
@@ -282,6 +282,16 @@ def test_all_is_one_draw_of_everything() -> None:
     assert draws[0].indices.tolist() == list(range(len(LABELS)))
 
 
+def test_a_share_is_of_each_class_rounded_and_at_least_one_label() -> None:
+    for share, counts in {"1%": [1, 1, 1], "25%": [3, 2, 3], "50%": [6, 5, 6]}.items():
+        for draw in label_splits(LABELS, CLASSES, [share], 2, 0):
+            assert np.bincount(LABELS[draw.indices]).tolist() == counts
+            assert len(set(draw.indices.tolist())) == len(draw.indices)
+    several = label_splits(LABELS, CLASSES, ["25%", "25.5%", 3], 2, 0)
+    assert len({split.seed for split in several}) == 6
+    assert len({tuple(split.indices.tolist()) for split in several}) == 6
+
+
 @pytest.mark.parametrize("budget", [10, "all"])
 def test_too_few_labels_are_named(budget: int | str) -> None:
     labels = LABELS[LABELS != 1] if budget == "all" else LABELS
@@ -315,13 +325,24 @@ def test_every_fold_is_fitted_to_every_class(counts: list[int], parts: int) -> N
 
 @pytest.mark.parametrize(
     ("given", "budgets"),
-    [(10, [10]), ("all", ["all"]), ("1, 10,all", [1, 10, "all"]), ([1, "10", 1], [1, 10]), ((5, "all"), [5, "all"])],
+    [
+        (10, [10]),
+        ("all", ["all"]),
+        ("1, 10,all", [1, 10, "all"]),
+        ([1, "10", 1], [1, 10]),
+        ((5, "all"), [5, "all"]),
+        ("1%,10 %,100%", ["1%", "10%", "all"]),
+        (["0.50%", "12.5%", ".5%"], ["0.5%", "12.5%"]),
+    ],
 )
 def test_budgets_are_read(given: object, budgets: list[int | str]) -> None:
     assert parse_labels_per_class(given) == budgets
 
 
-@pytest.mark.parametrize("given", [0, -1, 2.5, "al", "1;10", "", [], "1,,2", None, "²"])
+NO_BUDGETS = [0, -1, 2.5, "al", "1;10", "", [], "1,,2", None, "²", "0%", "101%", "-1%", "%", "1e1%", "nan%"]
+
+
+@pytest.mark.parametrize("given", NO_BUDGETS)
 def test_a_budget_that_is_none_is_told_so_in_one_line(given: object) -> None:
     with pytest.raises(StepclrError, match=r"^labels_per_class .*such as 1,10,all") as error:
         parse_labels_per_class(given)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,26 @@ def test_without_out_the_screen_shows_a_few(classifier: Path, here: Path, capsys
     assert [name for name in shown.split() if name.endswith(".png")] == list(first)
     assert f"{SCREEN_ROWS} of {COUNT} images are shown; --out FILE.csv writes all" in shown
     assert sorted(path.name for path in here.iterdir()) == [*(f"{i:02}.png" for i in range(COUNT)), "truncated.jpg"]
+
+
+def test_labels_that_the_images_have_are_compared_with_the_predictions(
+    classifier: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(photos.glob("*.png"))
+    folder = dict.fromkeys(names[:3], CLASSES[0]) | dict.fromkeys(names[3:21], CLASSES[1])
+    folder |= dict.fromkeys(names[21:], "dog")  # not one of the classifier's classes
+    for name, label in folder.items():
+        (tmp_path / label).mkdir(exist_ok=True)
+        shutil.copy(name, tmp_path / label)
+    assert call("predict", classifier, tmp_path, "--out", tmp_path / "p.csv") == 0
+    rows = read(tmp_path / "p.csv")
+    right = [[row["predicted"] == label for row in rows if row["path"].startswith(label)] for label in CLASSES[:2]]
+    top1 = 100 * np.mean(np.concatenate(right))
+    balanced = 100 * np.mean([np.mean(of_class) for of_class in right])
+    shown = capsys.readouterr().out
+    assert f"21 images have a label among the classes: top-1 {top1:.1f} %, balanced accuracy {balanced:.1f} %" in shown
+    assert call("predict", classifier, photos) == 0
+    assert "have a label" not in capsys.readouterr().out
 
 
 def test_the_sheet_shows_the_most_and_the_least_certain_of_each_class(

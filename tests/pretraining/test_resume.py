@@ -11,7 +11,7 @@ from torch import nn
 
 import stepclr
 from stepclr.config import FILE
-from stepclr.tools.scores import compare_table
+from stepclr.tools.compare import compare_table
 
 IMAGES = 32  # two steps an epoch
 

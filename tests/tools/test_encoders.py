@@ -17,9 +17,10 @@ import stepclr
 from stepclr.evaluation.baselines import started_from
 from stepclr.evaluation.results import Scores
 from stepclr.model.files import save_encoder
+from stepclr.tools.label_chart import label_chart
 from stepclr.tools.report.context import open_context
 from stepclr.tools.report.evaluation import evaluation
-from stepclr.tools.scores import label_chart, score_summary
+from stepclr.tools.scores import score_summary
 from stepclr.tools.search.index import read_metadata
 
 Capture = pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """What the commands share: types of arguments, printing, and a counter."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -163,19 +164,35 @@ def page_of(run: str | os.PathLike[str]) -> None:
 
 
 class Counter:
-    """Progress on standard error: one changing line on a terminal, else a line every 15 seconds."""
+    """Progress on standard error, what is done next and the time left if all that is counted takes equally long: one
+    changing line on a terminal, else a line every 15 seconds."""
 
     def __init__(self) -> None:
-        self.printed = time.monotonic()
+        self.began = self.printed = time.monotonic()
+        self.counted = self.next = ""
 
     def __call__(self, done: int, total: int) -> None:
+        left = (time.monotonic() - self.began) / max(done, 1) * (total - done)
+        self.counted = f"{done:,} of {total:,}"
+        if done < total:
+            self.counted += f", about {int(left) // 60}:{int(left) % 60:02d} left"
+        self._print(last=done == total)
+
+    def announce(self, words: str) -> None:
+        """Say in words what is done next."""
+        self.next = one_line(words)
+        self._print()
+
+    def _print(self, last: bool = False) -> None:
         if not first_rank():
             return
+        line = self.counted if last else ": ".join(filter(None, [self.counted, self.next]))
         if sys.stderr.isatty():
-            print(f"\r{done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{line[:width].ljust(width)}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif time.monotonic() - self.printed > 15:
             self.printed = time.monotonic()
-            print(f"{done:,} of {total:,}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
 
 def first_line(command: Callable[..., Any]) -> str:

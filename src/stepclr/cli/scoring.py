@@ -36,13 +36,15 @@ def evaluate(
     test: Annotated[OptionalSources, arg(help_behavior_hint="(or --holdout, or a split)")] = None,
     holdout: Holdout = None,
     labels: LabelFiles = (),
-    labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
+    labels_per_class: Annotated[str, arg(metavar="N,N%,...,all")] = "all",
     draws: int = 5,
     seed: int = 0,
     probe: str = "linear,knn",
     baselines: str = "pixels,random",
     scratch_steps: int = 1000,
     finetune: bool = False,
+    knn_k: int = 20,
+    knn_temperature: float = 0.1,
     seeds: Annotated[tuple[Path, ...], arg(metavar="RUN ...")] = (),
     reading: Read = AS_DECLARED,
 ) -> None:
@@ -54,26 +56,31 @@ def evaluate(
         train: Labeled images to train on.
         test: Labeled images to score on; their labels are read once, at the end. Without it, those that the column
             split of --labels says are for test.
-        labels_per_class: Labels per class to learn from: a list such as 1,10,all.
+        labels_per_class: Labels per class to learn from: a list such as 1,10,all or, as shares of each class, 1%,10%.
         draws: Number of random draws of the labels to score.
         seed: Seed of the holdout, the draws and the baselines' initializations.
-        probe: Probes to fit on the features: linear, knn.
+        probe: Probes of the frozen encoder: linear (on its features), knn, sgd (linear layer trained on crops and flips
+            as in SimCLR App. B.6; slow).
         baselines: Baselines to compare with: pixels, random (untrained; where training began with weights, start: those
             weights), scratch (supervised, slow), other encoders such as timm:NAME or a run; or none.
         scratch_steps: Training steps of scratch, of 32 images each.
         finetune: Also score fine-tuning with the same labels (slow).
+        knn_k: Nearest neighbors that vote in the probe knn.
+        knn_temperature: Temperature of their votes.
         seeds: Runs that differ in their seed alone: adds the mean and the spread over pretraining seeds.
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.evaluation.results import EVALUATION
-    from stepclr.tools.scores import score_summary, write_label_chart
+    from stepclr.tools.label_chart import write_label_chart
+    from stepclr.tools.scores import score_summary
 
     holds_out = holdout is None
     reading = options.pop("reading")
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
     options["baselines"] = "" if baselines == "none" else baselines
-    scores = stepclr.evaluate(**options, progress=Counter())
+    counter = Counter()
+    scores = stepclr.evaluate(**options, progress=counter, announce=counter.announce)
     say_unread(options["train"], options["test"])
     for part in score_summary(scores):
         say(part)
@@ -94,7 +101,7 @@ def compare(
     Args:
         runs: The runs' folders.
     """
-    from stepclr.tools.scores import compare_table
+    from stepclr.tools.compare import compare_table
 
     if not runs:
         raise StepclrError("compare takes the folders of runs: stepclr compare runs/a runs/b")
@@ -122,7 +129,7 @@ def predict(
     """
     from stepclr.evaluation.predict import classify
     from stepclr.io import check_table, write_whole
-    from stepclr.tools.predicted import SCREEN_ROWS, prediction_sheet, prediction_table
+    from stepclr.tools.predicted import SCREEN_ROWS, labeled_words, prediction_sheet, prediction_table
 
     if out:
         check_table(out)
@@ -140,6 +147,8 @@ def predict(
         say(prediction_table(predictions))
         if rows > SCREEN_ROWS:
             say(f"{SCREEN_ROWS} of {rows:,} images are shown; --out FILE.csv writes all, and every probability")
+    if agreement := labeled_words(predictions):
+        say(agreement)
     if sheet:
         drawn = prediction_sheet(predictions)
         write_whole(sheet, lambda file: drawn.save(file, format))

@@ -93,7 +93,7 @@ def finetune(
     test: Annotated[OptionalSources, arg(help_behavior_hint="(default: no score)")] = None,
     holdout: Holdout = None,
     labels: LabelFiles = (),
-    labels_per_class: Annotated[str, arg(metavar="N,N,...,all")] = "all",
+    labels_per_class: Annotated[str, arg(metavar="N,N%,...,all")] = "all",
     draws: int = 1,
     seed: int = 0,
     start: Annotated[str, arg(name="from", metavar="encoder|head.1|head.2")] = "encoder",
@@ -114,7 +114,7 @@ def finetune(
         train: Labeled images to train on.
         test: Labeled images to score on; their labels are read once, at the end. Without it, those that the column
             split of --labels says are for test.
-        labels_per_class: Labels per class to learn from: a list such as 1,10,all.
+        labels_per_class: Labels per class to learn from: a list such as 1,10,all or, as shares of each class, 1%,10%.
         draws: Number of random draws of the labels to score.
         seed: Seed of the holdout, the draws and the training.
         start: encoder; or head.1 or head.2 to keep that many layers of the projection head.
@@ -128,8 +128,9 @@ def finetune(
     """
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
+    from stepclr.evaluation.splits import labels_words
     from stepclr.tools.report.writing import classifier_page
-    from stepclr.tools.scores import labels_words, score_summary, scored_images
+    from stepclr.tools.scores import measures_words, score_summary, scored_images, shown_measures
 
     holds_out = holdout is None
     reading = options.pop("reading")
@@ -139,10 +140,12 @@ def finetune(
     for part in score_summary(scores):
         say(part)
     made = scores.protocol["classifier"]
-    say(f"{made['file']}: classifier trained with {labels_words(made['labels_per_class'])}, draw {made['draw'] + 1}")
+    label_words = labels_words(made["labels_per_class"], made["labels"])
+    say(f"{made['file']}: classifier trained with {label_words}, draw {made['draw'] + 1}")
     if made["top1"] is not None:
         file, count = Path(made["file"]).name, scores.protocol["test"]["images"]
-        say(f"{file}: {100 * made['top1']:.1f} % on the {count:,} {scored_images(scores)}")
+        measures = measures_words(made, shown_measures(scores))
+        say(f"{file}: {measures} on the {count:,} {scored_images(scores)}")
     if (run / FILE).is_file() and Path(made["file"]).parent.samefile(run):
         page_of(run)
     else:

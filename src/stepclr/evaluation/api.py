@@ -6,6 +6,7 @@ All predictions are made first; then the labels of the test images are read, onc
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from stepclr.config import SETTINGS
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
@@ -23,25 +23,48 @@ from stepclr.errors import StepclrError, check_number, choose
 from stepclr.evaluation import linear
 from stepclr.evaluation.baselines import START, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
-from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.methods import METHODS, Method, Task, method
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
-from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Score, Scores, confusion, score
-from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, parse_labels_per_class
+from stepclr.evaluation.results import (
+    EVALUATION,
+    MAX_CLASSES,
+    Fit,
+    Scores,
+    confusion,
+    score,
+)
+from stepclr.evaluation.seeds import OF_THE_RUN, other_seeds, over_seeds
+from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, labels_words, parse_labels_per_class
+from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.timm_weights import from_anywhere, timm_name
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
 
-PROBES = {"linear": "simclr", "knn": "knn"}  # and the method that each adds to the table
+PROBES = {"linear": "simclr", "sgd": "sgd", "knn": "knn"}  # and the method that each adds to the table
 BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
-OF_THE_RUN = ("simclr", "finetuned", "knn")  # the first of these that is scored has its confusion matrix reported
-OF_THE_IMAGES = ("names_checksum", "labels_checksum")
-# Runs that are compared over their seeds share all settings that shape an encoder, and the images.
-SAME_OVER_SEEDS = sorted({*SETTINGS, *OF_THE_IMAGES} - {"seed", "keep_every", "monitor", "cache_gib"})
 Json = dict[str, Any]
 Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
+
+
+def _silent(*_: object) -> None:
+    """What is called where nobody wants to know how far the evaluation is."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of `evaluate` that every run of it shares."""
+
+    per_class: list[LabelsPerClass]
+    draws: int
+    seed: int
+    scratch_steps: int
+    knn_k: int
+    knn_temperature: float
+    progress: Progress
+    announce: Callable[[str], object]
+    module: nn.Module | None
 
 
 def evaluate(
@@ -57,11 +80,14 @@ def evaluate(
     baselines: str | Iterable[str] = ("pixels", "random"),
     scratch_steps: int = 1000,
     finetune: bool = False,
+    knn_k: int = NEIGHBORS,
+    knn_temperature: float = KNN_TEMPERATURE,
     seeds: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
+    announce: Callable[[str], object] | None = None,
     module: nn.Module | None = None,
 ) -> Scores:
-    """Top-1 of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
+    """Scores of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
 
     Args:
         run: a run's folder, where the result is written as `evaluation.json`; or an encoder file or "timm:NAME".
@@ -72,24 +98,29 @@ def evaluate(
         holdout: instead of test, the share of train to hold out and score on, such as 0.2: as much of each class, drawn
             from `seed`; images that are identical or versions of each other stay on one side. All methods, draws and
             runs have the same images, which `protocol["holdout"]` counts.
-        labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
+        labels_per_class: a count, a share such as "1%" of the labels of each class (rounded, at least one), "all", or
+            several of them (a sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one.
         seed: of the holdout, the splits and the baselines' initializations, 0 or above.
-        probe: "linear" (linear evaluation, method simclr), "knn" (weighted kNN, method knn; always also scored with
-            all labels), or both.
+        probe: any of "linear" (linear evaluation by L-BFGS on stored features, method simclr), "sgd" (linear evaluation
+            as in SimCLR App. B.6: 90 epochs of SGD on crops and flips, method sgd; slow) and "knn" (weighted kNN,
+            method knn; always also scored with all labels).
         baselines: any of "pixels" and "random" (linear evaluation of raw pixels and of an untrained encoder),
             "scratch" (supervised training; slow), and other encoders, each with its own preprocessing: "timm:NAME", a
             run or an encoder file. Where training began with `weights`, "random" becomes "start": those weights.
         scratch_steps: optimizer steps of 32 images that scratch trains for.
         finetune: score fine-tuning on the same splits too (method finetuned), with the defaults of `stepclr.finetune`.
+        knn_k, knn_temperature: the k nearest neighbors of weighted kNN and the temperature of their weights.
         seeds: folders of runs that differ from `run` in their seed alone. They are scored on the same splits, and rows
             such as "simclr over 3 seeds" are added, whose values are each run's mean over the splits: their `std` is
             the spread over pretraining seeds. Nothing is written into these folders.
         progress: called with (done, total) after each split of each method, of each run anew.
+        announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5".
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
-    Returns the scores: a `Score` for each method and number of labels, and the protocol, whose "confusion" reports
-    which classes the run's own method confuses with the most labels it had. `to_dict()` is `evaluation.json`.
+    Returns the scores: a `Score` for each method and number of labels, with top-1, balanced accuracy, macro F1, the
+    accuracy of each class, and top-5 from 20 classes up; and the protocol, whose "confusion" reports which classes the
+    run's own method confuses with the most labels it had. `to_dict()` is `evaluation.json`.
 
     Test images that are in train too are counted in the protocol, and each score has a clean one without them.
 
@@ -99,14 +130,19 @@ def evaluate(
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)
-    others = _other_seeds(run, seeds)
+    others = other_seeds(run, seeds)
     check_number("draws", draws, 1)
     check_number("seed", seed, 0)
     check_number("scratch_steps", scratch_steps, 1)
+    check_number("knn_k", knn_k, 1)
+    check_number("knn_temperature", knn_temperature, above=0)
     check_holdout(test, holdout)
     train, test = open_train_test(train, test, holds_out=holdout is None)
     if test is None and holdout is None:
         raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
+    settings = _Settings(
+        per_class, draws, seed, scratch_steps, knn_k, knn_temperature, progress or _silent, announce or _silent, module
+    )
     world = join()
     folder = Run(Path(run))
     prepared: list[PreparedImages] = []
@@ -119,90 +155,53 @@ def evaluate(
         return prepared[0]
 
     def scores_of(each: Run, names: list[str]) -> Scores:
-        return _evaluate(each, images_of, per_class, draws, seed, names, scratch_steps, progress, module, world)
+        return _evaluate(each, images_of, names, settings, world)
 
     scores = scores_of(folder, names)
     if others:
         of_the_run = [name for name in names if name in OF_THE_RUN]
         of_others = [scores_of(other, of_the_run) for other in others]
-        scores.rows.extend(_over_seeds([scores, *of_others]))
+        scores.rows.extend(over_seeds([scores, *of_others]))
         scores.protocol["seeds"] = {str(each.folder.resolve()): each.config.seed for each in [folder, *others]}
     if folder.folder.is_dir() and world.first:
         folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
     return scores
 
 
-def _other_seeds(run: str | os.PathLike[str], seeds: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """The runs of `seeds` besides `run`; StepclrError unless all have the same settings and another seed each."""
-    runs = list({Path(path).resolve(): Run(Path(path)) for path in [run, *seeds]}.values())
-    if len(runs) == 1:
-        if seeds:
-            raise StepclrError(f"seeds names no run besides {run}; give runs with other seeds")
-        return []
-    seen: dict[int, Path] = {}
-    for each in runs:
-        if not each.exists():
-            raise StepclrError(f"{each.folder} is not the folder of a run, so its pretraining seed is not known")
-        for name in SAME_OVER_SEEDS:
-            first, value = getattr(runs[0].config, name), getattr(each.config, name)
-            if value != first:
-                raise StepclrError(
-                    f"{each.folder} differs from {runs[0].folder} in more than its seed: {name} is {value}, not {first}"
-                )
-        same = seen.setdefault(each.config.seed, each.folder)
-        if same != each.folder:
-            raise StepclrError(f"{same} and {each.folder} have the same seed, {each.config.seed}")
-    return runs[1:]
-
-
-def _over_seeds(of_runs: Sequence[Scores]) -> list[Score]:
-    """The rows of the first run's own methods over the seeds: the mean of each run's means, and their spread."""
-    means: dict[tuple[str, LabelsPerClass], list[float]] = {}
-    for scores in of_runs:
-        for row in scores.rows:
-            if row.method in OF_THE_RUN:
-                means.setdefault((row.method, row.labels_per_class), []).append(row.mean)
-    return [
-        Score(
-            f"{method} over {len(values)} seeds", labels, float(np.mean(values)), float(np.std(values, ddof=1)), values
-        )
-        for (method, labels), values in means.items()
-    ]
-
-
 def _evaluate(
     run: Run,
     images_of: Callable[[Encoder], PreparedImages],
-    per_class: list[LabelsPerClass],
-    draws: int,
-    seed: int,
     names: list[str],
-    scratch_steps: int,
-    progress: Progress | None,
-    module: nn.Module | None,
+    settings: _Settings,
     world: World,
 ) -> Scores:
     """The scores of one run by the methods of these names; nothing is written."""
-    encoder = load_encoder(run, module).to(default_device())
+    encoder = load_encoder(run, settings.module).to(default_device())
     before = state_checksum(encoder.state_dict())
     weights = started_from(run, encoder)
     names, others = _other_encoders(names, run, encoder, weights)
+    settings.announce("the images and their representations")
     images = images_of(encoder)
-    task = Task(encoder, others, images, seed, scratch_steps, *training_defaults(run))
+    knn = settings.knn_k, settings.knn_temperature
+    task = Task(encoder, others, images, settings.seed, settings.scratch_steps, *knn, *training_defaults(run))
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
     splits = dict.fromkeys(names, images.splits)
     if "knn" in splits:
-        with_all = list(dict.fromkeys([*per_class, "all"]))
-        splits["knn"] = label_splits(images.train.labels, images.classes, with_all, draws, seed)
-    predictions, methods = _predict(task, splits, progress, world)
+        with_all = list(dict.fromkeys([*settings.per_class, "all"]))
+        splits["knn"] = label_splits(images.train.labels, images.classes, with_all, settings.draws, settings.seed)
+    predictions, methods = _predict(task, splits, settings, world)
     after = state_checksum(encoder.state_dict())
     if after != before:
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated; its scores are not valid")
 
+    labels = {split.labels_per_class: len(split.indices) for of_method in splits.values() for split in of_method}
     truth = images.test.labels  # the one place that reads them
     return Scores(
-        [score(*key, [fit.predicted for fit in fits], truth, images.clean) for key, fits in predictions.items()],
+        [
+            score(name, budget, labels[budget], [fit.ranked for fit in fits], truth, images.clean, images.classes)
+            for (name, budget), fits in predictions.items()
+        ],
         {
             "run": from_anywhere(run),
             "started_from": weights,
@@ -262,28 +261,33 @@ def _other_encoders(
 
 
 def _predict(
-    task: Task, splits: dict[str, list[Split]], progress: Progress | None, world: World
+    task: Task, splits: dict[str, list[Split]], settings: _Settings, world: World
 ) -> tuple[Predictions, dict[str, Json]]:
     """Every method's fits, by (method, labels per class), and its settings with what it chose."""
     done, total = count(world.size, world.size), sum(map(len, splits.values()))
     predictions: Predictions = {}
-    settings: dict[str, Json] = {}
-
-    def one_more() -> None:
-        if progress:
-            progress(min(total, next(done)), total)
+    protocol: dict[str, Json] = {}
 
     for name, of_method in splits.items():
+        settings.announce(f"{name}: features")
         of_name = method(name, task)
+
+        def predict(split: Split, name: str = name, of_name: Method = of_name) -> Fit:
+            draw = "" if split.labels_per_class == "all" else f", draw {split.number + 1} of {settings.draws}"
+            settings.announce(f"{name}, {labels_words(split.labels_per_class)}{draw}")
+            fit = of_name.predict(split)
+            settings.progress(min(total, next(done)), total)
+            return fit
+
         chosen: dict[str, list[float]] = {}
-        for split, fit in zip(of_method, _fits(of_name, of_method, world, one_more), strict=True):
+        for split, fit in zip(of_method, _fits(predict, of_name, of_method, world), strict=True):
             predictions.setdefault((name, split.labels_per_class), []).append(fit)
             chosen.setdefault(str(split.labels_per_class), []).append(fit.chosen)
-        settings[name] = {**of_name.settings, of_name.chooses: chosen}
-    return predictions, settings
+        protocol[name] = {**of_name.settings, of_name.chooses: chosen}
+    return predictions, protocol
 
 
-def _fits(method: Method, splits: list[Split], world: World, one_more: Callable[[], None]) -> list[Fit]:
+def _fits(predict: Callable[[Split], Fit], method: Method, splits: list[Split], world: World) -> list[Fit]:
     """A method's fits on all splits. Each rank computes its share of them and receives the others."""
     per_class = list(dict.fromkeys(split.labels_per_class for split in splits))
     computed = {}
@@ -291,11 +295,10 @@ def _fits(method: Method, splits: list[Split], world: World, one_more: Callable[
         # Splits that share a choice stay on one rank.
         turn = per_class.index(split.labels_per_class) if method.decides_once else number
         if turn % world.size == world.rank:
-            fit = method.predict(split)
-            computed[number] = [fit.predicted.tolist(), fit.chosen]
-            one_more()
+            fit = predict(split)
+            computed[number] = [fit.ranked.tolist(), fit.chosen]
     gathered = {int(number): fit for fits in world.objects(computed) for number, fit in fits.items()}
-    return [Fit(np.array(predicted), chosen) for _, (predicted, chosen) in sorted(gathered.items())]
+    return [Fit(np.array(ranked), chosen) for _, (ranked, chosen) in sorted(gathered.items())]
 
 
 def _confusion(

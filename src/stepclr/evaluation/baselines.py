@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import InitialWeights
-from stepclr.evaluation.linear import Fit
 from stepclr.evaluation.prepare import all_logits
+from stepclr.evaluation.results import Fit, ranking
 from stepclr.evaluation.splits import Indices, LabelsPerClass, Split, folds
 from stepclr.model.build import OWN_MODULE, build_encoder
 from stepclr.model.classifier import Classifier
@@ -167,7 +167,7 @@ class Scratch:
             self.rates[split.labels_per_class] = self.choose_rate(split)
         rate = self.rates[split.labels_per_class]
         logits = all_logits(self.fit(split.indices, rate, split.seed), self.test)
-        return Fit(logits.argmax(1).numpy(), rate)
+        return Fit(ranking(logits.numpy()), rate)
 
     def choose_rate(self, split: Split) -> float:
         """The rate with the highest top-1 on held-out images of two folds; of equal ones, that of least log-loss."""

@@ -20,7 +20,16 @@ from stepclr.errors import StepclrError, check_number, check_suffix, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
-from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain, score
+from stepclr.evaluation.results import (
+    FINETUNING,
+    MAX_CLASSES,
+    Scores,
+    confusion,
+    least_certain,
+    measures,
+    ranking,
+    score,
+)
 from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
@@ -125,7 +134,8 @@ def finetune(
             any. Their labels are read once, after the last prediction.
         holdout: instead of test, the share of train to hold out: the classifier is trained without them and scored on
             them. They are the same images as those of `evaluate`.
-        labels_per_class: a count, "all", or several of them (a sequence, or one string with commas).
+        labels_per_class: a count, a share such as "1%" of the labels of each class, "all", or several of them (a
+            sequence, or one string with commas).
         draws: how many random label splits to score for each of `labels_per_class`; for "all" there is one. They are
             the same splits as those of `evaluate`.
         seed: of the holdout, the splits, the linear layer, the batch order and the views.
@@ -163,8 +173,7 @@ def finetune(
     train, test = open_train_test(train, test, holds_out=holdout is None)
     images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout)
 
-    largest = max(per_class, key=lambda number: math.inf if number == "all" else number)
-    saved = next(split for split in images.splits if split.labels_per_class == largest)
+    saved = max(images.splits, key=lambda split: len(split.indices))  # the first of those with the most labels
     scored = len(images.test) > 0
     splits = images.splits if scored else [saved]
     done, total = count(1), sum(settings.training(len(split.indices)).steps for split in splits)
@@ -180,21 +189,32 @@ def finetune(
         if split is saved:
             save_classifier(classifier, path)
         if scored:
-            of_split = all_logits(classifier, images.test).softmax(1).numpy()
-            predictions.setdefault(split.labels_per_class, []).append(of_split.argmax(1))
+            logits = all_logits(classifier, images.test)
+            predictions.setdefault(split.labels_per_class, []).append(ranking(logits.numpy()))
             if split is saved:
-                probabilities = of_split
+                probabilities = logits.softmax(1).numpy()
 
-    truth = images.test.labels  # the one place that reads them
-    rows = [score("finetuned", number, of_number, truth, images.clean) for number, of_number in predictions.items()]
-    made: dict[str, Any] = {"file": os.path.abspath(path), "labels_per_class": largest, "draw": saved.number}
-    made["top1"] = next((row.values[saved.number] for row in rows if row.labels_per_class == largest), None)
+    truth, classes = images.test.labels, images.classes  # the one place that reads the labels
+    labels = {split.labels_per_class: len(split.indices) for split in splits}
+    rows = [
+        score("finetuned", budget, labels[budget], ranked, truth, images.clean, classes)
+        for budget, ranked in predictions.items()
+    ]
+    made: dict[str, Any] = {
+        "file": os.path.abspath(path),
+        "labels_per_class": saved.labels_per_class,
+        "labels": len(saved.indices),
+        "draw": saved.number,
+        "top1": None,
+    }
     mistakes: dict[str, Any] = {"confusion": None, "unsure": []}
     if scored:
-        names, classes = images.test.names, images.classes
+        names, ranked = images.test.names, predictions[saved.labels_per_class][saved.number]
+        made |= measures(ranked, truth)
         mistakes["unsure"] = least_certain(probabilities, truth, classes, names)
         if len(classes) <= MAX_CLASSES:
-            mistakes["confusion"] = confusion("finetuned", largest, [probabilities.argmax(1)], truth, classes, names)
+            budget = saved.labels_per_class
+            mistakes["confusion"] = confusion("finetuned", budget, [ranked[:, 0]], truth, classes, names)
     scores = Scores(
         rows,
         {

@@ -6,18 +6,20 @@ on rows x_i of unit norm, minus the mean of the label split and divided by one s
 means the same for pixels and for any encoder. L-BFGS on stored features, as in SimCLR App. B.8.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 from threadpoolctl import threadpool_limits
 
-from stepclr.evaluation.solver import TOLERANCE, Layers, cross_entropy, solve
+from stepclr.evaluation.results import Fit, ranking
+from stepclr.evaluation.solver import TOLERANCE, Layers, losses, solve
 from stepclr.evaluation.splits import folds
 
 STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak
 FOLDS = 5
 PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search, once it has fallen at all
+WIDE = 1.25  # columns for each row from which on it is faster to go over to as many columns as rows first
 HOPELESS = 2.0  # times the log-loss of the largest lambda, which is about that of W = 0, ends the search anyway
 # With one label per class there are no folds to choose lambda with, and the score hardly changes with it. Where some
 # classes have more, but fewer rows can be held out than there are classes, these are no guide; and a large lambda would
@@ -33,18 +35,11 @@ SETTINGS: dict[str, str | int | float] = {
     "l2_largest": float(STRENGTHS[0]),
     "l2_chosen_by": "log-loss on stratified folds of the draw, ties to the larger; then refitted on the whole draw",
     "l2_folds": f"min({FOLDS}, labels of the largest class); a class's only label is never held out",
-    "l2_walk": f"from large to small, each starts at the last fit; stops {PATIENCE} values after the lowest log-loss, "
-    f"once it has fallen, or at {HOPELESS:g} times that of the largest",
+    "l2_walk": f"from large to small, each starts where the last three fits point; stops {PATIENCE} values after the "
+    f"lowest log-loss, once it has fallen, or at {HOPELESS:g} times that of the largest",
     "l2_at_1_label": STRENGTH_AT_1_LABEL,
     "l2_where_fewer_can_be_held_out_than_there_are_classes": STRENGTH_AT_FEW,
 }
-
-
-class Fit(NamedTuple):
-    """Predicted class of each test image, and the value that was chosen on folds of the label split."""
-
-    predicted: Int[np.ndarray, " m"]
-    chosen: float
 
 
 def linear_evaluation(
@@ -59,7 +54,7 @@ def linear_evaluation(
         x, basis = principal_axes(x)
         strength = choose_strength(x, labels, seed)
         layer = solve(x, labels, np.full((len(x), 1), 1 / len(x)), strength)
-        return Fit(layer.logits(x_test @ basis)[:, 0].argmax(1), strength)
+        return Fit(ranking(layer.logits(x_test @ basis)[:, 0]), strength)
 
 
 def standardize(
@@ -84,11 +79,11 @@ def principal_axes(x: Float[np.ndarray, "n f"]) -> tuple[Float[np.ndarray, "n r"
     The optimum stays the same: a rotation changes neither inner products nor |W|, and a part of W outside the span of
     the rows would only cost |W|^2. In return there are fewer columns, and the solver knows the curvature along each.
     """
-    basis = np.linalg.qr(x.T)[0] if x.shape[1] > len(x) else np.eye(x.shape[1])
-    x = x @ basis
-    squares, axes = np.linalg.eigh(x.T @ x)
+    basis = np.linalg.qr(x.T)[0] if x.shape[1] > WIDE * len(x) else None
+    narrow = x if basis is None else x @ basis
+    squares, axes = np.linalg.eigh(narrow.T @ narrow)
     axes = axes[:, squares > squares.max() * len(squares) * np.finfo(np.float64).eps]  # the others are rounding errors
-    return x @ axes, basis @ axes
+    return narrow @ axes, axes if basis is None else basis @ axes
 
 
 def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "n p"]:
@@ -108,12 +103,21 @@ def choose_strength(x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], 
         return STRENGTH_AT_1_LABEL
     if held_out.sum() < labels.max() + 1:
         return STRENGTH_AT_FEW
-    layers: Layers | None = None
-    losses: list[float] = []
+    fits: list[Layers] = []
+    merits: list[float] = []
     for strength in STRENGTHS:
-        layers = solve(x, labels, shares, strength, layers)
-        losses.append(cross_entropy(layers.logits(x), labels)[0][held_out].mean())
-        best = int(np.argmin(losses))  # the first of equal ones, so the larger lambda
-        if (best and len(losses) - 1 - best >= PATIENCE) or losses[-1] > HOPELESS * losses[0]:
+        fits = [*fits[-2:], solve(x, labels, shares, strength, extrapolated(fits))]
+        merits.append(float(losses(fits[-1], x, labels)[held_out].mean()))
+        best = int(np.argmin(merits))  # the first of equal ones, so the larger lambda
+        if (best and len(merits) - 1 - best >= PATIENCE) or merits[-1] > HOPELESS * merits[0]:
             break
     return float(STRENGTHS[best])
+
+
+def extrapolated(fits: Sequence[Layers]) -> Layers | None:
+    """Where the optimum for the next lambda is about, from those for up to three before it: on a parabola in log
+    lambda, which takes about half the iterations that the last optimum takes."""
+    if len(fits) < 3:
+        return fits[-1] if fits else None
+    third, second, last = fits
+    return Layers(3 * last.weight - 3 * second.weight + third.weight, 3 * last.bias - 3 * second.bias + third.bias)

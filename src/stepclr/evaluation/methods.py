@@ -11,17 +11,22 @@ from numpy.typing import NDArray
 
 from stepclr.evaluation import baselines
 from stepclr.evaluation.baselines import START
-from stepclr.evaluation.finetune import FinetuneSettings, finetuned
+from stepclr.evaluation.finetune import MIN_STEPS, FinetuneSettings, finetuned
 from stepclr.evaluation.init_from import InitialWeights
-from stepclr.evaluation.linear import Fit, linear_evaluation
+from stepclr.evaluation.linear import linear_evaluation
 from stepclr.evaluation.prepare import PreparedImages, all_logits, features, unreduced
+from stepclr.evaluation.results import Fit, ranking
 from stepclr.evaluation.splits import Split, mix_seed
-from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS, weighted_knn
+from stepclr.metrics import knn_votes
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import resized
 from stepclr.model.files import state_checksum
 from stepclr.model.timm_weights import timm_name
+from stepclr.pretraining.batches import steps_per_epoch
+from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 
+SGD_EPOCHS, SGD_BATCH, SGD_RATE = 90, 256, 0.1  # SimCLR App. B.6; the rate is that at batch 256
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
 
@@ -37,6 +42,8 @@ class Task:
     images: PreparedImages
     seed: int
     scratch_steps: int
+    knn_k: int
+    knn_temperature: float
     min_area: float
     bf16: bool
 
@@ -104,6 +111,36 @@ def _other(name: str, task: Task) -> Method:
     )
 
 
+def _sgd(task: Task) -> Method:
+    images = task.images
+
+    def training(n: int) -> Supervised:
+        batch = min(SGD_BATCH, n)
+        steps = max(SGD_EPOCHS * steps_per_epoch(n, batch), MIN_STEPS)
+        rate = scaled_lr(SGD_RATE, batch, "linear")
+        return Supervised(steps, batch, rate, task.min_area, task.bf16, freeze=True)
+
+    def predict(split: Split) -> Fit:
+        classifier = InitialWeights(task.encoder).classifier(images.train.classes, split.seed)
+        settings = training(len(split.indices))
+        train_classifier(classifier, images.train.take(split.indices), settings, split.seed)
+        return Fit(ranking(all_logits(classifier, images.test).numpy()), settings.steps)
+
+    settings = {
+        "linear evaluation of": "the run's encoder, frozen",
+        "by": "SGD on one view per image and epoch (SimCLR App. B.6)",
+        "views": f"crop (area from {task.min_area}) and flip",
+        "epochs": f"{SGD_EPOCHS}, and at least {MIN_STEPS} steps",
+        "batch": f"{SGD_BATCH}, or the draw where it is smaller",
+        "lr_at_batch_256": SGD_RATE,
+        "lr_scaling": "linear",
+        "optimizer": f"SGD, Nesterov momentum {MOMENTUM}, no weight decay, no warm-up, cosine per step to 0",
+        "precision": "bf16" if task.bf16 else "fp32",
+        "tested": "eval mode, float32, center crop",
+    }
+    return Method(predict, "steps", settings)
+
+
 def _finetuned(task: Task) -> Method:
     images = task.images
     settings = FinetuneSettings(min_area=task.min_area, bf16=task.bf16)
@@ -111,7 +148,7 @@ def _finetuned(task: Task) -> Method:
     def predict(split: Split) -> Fit:
         classifier = finetuned(InitialWeights(task.encoder), images.train, split, settings)
         steps = settings.training(len(split.indices)).steps
-        return Fit(all_logits(classifier, images.test).argmax(1).numpy(), steps)
+        return Fit(ranking(all_logits(classifier, images.test).numpy()), steps)
 
     return Method(predict, "steps", settings.describe())
 
@@ -123,12 +160,12 @@ def _knn(task: Task) -> Method:
     def predict(split: Split) -> Fit:
         bank = torch.from_numpy(images.h[split.indices])
         labels = torch.from_numpy(images.train.labels[split.indices])
-        predicted = weighted_knn(bank, labels, queries)
-        return Fit(predicted.numpy(), min(NEIGHBORS, len(bank)))
+        votes = knn_votes(bank, labels, queries, task.knn_k, task.knn_temperature)
+        votes[votes == 0] = -torch.inf  # not a prediction of top-5
+        return Fit(ranking(votes.numpy()), min(task.knn_k, len(bank)))
 
-    return Method(
-        predict, "k", {"weighted kNN of": "the run's encoder, frozen", "bank": "the draw", "T": KNN_TEMPERATURE}
-    )
+    settings = {"weighted kNN of": "the run's encoder, frozen", "bank": "the draw", "T": task.knn_temperature}
+    return Method(predict, "k", settings)
 
 
 def _linear(task: Task, features_of: Callable[[int], Features], description: str) -> Method:
@@ -152,6 +189,7 @@ METHODS: dict[str, Callable[[Task], Method]] = {  # in the order of the table
     START: partial(_other, START),
     "scratch": _scratch,
     "simclr": _simclr,
+    "sgd": _sgd,
     "finetuned": _finetuned,
     "knn": _knn,
 }

@@ -96,6 +96,7 @@ def prepare(
         "classes_not_in_test": [] if test_counts is None else [name for name in classes if not in_test[name]],
         "train": train_counts,
         "test": test_counts,
+        "images_per_class": {"train": class_counts(train), "test": in_test},
         "holdout": drawn,
         "test_images_in_train": shared,
         "test_labels": "read once, after the last prediction" + (", but for the holdout" if drawn else ""),

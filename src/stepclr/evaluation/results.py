@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from stepclr.evaluation.splits import LabelsPerClass
 
@@ -13,14 +13,65 @@ EVALUATION, FINETUNING = "evaluation.json", "finetune.json"  # in the folder of 
 PAIRS, EXAMPLES = 5, 4  # most frequent confusions to list, and images to name for each
 UNSURE = 12  # images to name of which a classifier is least certain
 MAX_CLASSES = 200  # of a confusion matrix that a person can still read
+RANKED, RANKED_CLASSES = 5, 20  # top-5 is scored where there are at least 20 classes
+MEASURES = ("balanced_accuracy", "macro_f1", "top5")  # besides top-1
+
+
+class Fit(NamedTuple):
+    """What a method predicts for the test images, as `ranking` has it, and the value that it chose on the split."""
+
+    ranked: Int[np.ndarray, "m k"]
+    chosen: float
+
+    @property
+    def predicted(self) -> Int[np.ndarray, " m"]:
+        """The most likely class of each test image."""
+        return self.ranked[:, 0]
+
+
+def ranking(scores: Float[np.ndarray, "m c"]) -> Int[np.ndarray, "m k"]:
+    """The classes with the highest scores, highest first: the best one, or the best 5 from 20 classes up.
+
+    Of equal scores the lower class is first. A score of -inf is no prediction: -1 stands in its place.
+    """
+    best: Int[np.ndarray, "m k"] = np.argmax(scores, axis=1)[:, None]
+    if scores.shape[1] < RANKED_CLASSES:
+        return best
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :RANKED]
+    best[np.take_along_axis(scores, best, 1) == -np.inf] = -1
+    return best
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A measure (0 to 1): the value of each label split, their mean and sample standard deviation (None for one)."""
+
+    mean: float
+    std: float | None
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The accuracy (0 to 1) on the test images of one class: mean and sample standard deviation over the splits."""
+
+    images: int
+    mean: float
+    std: float | None
 
 
 @dataclass(frozen=True)
 class Score:
     """Top-1 (0 to 1) of a method: the value of each label split, their mean and sample standard deviation.
 
-    `std` is None where there is one value. `clean_mean`, `clean_std` and `clean_values` are the same of the test images
-    that are not in train too; None where no image is in both.
+    `std` is None where there is one value. `labels` counts the labels of a split.
+
+    `balanced_accuracy` is the mean of the accuracies of the classes, and `macro_f1` that of their F1 scores 2 P R /
+    (P + R), as in scikit-learn: each class counts alike, however many test images it has. `top5` is the share of images
+    whose class is among the five most likely ones; None where there are fewer than 20 classes. `per_class` has the
+    accuracy of each class. Classes without a test image are left out of all of these.
+
+    The fields `clean_...` are the same of the test images that are not in train too; None where no image is in both.
     """
 
     method: str
@@ -28,9 +79,28 @@ class Score:
     mean: float
     std: float | None
     values: list[float]
+    labels: int | None = None
+    balanced_accuracy: Summary | None = None
+    macro_f1: Summary | None = None
+    top5: Summary | None = None
+    per_class: dict[str, ClassScore] | None = None
     clean_mean: float | None = None
     clean_std: float | None = None
     clean_values: list[float] | None = None
+    clean_balanced_accuracy: Summary | None = None
+    clean_macro_f1: Summary | None = None
+    clean_top5: Summary | None = None
+
+    def summary(self, measure: str, clean: bool = False) -> Summary | None:
+        """The measure "top1", or one of MEASURES, on all test images or on the clean ones; None where it has none."""
+        if measure != "top1":
+            summary: Summary | None = getattr(self, f"clean_{measure}" if clean else measure)
+            return summary
+        if not clean:
+            return Summary(self.mean, self.std, self.values)
+        if self.clean_mean is None or self.clean_values is None:
+            return None
+        return Summary(self.clean_mean, self.clean_std, self.clean_values)
 
 
 @dataclass(frozen=True)
@@ -41,42 +111,100 @@ class Scores:
     protocol: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"rows": [{"method", "labels_per_class", "mean", "std", "values"}], "protocol": {...}}`.
+        """`{"rows": [{"method", "labels_per_class", "mean", "std", "values", ...}], "protocol": {...}}`.
 
-        A row has "clean_mean", "clean_std" and "clean_values" too where test images are in train.
+        A row has the other fields of `Score` too, except those that are None.
         """
         stored = asdict(self)
         for row in stored["rows"]:
-            if row["clean_mean"] is None:
-                del row["clean_mean"], row["clean_std"], row["clean_values"]
+            for name in [name for name, value in row.items() if value is None and name != "std"]:
+                del row[name]
         return stored
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Scores":
-        """The inverse of `to_dict`. Raises LookupError or TypeError for another structure."""
-        return cls([Score(**row) for row in stored["rows"]], stored["protocol"])
+        """The inverse of `to_dict`. Raises LookupError, TypeError or AttributeError for another structure."""
+        return cls([_stored_score(row) for row in stored["rows"]], stored["protocol"])
+
+
+def _stored_score(row: dict[str, Any]) -> Score:
+    fields = dict(row)
+    for name in (*MEASURES, *(f"clean_{measure}" for measure in MEASURES)):
+        if name in fields:
+            fields[name] = Summary(**fields[name])
+    if "per_class" in fields:
+        fields["per_class"] = {name: ClassScore(**of_class) for name, of_class in fields["per_class"].items()}
+    return Score(**fields)
 
 
 def score(
     method: str,
     labels_per_class: LabelsPerClass,
-    predictions: Sequence[Int[np.ndarray, " m"]],
+    labels: int,
+    ranked: Sequence[Int[np.ndarray, "m k"]],
     truth: Int[np.ndarray, " m"],
     clean: Bool[np.ndarray, " m"],
+    classes: Sequence[str],
 ) -> Score:
-    """The score of a method from its predictions for each label split, and that on the clean images, if not all are."""
-    correct = [predicted == truth for predicted in predictions]
-    whole = _summary(correct)
-    if clean.all():
-        return Score(method, labels_per_class, *whole)
-    return Score(method, labels_per_class, *whole, *_summary([of_split[clean] for of_split in correct]))
+    """The score of a method from its `ranking` for each label split, and that on the clean images, if not all are.
+
+    labels: the number of labels of a split. truth: positions in `classes`.
+    """
+    whole = summaries(ranked, truth)
+    top1 = whole.pop("top1")
+    fields: dict[str, Any] = {**whole, "per_class": _per_class(ranked, truth, classes)}
+    if not clean.all():
+        of_clean = summaries([of_split[clean] for of_split in ranked], truth[clean])
+        fields |= {f"clean_{name}": value for name, value in asdict(of_clean.pop("top1")).items()}
+        fields |= {f"clean_{name}": value for name, value in of_clean.items()}
+    return Score(method, labels_per_class, top1.mean, top1.std, top1.values, labels, **fields)
 
 
-def _summary(correct: list[Bool[np.ndarray, " m"]]) -> tuple[float, float | None, list[float]]:
-    """Mean, sample standard deviation and values of top-1 over the splits."""
-    values = [float(of_split.mean()) for of_split in correct]
+def summaries(ranked: Sequence[Int[np.ndarray, "m k"]], truth: Int[np.ndarray, " m"]) -> dict[str, Summary]:
+    """Top-1 as "top1", and MEASURES, over the splits; no "top5" where one class is ranked."""
+    of_splits = [measures(of_split, truth) for of_split in ranked]
+    return {name: summarize([of_split[name] for of_split in of_splits]) for name in of_splits[0]}
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean and sample standard deviation of values, and the values."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return float(np.mean(values)), std, values
+    return Summary(float(np.mean(values)), std, [float(value) for value in values])
+
+
+def measures(ranked: Int[np.ndarray, "m k"], truth: Int[np.ndarray, " m"]) -> dict[str, float]:
+    """Top-1 as "top1", and MEASURES, of one `ranking`: each from 0 to 1, over the classes that `truth` contains."""
+    predicted = ranked[:, 0]
+    in_truth, as_predicted, hits = _counts(predicted, truth)
+    present = in_truth > 0
+    # F1 = 2 P R / (P + R) = 2 hits / (images of the class + images taken for it), which is never 0 / 0.
+    f1 = 2 * hits[present] / (in_truth + as_predicted)[present]
+    found = {
+        "top1": float((predicted == truth).mean()),
+        "balanced_accuracy": float((hits[present] / in_truth[present]).mean()),
+        "macro_f1": float(f1.mean()),
+    }
+    if ranked.shape[1] > 1:
+        found["top5"] = float((ranked == truth[:, None]).any(1).mean())
+    return found
+
+
+def _per_class(
+    ranked: Sequence[Int[np.ndarray, "m k"]], truth: Int[np.ndarray, " m"], classes: Sequence[str]
+) -> dict[str, ClassScore]:
+    scores = {}
+    for label in np.unique(truth).tolist():
+        of_class = truth == label
+        accuracy = summarize([float((of_split[of_class, 0] == label).mean()) for of_split in ranked])
+        scores[classes[label]] = ClassScore(int(of_class.sum()), accuracy.mean, accuracy.std)
+    return scores
+
+
+def _counts(predicted: Int[np.ndarray, " m"], truth: Int[np.ndarray, " m"]) -> Int[np.ndarray, "3 c"]:
+    """Of each class, how many images it has, how many are taken for it, and how many are so rightly."""
+    classes = int(max(truth.max(), predicted.max())) + 1
+    counted = [np.bincount(labels, minlength=classes) for labels in (truth, predicted, truth[truth == predicted])]
+    return np.stack(counted)
 
 
 def confusion(

@@ -6,6 +6,7 @@ One pass over x serves all folds. scikit-learn's LogisticRegression has the same
 solves one fold at a time, cannot use the curvature below, and with two classes penalizes the weights of only one.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.optimize import minimize
 # Largest entry of the gradient, in the solver's coordinates: as a share of that at W = 0, which falls with the number
 # of classes and with lambda; and where rounding errors keep the search from that.
 TOLERANCE, ROUNDING = 1e-4, 1e-5
+CACHED = 2**17  # numbers in float64, 1 MiB
 Array = NDArray[np.float64]
 
 
@@ -55,11 +57,16 @@ def solve(
 
     def objective(flat: Array) -> tuple[float, Array]:
         layers = layers_at(flat)
-        loss, gradient = cross_entropy(layers.logits(x), labels)
-        gradient *= shares[:, :, None]
-        slope = (x.T @ gradient.reshape(len(x), -1)).reshape(layout) + strength * layers.weight
-        value = (shares * loss).sum() + strength / 2 * np.square(layers.weight).sum()
-        return float(value), np.concatenate([(unit * slope).ravel(), gradient.sum(0).ravel()])
+        value = strength / 2 * float(np.square(layers.weight).sum())
+        slope, slope_of_bias = strength * layers.weight, np.zeros(layout[1:])
+        for rows in blocks(len(x), layers.bias.size):
+            share = shares[rows]
+            loss, gradient = cross_entropy(layers.logits(x[rows]), labels[rows])
+            gradient *= share[:, :, None]
+            value += float((share * loss).sum())
+            slope += (x[rows].T @ gradient.reshape(len(gradient), -1)).reshape(layout)
+            slope_of_bias += gradient.sum(0)
+        return value, np.concatenate([(unit * slope).ravel(), slope_of_bias.ravel()])
 
     first = np.zeros(bias_at + layout[1] * layout[2])
     steepest = np.abs(objective(first)[1][:bias_at]).max(initial=0.0)
@@ -73,15 +80,30 @@ def solve(
     return layers_at(result.x)
 
 
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Consecutive parts of n rows, such that the `width` logits of each row of a part fit into a processor's cache."""
+    size = max(1, CACHED // width)
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+
+
+def losses(layers: Layers, x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n p"]:
+    """-log softmax(x W + b)[y] of each row in each problem."""
+    parts = [cross_entropy(layers.logits(x[rows]), labels[rows])[0] for rows in blocks(len(x), layers.bias.size)]
+    return np.concatenate(parts)
+
+
 def cross_entropy(
     logits: Float[np.ndarray, "n p c"], labels: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "n p c"]]:
-    """-log softmax(logits)[y] of each row in each problem, and its gradient with respect to the logits."""
-    logits = logits - logits.max(2, keepdims=True)
-    gradient = np.exp(logits)
+    """-log softmax(logits)[y] of each row in each problem, and its gradient with respect to the logits, which takes
+    their place in memory."""
+    logits -= logits.max(2, keepdims=True)
+    rows = np.arange(len(labels))
+    loss = -logits[rows, :, labels]
+    gradient = np.exp(logits, out=logits)
     total = gradient.sum(2, keepdims=True)
     gradient /= total
-    rows = np.arange(len(labels))
-    loss = np.log(total[:, :, 0]) - logits[rows, :, labels]
+    loss += np.log(total[:, :, 0])
     gradient[rows, :, labels] -= 1
     return loss, gradient

@@ -1,5 +1,6 @@
-"""Which labels a score may use: random splits with a given number of labels per class, and stratified folds."""
+"""Which labels a score may use: random splits with a number or a share of labels per class, and stratified folds."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from sklearn.model_selection import StratifiedKFold
 
 from stepclr.errors import StepclrError
 
-LabelsPerClass = int | str  # "all" for every label
+LabelsPerClass = int | str  # "1%" for a share of the labels of each class, "all" for every label
 Indices = NDArray[np.int64]
+SHARES = 2**32  # random numbers of shares have other keys than those of counts, which are smaller
+FORMS = 'counts from 1 up, shares such as 1%, or "all"'
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,22 +32,49 @@ class Split:
 
 
 def parse_labels_per_class(given: object) -> list[LabelsPerClass]:
-    """The values in 10, "all", "1,10,all" or a sequence of such; StepclrError for anything else."""
+    """The values in 10, "1%", "all", "1,10%,all" or a sequence of such; StepclrError for anything else.
+
+    100% is "all", and 1.0% is "1%".
+    """
     if isinstance(given, str):
         parts: Sequence[object] = given.split(",")
     elif isinstance(given, Sequence):
         parts = given
     else:
         parts = [given]
-    values: list[LabelsPerClass] = []
-    for part in parts:
-        text = str(part).strip()
-        if text != "all" and not (text.isdecimal() and int(text) > 0):
-            raise StepclrError(f'labels_per_class must be counts from 1 up or "all", such as 1,10,all, not {text!r}')
-        values.append("all" if text == "all" else int(text))
-    if not values:
-        raise StepclrError('labels_per_class is empty; give counts from 1 up or "all", such as 1,10,all')
-    return list(dict.fromkeys(values))
+    if not parts:
+        raise StepclrError(f"labels_per_class is empty; give {FORMS}, such as 1,10,all")
+    return list(dict.fromkeys(_parse(str(part).strip()) for part in parts))
+
+
+def _parse(text: str) -> LabelsPerClass:
+    if re.fullmatch("[0-9]+", text) and int(text):
+        return int(text)
+    is_share = re.fullmatch(r"[0-9]*\.?[0-9]+ ?%", text)
+    if text == "all" or (is_share and share_of(text) == 1):
+        return "all"
+    if is_share and 0 < share_of(text) < 1:
+        return f"{100 * share_of(text):g}%"
+    raise StepclrError(f"labels_per_class must be {FORMS}, such as 1,10,all, not {text!r}")
+
+
+def share_of(per_class: LabelsPerClass) -> float:
+    """The share from 0 to 1 of the labels that a value such as "1%" means; 0 for a count and for "all"."""
+    text = str(per_class)
+    return float(text.rstrip("% ")) / 100 if text.endswith("%") else 0.0
+
+
+def labels_words(per_class: LabelsPerClass, labels: int | None = None) -> str:
+    """A value of labels_per_class in words, such as "all labels", "10 labels per class" or "1 % of the labels".
+
+    labels: how many labels a share is, which is then added: "1 % of the labels (130)".
+    """
+    if per_class == "all":
+        return "all labels"
+    if isinstance(per_class, int):
+        return f"{per_class} label{'' if per_class == 1 else 's'} per class"
+    counted = "" if labels is None else f" ({labels:,})"
+    return f"{100 * share_of(per_class):g} % of the labels{counted}"
 
 
 def label_splits(
@@ -56,6 +86,9 @@ def label_splits(
 ) -> list[Split]:
     """`draws` splits for each of `labels_per_class` (one for "all"): first all those with number 0, then number 1, ...
 
+    A share is of each class's labels, rounded, and at least one label, so that the split has the classes in the
+    proportions of train: SimCLR's 1% and 10% of a balanced set.
+
     A split is a function of the labels and (seed, labels_per_class, number) alone. Labels are positions in `classes`.
     Raises StepclrError where a class has fewer labels than asked for.
     """
@@ -64,7 +97,7 @@ def label_splits(
         for per_class in labels_per_class:
             if per_class != "all" or number == 0:
                 indices = _draw(labels, classes, per_class, seed, number)
-                splits.append(Split(per_class, number, indices, mix_seed(seed, _as_number(per_class), number)))
+                splits.append(Split(per_class, number, indices, mix_seed(seed, _key(per_class), number)))
     return splits
 
 
@@ -72,19 +105,28 @@ def _draw(labels: Indices, classes: Sequence[str], per_class: LabelsPerClass, se
     members = [np.flatnonzero(labels == label) for label in range(len(classes))]
     rarest = min(range(len(classes)), key=lambda label: len(members[label]))
     available = len(members[rarest])
-    if available < max(1, _as_number(per_class)):
+    asked = per_class if isinstance(per_class, int) else 1
+    if available < asked:
         raise StepclrError(
             f"labels_per_class is {per_class}, but class {classes[rarest]!r} of train has {available} labels; "
             f"ask for at most {available}"
         )
     if per_class == "all":
         return np.arange(len(labels))
-    generator = np.random.default_rng([seed, _as_number(per_class), number])
-    return np.sort(np.concatenate([generator.choice(of_class, int(per_class), replace=False) for of_class in members]))
+    generator = np.random.default_rng([seed, _key(per_class), number])
+    share = share_of(per_class)
+    drawn = []
+    for of_class in members:
+        size = max(1, int(share * len(of_class) + 0.5)) if share else asked
+        drawn.append(generator.choice(of_class, size, replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
-def _as_number(per_class: LabelsPerClass) -> int:
-    return 0 if per_class == "all" else int(per_class)
+def _key(per_class: LabelsPerClass) -> int:
+    """What stands for a value of labels_per_class in the seeds of its splits."""
+    if isinstance(per_class, int):
+        return per_class
+    return 0 if per_class == "all" else SHARES + round(share_of(per_class) * 1e9)
 
 
 def mix_seed(*key: int) -> int:

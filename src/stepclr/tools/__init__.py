@@ -3,7 +3,7 @@
 `embed.py` writes embeddings; `search/` finds the images most like one; `curate/` finds duplicates, outliers, wrong
 labels and what to label next; `label/` writes a page to label them on; `export/` writes an encoder for others;
 `sklearn.py` is a scikit-learn step; `report/` is the page of a run; `pages.py` and `style.css` are what these two pages
-share; `doctor/` examines images before training; `walk.py` shows the eight steps; `scores.py` has the tables and the
-chart of scores, and `methods.py` describes their rows; `predicted.py` shows predictions; `sheet.py` draws views;
-`images.py` makes thumbnails and sheets.
+share; `doctor/` examines images before training; `walk.py` shows the eight steps; `scores.py` has the tables of scores,
+`label_chart.py` their chart, `compare.py` sets runs side by side, and `methods.py` describes the rows; `predicted.py`
+shows predictions; `sheet.py` draws views; `images.py` makes thumbnails and sheets.
 """

@@ -35,6 +35,9 @@ METHODS = {
     START: Method("the encoder as training began, linear layer", 5, "<"),
     "scratch": Method("the same encoder, trained on these labels alone", 1, "v"),
     "simclr": Method("pretrained, frozen, linear layer", 0, "o", True, ("pixels", "random", START, "scratch")),
+    "sgd": Method(
+        "pretrained, frozen, linear layer trained on crops", 5, "p", True, ("pixels", "random", START, "scratch")
+    ),
     "finetuned": Method("pretrained, then trained on these labels", 2, "D", True, ("scratch",)),
     "knn": Method("pretrained, frozen, weighted kNN", 3, "P", True),
 }

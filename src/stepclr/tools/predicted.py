@@ -9,7 +9,9 @@ from rich.table import Table
 
 from stepclr.errors import one_line
 from stepclr.evaluation.predict import Classified
+from stepclr.evaluation.results import measures, ranking
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
+from stepclr.tools.scores import measures_for, measures_words
 
 SCREEN_ROWS = 20
 COLUMNS = 6  # images in a row of the sheet
@@ -30,6 +32,24 @@ def prediction_table(predictions: Classified) -> Table:
             cells += [predictions.classes[label], f"{100 * row[label]:.1f} %"]
         table.add_row(*map(one_line, cells))
     return table
+
+
+def labeled_words(predictions: Classified) -> str:
+    """How the predictions agree with the labels that the images have, in a sentence; "" where none has one of the
+    classes."""
+    images, classes = predictions.images, predictions.classes
+    position = np.array([classes.index(name) if name in classes else -1 for name in images.classes] + [-1])
+    truth = position[images.labels]  # a label of -1 is the last
+    known = truth >= 0
+    if not known.any():
+        return ""
+    values = measures(ranking(predictions.probabilities[known]), truth[known])
+    counts = np.bincount(truth[known])
+    words = measures_words(values, measures_for(counts[counts > 0].tolist()))
+    return (
+        f"{int(known.sum()):,} images have a label among the classes: {words}; this is no test where the classifier "
+        "was trained on these images"
+    )
 
 
 def prediction_sheet(predictions: Classified) -> Image.Image:

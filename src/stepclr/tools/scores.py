@@ -1,11 +1,10 @@
-"""What runs scored: evaluation.json as tables, lines and a chart, and the lines of Python that load the encoder."""
+"""What a run scored: evaluation.json as tables and lines, and the lines of Python that load the encoder."""
 
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -15,14 +14,11 @@ from safetensors.torch import load_file
 from stepclr.errors import StepclrError
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
-from stepclr.io import write_whole
+from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 from stepclr.tools.methods import baselines_of, method_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Json = dict[str, Any]
 
@@ -37,8 +33,8 @@ def stored_scores(run: Run) -> Scores | None:
         scores = Scores.from_dict(json.loads(path.read_bytes()))
         # Whatever the tables and the chart read is read once here, so that a corrupt file is named before any output.
         for row in scores.rows:
-            percent(row), labels_words(row.labels_per_class)
-        _scored_on(scores)
+            percent(row), labels_words(row.labels_per_class, row.labels)
+        scored_on(scores), score_table(scores), class_table(scores)
         scored = scores.protocol.get("encoder_sha256", {}).get("after")
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -57,23 +53,54 @@ def _encoder_checksum(run: Run) -> str | None:
         return None
 
 
+MEASURES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+# Where the largest class has so many times the test images of the smallest, top-1 is that of the common classes.
+UNBALANCED = 1.5
+LISTED = 20  # classes in the table of their accuracies
 PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
 
 
-def percent(row: Score) -> str:
-    """Top-1 of a row of evaluation.json, such as "76.5 ± 1.0 %": mean and, where there are several draws, std."""
-    return _percent(row.mean, row.std)
+def percent(row: Score, measure: str = "top1", clean: bool = False) -> str:
+    """A measure of a row of evaluation.json, such as "76.5 ± 1.0 %": mean and, where there are several draws, std.
+
+    clean: on the test images that are not in train too. "" where there is no such figure.
+    """
+    summary = row.summary(measure, clean)
+    return "" if summary is None else _percent(summary.mean, summary.std)
 
 
-def clean_percent(row: Score) -> str:
-    """`percent` on the test images that are not in train too; "" where none is."""
-    return "" if row.clean_mean is None else _percent(row.clean_mean, row.clean_std)
+def percents(row: Score, measure: str = "top1") -> str:
+    """`percent`, followed by that on clean images where not all are."""
+    clean = percent(row, measure, clean=True)
+    return f"{percent(row, measure)} ({clean} on clean images)" if clean else percent(row, measure)
 
 
-def percents(row: Score) -> str:
-    """`percent`, followed by `clean_percent` where it is another."""
-    clean = clean_percent(row)
-    return f"{percent(row)} ({clean} on clean images)" if clean else percent(row)
+def test_counts(scores: Scores) -> dict[str, int]:
+    """The number of test images of each class that has any."""
+    counts = scores.protocol.get("images_per_class", {}).get("test", {})
+    return {name: count for name, count in counts.items() if count}
+
+
+def is_unbalanced(counts: Iterable[int]) -> bool:
+    """Whether classes with so many images differ so much in size that top-1 alone misleads."""
+    sizes = list(counts)
+    return bool(sizes) and max(sizes) >= UNBALANCED * min(sizes)
+
+
+def measures_for(counts: Iterable[int]) -> list[str]:
+    """The measures that a reader needs of classes with so many images; some are of unbalanced ones."""
+    return list(MEASURES) if is_unbalanced(counts) else ["top1", "top5"]
+
+
+def shown_measures(scores: Scores) -> list[str]:
+    """The measures that a reader needs of these scores, as far as they have them."""
+    wanted = measures_for(test_counts(scores).values())
+    return [name for name in wanted if any(row.summary(name) for row in scores.rows)]
+
+
+def measures_words(values: dict[str, Any], shown: Iterable[str]) -> str:
+    """Measures in words, such as "top-1 76.5 %, balanced accuracy 60.1 %, macro F1 58.2 %"."""
+    return ", ".join(f"{MEASURES[name]} {100 * values[name]:.1f} %" for name in shown if values.get(name) is not None)
 
 
 def _percent(mean: float, std: float | None) -> str:
@@ -123,9 +150,24 @@ def start_words(scores: Scores) -> str:
     return words
 
 
+def unbalanced_words(scores: Scores) -> str:
+    """How the classes of the test images differ in size, in a sentence; "" where they hardly do."""
+    counts = test_counts(scores)
+    if not is_unbalanced(counts.values()):
+        return ""
+    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    missing = scores.protocol.get("classes_not_in_test")
+    without = f", and leave out the classes without test images ({', '.join(missing)})" if missing else ""
+    return (
+        f"The {scored_images(scores)} are unbalanced: {counts[least]:,} ({least}) to {counts[most]:,} ({most}) a class."
+        f" Balanced accuracy and macro F1 count every class alike{without}; top-1 counts every image."
+    )
+
+
 def notes(scores: Scores) -> list[str]:
     """What has to be known to read the scores, in sentences."""
-    return [words for words in (start_words(scores), holdout_words(scores), overlap_words(scores)) if words]
+    sentences = (start_words(scores), holdout_words(scores), unbalanced_words(scores), overlap_words(scores))
+    return [words for words in sentences if words]
 
 
 def scored_images(scores: Scores) -> str:
@@ -133,25 +175,18 @@ def scored_images(scores: Scores) -> str:
     return "images held out" if scores.protocol.get("holdout") else "test images"
 
 
-def labels_words(labels: int | str) -> str:
-    """A number of labels in words, such as "all labels" or "10 labels per class"."""
-    if labels == "all":
-        return "all labels"
-    return f"{labels} label{'' if labels == 1 else 's'} per class"
+def score_grid(scores: Scores, measure: str = "top1") -> tuple[list[str], dict[str, list[str]]]:
+    """The numbers of labels in words, and a measure of each method for each of them ("" where it has none).
 
-
-def score_grid(scores: Scores) -> tuple[list[str], dict[str, list[str]]]:
-    """The numbers of labels in words, and the top-1 of each method for each of them ("" where it has none).
-
-    Where test images are in train too, the top-1 on the clean ones stands beside each.
+    Where test images are in train too, the measure on the clean ones stands beside each.
     """
     columns: dict[str, None] = {}
     cells: dict[str, dict[str, str]] = {}
     for row in scores.rows:
-        words = labels_words(row.labels_per_class)
-        of_row = {words: percent(row)}
+        words = labels_words(row.labels_per_class, row.labels)
+        of_row = {words: percent(row, measure)}
         if row.clean_mean is not None:
-            of_row[f"{words}, clean"] = clean_percent(row)
+            of_row[f"{words}, clean"] = percent(row, measure, clean=True)
         columns |= dict.fromkeys(of_row)
         cells.setdefault(row.method, {}).update(of_row)
     grid = {method: [of_method.get(words, "") for words in columns] for method, of_method in cells.items()}
@@ -159,25 +194,68 @@ def score_grid(scores: Scores) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def score_table(scores: Scores) -> Table:
-    """Top-1, mean ± std over the draws: one row per method, one column per number of labels."""
-    columns, grid = score_grid(scores)
+    """The measures that a reader needs, mean ± std over the draws: one column per number of labels, and per method one
+    row for each measure."""
+    measures = shown_measures(scores) or ["top1"]
     missing = scores.protocol.get("classes_not_in_test")
-    title = f"top-1 on the {scored_images(scores)}" + (f", which lack {', '.join(missing)}" if missing else "")
+    what = "top-1" if len(measures) == 1 else "scores"
+    title = f"{what} on the {scored_images(scores)}" + (f", which lack {', '.join(missing)}" if missing else "")
     if scores.protocol.get("started_from"):
         title += f"; training began with {scores.protocol['started_from']}"
     table = Table(title=title)
     table.add_column("method", overflow="fold")
+    if len(measures) > 1:
+        table.add_column("measure")
+    columns, _ = score_grid(scores)
     for words in columns:
         table.add_column(words, justify="right")
-    for method, cells in grid.items():
-        table.add_row(method, *cells)
+    grids = {measure: score_grid(scores, measure)[1] for measure in measures}
+    for method in grids["top1"]:
+        for measure, grid in grids.items():
+            named = [method] if len(measures) == 1 else [method if measure == "top1" else "", MEASURES[measure]]
+            table.add_row(*named, *grid[method], end_section=measure == measures[-1] != "top1")
     return table
+
+
+def class_table(scores: Scores) -> Table | None:
+    """The accuracy of each class, lowest first, of the run's own method with the most labels; at most LISTED classes.
+
+    None where the classes hardly differ in size, neither in test nor in train.
+    """
+    row = own_row(scores)
+    counts = scores.protocol.get("images_per_class", {"train": {}})
+    unbalanced = is_unbalanced(test_counts(scores).values()) or is_unbalanced(counts["train"].values())
+    if row is None or not row.per_class or not unbalanced:
+        return None
+    lowest = sorted(row.per_class.items(), key=lambda item: item[1].mean)[:LISTED]
+    these = "each class" if len(lowest) == len(row.per_class) else f"the {len(lowest)} lowest classes"
+    table = Table(title=f"accuracy of {these}: {row.method}, {labels_words(row.labels_per_class, row.labels)}")
+    table.add_column("class", overflow="fold")
+    for head in ("training images", scored_images(scores), "accuracy"):
+        table.add_column(head, justify="right")
+    for name, of_class in lowest:
+        table.add_row(name, f"{counts['train'][name]:,}", f"{of_class.images:,}", _percent(of_class.mean, of_class.std))
+    return table
+
+
+def own_row(scores: Scores) -> Score | None:
+    """The row of the first of the run's own methods, with the most labels that it had; None where there is none."""
+    rows: dict[str, list[Score]] = {}
+    for row in scores.rows:
+        method = method_of(row.method, scores)
+        if method and method.ours:
+            rows.setdefault(row.method, []).append(row)
+    first = next(iter(rows.values()), [])
+    return max(first, key=lambda row: row.labels or 0, default=None)
 
 
 def score_summary(scores: Scores) -> Iterator[Table | str]:
     """What a command prints of the scores: the table, then what has to be known to read it, line by line."""
     if scores.rows:
         yield score_table(scores)
+    of_classes = class_table(scores)
+    if of_classes:
+        yield of_classes
     yield from notes(scores)
     yield from paired_lines(scores)
 
@@ -197,136 +275,26 @@ def paired_lines(scores: Scores) -> Iterator[str]:
             error = gain.std(ddof=1) / math.sqrt(len(gain))
             errors += 1
             yield (
-                f"{name} - {baseline} with {labels_words(labels)}: {gain.mean():+.1f} points, standard error "
-                f"{error:.1f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
+                f"{name} - {baseline} with {labels_words(labels, row.labels)}: {gain.mean():+.1f} points, "
+                f"standard error {error:.1f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
             )
     if errors:
         yield PAIRED_COVERS
 
 
-def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
-    """One column per run: policy, loss, encoder, epochs, minutes, last monitored kNN, and its own scores.
-
-    Raises StepclrError for a folder that is not a run, and where two runs were scored on other images or classes.
-    """
-    scores = {run: stored_scores(run) for run in (Run(Path(path)) for path in runs)}
-    _check_alike({run.folder: _scored_on(stored) for run, stored in scores.items() if stored and stored.rows})
-    columns = [_facts(run) | _own_scores(stored) for run, stored in scores.items()]
-    table = Table(title="runs, and their top-1 on the test images")
-    table.add_column("run", no_wrap=True)
-    for run in scores:
-        table.add_column(str(run.folder), justify="right", overflow="fold")
-    for name in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(name, *(column.get(name, "") for column in columns))
-    return table
-
-
-def _facts(run: Run) -> dict[str, str]:
-    config, lines = run.config, run.metrics
-    last = lines[-1] if lines else {"epoch": 0}
-    knn = [line["knn"] for line in lines if "knn" in line]
-    unfinished = "" if lines and last["step"] == config.steps else f" of {config.epochs:g}"
-    return {
-        "policy": config.policy,
-        "loss": config.loss,
-        "encoder": config.encoder,
-        "began with": config.weights or "",
-        "images": f"{config.images:,}",
-        "epochs": f"{last['epoch']}{unfinished}" if unfinished else f"{config.epochs:g}",
-        "minutes": f"{last.get('seconds', 0) / 60:.1f}",
-        "monitored kNN": f"{100 * knn[-1]:.1f} %" if knn else "",
-    }
-
-
-def _own_scores(scores: Scores | None) -> dict[str, str]:
-    cells = {}
-    if scores and not scores.rows:
-        cells["scores"] = "of an earlier encoder: evaluate again"
-    if scores is None:
-        return cells
-    for row in scores.rows:
-        method = method_of(row.method, scores)
-        if method and method.ours:
-            cells[f"{row.method}, {labels_words(row.labels_per_class)}"] = percents(row)
-    return cells
-
-
-def _check_alike(scored_on: dict[Path, Json]) -> None:
-    """Raise StepclrError unless all runs were scored on the same classes of the same images."""
-    for run, test in scored_on.items():
-        first = next(iter(scored_on))
-        if test != scored_on[first]:
-            raise StepclrError(
-                f"{first} and {run} cannot be compared: the first was scored on {_test_words(scored_on[first])}, "
-                f"the second on {_test_words(test)}; evaluate both on the same images"
-            )
-
-
-def _test_words(test: Json) -> str:
-    classes, holdout = test["classes"], test["holdout"]
-    words = f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
-    if holdout:
-        words += f", held out with share {holdout['share']:g}, seed {holdout['seed']} ({holdout['names_checksum'][:8]})"
-    return words
-
-
-def _scored_on(scores: Scores) -> Json:
+def scored_on(scores: Scores) -> Json:
+    """The images and the classes that the scores are on."""
     protocol = scores.protocol
     test, classes, holdout = protocol["test"], protocol["classes"], protocol.get("holdout")
-    scored_on = {"source": test["source"], "images": int(test["images"]), "classes": [classes[0], *classes[1:]]}
+    images_and_classes = {
+        "source": test["source"],
+        "images": int(test["images"]),
+        "classes": [classes[0], *classes[1:]],
+    }
     # Encoders that take images of other sizes may find other versions, and then hold out other images.
-    return scored_on | {"holdout": holdout and {name: holdout[name] for name in ("share", "seed", "names_checksum")}}
-
-
-def label_curves(scores: Scores) -> dict[str, list[tuple[float, float, float]]]:
-    """(labels per class, mean, std) of each method, by rising number of labels; "all" is the mean over the classes."""
-    curves: dict[str, list[tuple[float, float, float]]] = {}
-    for method in dict.fromkeys(row.method for row in scores.rows):
-        rows = [row for row in scores.rows if row.method == method]
-        if method_of(method, scores):
-            curves[method] = sorted((_labels(row, scores), row.mean, row.std or 0.0) for row in rows)
-    return curves
-
-
-def _labels(row: Score, scores: Scores) -> float:
-    protocol = scores.protocol
-    if row.labels_per_class == "all":
-        return float(protocol["train"]["images"] / len(protocol["classes"]))
-    return float(row.labels_per_class)
-
-
-def label_chart(scores: Scores) -> "Figure":
-    """Mean top-1 against the number of labels, one line per method, with the standard deviation over the draws."""
-    from matplotlib.figure import Figure  # for this chart alone; without pyplot no screen is needed
-    from matplotlib.ticker import PercentFormatter
-
-    protocol = scores.protocol
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot(xscale="log")
-    for name, points in label_curves(scores).items():
-        x, mean, std = zip(*points, strict=True)
-        style = method_of(name, scores)
-        assert style is not None
-        axes.errorbar(x, mean, std, label=name, color=style.color, marker=style.marker, markersize=5, capsize=3)
-    # "all" comes last, and gives its place its name.
-    ticks = {_labels(row, scores): str(row.labels_per_class) for row in scores.rows}
-    axes.set_xticks(list(ticks), list(ticks.values()))
-    axes.set_xticks([], minor=True)
-    axes.set_xlabel("labels per class")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-    axes.set_ylabel(f"top-1 (mean ± std of {protocol['draws']} draws)")
-    title = f"{protocol['test']['images']:,} images of {protocol['test']['source']}"
-    if protocol.get("started_from"):
-        title += f"\n{START}: {protocol['started_from']}"
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
-
-
-def write_label_chart(scores: Scores, path: Path) -> None:
-    """Write `label_chart` as a PNG file, all or nothing."""
-    write_whole(path, lambda file: label_chart(scores).savefig(file, format="png", dpi=150))
+    return images_and_classes | {
+        "holdout": holdout and {name: holdout[name] for name in ("share", "seed", "names_checksum")}
+    }
 
 
 def loading_snippet(run: str | os.PathLike[str]) -> str:

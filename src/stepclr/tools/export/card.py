@@ -17,7 +17,7 @@ from stepclr.model.encoder import STRIP, Encoder
 from stepclr.model.files import state_checksum
 from stepclr.model.timm_weights import pretrained, timm_name
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
-from stepclr.tools.scores import notes, percents
+from stepclr.tools.scores import MEASURES, notes, percents, shown_measures
 
 PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
 
@@ -158,8 +158,13 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         if not _is_of(protocol, source, network):
             yield f"None: the scores in {path.name} belong to other weights."
             return
-        rows = [(row.method, row.labels_per_class, percents(row), len(row.values)) for row in scores.rows]
-        yield from _table(("method", "labels per class", "top-1", "label splits"), rows)
+        shown = shown_measures(scores)
+        rows = [
+            (row.method, row.labels_per_class, *(percents(row, measure) for measure in shown), len(row.values))
+            for row in scores.rows
+        ]
+        measures = [MEASURES[measure] for measure in shown]
+        yield from _table(("method", "labels per class", *measures, "label splits"), rows)
         yield ""
         for name in ("train", "test"):
             if protocol[name]:

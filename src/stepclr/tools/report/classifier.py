@@ -12,12 +12,13 @@ from stepclr.data.labels import of_these_classes
 from stepclr.errors import StepclrError
 from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain
+from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import CLASSIFIER, load_classifier
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
 from stepclr.tools.report.plots import confusion as confusion_plot
-from stepclr.tools.scores import labels_words, percent
+from stepclr.tools.scores import percent
 
 Json = dict[str, Any]
 

@@ -7,11 +7,12 @@ import numpy as np
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
+from stepclr.evaluation.splits import labels_words
 from stepclr.tools.images import page_uri
 from stepclr.tools.methods import method_of
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import confusion, label_budget, method_bars
-from stepclr.tools.scores import labels_words, notes, paired_lines, score_grid
+from stepclr.tools.scores import notes, paired_lines, score_grid
 
 Json = dict[str, Any]
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from stepclr.config import OPTIMIZERS, RunConfig
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import Scores
+from stepclr.evaluation.splits import labels_words
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.pretraining.optim import scaled_lr
-from stepclr.tools.scores import labels_words
 from stepclr.views.ops import AutoAugment, ColorJitter, Equalize, Grayscale, RandAugment, Solarize
 from stepclr.views.policies import read_policy
 

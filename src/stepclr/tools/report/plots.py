@@ -19,8 +19,9 @@ from torch import Tensor
 from stepclr.data.order import spread
 from stepclr.evaluation.results import Scores
 from stepclr.tools.images import data_uri, page_uri
+from stepclr.tools.label_chart import label_curves
 from stepclr.tools.methods import TONES, tone_of
-from stepclr.tools.scores import label_curves, percent, start_words
+from stepclr.tools.scores import percent, start_words
 
 Json = dict[str, Any]
 MAX_ROWS = 12  # of the table under a line

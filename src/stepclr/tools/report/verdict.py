@@ -12,10 +12,11 @@ from stepclr.config import OPTIMIZERS
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
+from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import CLASSIFIER
 from stepclr.tools.methods import baselines_of
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import labels_words, percent, scored_images
+from stepclr.tools.scores import percent, scored_images
 
 Json = dict[str, Any]
 OVER = {
