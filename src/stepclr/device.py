@@ -64,6 +64,13 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@cache
+def is_amd() -> bool:
+    """Whether the processor is AMD's, on which other ways to compute are the fastest; False where nothing says so."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
+
+
 def bf16_helps() -> bool:
     """Whether bfloat16 is fast here, by the processor's flags, and correct, by a small convolution and its gradient.
 

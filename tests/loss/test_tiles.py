@@ -16,7 +16,7 @@ from stepclr.loss import tiles
 from stepclr.loss.reference import contrastive_plain
 from stepclr.loss.tiles import Tiles, exact_products, exact_setting
 
-SMALL = {"cpu": (3, 5), "cuda": (3, 5)}
+SMALL = dict.fromkeys(tiles.TILE_SIZES, (3, 5))
 
 
 def plain_without_positives(z: Tensor, groups: Tensor, temperature: float) -> Tensor:
@@ -83,6 +83,15 @@ def test_tiles_of_any_shape_add_up_to_the_plain_form(
     check(m, kind, tau, dtype, positives)
 
 
+@pytest.mark.parametrize("amd", [True, False])
+@pytest.mark.parametrize("tau", [0.01, 0.5])
+def test_the_ways_of_both_makes_of_processors_add_up(amd: bool, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "is_amd", lambda: amd)
+    for dtype in (torch.float32, torch.float64):
+        check(130, "some without positives", tau, dtype)
+        check(130, "images", tau, dtype, positives=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("kind", "tau"), [("images", 0.5), ("some without positives", 0.1), ("4 views", 0.02)])
 def test_many_rows_with_the_tiles_as_they_are(kind: str, tau: float, dtype: torch.dtype) -> None:
@@ -119,7 +128,7 @@ def test_the_rows_of_a_rank_have_the_sums_that_they_have_among_all(
     groups = torch.arange(130) % 65 if grouped else torch.arange(130)  # a row is not compared with its group
     z = F.normalize(torch.randn(130, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     whole = (z @ z.T / tau).masked_fill(groups[:, None] == groups, -torch.inf).logsumexp(1)
-    monkeypatch.setattr(tiles, "TILE_SIZES", {"cpu": sides, "cuda": sides})
+    monkeypatch.setattr(tiles, "TILE_SIZES", dict.fromkeys(tiles.TILE_SIZES, sides))
     for rows in (slice(0, 130), slice(0, 40), slice(40, 41), slice(41, 130)):
         sums = Tiles(z, tau, rows, groups if grouped else None).log_sums()
         torch.testing.assert_close(sums, whole[rows], rtol=1e-12, atol=1e-12)

@@ -132,13 +132,13 @@ def contrastive(
             anchors &= count < len(groups) - 1
         weights = anchors.double() / anchors.double().sum().clamp(min=1)
 
-        # 1/A sum_i log sum_{a != i} exp(z_i.z_a / tau)
-        left_out = None if positives_in_denominator else group
-        log_sum = mean_log_sum(z, weights, temperature, world, sizes, left_out)
-
         # 1/|P(i)| sum_{p in P(i)} z_i.z_p / tau, where the sum of the z_p is that of i's group without z_i.
         positives = torch.zeros_like(z).index_add(0, group, z)[group] - z
         attraction = (z * positives).sum(1) / temperature / count.clamp(min=1)
+
+        # 1/A sum_i log sum_{a != i} exp(z_i.z_a / tau): last, so that the backward pass begins with its kept tiles.
+        left_out = None if positives_in_denominator else group
+        log_sum = mean_log_sum(z, weights, temperature, world, sizes, left_out)
         return (log_sum - (weights * attraction).sum()).to(z.dtype)
 
 
