@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_views import unchecked as unchecked
 
 from stepclr import StepclrError, Views, open_images, view_keys
 from stepclr.tools.sheet import policy_sheet
+from stepclr.views import cuda
 from stepclr.views import reference as renderer
 from stepclr.views.geometry import HorizontalFlip, QuarterTurns, RandomErasing, Rotate, VerticalFlip
 from stepclr.views.ops import (
@@ -29,6 +31,7 @@ from stepclr.views.ops import (
     Warp,
 )
 from stepclr.views.policies import POLICIES, ListedOp, read_policy
+from stepclr.views.reference import apply_op
 
 Policy = str | Sequence[ListedOp]
 OWN: list[Op] = [RandAugment(3, 20), Blur(0.7), AutoAugment("svhn"), Warp(0.8), Grayscale(0.5)]
@@ -419,3 +422,19 @@ def test_settings_are_for_the_ops_of_named_policies() -> None:
     assert read_policy("simclr+Blur(p=0.3)").defaults() == {"strength": 1.0, "min_area": 0.08}
     assert read_policy("ColorJitter(strength=0.3)+Warp").defaults() == {"min_area": 0.08}
     assert Views("simclr+VerticalFlip", strength=0.7).ops[0][0] == ColorJitter(0.7)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_ops_without_colors_treat_every_channel_alike(channels: int) -> None:
+    """By the reference and on a GPU, an image of any number of channels is that many images of one."""
+    words = "VerticalFlip+QuarterTurns+Rotate(p=1)+Solarize(p=1)+Posterize(6,p=1)+Equalize(p=1)+RandomErasing"
+    x = made_up(channels, 24, 24)[:, 0].float().repeat(4, 1, 1, 1) / 255
+    batch = made_up(4, 24, 24)
+    (draws,) = Views(words, 24, views=1, renderer="torch").sample_params(batch, view_keys(0, 0, range(4)))
+    alone = x.flatten(0, 1)[:, None].clone()
+    for op in draws.ops:
+        apply_op(x, op)
+        apply_op(alone, replace(op, **{name: value.repeat(channels, axis=0) for name, value in vars(op).items()}))
+        numbers = [torch.from_numpy(value.reshape(4, -1)).double() for value in vars(op).values()]
+        assert cuda.OPS[type(op)](x, *numbers).shape == x.shape
+    assert torch.equal(x.flatten(0, 1)[:, None], alone)

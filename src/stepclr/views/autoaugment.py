@@ -85,7 +85,7 @@ def _private(source: Any, name: str) -> Any:
 # The ops.
 
 
-def apply_table_op(x: UInt8[Tensor, "n 3 s s"], op: Int[np.ndarray, " n"], magnitude: Float[np.ndarray, " n"]) -> None:
+def apply_table_op(x: UInt8[Tensor, "n c s s"], op: Int[np.ndarray, " n"], magnitude: Float[np.ndarray, " n"]) -> None:
     """Apply one op of OPS to each image, at its magnitude. In place."""
     moved = np.isin(op, MOVES)
     rows = chosen_rows(moved, x)
@@ -128,12 +128,12 @@ def move(x: UInt8[Tensor, "n 3 s s"], matrix: Float[Tensor, "n 2 3"]) -> UInt8[T
     return x.flatten(2).gather(2, pixel).view_as(x) * inside
 
 
-def posterize(x: UInt8[Tensor, "n 3 s s"], bits: Float[Tensor, "n 1 1 1"]) -> UInt8[Tensor, "n 3 s s"]:
+def posterize(x: UInt8[Tensor, "n c s s"], bits: Float[Tensor, "n 1 1 1"]) -> UInt8[Tensor, "n c s s"]:
     """Keep the highest bits of each level."""
     return x & (256 - 2 ** (8 - bits.long())).to(torch.uint8)
 
 
-def solarize(x: UInt8[Tensor, "n 3 s s"], share: Float[Tensor, "n 1 1 1"]) -> UInt8[Tensor, "n 3 s s"]:
+def solarize(x: UInt8[Tensor, "n c s s"], share: Float[Tensor, "n 1 1 1"]) -> UInt8[Tensor, "n c s s"]:
     """Invert the levels that are at least this share of 255."""
     return torch.where(x >= (share * 255).float(), 255 - x, x)
 

@@ -62,7 +62,7 @@ def render_reference(
     return torch.cat(chunks)
 
 
-def apply_op(x: Float[Tensor, "n 3 s s"], params: OpParams) -> None:
+def apply_op(x: Float[Tensor, "n c s s"], params: OpParams) -> None:
     """Apply one op to each view that its parameters choose. In place."""
     match params:
         case JitterParams():
