@@ -309,7 +309,7 @@ def told(run: stepclr.Run, home: Path, change: Any = None, **config: Any) -> dic
         change(scores)
         path.write_text(json.dumps(scores))
     context = open_context(stepclr.Run(copy), None)
-    return verdict(context, {"training": training(context), "usage": {}})
+    return verdict(context, {"training": training(context), "usage": {}, "classifier": {}})
 
 
 def row(method: str, labels: int | str, *values: float) -> dict[str, Any]:
@@ -422,6 +422,7 @@ def test_a_student_stands_beside_its_teacher(classified: tuple[Path, Path], phot
     truth = stepclr.open_images(test, classes=predicted.classes).labels
     assert f"<td>{100 * (predicted.probabilities.argmax(1) == truth).mean():.1f} %</td>" in section
     top1 = json.loads((teacher / "finetune.json").read_text())["protocol"]["classifier"]["top1"]
+    assert "</b> over the teacher</li>" in text[: text.index('<h2 id="data">')]
     assert section.index("student, test_resnet") < section.index("teacher, test_resnet")
     assert f"<td>{100 * top1:.1f} %</td>" in section
 

@@ -45,6 +45,7 @@ def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
         section["scores"].append(Bar(words, row.mean, percent(row), 2))
     part = protocol["test"]
     if part:
+        section["top1"] = protocol["classifier"]["top1"]
         section["test"] = f"{part['images']:,} images of {part['source']}"
         section |= _mistakes(protocol.get("confusion"), protocol.get("unsure", []), test)
     else:
@@ -92,6 +93,7 @@ def _student(context: Context, teacher: Path) -> Json:
         return section | {"why": "The student and the teacher have other classes."}
     truth, best = predicted.images.labels, predicted.probabilities.argmax(1)
     own = float((best == truth).mean())
+    section |= {"top1": own, "teacher": top1}
     section["scores"].insert(0, Bar(f"student, {context.config.encoder}", own, f"{100 * own:.1f} %", 0))
     names, classes = predicted.images.names, predicted.classes
     matrix = None

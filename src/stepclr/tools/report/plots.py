@@ -290,7 +290,9 @@ def _names(curves: Sequence[Curve], across: Axis, up: Axis) -> Markup:
         if x > 0.999:
             ends.append((curve, y))
         else:
-            parts.append(_tag("g", _text(x, y, _name(curve), class_="early"), class_=f"k{curve.tone}"))
+            below = 1 - LABEL_GAP * (1 + len(parts))
+            drop = _tag("line", x1=_percent(x), x2=_percent(x), y1=_percent(y), y2=_percent(below), class_="leader")
+            parts.append(_tag("g", drop, _text(x, below, _name(curve), class_="end"), class_=f"k{curve.tone}"))
     for (curve, end), y in zip(ends, _apart([end for _, end in ends], LABEL_GAP), strict=True):
         leader = {"x1": "100%", "y1": _percent(end), "x2": "101%", "y2": _percent(y)}
         name = _text(1.0, y, _name(curve), class_="end")

@@ -50,7 +50,7 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
     if scores and row:
         told |= _scored(scores, row)
     else:
-        told |= _unscored(context)
+        told |= _unscored(context, sections["classifier"])
         if scores:
             told["cautions"].append(EARLIER)
     facts = [*told.pop("facts", []), *_facts(context, training)]
@@ -120,8 +120,15 @@ def _gains(scores: Scores, row: Score) -> list[Gain]:
     return [gain for _, gain in sorted(found, key=lambda pair: pair[0])]
 
 
-def _unscored(context: Context) -> Json:
-    """What stands in the place of a score: what the log says, and why it is no score."""
+def _unscored(context: Context, classifier: Json) -> Json:
+    """What stands in the place of a score of the encoder: that of its classifier, or what the log says."""
+    if classifier.get("top1") is not None:
+        told: Json = {"score": f"{100 * classifier['top1']:.1f} %", "words": f"top-1 of {classifier['file'].name} on "}
+        told["words"] += classifier["test"]
+        if "teacher" in classifier:
+            gain = 100 * (classifier["top1"] - classifier["teacher"])
+            told["gains"] = [Gain(f"{gain:+.1f}", "the teacher", "good" if gain > 0 else "even")]
+        return told
     last: Json = {}
     for entry in context.metrics:
         last |= entry
