@@ -23,9 +23,9 @@ SCREENS: dict[str, tuple[str, int, int, Scheme]] = {
     "verdict-dark": ("", 1440, 900, "dark"),
     "loss": ("loss", 1440, 1000, "light"),
     "training": ("training", 1440, 900, "light"),
-    "evaluation": ("evaluation", 1440, 1500, "light"),
+    "evaluation": ("evaluation", 1440, 1300, "light"),
     "map": ("use", 1440, 1150, "light"),
-    "phone": ("", 390, 1600, "dark"),
+    "phone": ("", 390, 844, "dark"),
 }
 CLASSES = ["top", "trousers", "dress", "coat", "shoe", "bag", "other"]
 ANSWERS = "5126"  # keys pressed on the page that `stepclr label` writes, before its screen is taken

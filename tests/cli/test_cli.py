@@ -266,7 +266,9 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for word in ("step 1", "step 8", "pixels", "random", "scratch", "simclr", "knn", "stepclr.load_encoder"):
         assert word in shown
     rows = json.loads((out / "evaluation.json").read_text())["rows"]
-    assert all(len(row["values"]) == 5 for row in rows if row["method"] != "knn")
+    draws = {(row["method"], row["labels_per_class"]): len(row["values"]) for row in rows}
+    methods = ("pixels", "random", "scratch", "simclr", "knn")
+    assert draws == {(method, labels): count for method in methods for labels, count in ((10, 5), ("all", 1))}
     assert (out / "encoder.safetensors").exists()
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["mine.txt"]
 

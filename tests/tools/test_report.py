@@ -24,6 +24,7 @@ from stepclr.tools.methods import COLORS, METHODS
 from stepclr.tools.pages import asset
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Context, open_context
+from stepclr.tools.report.evaluation import evaluation
 from stepclr.tools.report.training import training
 from stepclr.tools.report.verdict import verdict
 
@@ -352,6 +353,23 @@ def test_scores_of_an_earlier_encoder_are_not_the_verdict(run: stepclr.Run, tmp_
     page = told(run, tmp_path, lambda scores: scores["protocol"]["encoder_sha256"].update(after="0"))
     assert page["gains"] == []
     assert "earlier encoder" in page["cautions"][0]
+
+
+def test_unbalanced_classes_have_the_balanced_accuracy_beside_the_score(run: stepclr.Run, tmp_path: Path) -> None:
+    def change(scores: dict[str, Any]) -> None:
+        scores["protocol"]["images_per_class"]["test"] = dict(
+            zip(scores["protocol"]["classes"], (40, 5, 1), strict=True)
+        )
+        balanced = {"mean": 0.4, "std": None, "values": [0.4]}
+        per_class = {name: {"images": 2, "mean": 0.25, "std": None} for name in scores["protocol"]["classes"]}
+        scores["rows"] = [row("simclr", 2, 0.9) | {"balanced_accuracy": balanced, "per_class": per_class}]
+
+    page = told(run, tmp_path, change)
+    assert page["facts"][0] == ("Balanced accuracy", "40.0 %", "every class counts alike")
+    section = evaluation(open_context(stepclr.Run(tmp_path / "copy"), None))
+    assert [name for name, _ in section["measures"]] == ["balanced accuracy"]
+    assert "unbalanced" in section["unbalanced"]
+    assert [bar.text for bar in section["per_class"]["bars"]] == ["25.0 % of 2 images"] * 3
 
 
 def test_a_method_that_nobody_knows_has_a_color(run: stepclr.Run, tmp_path: Path) -> None:

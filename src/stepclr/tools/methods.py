@@ -36,12 +36,12 @@ METHODS = {
     "scratch": Method("the same encoder, trained on these labels alone", 1, "v"),
     "simclr": Method("pretrained, frozen, linear layer", 0, "o", True, ("pixels", "random", START, "scratch")),
     "sgd": Method(
-        "pretrained, frozen, linear layer trained on crops", 5, "p", True, ("pixels", "random", START, "scratch")
+        "pretrained, frozen, linear layer trained on crops", 8, "p", True, ("pixels", "random", START, "scratch")
     ),
     "finetuned": Method("pretrained, then trained on these labels", 2, "D", True, ("scratch",)),
     "knn": Method("pretrained, frozen, weighted kNN", 3, "P", True),
 }
-OTHERS = ((7, "*"), (8, "X"), (9, "h"))  # tone and marker of other encoders, in turn
+OTHERS = ((7, "*"), (9, "X"))  # tone and marker of other encoders, in turn
 
 
 def method_of(name: str, scores: Scores) -> Method | None:

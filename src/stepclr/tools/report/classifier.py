@@ -18,7 +18,7 @@ from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
 from stepclr.tools.report.plots import confusion as confusion_plot
-from stepclr.tools.scores import percent
+from stepclr.tools.scores import measures_for, measures_words, percent, test_counts
 
 Json = dict[str, Any]
 
@@ -39,13 +39,16 @@ def classifier(context: Context) -> Json:
 def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
     """The section of a classifier that was fine-tuned, with images where the test set can be read."""
     protocol = scores.protocol
-    section = _facts(path) | {"labels": labels_words(protocol["classifier"]["labels_per_class"])}
+    section = _facts(path) | {
+        "labels": labels_words(protocol["classifier"]["labels_per_class"], protocol["classifier"].get("labels"))
+    }
     for row in scores.rows:
-        words = f"fine-tuned with {labels_words(row.labels_per_class)}"
+        words = f"fine-tuned with {labels_words(row.labels_per_class, row.labels)}"
         section["scores"].append(Bar(words, row.mean, percent(row), 2))
     part = protocol["test"]
     if part:
         section["top1"] = protocol["classifier"]["top1"]
+        section["measures"] = measures_words(protocol["classifier"], measures_for(test_counts(scores).values()))
         section["test"] = f"{part['images']:,} images of {part['source']}"
         section |= _mistakes(protocol.get("confusion"), protocol.get("unsure", []), test)
     else:

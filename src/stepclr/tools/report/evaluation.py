@@ -9,10 +9,18 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.tools.images import page_uri
-from stepclr.tools.methods import method_of
+from stepclr.tools.methods import method_of, tone_of
 from stepclr.tools.report.context import Context
-from stepclr.tools.report.plots import confusion, label_budget, method_bars
-from stepclr.tools.scores import notes, paired_lines, score_grid
+from stepclr.tools.report.plots import Bar, confusion, label_budget, method_bars
+from stepclr.tools.scores import (
+    MEASURES,
+    notes,
+    own_row,
+    paired_lines,
+    score_grid,
+    shown_measures,
+    unbalanced_words,
+)
 
 Json = dict[str, Any]
 
@@ -28,18 +36,17 @@ def evaluation(context: Context) -> Json:
 
 
 def _section(context: Context, scores: Scores) -> Json:
-    columns, grid = score_grid(scores)
-    rows = []
-    for name, cells in grid.items():
-        method = method_of(name, scores)
-        ours = method is not None and method.ours
-        rows.append({"method": name, "words": method.words if method else "", "ours": ours, "cells": cells})
+    columns, rows = _table(scores, "top1")
+    others = [measure for measure in shown_measures(scores) if measure != "top1"]
     several = len({row.labels_per_class for row in scores.rows}) > 1
     section: Json = {
         "curve": label_budget(scores) if several else None,
         "bars": method_bars(scores) if not several else None,
         "budgets": columns,
         "rows": rows,
+        "measures": [(MEASURES[measure], _table(scores, measure)[1]) for measure in others],
+        "unbalanced": unbalanced_words(scores),
+        "per_class": _per_class(scores),
         "paired": list(paired_lines(scores)),
         "protocol": _protocol(scores),
     }
@@ -50,6 +57,29 @@ def _section(context: Context, scores: Scores) -> Json:
         section["confusion"] = confusion(title, confused["classes"], np.array(confused["matrix"], dtype=np.int64))
         section["confused"] = with_images(confused["pairs"], context.opened(scores.protocol["test"]))
     return section
+
+
+def _table(scores: Scores, measure: str) -> tuple[list[str], list[Json]]:
+    """The numbers of labels in words, and for each method a measure with each of them."""
+    columns, grid = score_grid(scores, measure)
+    rows = []
+    for name, cells in grid.items():
+        method = method_of(name, scores)
+        ours = method is not None and method.ours
+        rows.append({"method": name, "words": method.words if method else "", "ours": ours, "cells": cells})
+    return columns, rows
+
+
+def _per_class(scores: Scores) -> Json | None:
+    """The accuracy of each class, the lowest first, of the run's own method with the most labels."""
+    row = own_row(scores)
+    if row is None or not row.per_class:
+        return None
+    bars = []
+    for name, of_class in sorted(row.per_class.items(), key=lambda item: item[1].mean):
+        text = f"{100 * of_class.mean:.1f} % of {of_class.images:,} images"
+        bars.append(Bar(name, of_class.mean, text, tone_of(row.method, scores)))
+    return {"title": f"{row.method} with {labels_words(row.labels_per_class, row.labels)}", "bars": bars}
 
 
 def with_images(rows: list[Json], test: ImageSet | None) -> list[Json]:

@@ -283,7 +283,7 @@ def _end(curve: Curve, across: Axis, up: Axis, words: str) -> Markup:
 
 def _names(curves: Sequence[Curve], across: Axis, up: Axis) -> Markup:
     """The name of each line: at the right edge, apart from the others, or below its last point if it ends before."""
-    parts = []
+    parts: list[Markup] = []
     ends = []
     for curve in sorted(curves, key=lambda curve: -curve.y[-1]):
         x, y = across.place(curve.x[-1]), 1 - up.place(curve.y[-1])

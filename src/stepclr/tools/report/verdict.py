@@ -16,7 +16,7 @@ from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import CLASSIFIER
 from stepclr.tools.methods import baselines_of
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import percent, scored_images
+from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
 
 Json = dict[str, Any]
 OVER = {
@@ -69,7 +69,8 @@ def _main(scores: Scores) -> Score | None:
     for name in ("simclr", scores.protocol["run"], "finetuned", "knn"):
         rows = [row for row in scores.rows if row.method == name]
         if rows:
-            return max(rows, key=lambda row: -1 if row.labels_per_class == "all" else float(row.labels_per_class))
+            few = [row for row in rows if row.labels_per_class != "all"]
+            return max(few or rows, key=lambda row: row.labels or float(row.labels_per_class))
     return None
 
 
@@ -89,16 +90,18 @@ def _scored(scores: Scores, row: Score) -> Json:
     images = f"the {scores.protocol['test']['images']:,} {scored_images(scores)}"
     told: Json = {
         "score": percent(row),
-        "words": f"of {images} classified correctly, with {labels_words(row.labels_per_class)}",
+        "words": f"of {images} classified correctly, with {labels_words(row.labels_per_class, row.labels)}",
         "gains": gains,
         "cautions": cautions,
         "facts": [],
     }
+    if is_unbalanced(test_counts(scores).values()) and row.balanced_accuracy:
+        told["facts"].append(("Balanced accuracy", percent(row, "balanced_accuracy"), "every class counts alike"))
     for method, title in (("knn", "kNN"), (row.method, "With all labels")):
         rows = [other for other in scores.rows if other.method == method and other != row]
         if rows:
             best = next((other for other in rows if other.labels_per_class == "all"), rows[-1])
-            told["facts"].append((title, percent(best), labels_words(best.labels_per_class)))
+            told["facts"].append((title, percent(best), labels_words(best.labels_per_class, best.labels)))
     if told["facts"] and told["facts"][-1][0] == "With all labels":
         told["facts"][-1] = ("With all labels", told["facts"][-1][1], "linear layer")
     return told
