@@ -153,20 +153,20 @@ def test_random_is_one_prepared_initialisation_a_draw_for_all_budgets(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_of(encoder)
-    seen: list[tuple[str, NDArray[np.float32]]] = []
+    seen: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
 
     def spy(h: NDArray[np.float32], labels: Any, h_test: NDArray[np.float32], seed: int) -> Any:
-        seen.append((str(len(h)), h_test))
+        seen.append((h, h_test))
         return linear_evaluation(h, labels, h_test, seed)
 
     monkeypatch.setattr(methods, "linear_evaluation", spy)
     random = methods.METHODS["random"](task)
     for split in task.images.splits:
         random.predict(split)
-    assert [size for size, _ in seen] == ["4", "8", "4", "8"]
-    for (_, h_test), number in zip(seen, (0, 0, 1, 1), strict=True):
-        made = baselines.random_encoder(encoder, mix_seed(5, number))
+    for (h, h_test), split in zip(seen, task.images.splits, strict=True):
+        made = baselines.random_encoder(encoder, mix_seed(5, split.number))
         baselines.set_batchnorm_statistics(made, task.images.train)
+        np.testing.assert_allclose(h, features(made, task.images.train)[split.indices], rtol=1e-5, atol=1e-5)
         np.testing.assert_array_equal(h_test, features(made, task.images.test))
     assert seen[0][1] is seen[1][1]  # computed once
     assert not np.allclose(seen[0][1], seen[2][1])

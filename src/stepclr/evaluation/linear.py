@@ -19,6 +19,7 @@ from stepclr.evaluation.splits import folds
 STRENGTHS = np.logspace(5, -6, 45)  # lambda, from strong to weak
 FOLDS = 5
 PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search, once it has fallen at all
+SEVERAL_THREADS = 2**22  # numbers in h from which on BLAS takes all cores
 WIDE = 1.25  # columns for each row from which on it is faster to go over to as many columns as rows first
 HOPELESS = 2.0  # times the log-loss of the largest lambda, which is about that of W = 0, ends the search anyway
 # With one label per class there are no folds to choose lambda with, and the score hardly changes with it. Where some
@@ -49,7 +50,8 @@ def linear_evaluation(
 
     Returns the predictions and the chosen lambda. Raises RuntimeError if the solver does not converge.
     """
-    with threadpool_limits(1, "blas"):  # the matrices are so narrow that BLAS threads mostly wait
+    # Most matrices are so narrow that BLAS threads mostly wait.
+    with threadpool_limits(1 if h.size < SEVERAL_THREADS else None, "blas"):
         x, x_test = standardize(h, h_test)
         x, basis = principal_axes(x)
         strength = choose_strength(x, labels, seed)

@@ -67,12 +67,18 @@ def _pixels(task: Task) -> Method:
 
 
 def _random(task: Task) -> Method:
+    train = task.images.train
+
     # The splits with one number follow each other and share an initialization.
     @lru_cache(maxsize=1)
     def features_of(number: int) -> Features:
         encoder = baselines.random_encoder(task.encoder, mix_seed(task.seed, number))
-        baselines.set_batchnorm_statistics(encoder, task.images.train)
-        return _features(task, encoder)
+        baselines.set_batchnorm_statistics(encoder, train)
+        # Most of train is in no other split than that of all labels, so that h of it would not be used.
+        used = np.unique(np.concatenate([split.indices for split in task.images.splits if split.number == number]))
+        h = np.full((len(train), encoder.num_features), np.nan, np.float32)
+        h[used] = features(encoder, train.take(used))
+        return h, features(encoder, task.images.test)
 
     return _linear(task, features_of, baselines.RANDOM)
 
