@@ -160,7 +160,7 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
     facts.append(
         ("Images", f"{config.images:,}", f"{config.labeled:,} with a label" if config.labeled else "no labels")
     )
-    features = "" if context.no_encoder else f"h of {context.encoder.num_features:,} numbers, "
+    features = "" if context.no_encoder else f"h: {context.encoder.num_features:,} numbers, "
     began = f"from {config.weights}" if config.weights else f"{features}{config.size} px"
     facts.append(("Encoder", config.encoder, began))
     return facts
@@ -214,10 +214,10 @@ def _command(words: list[Any]) -> str:
 
 def _time(seconds: float) -> str:
     if seconds >= HOUR:
-        return f"{seconds / HOUR:.1f} hours"
+        return f"{seconds / HOUR:.1f} h"
     if seconds >= MINUTE:
-        return f"{seconds / MINUTE:.1f} minutes"
-    return f"{seconds:.0f} seconds"
+        return f"{seconds / MINUTE:.1f} min"
+    return f"{seconds:.0f} s"
 
 
 def _and(names: list[str]) -> str:
