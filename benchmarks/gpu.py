@@ -1,6 +1,7 @@
 """What stepclr reaches on one GPU, and how far that is from what the card can do: one table, in under 9 minutes.
 
     python benchmarks/gpu.py --cifar TRAIN --imagenette SOURCE [--limit N] [--seconds 20] [--rows train,views]
+        [--out FILE.jsonl]  # each row is added as it comes; the same command again measures only what is missing
     python benchmarks/gpu.py --device cpu --quick ...  # tries the script, in tiny sizes: no number means anything
 
 TRAIN is CIFAR-10 as a class folder, a zip or an `.npz` of JPEGs (see cifar10_record.py), SOURCE Imagenette as a folder
@@ -30,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -42,6 +43,7 @@ import torch
 import torch.nn.functional as F
 from cifar10_record import open_images
 from PIL import Image
+from rows import Stored
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -405,6 +407,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of measuring, a row of training; others take less")
     parser.add_argument("--minutes", type=float, default=9, help="after which no row starts or continues")
     parser.add_argument("--rows", default="train,views,loss,lightly", help="kinds of rows, with commas")
+    parser.add_argument("--out", type=Path, help="file to which each row is added; rows that it has are not repeated")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
     given = parser.parse_args(arguments)
@@ -413,12 +416,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("--device cpu is for trying the script: it goes with --quick")
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `pretrain` takes a GPU where it finds one
     bench = Bench(torch.device(given.device), given.seconds, given.quick, given.cifar, given.imagenette, given.limit)
-    card = torch.cuda.get_device_name() if given.device == "cuda" and torch.cuda.is_available() else "no GPU"
-    print(f"{card}; torch {torch.__version__}, CUDA {torch.version.cuda}, stepclr {stepclr.__version__}\n")
+    stored = Stored(given.out, given.device, given.quick)
+    print(f"{stored.card}; torch {torch.__version__}, CUDA {torch.version.cuda}, stepclr {stepclr.__version__}\n")
     print("| what | measured | share of the roof | |\n|---|---|---|---|", flush=True)
     for plan in plans(given.quick):
         if plan.kind in ("roof", *given.rows.split(",")):
-            row = measured(plan, bench, begun + 60 * given.minutes)
+            known = stored.done.get(plan.label)
+            if known and plan.kind != "roof":  # the others need the roof's numbers
+                row = Row(**known)
+            else:
+                row = measured(plan, bench, begun + 60 * given.minutes)
+                stored.add(plan.label, asdict(row), not row.result.startswith("not measured"))
             print(f"| {plan.label} | {row.result} | {row.share} | {row.remark} |", flush=True)
 
 

@@ -209,6 +209,27 @@ def bench(gpu: types.ModuleType, **options: Any) -> Any:
                         "limit": None} | options)  # fmt: skip
 
 
+def test_rows_that_a_file_has_are_not_measured_again(
+    gpu: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = {"good": 0, "bad": 0, "roof": 0}
+
+    def measure(name: str) -> Any:
+        calls[name] += 1
+        if name == "bad":
+            raise RuntimeError("no memory")
+        return gpu.Row(f"{calls[name]} calls")
+
+    made = [gpu.Plan("roof", "roof", lambda _: measure("roof"))]
+    made += [gpu.Plan("train", name, lambda _, name=name: measure(name)) for name in ("bad", "good")]
+    monkeypatch.setattr(gpu, "plans", lambda _: made)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for _ in range(2):
+        gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "rows.jsonl")])
+    assert calls == {"good": 1, "bad": 2, "roof": 2}
+    assert [row[1] for row in rows(capsys.readouterr().out) if row[0] == "good"] == ["1 calls"] * 2
+
+
 def test_a_row_that_fails_says_why_in_a_line(gpu: types.ModuleType) -> None:
     def fails(_: object) -> None:
         raise RuntimeError("first line\nsecond line")
@@ -243,3 +264,38 @@ def test_a_resnet_18s_flops_are_those_that_are_published(gpu: types.ModuleType) 
     counted = gpu.flops(gpu.config_of("resnet18", "imagenet", 224, 1))
     assert counted == pytest.approx(2 * 2 * 3 * 1.814e9, rel=0.05)
     assert counted < 2 * 2 * 3 * 1.82e9
+
+
+# benchmarks/gpu_correct.py
+
+
+@pytest.fixture
+def correct(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import gpu_correct
+
+    return gpu_correct
+
+
+def test_what_is_right_is_ok_and_not_tried_again_and_what_is_wrong_fails(
+    correct: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--device", "cpu", "--quick", "--rows", "loss,views,waits", "--out", str(tmp_path / "rows.jsonl")]
+    right = correct.contrastive
+
+    def detached(z: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        half = z.detach().clone()
+        half[: len(z) // 2] = z[: len(z) // 2]
+        wrong: torch.Tensor = right(half, *rest, **options)
+        return wrong
+
+    monkeypatch.setattr(correct, "contrastive", detached)  # the value is right, the gradient is not
+    assert correct.main(asked) == 1
+    table = rows(capsys.readouterr().out)
+    assert {row[3] for row in table if row[0].startswith("its gradient")} == {"WRONG"}
+    assert {row[3] for row in table if not row[0].startswith("its gradient")} == {"ok"}
+    monkeypatch.setattr(correct, "contrastive", right)
+    assert correct.main(asked) == 0
+    table = rows(capsys.readouterr().out)
+    assert ["views", "ok before", "", ""] in table
+    assert [row[3] for row in table if row[0].startswith("its gradient")] == ["ok"] * 3
