@@ -570,5 +570,5 @@ def test_the_name_of_an_encoder_is_folded_in_a_narrow_table_and_never_cut() -> N
     rows = [Score(method, 5, 0.5, 0.1, [0.4, 0.6]) for method in ("pixels", name)]
     shown = io.StringIO()
     Console(width=40, file=shown).print(score_table(Scores(rows, {"run": "runs/a", "test": {"images": 9}})))
-    cells = [line.split("│")[1].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
+    cells = [line.split("│")[2].strip() for line in shown.getvalue().splitlines() if line.startswith("│")]
     assert "".join(cells) == f"pixels{name}"

@@ -194,26 +194,33 @@ def score_grid(scores: Scores, measure: str = "top1") -> tuple[list[str], dict[s
 
 
 def score_table(scores: Scores) -> Table:
-    """The measures that a reader needs, mean ± std over the draws: one column per number of labels, and per method one
-    row for each measure."""
+    """The measures that a reader needs, mean ± std over the draws: a section per number of labels, a row per method.
+
+    Where test images are in train too, top-1 on the clean ones stands beside it.
+    """
     measures = shown_measures(scores) or ["top1"]
     missing = scores.protocol.get("classes_not_in_test")
-    what = "top-1" if len(measures) == 1 else "scores"
+    what = MEASURES[measures[0]] if len(measures) == 1 else "scores"
     title = f"{what} on the {scored_images(scores)}" + (f", which lack {', '.join(missing)}" if missing else "")
     if scores.protocol.get("started_from"):
         title += f"; training began with {scores.protocol['started_from']}"
+    has_clean = any(row.clean_mean is not None for row in scores.rows)
+    heads = [MEASURES[name] for name in measures]
     table = Table(title=title)
+    table.add_column("labels", no_wrap=True)
     table.add_column("method", overflow="fold")
-    if len(measures) > 1:
-        table.add_column("measure")
-    columns, _ = score_grid(scores)
-    for words in columns:
-        table.add_column(words, justify="right")
-    grids = {measure: score_grid(scores, measure)[1] for measure in measures}
-    for method in grids["top1"]:
-        for measure, grid in grids.items():
-            named = [method] if len(measures) == 1 else [method if measure == "top1" else "", MEASURES[measure]]
-            table.add_row(*named, *grid[method], end_section=measure == measures[-1] != "top1")
+    for head in [heads[0], *["clean"] * has_clean, *heads[1:]]:
+        table.add_column(head, justify="right")
+
+    sections: dict[str, list[Score]] = {}
+    for row in scores.rows:
+        sections.setdefault(labels_words(row.labels_per_class, row.labels), []).append(row)
+    for labels, rows in sections.items():
+        for row in rows:
+            cells = [percent(row, name) for name in measures]
+            if has_clean:
+                cells.insert(1, percent(row, measures[0], clean=True))
+            table.add_row(labels if row is rows[0] else "", row.method, *cells, end_section=row is rows[-1])
     return table
 
 
