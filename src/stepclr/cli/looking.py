@@ -18,6 +18,7 @@ from stepclr.cli.arguments import (
     Names,
     OptionalSources,
     Read,
+    first_rank,
     image_format,
     open_source,
     page_of,
@@ -46,6 +47,8 @@ def demo(
     """
     from dataclasses import replace
 
+    if first_rank():
+        print("loading PyTorch, which takes a few seconds", file=sys.stderr, flush=True)
     import stepclr
     from stepclr.pretraining.run import free_folder
     from stepclr.tools.scores import loading_snippet, score_summary
