@@ -335,6 +335,12 @@ def test_the_verdict_is_the_score_and_what_it_beats(run: stepclr.Run, tmp_path: 
     assert page["next"][1].startswith("stepclr finetune ")
 
 
+def test_only_a_score_with_all_labels_is_called_that(run: stepclr.Run, tmp_path: Path) -> None:
+    rows = [row("simclr", 1, 0.5, 0.6), row("simclr", 2, 0.7, 0.8)]
+    page = told(run, tmp_path, lambda scores: scores.update(rows=rows))
+    assert "With all labels" not in {name for name, _, _ in page["facts"]}
+
+
 def test_a_run_below_its_baselines_says_so(run: stepclr.Run, tmp_path: Path) -> None:
     rows = [row("start", 2, 0.8, 0.82), row("simclr", 2, 0.7, 0.7)]
     page = told(run, tmp_path, lambda scores: scores.update(rows=rows))

@@ -97,13 +97,14 @@ def _scored(scores: Scores, row: Score) -> Json:
     }
     if is_unbalanced(test_counts(scores).values()) and row.balanced_accuracy:
         told["facts"].append(("Balanced accuracy", percent(row, "balanced_accuracy"), "every class counts alike"))
-    for method, title in (("knn", "kNN"), (row.method, "With all labels")):
-        rows = [other for other in scores.rows if other.method == method and other != row]
-        if rows:
-            best = next((other for other in rows if other.labels_per_class == "all"), rows[-1])
-            told["facts"].append((title, percent(best), labels_words(best.labels_per_class, best.labels)))
-    if told["facts"] and told["facts"][-1][0] == "With all labels":
-        told["facts"][-1] = ("With all labels", told["facts"][-1][1], "linear layer")
+    others = [other for other in scores.rows if other != row]
+    of_knn = [other for other in others if other.method == "knn"]
+    if of_knn:
+        best = next((other for other in of_knn if other.labels_per_class == "all"), of_knn[-1])
+        told["facts"].append(("kNN", percent(best), labels_words(best.labels_per_class, best.labels)))
+    for other in others:
+        if (other.method, other.labels_per_class) == (row.method, "all") and row.method != "knn":
+            told["facts"].append(("With all labels", percent(other), "the same method"))
     return told
 
 
