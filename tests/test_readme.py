@@ -53,6 +53,8 @@ FEWER_LABELS = ("--labels-per-class 1,10,all", "--labels-per-class 1,3")
 def home(tmp_path_factory: pytest.TempPathFactory, forked: Forks, off_the_shelf: str) -> Iterator[Path]:
     """A folder with photos/, labels.csv, labeled/{train,test}/, and STL-10 in its official layout: the sample's images.
 
+    tiles/ has some of them with a fourth channel.
+
     Processes that a command starts are forks: that they are new is tested elsewhere.
     """
     assert off_the_shelf == ON_THE_SHELF[1]
@@ -64,6 +66,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, forked: Forks, off_the_shelf:
         for folder in ("photos", f"labeled/{'train' if place[i] < 14 else 'test'}/{sample.labels[i]}"):
             (home / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(home / folder / f"{i:03}.png")
+    (home / "tiles").mkdir()
+    for i, image in enumerate(images[:32]):
+        np.save(home / "tiles" / f"{i:03}.npy", np.dstack([image, 255 - image[..., 0]])[:64, :64])
     lines = [
         f"{i:03}.png,{sample.class_name(i)},{'train' if place[i] < 14 else 'test'}"
         for i in range(len(images))

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.data.reading import MaxPixels, Range, ValueRange
+from stepclr.data.reading import RGB, Channels, MaxPixels, Range, ValueRange
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 
@@ -35,6 +35,7 @@ OLDER: dict[str, Any] = {
     "labels": [],
     "split": None,
     "labels_checksum": None,
+    "channels": RGB,
 }
 
 
@@ -197,6 +198,8 @@ class PretrainConfig:
     """The numbers that are black and white, in images of more than 8 bits per channel; the encoder keeps them."""
     max_pixels: MaxPixels = None
     """Pixels of the largest image that is read; larger ones are skipped and counted."""
+    channels: Channels = None
+    """Channels of an image: 3 for RGB, 1 for gray, or as many as the files have bands, in their order (at most 16)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss.replace("_", "-"))  # nt_xent is understood too
@@ -244,6 +247,7 @@ class PretrainOptions(TypedDict, total=False):
     cache_gib: float
     value_range: Range | None
     max_pixels: int | None
+    channels: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

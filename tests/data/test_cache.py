@@ -244,7 +244,7 @@ def test_size_and_decoder_are_part_of_the_key(photos: Path, cache: Path, monkeyp
     images = open_images(photos)
     images.decoded(SIDE)
     images.decoded(SIDE + 1)
-    monkeypatch.setattr("stepclr.data.cache.DECODER", "another")
+    monkeypatch.setattr("stepclr.data.decode.DECODER", "another")
     images.decoded(SIDE)
     assert len(entries(cache)) == 3
 

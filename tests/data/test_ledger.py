@@ -51,7 +51,7 @@ def test_what_is_left_out_is_counted_by_kind_with_a_way_to_read_it(tmp_path: Pat
         (line,) = images.ledger.lines()
         assert line.startswith("ignored 7 files and folders: 5 .cr2 (raw data of cameras: convert")
         assert "1 .txt, " in line
-        assert "1 .npy (arrays: load them in Python" in line
+        assert "1 .npy (arrays beside other images: give them" in line
 
 
 def test_names_without_a_suffix_are_known_by_their_first_bytes(tmp_path: Path) -> None:
@@ -128,8 +128,8 @@ def test_a_folder_of_tars_says_how_tars_are_opened(tmp_path: Path) -> None:
     tarred({"a.png": file_of(Image.fromarray(scene()))}, tmp_path / "0000.tar")
     with pytest.raises(StepclrError, match=r"contains no image .*1 \.tar \(shards: give DIR/\{0000\.\.0127\}\.tar or"):
         open_images(tmp_path)
-    with pytest.raises(StepclrError, match=r"x\.npy is not a folder, a zip, a tar or an image \(arrays: load"):
-        open_images(fill(tmp_path, {"x.npy": b""}) / "x.npy")
+    with pytest.raises(StepclrError, match=r"x\.npz is not a folder, a zip, a tar or an image \(arrays: load"):
+        open_images(fill(tmp_path, {"x.npz": b""}) / "x.npz")
 
 
 def test_every_set_of_a_source_shares_its_ledger_and_the_cache_remembers(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_three_gray_images_are_three() -> None:
         (IMAGES.astype(np.float32), r"must be uint8 \(0 to 255\), not float32"),
         (IMAGES[:0], r"not \[0, 3, 5, 7\]"),
         (IMAGES[0, 0], r"not \[5, 7\]"),
-        (np.zeros((2, 4, 8, 8), np.uint8), "1 or 3 channels"),
+        (np.zeros((2, 20, 8, 30), np.uint8), "must have 1 to 16 channels"),
         (IMAGES[0].transpose(1, 2, 0), r"\[5, 7, 3\] are one image, not several: pass images\[None\]$"),
         ((IMAGES[0].transpose(1, 2, 0), LABELS[:5]), "are one image"),
         (IMAGES[0].transpose(1, 2, 0) / 255, "are one image"),

@@ -358,6 +358,7 @@ def test_an_encoder_file_carries_what_is_needed_to_use_it(tmp_path: Path) -> Non
         "interpolation": "bicubic",
         "squash": False,
         "weights": "",
+        "channels": 3,
     }
 
 

@@ -58,7 +58,9 @@ INPUTS = {
     "cat/broken.jpg": Input(b"no image", "skipped", "not an image in a known format"),
     "cat/gone.png": Input(None, "skipped", "a link to a file that does not exist"),
     "cat/raw.CR2": Input(b"II*\0", "ignored", ".cr2 (raw data of cameras: convert them to JPEG or TIFF)"),
-    "cat/array.npy": Input(b"\x93NUMPY", "ignored", ".npy (arrays: load them in Python and pass uint8 images)"),
+    "cat/array.npy": Input(
+        b"\x93NUMPY", "ignored", ".npy (arrays beside other images: give them as a source of their own)"
+    ),
     "cat/array.png": Input(b"\x93NUMPY", "skipped", "not an image in a known format but a NumPy array"),
     "cat/@eaDir/": Input(PLAIN, "ignored", "@eaDir/"),
     "lost+found/": Input(PLAIN, "ignored", "lost+found/"),

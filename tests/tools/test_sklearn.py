@@ -272,7 +272,7 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
         ({"image_shape": (28, 27)}, r"image_shape must be .* with 784 numbers, .*, not \(28, 27\)"),
         ({"image_shape": 28}, r"image_shape must be \(H, W\), \(H, W, 3\) or \(3, H, W\) with .*, not 28"),
         ({"image_shape": (2, 392, 1, 1)}, r"images must be .*"),
-        ({"image_shape": (2, 14, 28)}, r"images must have 1 or 3 channels, .*"),
+        ({"image_shape": (28, 1, 28)}, r"images must have 1 to 16 channels, .*"),
         ({"value_range": (1, 0)}, r"value_range must be two numbers \(black, white\), not \(1, 0\)"),
         ({"value_range": "ab"}, r"value_range must be two numbers .*"),
         ({"epochs": 0}, r"epochs must be above 0, not 0"),

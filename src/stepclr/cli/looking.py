@@ -154,7 +154,7 @@ def views(
         used = settings
         if policy == "all":  # each policy with those settings that it has an op for
             used = {setting: value for setting, value in settings.items() if setting in read_policy(name).defaults()}
-        shown.append(Views(name, side, min_area=min_area, views=views, **used))
+        shown.append(Views(name, side, min_area=min_area, views=views, channels=images.channels, **used))
     kind = image_format(out)
     some = some.decoded(source_side(side))  # images that cannot be read are left out
     pixels, _ = some.read_readable(range(len(some)))

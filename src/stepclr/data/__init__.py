@@ -1,10 +1,13 @@
 """Step 1, data: a source -> `ImageSet` -> uint8 batch `[N, 3, H, W]` and labels `[N]` (-1: none).
 
+Images that are not RGB keep their 1 to 16 channels from here to the encoder, where `channels` asks for it.
+
 SimCLR (section 2) learns from images alone; labels are kept for evaluation and for the supervised loss.
 
-    reading.py   what a user decides about reading files: value range, largest image
+    reading.py   what a user decides about reading files: value range, largest image, channels
     formats.py   which files are images, and why one that is not read is not
-    levels.py    an image's own numbers -> 8-bit RGB
+    levels.py    an image's own numbers -> 8-bit RGB, or its bands as they are
+    bands.py     arrays (.npy), and TIFFs of several bands or pages
     decode.py    one image's bytes -> upright RGB
     ledger.py    what became of everything met under a source
     stores.py    where images are: files, arrays, memory

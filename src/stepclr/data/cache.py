@@ -1,6 +1,6 @@
 """Decoded images in one memory-mapped file, named by what went in: the images' checksums, the size, the decoder.
 
-The file: the pixels, image after image, each `[3, H, W]`; their sizes, int32 `[n, 2]`, (0, 0) for an image that
+The file: the pixels, image after image, each `[C, H, W]`; their sizes, int32 `[n, 2]`, (0, 0) for an image that
 cannot be read; a JSON header with the reasons; the header's length and a mark. After a crash the mark is missing.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stepclr.data.decode import DECODER, reduced_sizes
+from stepclr.data.decode import decoder_of, reduced_sizes
 from stepclr.data.formats import UnreadableError
+from stepclr.data.reading import Reading
 from stepclr.data.stores import Items, Packed, Pixels, Rows, Store
 from stepclr.errors import StepclrError
 from stepclr.io import published
@@ -49,9 +50,9 @@ def from_cache(
         return None
 
     # Usually no image has to be read to know which cache file is theirs.
-    checksums = store.known_checksums(rows, folder)
+    checksums, reading = store.known_checksums(rows, folder), store.reading
     if checksums is not None:
-        decoded = _load(_path(folder, store, checksums, short_side), len(rows), budget)
+        decoded = _load(_path(folder, store, checksums, short_side), len(rows), budget, reading)
         if decoded is not None:
             return decoded
 
@@ -60,7 +61,7 @@ def from_cache(
         return None
     checksums = store.checksums(rows, folder)
     path = _path(folder, store, checksums, short_side)
-    decoded = _load(path, len(rows), budget)
+    decoded = _load(path, len(rows), budget, reading)
     if decoded is not None:
         return decoded
 
@@ -68,7 +69,7 @@ def from_cache(
         _write(file, store, rows, short_side, progress)
         if store.checksums(rows, folder) != checksums:
             raise StepclrError("images changed while they were being decoded; run the command again")
-    return _load(path, len(rows), budget)
+    return _load(path, len(rows), budget, reading)
 
 
 def in_memory(store: Store, rows: Rows, short_side: int, budget: int, progress: Progress | None) -> Decoded | None:
@@ -83,7 +84,8 @@ def in_memory(store: Store, rows: Rows, short_side: int, budget: int, progress: 
             used += image.numel()
         if used > budget:
             return None
-    return Decoded(Items(images), np.array(kept, np.int64), reasons, _remarks(store, rows))
+    reading = Reading(channels=store.reading.channels)
+    return Decoded(Items(images, reading=reading), np.array(kept, np.int64), reasons, _remarks(store, rows))
 
 
 def _decode(
@@ -99,7 +101,7 @@ def _decode(
 def _fits(store: Store, rows: Rows, short_side: int, budget: int) -> bool:
     for start in range(0, len(rows), CHUNK):  # in parts: the first headers of a set that is far too large are enough
         sizes = store.sizes(rows[start : start + CHUNK], remember=False)
-        budget -= int(3 * reduced_sizes(sizes, short_side).prod(axis=1).sum())
+        budget -= int(store.reading.bands * reduced_sizes(sizes, short_side).prod(axis=1).sum())
         if budget < 0:
             return False
     return True
@@ -108,7 +110,7 @@ def _fits(store: Store, rows: Rows, short_side: int, budget: int) -> bool:
 def _path(folder: Path, store: Store, checksums: list[str], short_side: int) -> Path:
     # The limit that holds, so that the default is the same whether it was left out or written down.
     reading = f"{store.reading.value_range} {store.reading.limit}"
-    what = "\n".join([DECODER, reading, str(short_side), *checksums])
+    what = "\n".join([decoder_of(store.reading), reading, str(short_side), *checksums])
     return folder / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.pixels"
 
 
@@ -120,8 +122,8 @@ def _write(file: BufferedWriter, store: Store, rows: Rows, short_side: int, prog
         else:
             shapes[index] = image.shape[1:]
             file.write(image.numpy().data)
-    facts = {"short_side": short_side, "decoder": DECODER, "unreadable": reasons, "remarks": _remarks(store, rows)}
-    header = json.dumps(facts).encode()
+    facts = {"short_side": short_side, "decoder": decoder_of(store.reading), "unreadable": reasons}
+    header = json.dumps(facts | {"remarks": _remarks(store, rows)}).encode()
     file.write(shapes.tobytes() + header + TAIL.pack(len(header), MARK))
 
 
@@ -132,7 +134,7 @@ def _remarks(store: Store, rows: Rows) -> dict[int, str]:
     return {i: store.remarks[row] for i, row in enumerate(rows.tolist()) if row in store.remarks}
 
 
-def _load(path: Path, n: int, budget: int) -> Decoded | None:
+def _load(path: Path, n: int, budget: int, reading: Reading) -> Decoded | None:
     """The images in a cache file; None if the file does not exist, is not whole, or is larger than the budget."""
     try:
         with path.open("rb") as file:
@@ -143,19 +145,20 @@ def _load(path: Path, n: int, budget: int) -> Decoded | None:
             header = json.loads(file.read(length))
             reasons = {int(i): str(why) for i, why in header["unreadable"].items()}
             remarks = {int(i): str(text) for i, text in header["remarks"].items()}
-        lengths = 3 * shapes.prod(axis=1)
+        lengths = reading.bands * shapes.prod(axis=1)
         if mark != MARK or pixels != lengths.sum() or pixels > budget:
             return None
         kept = np.flatnonzero(lengths)
-        return Decoded(_mapped(path, shapes[kept], lengths[kept]), kept, reasons, remarks)
+        return Decoded(_mapped(path, shapes[kept], lengths[kept], reading), kept, reasons, remarks)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 
 
-def _mapped(path: Path, shapes: NDArray[np.int64], lengths: NDArray[np.int64]) -> Store:
+def _mapped(path: Path, shapes: NDArray[np.int64], lengths: NDArray[np.int64], reading: Reading) -> Store:
+    of_channels = Reading(channels=reading.channels)
     if not len(shapes):
-        return Items([])
+        return Items([], reading=of_channels)
     pixels = np.asarray(np.memmap(path, np.uint8, "r", shape=(int(lengths.sum()),)))
     if (shapes == shapes[0]).all():
-        return Pixels(pixels.reshape(-1, 3, *shapes[0]))
-    return Packed(pixels, shapes, np.cumsum(lengths) - lengths)
+        return Pixels(pixels.reshape(-1, reading.bands, *shapes[0]), reading=of_channels)
+    return Packed(pixels, shapes, np.cumsum(lengths) - lengths, reading=of_channels)

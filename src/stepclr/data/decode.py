@@ -1,4 +1,4 @@
-"""One image of any common format -> upright RGB, uint8 `[3, H, W]`, or the reason why it cannot be read."""
+"""One image of any common format -> upright uint8 `[C, H, W]`, RGB unless said otherwise, or why it cannot be read."""
 
 import io
 from importlib.metadata import version
@@ -12,9 +12,10 @@ from PIL import ExifTags, Image, ImageFile, features
 from PIL import __version__ as pillow
 from torch import Tensor
 
+from stepclr.data.bands import TIFFFILE, array_size, is_array, is_stack, read_array, read_stack, stack_size
 from stepclr.data.formats import SUFFIX_OF, File, check_pixels, has_heif, opened, reasons, silence_pillow
-from stepclr.data.levels import rgb
-from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.data.levels import bands, rgb
+from stepclr.data.reading import AS_DECLARED, RGB, Reading
 
 # JPEG's own reduction (by 2, 4 or 8: fewer cosines, less to decode) leaves at least this factor to the antialiased one.
 # Real images then differ from a full decoding by 37 dB or more; without a margin it would be 31. If the reduction does
@@ -30,7 +31,7 @@ TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  #
 SIDEWAYS = {5, 6, 7, 8}  # and rows and columns change places before that
 
 
-def upright_rgb(image: bytes | Image.Image, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
+def upright_rgb(image: bytes | Image.Image, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "c h w"]:
     """An image as upright RGB, uint8 `[3, H, W]` in 0..255, from a file's bytes or a PIL image.
 
     Gray, palette and CMYK images become RGB. More than 8 bits become 8 by the value range of `reading`, else by the one
@@ -45,16 +46,21 @@ def upright_rgb(image: bytes | Image.Image, reading: Reading = AS_DECLARED) -> U
     return from_pil(image, reading)[0]
 
 
-def from_pil(image: Image.Image, reading: Reading) -> tuple[UInt8[Tensor, "3 h w"], str]:
-    """`upright_rgb` of a PIL image, and a remark on what it loses or gains by it; "" if there is nothing to say."""
+def from_pil(image: Image.Image, reading: Reading) -> tuple[UInt8[Tensor, "c h w"], str]:
+    """`upright_rgb` of a PIL image, and a remark on what it loses or gains by it; "" if there is nothing to say.
+
+    Where `reading` asks for other channels than RGB, its bands as they are.
+    """
     with reasons():
         silence_pillow()
         check_pixels(image, reading)
+        if reading.bands != RGB:
+            return _upright(_planar(bands(image, reading)), _orientation(image)), ""
         pixels, remark = rgb(image, reading)
         return _upright(_planar(np.asarray(pixels)), _orientation(image)), remark
 
 
-def decode(file: File, short_side: int | None = None, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
+def decode(file: File, short_side: int | None = None, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "c h w"]:
     """`upright_rgb` of an open file; a short side above `short_side` pixels is reduced to it, antialiased.
 
     The whole image is decoded, once for all its views, so that its pixels do not depend on which crops are drawn.
@@ -62,8 +68,11 @@ def decode(file: File, short_side: int | None = None, reading: Reading = AS_DECL
     return decoded(file, short_side, reading)[0]
 
 
-def decoded(file: File, short_side: int | None, reading: Reading) -> tuple[UInt8[Tensor, "3 h w"], str]:
+def decoded(file: File, short_side: int | None, reading: Reading) -> tuple[UInt8[Tensor, "c h w"], str]:
     """`decode`, and a remark on what the image loses or gains by it; "" if there is nothing to say."""
+    with reasons():
+        if reading.bands != RGB or is_array(file):
+            return reduced(_bands_of(file, reading), short_side), ""
 
     def again() -> ImageFile.ImageFile:
         file.seek(0)
@@ -85,6 +94,11 @@ def decoded(file: File, short_side: int | None, reading: Reading) -> tuple[UInt8
 
 def size_of(file: File, reading: Reading = AS_DECLARED) -> tuple[int, int]:
     """(height, width) in pixels, upright, from the header of an open file; the pixels may still be unreadable."""
+    with reasons():
+        if is_array(file):
+            return array_size(file, reading)
+        if is_stack(file, reading):
+            return stack_size(file, reading)
     with reasons(), opened(file, reading) as image:
         # Pillow would decode all of a PNG to find EXIF data after the pixels; a TIFF's size is already upright.
         as_is = image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info)
@@ -94,9 +108,27 @@ def size_of(file: File, reading: Reading = AS_DECLARED) -> tuple[int, int]:
 
 def suffix_of(file: File, reading: Reading = AS_DECLARED) -> str:
     """The suffix for the format of an open file's image, such as `.jpg`."""
+    if is_array(file):
+        return ".npy"
+    if is_stack(file, reading):
+        return ".tif"
     with reasons(), opened(file, reading) as image:
         name = str(image.format)
     return SUFFIX_OF.get(name, f".{name.lower()}")
+
+
+def kind_of(file: File, reading: Reading = AS_DECLARED) -> tuple[str, bool, bool]:
+    """Of an open file's image: its mode (Pillow's) or channels, whether it is animated, and whether it is turned."""
+    if is_array(file) or is_stack(file, reading):
+        return f"{reading.bands} channels", False, False
+    with reasons(), opened(file, reading) as image:
+        turned = _orientation(image) in range(2, 9)
+        return image.mode, bool(getattr(image, "is_animated", False)), turned
+
+
+def decoder_of(reading: Reading) -> str:
+    """All that determines an image besides its file's bytes and the other values of `reading`."""
+    return DECODER if reading.bands == RGB else f"{DECODER}, {reading.bands} channels, tifffile {TIFFFILE}"
 
 
 def source_side(view_size: int) -> int:
@@ -125,12 +157,27 @@ def reduced_sizes(sizes: Int64[np.ndarray, "n 2"], short_side: int | None) -> In
     return np.where(shorter <= short_side, sizes, np.rint(sizes * short_side / np.maximum(shorter, 1)).astype(np.int64))
 
 
-def reduced(image: UInt8[Tensor, "3 h w"], short_side: int | None) -> UInt8[Tensor, "3 h2 w2"]:
+def reduced(image: UInt8[Tensor, "c h w"], short_side: int | None) -> UInt8[Tensor, "c h2 w2"]:
     """A decoded image; a short side above `short_side` pixels is reduced to it, antialiased."""
     height, width = reduced_size(image.shape[1], image.shape[2], short_side)
     if (height, width) == image.shape[1:]:
         return image
     return _resized(image.numpy().transpose(1, 2, 0).copy(), height, width)
+
+
+def _bands_of(file: File, reading: Reading) -> UInt8[Tensor, "c h w"]:
+    """An open file's bands as they are."""
+    if is_array(file):
+        return _planar(read_array(file, reading))
+    if is_stack(file, reading):
+        return _planar(read_stack(file, reading))
+
+    def again() -> ImageFile.ImageFile:
+        file.seek(0)
+        return opened(file, reading)
+
+    with opened(file, reading) as image:
+        return _upright(_planar(bands(image, reading, again)), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -141,7 +188,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int) -> Tensor:
-    """Pixels `[H, W, 3]` resized to `[3, height, width]`, antialiased, in integers: the same with any thread count."""
+    """Pixels `[H, W, C]` resized to `[C, height, width]`, antialiased, in integers: the same with any thread count."""
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return F.interpolate(image, (height, width), mode="bicubic", antialias=True)[0].contiguous()
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from stepclr.data.reading import RGB
+
 Share = float | Float[Tensor, "m 1"]  # of a side of an image
 GRAY_PX = 32  # side of a gray thumbnail
 COARSE_PX = 16  # side of the coarse thumbnails that find candidates
@@ -32,14 +34,15 @@ BLOCK = 1000
 CROPS = [(0.0, 0.0, 0.0)] + [(c * x, c * y, c) for c in (0.025, 0.05) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]
 
 
-def gray_thumbnail(image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "side side"]:
+def gray_thumbnail(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "side side"]:
     """An image in gray, squeezed to GRAY_PX x GRAY_PX pixels: what duplicates are compared by."""
     return gray_thumbnails(image[None])[0]
 
 
-def gray_thumbnails(images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n side side"]:
+def gray_thumbnails(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n side side"]:
     """`gray_thumbnail` of each image."""
-    gray = (images.float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    weights = torch.tensor([0.299, 0.587, 0.114]) if images.shape[1] == RGB else torch.tensor(1 / images.shape[1])
+    gray = (images.float() * weights.view(-1, 1, 1)).sum(1, keepdim=True)
     small = F.interpolate(gray, (GRAY_PX, GRAY_PX), mode="bilinear", antialias=True)[:, 0]
     return small.round().clamp(0, 255).to(torch.uint8)
 

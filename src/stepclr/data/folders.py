@@ -100,6 +100,7 @@ def open_files(paths: Sequence[Path]) -> ImageSet:
         if file.admits(path.name.lstrip("."), partial(_first_bytes, path)):
             names.append(str(path))
         ledger.ignored |= {str(path): ignored for ignored in file.ignored.values()}
+    names = names or ledger.arrays()
     if not names:
         hints = [f" ({ignored.hint})" for ignored in ledger.ignored.values() if ignored.hint][:1]
         others = f" (nor is any other of the {len(paths):,} files)" if len(paths) > 1 else ""
@@ -124,6 +125,7 @@ def open_zip(path: Path) -> ImageSet:
             ledger.unreadable[name] = "its name leads out of the zip"
         else:
             members[name] = info
+    members = members or {name: named[name] for name in ledger.arrays()}
     names = sorted(members, key=lambda name: name.split("/"))
 
     paths = names
@@ -187,7 +189,7 @@ def _find(root: Path, ledger: Ledger) -> list[str]:
                 _enter_no_file(path, link, ledger)
             elif ledger.admits(path, partial(_first_bytes, root / path)):
                 paths.append(path)
-    return sorted(paths, key=lambda path: path.split("/"))
+    return sorted(paths or ledger.arrays(), key=lambda path: path.split("/"))
 
 
 def _enter_no_file(path: str, link: bool, ledger: Ledger) -> None:

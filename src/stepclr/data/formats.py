@@ -12,7 +12,7 @@ from io import BufferedReader, BytesIO
 from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from stepclr.data.reading import Reading
+from stepclr.data.reading import MAX_CHANNELS, RGB, Reading
 from stepclr.errors import StepclrError
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -23,8 +23,10 @@ HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 SUFFIX_OF = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2", "HEIF": ".heic"}  # else the format's own name
 HEAD = 16  # bytes, by which a format is known
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ARRAY_HEAD = b"\x93NUMPY"  # of a .npy
 NEEDS_HEIF = "HEIC needs the package pillow-heif: pip install 'stepclr[heic]'"
-OTHERS = {b"\x93NUMPY": "a NumPy array", b"%PDF": "a PDF", b"PK\3\4": "a zip", b"<svg": "an SVG", b"<?xml": "XML"}
+OTHERS = {ARRAY_HEAD: "a NumPy array", b"%PDF": "a PDF", b"PK\3\4": "a zip", b"<svg": "an SVG", b"<?xml": "XML"}
 PILLOW = re.compile(r"PIL\.")
 SAMPLE_FORMATS = {1: "whole numbers", 2: "signed whole numbers", 3: "floating-point numbers"}
 BITS, SAMPLES, SAMPLE_FORMAT = 258, 277, 339  # tags of TIFF
@@ -80,12 +82,24 @@ def opened(file: File, reading: Reading) -> ImageFile.ImageFile:
 
 def check_pixels(image: Image.Image, reading: Reading) -> None:
     """Raise `UnsupportedError` if an image has more pixels than `reading` allows."""
-    pixels = image.width * image.height
+    check_size(image.width, image.height, reading)
+
+
+def check_size(width: int, height: int, reading: Reading) -> None:
+    """`check_pixels` of an image of this size."""
+    pixels = width * height
     if pixels > reading.limit:
         raise UnsupportedError(
-            f"{image.width} x {image.height}: above the limit of {reading.limit:,} pixels; --max-pixels {pixels} reads "
-            "it"
+            f"{width} x {height}: above the limit of {reading.limit:,} pixels; --max-pixels {pixels} reads it"
         )
+
+
+def check_bands(number: int, reading: Reading) -> None:
+    """Raise `UnsupportedError` if an image of this number of bands is not what `reading` asks for."""
+    if number == reading.bands:
+        return
+    hint = f"--channels {number} reads such images" if number <= MAX_CHANNELS else f"at most {MAX_CHANNELS} are read"
+    raise UnsupportedError(f"{number} band{'s' * (number > 1)}, not {reading.bands}; {hint}")
 
 
 def silence_pillow() -> None:
@@ -120,7 +134,7 @@ def _unknown(head: bytes, file: File) -> UnreadableError:
     """What a file is that is not opened, as far as its first bytes tell."""
     if _is_heif(head):
         return UnsupportedError(NEEDS_HEIF)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head[:4] in TIFF_HEADS:
         return _unknown_tiff(file)
     for start, name in OTHERS.items():
         if head.startswith(start):
@@ -141,9 +155,10 @@ def _unknown_tiff(file: File) -> UnreadableError:
         kind = SAMPLE_FORMATS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "numbers of an unknown kind")
     except Exception:  # a hostile file raises what the parser raises
         return UnreadableError("not an image in a known format: a TIFF whose description is broken")
+    hint = f"; --channels {bands} reads all bands" if bands != RGB and 1 < bands <= MAX_CHANNELS else ""
     return UnsupportedError(
         f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}; what is read is RGB of 8 or 16 bits, "
-        "and one band of 8, 16 or 32"
+        f"and one band of 8, 16 or 32{hint}"
     )
 
 

@@ -29,7 +29,7 @@ from stepclr.io import user_folder
 from stepclr.threads import Progress
 
 Indices = Sequence[int | np.integer[Any]] | NDArray[np.integer[Any]] | NDArray[np.bool_] | Tensor
-ImageBatch = UInt8[Tensor, "n 3 h w"] | list[Tensor]
+ImageBatch = UInt8[Tensor, "n c h w"] | list[Tensor]  # C is 3, RGB, unless `channels` says otherwise
 
 
 class Names(Sequence[str], ABC):
@@ -77,6 +77,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     Attributes:
         labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
         classes: the names of the classes.
+        channels: C of each image, 3 for RGB; of an image of C channels, 3 stands for C in the shapes here.
         names: the path of each image relative to the source, or a name such as `sample:train/00012`; of shards a
             sequence that reads them when asked.
         source: where the images come from: a path, `sample:train`, `array`, or a Dataset's type.
@@ -119,7 +120,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def __repr__(self) -> str:
         return f"ImageSet({self.source!r}, {len(self)} images, {len(self.classes)} classes)"
 
-    def __getitem__(self, index: SupportsIndex) -> tuple[UInt8[Tensor, "3 h w"], int]:
+    def __getitem__(self, index: SupportsIndex) -> tuple[UInt8[Tensor, "c h w"], int]:
         """(image uint8 `[3, H, W]`, label); the label is -1 where the image has none.
 
         Raises `StepclrError` with the image's name if it cannot be read.
@@ -138,7 +139,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         for i, image in zip(indices.tolist(), images, strict=True):
             if isinstance(image, UnreadableError):
                 raise StepclrError(f"{self.source}: {self.names[i]} cannot be read: {image}") from image
-        return _stack(images)
+        return _stack(images, self.channels)
 
     def read_readable(self, indices: Indices) -> tuple[ImageBatch, Int64[np.ndarray, " kept"]]:
         """`read` without the images that cannot be read, which `skipped` lists, and the indices of the others."""
@@ -151,7 +152,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             if isinstance(image, UnreadableError):
                 broken[i] = str(image)
         self._enter(broken)
-        return _stack(images), indices[[i not in broken for i in indices.tolist()]]
+        return _stack(images, self.channels), indices[[i not in broken for i in indices.tolist()]]
 
     def class_name(self, index: int) -> str | None:
         """The class of an image; None if it has no label."""
@@ -177,9 +178,21 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """The numbers that are black and white, as the images were opened with; None: what each file declares."""
         return self.store.reading.value_range
 
-    def read_as(self, value_range: Range | None = None, max_pixels: int | None = None) -> ImageSet:
-        """The same images, whose files are read so (as in `open_images`); None leaves it as it is."""
-        reading = self.store.reading.changed(Reading(value_range, max_pixels))
+    @property
+    def channels(self) -> int:
+        """Channels C of each image: 3, RGB, unless the images were opened with others."""
+        return self.store.reading.bands
+
+    def read_as(
+        self, value_range: Range | None = None, max_pixels: int | None = None, channels: int | None = None
+    ) -> ImageSet:
+        """The same images, whose files are read so (as in `open_images`); None leaves it as it is.
+
+        Raises `StepclrError` for another number of channels than the images of an array have.
+        """
+        if channels == self.channels:
+            channels = None
+        reading = self.store.reading.changed(Reading(value_range, max_pixels, channels))
         return self if reading == self.store.reading else replace(self, store=self.store.read_as(reading))
 
     def stream(
@@ -294,9 +307,9 @@ def _split_names(text: str, known: Sequence[str]) -> list[str]:
     return names
 
 
-def _stack(images: Sequence[Tensor | UnreadableError]) -> ImageBatch:
+def _stack(images: Sequence[Tensor | UnreadableError], channels: int) -> ImageBatch:
     """The images that could be read, in one tensor if their sizes agree."""
     tensors = [image for image in images if isinstance(image, Tensor)]
     if not tensors:
-        return torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+        return torch.empty(0, channels, 0, 0, dtype=torch.uint8)
     return torch.stack(tensors) if len({image.shape for image in tensors}) == 1 else tensors

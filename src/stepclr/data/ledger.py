@@ -14,6 +14,7 @@ from stepclr.io import write_csv
 KINDS = 6  # that a line names
 LONGEST = 10  # letters of a suffix
 NO_SUFFIX = "without a suffix"
+ARRAY = ".npy"  # an image where a source has no others; beside images it may be anything
 
 # Names that operating systems, NAS boxes and programs give to folders and files of their own, in lower case.
 SYSTEM = {
@@ -38,7 +39,8 @@ HINTS = {
     ),
     ".jxl .svg .pdf .psd .eps .ai .exr .hdr .dcm .dicom .fits .nii .tga .ico": "convert them to PNG",
     ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts": "videos: extract their frames",
-    ".npy .npz .h5 .hdf5 .mat .pt .pkl": "arrays: load them in Python and pass uint8 images",
+    ARRAY: "arrays beside other images: give them as a source of their own",
+    ".npz .h5 .hdf5 .mat .pt .pkl": "arrays: load them in Python and pass uint8 images",
     ".tar": "shards: give DIR/{0000..0127}.tar or one DIR/x.tar as the source",
     ".zip": "give it as the source",
     ".gz .tgz .bz2 .xz .7z .rar": "archives: unpack them",
@@ -89,6 +91,13 @@ class Ledger:
             return True
         self.ignored[path] = Ignored(suffix, HINT_OF.get(suffix, ""))
         return False
+
+    def arrays(self) -> list[str]:
+        """The .npy files of a source that has no other image: they are its images, and no longer ignored."""
+        paths = [path for path, ignored in self.ignored.items() if ignored.kind == ARRAY]
+        for path in paths:
+            del self.ignored[path]
+        return paths
 
     def admits_place(self, path: str) -> bool:
         """Whether no part of `path` is hidden or of an operating system; the first that is, is entered as ignored.

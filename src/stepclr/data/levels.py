@@ -1,8 +1,8 @@
-"""From an image's own numbers to 8-bit RGB: what is black and what is white, and what lies behind what is clear."""
+"""From an image's own numbers to 8 bits: what is black and what is white, and what lies behind what is clear."""
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageStat
 
-from stepclr.data.formats import BITS, SAMPLE_FORMAT, UnsupportedError
+from stepclr.data.formats import BITS, SAMPLE_FORMAT, UnsupportedError, check_bands
 from stepclr.data.reading import Range, Reading
 
 BYTE = 255
@@ -27,6 +27,7 @@ ON_BLACK = "a light drawing on transparency, laid over black"
 FIRST_FRAME = "the first of several frames or pages"
 FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # a phone's JPEG and HEIC have further images for other purposes
 BANDS_LEFT = "only red, green and blue of its bands"
+SHOWN_BANDS = {"P": 3, "PA": 4}  # of a palette; any other mode has as many as its name has letters
 
 Again = Callable[[], ImageFile.ImageFile]  # opens the same image once more
 
@@ -55,6 +56,44 @@ def rgb(image: Image.Image, reading: Reading, again: Again | None = None) -> tup
     return (image if image.mode == "RGB" else image.convert("RGB")), "; ".join(remarks)
 
 
+def bands(image: Image.Image, reading: Reading, again: Again | None = None) -> UInt8[np.ndarray, "h w c"]:
+    """The bands of an image as they are, in their order, 8 bits each; `again` is that of `rgb`.
+
+    Raises `UnsupportedError` where they are not as many as `reading` asks for, and as `rgb` does.
+    """
+    _check_layout(image)
+    check_bands(SHOWN_BANDS.get(image.mode, len(image.getbands())), reading)
+    wide = _is_wide(image)
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _one_band(image, reading)[..., None]
+    if wide:
+        image = _wide(image, reading, again)
+    levels = np.asarray(image.convert("L") if image.mode == "1" else image)
+    return levels.reshape(image.height, image.width, -1)
+
+
+def levels_of(numbers: NDArray[Any], declared: Range | None, reading: Reading) -> UInt8[np.ndarray, "..."]:
+    """Numbers of any type as bytes, by the value range of `reading`, else by the one that their file declares.
+
+    Raises `UnsupportedError` where neither says which numbers are black and white, and 8 or 16 bits do not either.
+    """
+    kind, bits = numbers.dtype.kind, 8 * numbers.dtype.itemsize
+    if (kind, bits) == ("u", 8):
+        return numbers
+    if kind == "b":
+        return np.where(numbers, np.uint8(BYTE), np.uint8(0))
+    if kind not in "iuf":
+        raise UnsupportedError(f"an array of {numbers.dtype}, not of numbers")
+    found = reading.value_range or declared
+    if found is None:
+        if (kind, bits) != ("u", 16):
+            raise UnsupportedError(f"{NEEDS} {numbers.dtype} numbers without a declared range")
+        _check_bright(int(numbers.max()))
+        found = 0.0, float(SIXTEEN)
+    return to_bytes(numbers, *found)
+
+
 def to_bytes(numbers: NDArray[Any], black: float | int, white: float | int) -> UInt8[np.ndarray, "..."]:
     """Numbers as 0 (black) to 255 (white); what lies outside is clipped, and what is not a number is black."""
     levels = np.empty(numbers.shape, np.uint8)
@@ -76,9 +115,11 @@ def _one_band(image: Image.Image, reading: Reading) -> UInt8[np.ndarray, "h w"]:
 
 def _range(image: Image.Image, reading: Reading) -> Range | None:
     """What the user says is black and white, else what the file declares."""
-    if reading.value_range:
-        return reading.value_range
-    tags = _tags(image)
+    return reading.value_range or declared_range(_tags(image))
+
+
+def declared_range(tags: Mapping[int, Any]) -> Range | None:
+    """What the tags of a TIFF declare to be black and white."""
     white = _number(tags, HIGHEST)
     if white is not None:
         return _number(tags, LOWEST) or 0.0, white

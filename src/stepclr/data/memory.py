@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from stepclr.data.formats import UnreadableError
 from stepclr.data.images import ImageSet
 from stepclr.data.levels import to_bytes
-from stepclr.data.reading import Range, Reading
+from stepclr.data.reading import AS_DECLARED, MAX_CHANNELS, RGB, Reading
 from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
@@ -37,27 +37,31 @@ def open_array(
     labels: object = None,
     classes: list[str] | None = None,
     source: str = "array",
-    value_range: Range | None = None,
+    reading: Reading = AS_DECLARED,
 ) -> ImageSet:
-    """Images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, with labels `[n]` (-1: none) if given.
+    """Images `[n, H, W, C]`, `[n, C, H, W]` or gray `[n, H, W]`, with labels `[n]` (-1: none) if given.
 
-    They are uint8, or other numbers of which `value_range` says which are black and white.
+    They are uint8, or other numbers of which the value range of `reading` says which are black and white. Gray ones
+    become RGB unless `reading` asks for one channel; any other number of channels is that of the array.
     """
     images = array.cpu().numpy() if isinstance(array, Tensor) else array
     _check_several(images.shape, isinstance(array, Tensor) and labels is None)
     if images.dtype != np.uint8:
-        if value_range is None or images.dtype.kind not in "iuf":
+        if reading.value_range is None or images.dtype.kind not in "iuf":
             raise StepclrError(
                 f"images must be uint8 (0 to 255), not {images.dtype}; value_range=(LOW, HIGH) says which numbers are "
                 "black and white"
             )
-        images = to_bytes(images, *value_range)
+        images = to_bytes(images, *reading.value_range)
     if images.ndim not in (3, 4) or 0 in images.shape:
-        raise StepclrError(f"images must be [n, H, W, 3], [n, 3, H, W] or [n, H, W], not {list(images.shape)}")
-    return _numbered(Pixels(_channels_first(images)), len(images), labels, classes, source)
+        raise StepclrError(f"images must be [n, H, W, C], [n, C, H, W] or [n, H, W], not {list(images.shape)}")
+    images = _channels_first(images, reading.channels)
+    channels = images.shape[1] if images.shape[1] not in (1, RGB) else None
+    store = Pixels(images, reading=Reading(channels=channels))
+    return _numbered(store, len(images), labels, classes, source)
 
 
-def open_dataset(dataset: Dataset[Any], value_range: Range | None = None) -> ImageSet:
+def open_dataset(dataset: Dataset[Any], reading: Reading = AS_DECLARED) -> ImageSet:
     """The images of a map-style Dataset, those of torchvision without their transforms.
 
     Its labels are those of its list `targets` or `labels` if it has one; else every item is read once for its label.
@@ -69,7 +73,7 @@ def open_dataset(dataset: Dataset[Any], value_range: Range | None = None) -> Ima
     if item is None:
         raise StepclrError(f"{source}: none of its {n} images can be read")
     try:
-        as_image(item[0] if isinstance(item, tuple | list) else item, Reading(value_range))
+        as_image(item[0] if isinstance(item, tuple | list) else item, reading)
     except UnreadableError as error:
         raise StepclrError(f"{source}: {error}") from error
     labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)
@@ -141,15 +145,23 @@ def _check_several(shape: tuple[int, ...], is_tensor: bool) -> None:
         )
 
 
-def _channels_first(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A view `[n, 3, H, W]` of the array, or `[n, 1, H, W]` of gray images."""
+def _channels_first(images: NDArray[np.uint8], channels: int | None) -> NDArray[np.uint8]:
+    """A view `[n, C, H, W]` of the array, or `[n, 1, H, W]` of gray images.
+
+    Where the number of channels is not given, gray and RGB come first; of others the shorter of the two axes is theirs.
+    """
     if images.ndim == 3:
         return images[:, None]
-    if images.shape[3] in (1, 3):
+    first, last = images.shape[1], images.shape[3]
+    wanted = (1, RGB) if channels in (None, RGB) else (channels,)
+    if channels is None and first not in wanted and last not in wanted and first != last:
+        wanted = (min(first, last),)
+    if last in wanted:
         return images.transpose(0, 3, 1, 2)
-    if images.shape[1] in (1, 3):
+    if first in wanted and first <= MAX_CHANNELS:
         return images
-    raise StepclrError(f"images must have 1 or 3 channels, not the shape {list(images.shape)}")
+    number = f"{channels}" if channels else f"1 to {MAX_CHANNELS}"
+    raise StepclrError(f"images must have {number} channels, not the shape {list(images.shape)}")
 
 
 def _numbered(store: Store, n: int, given: object, names: list[str] | None, source: str) -> ImageSet:

@@ -10,6 +10,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from stepclr.errors import StepclrError, check_number
 
 MAX_PIXELS = 200_000_000  # of an image; a phone's largest has 108 or 200 million
+RGB, MAX_CHANNELS = 3, 16  # channels of an image: by default, and at most
 
 
 def _two_numbers(words: list[str]) -> tuple[float, float]:
@@ -32,6 +33,7 @@ ValueRange = Annotated[
     arg(metavar="LOW,HIGH", help_behavior_hint="(default: what each file declares)"),
 ]
 MaxPixels = Annotated[int | None, arg(metavar="N", help_behavior_hint=f"(default: {MAX_PIXELS})")]
+Channels = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 3, RGB)")]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Reading:
     """The numbers that are black and white, in images of more than 8 bits per channel."""
     max_pixels: MaxPixels = None
     """Pixels of the largest image that is read; larger ones are skipped and counted."""
+    channels: Channels = None
+    """Channels of an image: 3 for RGB, 1 for gray, or as many as the files have bands, in their order (at most 16)."""
 
     def __post_init__(self) -> None:
         if self.value_range is not None:
@@ -50,15 +54,24 @@ class Reading:
                 raise StepclrError(f"value_range must be two ascending numbers (black, white), not {self.value_range}")
             object.__setattr__(self, "value_range", given)
         check_number("max_pixels", self.max_pixels, 1)
+        if self.channels is not None and self.channels not in range(1, MAX_CHANNELS + 1):
+            raise StepclrError(f"channels must be from 1 to {MAX_CHANNELS}, not {self.channels}")
 
     @property
     def limit(self) -> int:
         """Pixels of the largest image that is read."""
         return self.max_pixels or MAX_PIXELS
 
+    @property
+    def bands(self) -> int:
+        """Channels of each image that is read."""
+        return self.channels or RGB
+
     def changed(self, by: "Reading") -> "Reading":
         """This, except for what `by` decides."""
-        return Reading(by.value_range or self.value_range, by.max_pixels or self.max_pixels)
+        return Reading(
+            by.value_range or self.value_range, by.max_pixels or self.max_pixels, by.channels or self.channels
+        )
 
 
 AS_DECLARED = Reading()

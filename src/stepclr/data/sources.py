@@ -19,7 +19,7 @@ from stepclr.data.label_csv import SPLIT_OF
 from stepclr.data.labeling import label_both, label_images, of_split, train_and_test
 from stepclr.data.memory import Array, ColumnTable, open_array, open_dataset, open_table
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
-from stepclr.data.reading import Range
+from stepclr.data.reading import Range, Reading
 from stepclr.data.shards.store import ShardStore, is_packed, open_shards
 from stepclr.errors import StepclrError, choose
 
@@ -36,6 +36,7 @@ def open_images(
     split: str | None = None,
     value_range: Range | None = None,
     max_pixels: int | None = None,
+    channels: int | None = None,
 ) -> ImageSet:
     """The images of a source, with its labels if it has any (SimCLR section 2: pretraining needs none).
 
@@ -52,7 +53,7 @@ def open_images(
               `~/.cache/stepclr/data`);
             - `sample:{unlabeled,train,test}`: a part of Fashion-MNIST that is bundled with the package;
             - uint8 images `[n, H, W, 3]`, `[n, 3, H, W]` or gray `[n, H, W]`, as an array or a tensor, alone or as
-              (images, labels `[n]`) with -1 for no label;
+              (images, labels `[n]`) with -1 for no label; with C channels, `[n, H, W, C]` or `[n, C, H, W]`;
             - a map-style torch `Dataset` of images (PIL or uint8) or of (image, label); its `classes` are used, and the
               transforms of a torchvision one are not;
             - a data set of Hugging Face `datasets` with a column of images, and of a ClassLabel if it has labels;
@@ -76,6 +77,11 @@ def open_images(
             declares nothing is skipped.
         max_pixels: pixels of the largest image that is read; larger ones are skipped. None: 200 million.
 
+        channels: channels of each image. None: RGB, or those of an array that has neither 1 nor 3. 1: gray as it is.
+            2 to 16: the bands of each file in their order; those of a .npy `[H, W, C]` or `[C, H, W]`, of a TIFF, or
+            its gray pages. A file that has another number of bands is skipped. (.npy files are images where a source
+            has no others.)
+
     What is skipped, ignored, or read with a loss is in `ledger`.
 
     Raises:
@@ -83,7 +89,8 @@ def open_images(
             that cannot be read, a path in it that is not in the source, and an image with two labels.
     """
     choose("damaged", damaged, ("refuse", "skip"))
-    images = _open(source, damaged, value_range).read_as(value_range, max_pixels)
+    reading = Reading(value_range, max_pixels, channels)
+    images = _open(source, damaged, reading).read_as(value_range, max_pixels, channels)
     stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
     if damaged == "skip" and not any(isinstance(store, ShardStore) for store in stores):
         raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
@@ -144,7 +151,7 @@ def absolute_source(source: str) -> str:
     return str(path.absolute())
 
 
-def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
+def _open(source: object, damaged: str, reading: Reading) -> ImageSet:
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, str):
@@ -152,19 +159,19 @@ def _open(source: object, damaged: str, value_range: Range | None) -> ImageSet:
     if isinstance(source, Path):
         return _path(source, damaged)
     if isinstance(source, list | tuple) and not _is_labeled_array(source):
-        return _several(source, damaged, value_range)
+        return _several(source, damaged, reading)
     if isinstance(source, np.ndarray | Tensor):
-        return open_array(source, value_range=value_range)
+        return open_array(source, reading=reading)
     if isinstance(source, tuple):
         array, labels = source
-        return open_array(array, labels, value_range=value_range)
+        return open_array(array, labels, reading=reading)
     if isinstance(source, ColumnTable):
         return open_table(source)
     if isinstance(source, Mapping) and source and all(isinstance(each, ColumnTable) for each in source.values()):
         splits = ", ".join(map(repr, source))
         raise StepclrError(f"a {type(source).__name__} has the splits {splits}: give one of them, as dataset[SPLIT]")
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset) and hasattr(source, "__len__"):
-        return open_dataset(source, value_range)
+        return open_dataset(source, reading)
     raise StepclrError(
         f"cannot open images from a {type(source).__name__}: a source is a path, NAME:SPLIT, a uint8 array, "
         "(array, labels), a map-style torch Dataset, a Hugging Face data set, an ImageSet or a list of these"
@@ -176,7 +183,7 @@ def _is_labeled_array(source: Sequence[object]) -> bool:
     return isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor)
 
 
-def _several(sources: Sequence[object], damaged: str, value_range: Range | None) -> ImageSet:
+def _several(sources: Sequence[object], damaged: str, reading: Reading) -> ImageSet:
     """Several sources; image files that follow each other are one of them."""
     if not sources:
         raise StepclrError("there is no source of images; give one or more")
@@ -185,7 +192,7 @@ def _several(sources: Sequence[object], damaged: str, value_range: Range | None)
         if in_files:
             sets.append(open_files([Path(source).expanduser() for source in group]))  # type: ignore[arg-type]
         else:
-            sets += [_open(source, damaged, value_range) for source in group]
+            sets += [_open(source, damaged, reading) for source in group]
     return join(sets)
 
 

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002  (the defaults of a store do not use all arguments)
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import DECODER, decoded, from_pil, reduced, size_of, upright_rgb
+from stepclr.data.decode import decoded, decoder_of, from_pil, reduced, size_of
 from stepclr.data.formats import File, UnreadableError, reasons
-from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.data.reading import AS_DECLARED, RGB, Reading
 from stepclr.data.recall import Stamp, recall
+from stepclr.errors import StepclrError
 from stepclr.io import checksum_of
 from stepclr.threads import pool
 
@@ -43,7 +45,7 @@ class Store(ABC):
     """Whether an index has all sizes and checksums, so that no image is read for them."""
 
     @abstractmethod
-    def image(self, row: int, short_side: int | None) -> UInt8[Tensor, "3 h w"]:
+    def image(self, row: int, short_side: int | None) -> UInt8[Tensor, "c h w"]:
         """The row's image, reduced to `short_side`. Raises `UnreadableError` if it cannot be read."""
 
     @abstractmethod
@@ -55,11 +57,11 @@ class Store(ABC):
         return None
 
     def as_array(self) -> NDArray[np.uint8] | None:
-        """All rows' images in one array `[n, C, H, W]` with 1 or 3 channels; None if they are not in one."""
+        """All rows' images in one array `[n, C, H, W]`, C being 1 for RGB that is gray; None if they are not in one."""
         return None
 
     def read(self, rows: Rows, short_side: int | None) -> Tensor | list[Tensor | UnreadableError]:
-        """Each row's image, or why it cannot be read; one tensor `[n, 3, H, W]` if the store has them as one."""
+        """Each row's image, or why it cannot be read; one tensor `[n, C, H, W]` if the store has them as one."""
         return attempts(lambda row: self.image(row, short_side), rows, self.files)
 
     def sizes(self, rows: Rows, remember: bool = True) -> Int64[np.ndarray, "n 2"]:
@@ -142,7 +144,7 @@ class LocalFiles(Files):
             return None
 
         # What is too large to be read is said to have no size, so that limit belongs to the question.
-        answers = recall(f"sizes, {DECODER}, {self.reading.limit}", *self.stamped(rows), ask)
+        answers = recall(f"sizes, {decoder_of(self.reading)}, {self.reading.limit}", *self.stamped(rows), ask)
         sizes = [[int(side) for side in (answer or "0 0").split()] for answer in answers]
         return np.array(sizes, np.int64).reshape(-1, 2)
 
@@ -154,7 +156,7 @@ class LocalFiles(Files):
 
 @dataclass(eq=False)
 class Pixels(Store):
-    """Images of one size in one array `[n, 3, H, W]`, or `[n, 1, H, W]` if gray; it may be a view or a mapped file."""
+    """Images of one size in an array `[n, C, H, W]`, or `[n, 1, H, W]` for gray RGB; a view or a mapped file, too."""
 
     array: NDArray[np.uint8]
     decoded = True
@@ -162,10 +164,16 @@ class Pixels(Store):
     def as_array(self) -> NDArray[np.uint8]:
         return self.array
 
-    def batch(self, rows: Rows) -> UInt8[Tensor, "n 3 h w"]:
+    def read_as(self, reading: Reading) -> Store:
+        channels = self.array.shape[1]
+        if reading.bands != channels and (channels, reading.bands) != (1, RGB):
+            raise StepclrError(f"the array has images of {channels} channels, not of {reading.bands}")
+        return super().read_as(reading)
+
+    def batch(self, rows: Rows) -> UInt8[Tensor, "n c h w"]:
         images = np.ascontiguousarray(self.array[rows])
-        if images.shape[1] == 1:
-            images = np.repeat(images, 3, axis=1)
+        if images.shape[1] < self.reading.bands:
+            images = np.repeat(images, RGB, axis=1)
         return torch.from_numpy(images)
 
     def read(self, rows: Rows, short_side: int | None) -> Tensor | list[Tensor | UnreadableError]:
@@ -181,7 +189,7 @@ class Pixels(Store):
 
 @dataclass(eq=False)
 class Packed(Store):
-    """Decoded images of many sizes end to end in `pixels`; image i is `[3, *shapes[i]]` from `starts[i]`."""
+    """Decoded images of many sizes end to end in `pixels`; image i is `[C, *shapes[i]]` from `starts[i]`."""
 
     pixels: NDArray[np.uint8]
     shapes: NDArray[np.int64]
@@ -191,8 +199,9 @@ class Packed(Store):
     def image(self, row: int, short_side: int | None) -> Tensor:
         height, width = self.size(row)
         start = self.starts[row]
-        pixels = np.array(self.pixels[start : start + 3 * height * width])
-        return reduced(torch.from_numpy(pixels.reshape(3, height, width)), short_side)
+        shape = self.reading.bands, height, width
+        pixels = np.array(self.pixels[start : start + math.prod(shape)])
+        return reduced(torch.from_numpy(pixels.reshape(shape)), short_side)
 
     def size(self, row: int) -> tuple[int, int]:
         return int(self.shapes[row, 0]), int(self.shapes[row, 1])
@@ -211,17 +220,20 @@ class Items(Store):
             if isinstance(item, Image.Image):
                 item, remark = from_pil(item, self.reading)
                 self.note(row, remark)
-            return reduced(as_image(item), short_side)
+            return reduced(as_image(item, self.reading), short_side)
 
     def size(self, row: int) -> tuple[int, int]:
         height, width = self.image(row, None).shape[1:]
         return height, width
 
 
-def as_image(item: object, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h w"]:
-    """A Dataset's image as RGB: from a PIL image, a uint8 tensor `[3, H, W]` or an array `[H, W, 3]`, gray or not."""
+def as_image(item: object, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "c h w"]:
+    """A Dataset's image as RGB: from a PIL image, a uint8 tensor `[3, H, W]` or an array `[H, W, 3]`, gray or not.
+
+    With C channels, by `reading`, from those of C bands: a tensor `[C, H, W]` or an array `[H, W, C]`.
+    """
     if isinstance(item, Image.Image):
-        return upright_rgb(item, reading)
+        return from_pil(item, reading)[0]
     if not isinstance(item, Tensor | np.ndarray):
         raise UnreadableError(f"an image must be a PIL image or a uint8 tensor, not {type(item).__name__}")
     if item.dtype not in (torch.uint8, np.uint8):
@@ -231,9 +243,11 @@ def as_image(item: object, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "3 h
         image = image[None]
     elif isinstance(item, np.ndarray) and image.ndim == 3:
         image = image.permute(2, 0, 1)
-    if image.ndim != 3 or image.shape[0] not in (1, 3) or 0 in image.shape:
-        raise UnreadableError(f"an image must be [3, H, W] (or an array [H, W, 3]), not {list(item.shape)}")
-    return image.cpu().expand(3, -1, -1).contiguous()
+    bands = reading.bands
+    fits = image.ndim == 3 and 0 not in image.shape and (image.shape[0] == bands or (image.shape[0], bands) == (1, RGB))
+    if not fits:
+        raise UnreadableError(f"an image must be [{bands}, H, W] (or an array [H, W, {bands}]), not {list(item.shape)}")
+    return image.cpu().expand(bands, -1, -1).contiguous()
 
 
 def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | UnreadableError]:

@@ -44,11 +44,11 @@ SCRATCH_BATCH, WEIGHT_DECAY = 32, 5e-4
 class _Pixels(nn.Module):
     """An image is its own representation."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, channels: int) -> None:
         super().__init__()
-        self.side, self.num_features = side, 3 * side**2
+        self.side, self.num_features = side, channels * side**2
 
-    def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
         if x.shape[-1] != self.side:
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
         return x.flatten(1)
@@ -56,8 +56,8 @@ class _Pixels(nn.Module):
 
 def pixels(encoder: Encoder) -> Encoder:
     """An encoder whose h is the pixels of `encoder.preprocess`, so that both see the same crop."""
-    body = _Pixels(min(MAX_SIDE, encoder.size))
-    plain = Encoder(body, "pixels", "own", encoder.size).preprocess_as(encoder)
+    body = _Pixels(min(MAX_SIDE, encoder.size), encoder.channels)
+    plain = Encoder(body, "pixels", "own", encoder.size, channels=encoder.channels).preprocess_as(encoder)
     plain.mean.zero_()
     plain.std.fill_(1)
     return plain
@@ -77,7 +77,7 @@ def start_encoder(encoder: Encoder, weights: str) -> Encoder:
             start = copy.deepcopy(encoder)
             load_weights(start, Path(weights))
         else:
-            start = build_encoder(encoder.name, encoder.stem, weights, encoder.size, encoder.normalize_h)
+            start = _built_like(encoder, weights)
     except StepclrError as error:
         raise StepclrError(
             f"the baseline {START} needs the weights that training began with (to leave it out: "
@@ -90,11 +90,15 @@ def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture and preprocessing, newly initialized from `seed`; torch's generator is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if encoder.name.startswith(OWN_MODULE):
-            initialized = _initialized_again(encoder)
-        else:
-            initialized = build_encoder(encoder.name, encoder.stem, size=encoder.size, normalize_h=encoder.normalize_h)
+        own = encoder.name.startswith(OWN_MODULE)
+        initialized = _initialized_again(encoder) if own else _built_like(encoder)
     return initialized.preprocess_as(encoder)
+
+
+def _built_like(encoder: Encoder, weights: str | None = None) -> Encoder:
+    """A new encoder of the same architecture."""
+    name, stem, channels = encoder.name, encoder.stem, encoder.channels
+    return build_encoder(name, stem, weights, encoder.size, encoder.normalize_h, channels=channels)
 
 
 def _initialized_again(encoder: Encoder) -> Encoder:

@@ -10,6 +10,7 @@ import torch
 from timm.models.resnet import ResNet
 from torch import nn
 
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, choose, first_line
 from stepclr.model.encoder import SMALL, Encoder
 from stepclr.model.timm_weights import TIMM, create_pretrained, full_name, pretrained, timm_name
@@ -27,13 +28,14 @@ def build_encoder(
     normalize_h: bool = False,
     num_features: int | None = None,
     mean_std: str | None = None,
+    channels: int = RGB,
 ) -> Encoder:
     """An encoder of any timm name, its classifier removed, or of your own module.
 
     Args:
         network: "resnet18" ... "resnet200" or any other name that timm knows; followed by "x2" or another whole number,
             such as "resnet50x2", a ResNet that many times as wide (SimCLR section 4, App. B; its features too). Or an
-            `nn.Module`: images `[n, 3, S, S]` in [0, 1] -> representations `[n, F]`. It is used as it is, not copied.
+            `nn.Module`: images `[n, C, S, S]` in [0, 1] -> representations `[n, F]`. It is used as it is, not copied.
         stem: for ResNets, "imagenet" (7x7, stride 2, max-pool), "small" (3x3, stride 1, no pool), "small-stride2"
             (3x3, stride 2, no pool), or "auto": small for S <= 64, else what timm builds ("imagenet", or "own" where
             that is another). With weights of timm or of a run, "auto" is theirs. Other networks keep their own.
@@ -46,6 +48,8 @@ def build_encoder(
         num_features: F of your own module; by default measured on an image of zeros.
         mean_std: what the encoder normalizes images in [0, 1] by: "imagenet", "none", or six numbers with commas, three
             of the mean and three of the standard deviation. By default those of the weights, where they are known.
+        channels: C of the images, 3 for RGB, and of the mean and the standard deviation. timm fits the first layer of
+            its weights to other images, and their mean over red, green and blue is that of each channel.
 
     Raises StepclrError for an unknown name or stem, a stem on a network other than a ResNet, weights that do not fit,
     and a module whose output is not `[n, F]`.
@@ -55,13 +59,13 @@ def build_encoder(
     if isinstance(network, nn.Module):
         if of_timm is not None:
             raise StepclrError(f"timm has no weights for your own module {type(network).__name__}")
-        encoder = _of_module(network, stem, size, normalize_h, num_features)
+        encoder = _of_module(network, stem, size, normalize_h, num_features, channels)
     elif of_timm is not None:
-        encoder = _with_timms_weights(network, stem, of_timm, size, normalize_h)
+        encoder = _with_timms_weights(network, stem, of_timm, size, normalize_h, channels)
     else:
         if weights is not None and stem == "auto":
             _, stem = stored_network(Path(weights)) or (network, stem)
-        encoder = _of_timm(network, stem, size, normalize_h)
+        encoder = _of_timm(network, stem, size, normalize_h, channels)
     if weights is not None and of_timm is None:
         encoder.origin = load_weights(encoder, Path(weights))
     if mean_std is not None:
@@ -111,23 +115,24 @@ def _of_module(
     size: int,
     normalize_h: bool,
     num_features: int | None,
+    channels: int,
 ) -> Encoder:
     name = type(module).__name__
     if stem not in ("auto", "own"):
         raise StepclrError(f"stem={stem} is for ResNets; your module {name} keeps its own stem (stem=auto)")
     if num_features is None:
-        num_features = _measured_features(module, size)
-    return Encoder(module, module_name(module), "own", size, normalize_h, num_features)
+        num_features = _measured_features(module, size, channels)
+    return Encoder(module, module_name(module), "own", size, normalize_h, num_features, channels)
 
 
-def _measured_features(module: nn.Module, size: int) -> int:
+def _measured_features(module: nn.Module, size: int, channels: int) -> int:
     """F of a module, from two images of zeros; BatchNorm's statistics and the modes of its layers stay as they are."""
-    name, expected = type(module).__name__, f"images [2, 3, {size}, {size}] -> [2, features]"
+    name, expected = type(module).__name__, f"images [2, {channels}, {size}, {size}] -> [2, features]"
     modes = [(layer, layer.training) for layer in module.modules()]
     parameter = next(module.parameters(), torch.empty(0))
     try:
         with torch.no_grad():
-            h: object = module.eval()(torch.zeros(2, 3, size, size, device=parameter.device))
+            h: object = module.eval()(torch.zeros(2, channels, size, size, device=parameter.device))
     except (RuntimeError, ValueError, TypeError) as error:
         raise StepclrError(f"{name} must map {expected}, but it fails: {first_line(error)}") from error
     finally:
@@ -139,26 +144,26 @@ def _measured_features(module: nn.Module, size: int) -> int:
     return h.shape[1]
 
 
-def _of_timm(name: str, stem: str, size: int, normalize_h: bool) -> Encoder:
+def _of_timm(name: str, stem: str, size: int, normalize_h: bool, channels: int) -> Encoder:
     """A network of timm, newly initialized."""
     # The list with pretrained tags ("resnet18.a1_in1k") is long; suggest the nearest plain name.
     plain, width = _plain_name(name)
     if not timm.is_model(plain):
         choose("encoder", name, timm.list_models())
-    options = _input_size(plain, size)
+    options = _input_size(plain, size, channels)
     if width > 1:
         options["channels"] = tuple(width * channels for channels in (64, 128, 256, 512))
     try:
         body = timm.create_model(plain, num_classes=0, **options)
     except (OSError, RuntimeError, TypeError) as error:
         raise StepclrError(f"timm cannot build {name!r}: {first_line(error)}") from error
-    stem = _set_stem(body, name, stem, size)
+    stem = _set_stem(body, name, stem, size, channels)
     if width > 1:
-        _widen_stem(body, width)
-    return Encoder(body, name, stem, size, normalize_h)
+        _widen_stem(body, width, channels)
+    return Encoder(body, name, stem, size, normalize_h, channels=channels)
 
 
-def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize_h: bool) -> Encoder:
+def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize_h: bool, channels: int) -> Encoder:
     """A network of timm with its pretrained weights, their stem, mean and std."""
     plain, width = _plain_name(network)
     if width > 1:
@@ -168,22 +173,24 @@ def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize
         raise StepclrError(
             f"the weights timm:{name} are of the network {found.architecture}, not of {network}; leave out encoder"
         )
-    body = create_pretrained(name, **_input_size(plain, size))
+    body = create_pretrained(name, **_input_size(plain, size, channels))
     theirs = _own_stem(body)
     if stem not in ("auto", theirs):
         raise StepclrError(f"the weights timm:{name} have the stem {theirs}, not {stem}; leave out stem")
-    encoder = Encoder(body, network, theirs, size, normalize_h)
-    encoder.mean.copy_(torch.tensor(found.mean).view(3, 1, 1))
-    encoder.std.copy_(torch.tensor(found.std).view(3, 1, 1))
+    encoder = Encoder(body, network, theirs, size, normalize_h, channels=channels)
+    for buffer, of_rgb in ((encoder.mean, found.mean), (encoder.std, found.std)):
+        known = torch.tensor(of_rgb)
+        buffer.copy_((known if channels == RGB else known.mean().expand(channels)).view(-1, 1, 1))
     encoder.weights = f"{TIMM}{full_name(name)}"
     encoder.origin = f"{encoder.weights}, made for {found.input_size[-1]} px (license: {found.license or 'unknown'})"
     check_finite(encoder, Path(encoder.weights))
     return encoder
 
 
-def _input_size(plain: str, size: int) -> dict[str, Any]:
-    """The option that a network needs which takes one size only."""
-    return {"img_size": size} if timm.get_pretrained_cfg_value(plain, "fixed_input_size") else {}
+def _input_size(plain: str, size: int, channels: int) -> dict[str, Any]:
+    """The options that a network needs which takes one size only, and for images that are not RGB."""
+    options = {"img_size": size} if timm.get_pretrained_cfg_value(plain, "fixed_input_size") else {}
+    return options if channels == RGB else options | {"in_chans": channels}
 
 
 def _plain_name(name: str) -> tuple[str, int]:
@@ -192,14 +199,14 @@ def _plain_name(name: str) -> tuple[str, int]:
     return (wide[1], int(wide[2])) if wide else (name, 1)
 
 
-def _widen_stem(body: nn.Module, width: int) -> None:
+def _widen_stem(body: nn.Module, width: int, channels: int) -> None:
     """Widen the stem of a wider ResNet too, as SimCLR's code does; timm's option leaves it at 64 channels."""
     assert isinstance(body, ResNet)
     wide = 64 * width
     for name in ("conv1", "layer1.0.conv1", "layer1.0.downsample.0"):
         old = body.get_submodule(name)
         assert isinstance(old, nn.Conv2d)
-        into, out = (3, wide) if name == "conv1" else (wide, old.out_channels)
+        into, out = (channels, wide) if name == "conv1" else (wide, old.out_channels)
         new = nn.Conv2d(into, out, old.kernel_size, old.stride, old.padding, bias=False)  # type: ignore[arg-type]
         nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
         body.set_submodule(name, new)
@@ -215,7 +222,7 @@ def _own_stem(body: nn.Module) -> str:
     return "imagenet" if usual else "own"
 
 
-def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
+def _set_stem(body: nn.Module, name: str, stem: str, size: int, channels: int) -> str:
     """Give a ResNet the stem, and say which one it now has."""
     if not isinstance(body, ResNet):
         if stem not in ("auto", "own"):
@@ -229,7 +236,7 @@ def _set_stem(body: nn.Module, name: str, stem: str, size: int) -> str:
         stem = "small"
     side, stride = STEMS[stem]
     width = body.get_parameter("bn1.weight").numel()
-    convolution = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
+    convolution = nn.Conv2d(channels, width, side, stride, padding=side // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as timm initializes its own
     body.set_submodule("conv1", convolution)
     body.set_submodule("maxpool", nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity())

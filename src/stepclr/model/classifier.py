@@ -31,7 +31,7 @@ class Classifier(nn.Module):
             width = whole.widths[kept_layers - 1]
         self.linear = nn.Linear(width, len(self.classes))
 
-    def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n classes"]:
         logits: Tensor = self.linear(self.neck(self.encoder(x)))
         return logits
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as tv
 
 from stepclr.data.images import ImageSet
-from stepclr.data.reading import Range, Reading
+from stepclr.data.reading import RGB, Range, Reading
 from stepclr.data.stores import as_image
 from stepclr.errors import StepclrError
 from stepclr.views.reference import Interpolation
@@ -24,7 +24,9 @@ AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 
 
 class Encoder(nn.Module):
-    """h = f(x): images `[n, 3, S, S]` in [0, 1] -> representation `[n, F]`, the last pooling (SimCLR section 2).
+    """h = f(x): images `[n, C, S, S]` in [0, 1] -> representation `[n, F]`, the last pooling (SimCLR section 2).
+
+    C is 3, RGB, unless `channels` says otherwise.
 
     It includes its preprocessing: `mean` and `std` are buffers, `size` is S, and `preprocess` makes x from an image.
 
@@ -55,6 +57,7 @@ class Encoder(nn.Module):
         size: int,
         normalize_h: bool = False,
         num_features: int | None = None,
+        channels: int = RGB,
     ) -> None:
         super().__init__()
         self.body, self.name, self.stem, self.size, self.normalize_h = body, name, stem, size, normalize_h
@@ -69,8 +72,13 @@ class Encoder(nn.Module):
         self.weights = self.origin = ""
         self.frozen_statistics = False
         self.value_range: Range | None = None
-        self.register_buffer("mean", torch.zeros(3, 1, 1))  # the authors' code feeds [0, 1] unchanged
-        self.register_buffer("std", torch.ones(3, 1, 1))
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))  # the authors' code feeds [0, 1] unchanged
+        self.register_buffer("std", torch.ones(channels, 1, 1))
+
+    @property
+    def channels(self) -> int:
+        """Channels C of the images that it takes."""
+        return len(self.mean)
 
     def train(self, mode: bool = True) -> "Encoder":
         """As in torch, but for BatchNorm with `frozen_statistics`, which stays in eval mode."""
@@ -81,15 +89,15 @@ class Encoder(nn.Module):
                     module.eval()
         return self
 
-    def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
+    def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
         h: Tensor = self.body((x - self.mean) / self.std)
         return F.normalize(h.float()).to(h.dtype) if self.normalize_h else h
 
-    def preprocess(self, images: AnyImage | Sequence[AnyImage]) -> Float[Tensor, "n 3 s s"]:
-        """Image(s) -> x `[n, 3, S, S]` in [0, 1], ready for the encoder: short side resized, center cropped.
+    def preprocess(self, images: AnyImage | Sequence[AnyImage]) -> Float[Tensor, "n c s s"]:
+        """Image(s) -> x `[n, C, S, S]` in [0, 1], ready for the encoder: short side resized, center cropped.
 
-        Takes PIL images, uint8 tensors `[3, H, W]` or `[n, 3, H, W]`, uint8 arrays `[H, W, 3]`, each gray or not,
-        or a sequence of these.
+        Takes PIL images, uint8 tensors `[C, H, W]` or `[n, C, H, W]`, uint8 arrays `[H, W, C]`, for RGB each gray or
+        not, or a sequence of these.
         The crop is 0.875 of the resized image, as in ImageNet's test protocol, or all of it for views of S <= 64; with
         off-the-shelf weights, as their authors crop.
         """
@@ -99,11 +107,20 @@ class Encoder(nn.Module):
             images = [images]
         if not images:
             raise StepclrError("there are no images to preprocess")
-        reading = Reading(self.value_range)
+        reading = Reading(self.value_range, channels=self.channels)
         return torch.cat([self._center(as_image(image, reading)[None]) for image in images])
 
     def ranged(self, images: ImageSet) -> ImageSet:
-        """The images, read with this encoder's value range. One that they were opened with becomes the encoder's."""
+        """The images, read with this encoder's channels, and with its value range if they were opened with none.
+
+        One that they were opened with becomes the encoder's. Raises `StepclrError` for images of other channels.
+        """
+        if images.store.reading.channels not in (None, self.channels):
+            raise StepclrError(
+                f"{images.source} was opened with channels={images.channels}, but {self.name} takes images of "
+                f"{self.channels}"
+            )
+        images = images.read_as(channels=self.channels)
         if images.value_range is None:
             return images.read_as(self.value_range)
         self.value_range = images.value_range
@@ -125,8 +142,9 @@ class Encoder(nn.Module):
         return f"{resized}, central crop of {self.size} x {self.size} px"
 
     def _center(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise StepclrError(f"preprocess takes uint8 images [n, 3, H, W], not {images.dtype} {list(images.shape)}")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+            taken = f"uint8 images [n, {self.channels}, H, W]"
+            raise StepclrError(f"preprocess takes {taken}, not {images.dtype} {list(images.shape)}")
         x = images.to(self.mean.device).float() / 255
         side = self.side
         if x.shape[-2:] != (self.size, self.size) or side != self.size:

@@ -119,7 +119,7 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     body = copy.deepcopy(encoder.body) if on_cpu and isinstance(encoder.body, ResNet) else None
     if body is None or not fold_batch_norm(body):
 
-        def under_autocast(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
+        def under_autocast(x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
             with torch.autocast(x.device.type, torch.bfloat16), cpu_convolutions(encoder):
                 h: Tensor = encoder(x)
                 return h
@@ -129,7 +129,7 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     use_cpu_convolutions(body)
     half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def by_copy(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n features"]:
+    def by_copy(x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
         parts = [half(((part - encoder.mean) / encoder.std).bfloat16()).float() for part in x.split(CHUNK)]
         return F.normalize(torch.cat(parts)) if encoder.normalize_h else torch.cat(parts)
 

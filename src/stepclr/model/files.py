@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from stepclr.data.reading import Range
+from stepclr.data.reading import RGB, Range
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, in_order, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder, off_the_shelf
@@ -25,7 +25,9 @@ from stepclr.model.weights import FILE, check_finite, load_weights
 from stepclr.views.reference import Interpolation
 
 CLASSIFIER = "classifier.safetensors"
-OLDER = {"value_range": None, "side": None, "interpolation": "bicubic", "squash": False, "weights": ""}  # files lack
+# What files of an earlier version do not say.
+OLDER: dict[str, Any] = {"value_range": None, "side": None, "interpolation": "bicubic", "squash": False, "weights": ""}
+OLDER["channels"] = RGB
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
 
 
@@ -43,6 +45,7 @@ class EncoderMetadata:
     classes: list[str]
     normalize_h: bool
     value_range: Range | None
+    channels: int
     side: int | None
     interpolation: Interpolation
     squash: bool
@@ -54,11 +57,13 @@ class EncoderMetadata:
             if module is None:
                 own = self.name.removeprefix(OWN_MODULE)
                 raise StepclrError(f"{path} holds the weights of your own module: in Python, pass module={own}(...)")
-            encoder = build_encoder(module, "own", None, self.size, self.normalize_h, self.num_features)
+            encoder = build_encoder(
+                module, "own", None, self.size, self.normalize_h, self.num_features, channels=self.channels
+            )
         else:
             if module is not None:
                 raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; do not pass module")
-            encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h)
+            encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h, channels=self.channels)
         encoder.side = self.side or encoder.side
         for attribute in ("classes", "value_range", "interpolation", "squash", "weights"):
             setattr(encoder, attribute, getattr(self, attribute))

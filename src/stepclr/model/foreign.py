@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, check_number
 
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # DataParallel, torch.compile, FSDP: at any depth
@@ -112,24 +113,27 @@ def find_backbone(stored: object, expected: Mapping[str, Tensor], path: Path) ->
     return Backbone(own, words, sender, mean_std)
 
 
-def parse_mean_std(text: str) -> tuple[list[float], list[float]]:
-    """(mean, std) of the three channels of images in [0, 1], from "imagenet", "none" or six numbers with commas.
+def parse_mean_std(text: str, channels: int = RGB) -> tuple[list[float], list[float]]:
+    """(mean, std) of the channels of images in [0, 1], from "imagenet" (RGB alone), "none" or numbers with commas.
 
+    There are twice as many numbers as channels: those of the mean, then those of the standard deviation.
     Raises StepclrError for anything else.
     """
     try:
         numbers = [float(number) for number in NAMED.get(text, text).split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != 6:
-        raise StepclrError(
-            f"mean_std must be imagenet, none or six numbers (three of mean, three of std), not {text!r}"
-        )
-    for number in numbers[:3]:
+    if text == "none":
+        numbers = [0.0] * channels + [1.0] * channels
+    if len(numbers) != 2 * channels:
+        of_rgb = "imagenet, none or six numbers (three of mean, three of std)"
+        others = f"none or {2 * channels} numbers ({channels} of mean, {channels} of std)"
+        raise StepclrError(f"mean_std must be {of_rgb if channels == RGB else others}, not {text!r}")
+    for number in numbers[:channels]:
         check_number("the mean in mean_std", number)
-    for number in numbers[3:]:
+    for number in numbers[channels:]:
         check_number("the std in mean_std", number, above=0)
-    return numbers[:3], numbers[3:]
+    return numbers[:channels], numbers[channels:]
 
 
 def _flat(stored: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

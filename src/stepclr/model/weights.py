@@ -32,6 +32,9 @@ def load_weights(encoder: Encoder, path: Path) -> str:
     stem = metadata.get("stem")
     if stem and stem != encoder.stem:  # small and small-stride2 have the same shapes
         raise StepclrError(f"{path} has stem {stem}, but the encoder has stem {encoder.stem}; choose stem={stem}")
+    channels = metadata.get("channels", encoder.channels)
+    if channels != encoder.channels:
+        raise StepclrError(f"{path} takes {channels} channels, not {encoder.channels}: set channels={channels}")
     expected = encoder.state_dict()
     words = ""
     if isinstance(stored, Mapping) and any(str(name).startswith("body.") for name in stored):
@@ -59,9 +62,9 @@ def stored_network(path: Path) -> tuple[str, str] | None:
 
 def set_mean_std(encoder: Encoder, text: str) -> None:
     """Set the encoder's mean and std, as `parse_mean_std` understands them."""
-    mean, std = parse_mean_std(text)
-    encoder.mean.copy_(torch.tensor(mean).view(3, 1, 1))
-    encoder.std.copy_(torch.tensor(std).view(3, 1, 1))
+    mean, std = parse_mean_std(text, encoder.channels)
+    encoder.mean.copy_(torch.tensor(mean).view(-1, 1, 1))
+    encoder.std.copy_(torch.tensor(std).view(-1, 1, 1))
 
 
 def is_finite(module: nn.Module) -> bool:
@@ -97,9 +100,9 @@ def _of_other_program(stored: object, expected: Mapping[str, Tensor], path: Path
         raise StepclrError(f"{path} is a checkpoint of a run; name the run's folder, or resume the run to finish it")
     body = {name.removeprefix("body."): tensor for name, tensor in expected.items() if name.startswith("body.")}
     found = find_backbone(stored, body, path)
-    mean, std = parse_mean_std(found.mean_std or "none")
+    mean, std = parse_mean_std(found.mean_std or "none", len(expected["mean"]))
     tensors = {f"body.{name}": tensor for name, tensor in found.tensors.items()}
-    tensors |= {"mean": torch.tensor(mean).view(3, 1, 1), "std": torch.tensor(std).view(3, 1, 1)}
+    tensors |= {"mean": torch.tensor(mean).view(-1, 1, 1), "std": torch.tensor(std).view(-1, 1, 1)}
     sender = f"; {found.sender}'s" if found.sender else ""
     if found.mean_std is None:
         return (

@@ -73,7 +73,7 @@ def pretrain(
         tensorboard: write the metrics to TensorBoard's event files in `out`/tensorboard too (extra `tensorboard`).
         since: the `time.monotonic()` from which the setting `minutes` counts; by default, that of this call.
         options: fields of `PretrainConfig`, such as `epochs=100`. `policy` may be a list of ops, and `encoder`
-            your own `nn.Module` (images `[n, 3, S, S]` in [0, 1] -> `[n, F]`), which is then trained in place.
+            your own `nn.Module` (images `[n, C, S, S]` in [0, 1] -> `[n, F]`), which is then trained in place.
 
     Started by torchrun, every rank calls this with the same arguments, and they train as one: `batch_size` counts the
     images of all ranks, the first rank writes the run, and a job that torchrun has restarted resumes by itself.
@@ -105,14 +105,14 @@ def pretrain(
         classes, limit = stored.classes or None, stored.limit
 
     # What the images and the machine decide.
-    images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels)
+    images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels, channels=config.channels)
     images = to_learn_from(run.labeled(images) if stored else images)
     images = open_images(images, classes=classes, limit=limit)
     teacher = load_classifier(config.teacher) if config.teacher else None
     images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
     watched = open_images(decided.monitor) if decided.monitor else None
-    watched = watched.read_as(decided.value_range, decided.max_pixels) if watched else None
+    watched = watched.read_as(decided.value_range, decided.max_pixels, decided.channels) if watched else None
     watched = of_these_classes(watched, images.chosen) if watched and images.chosen else watched
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Progress(progress and world.first, tensorboard and world.first)

@@ -71,7 +71,8 @@ def train_classifier(
     classifier.train(not settings.freeze).requires_grad_(not settings.freeze)
     classifier.linear.requires_grad_(True)
     optimizer = _optimizer(classifier, settings)
-    views = Views("crop", size=classifier.encoder.size, min_area=settings.min_area, views=1)
+    encoder = classifier.encoder
+    views = Views("crop", encoder.size, min_area=settings.min_area, views=1, channels=encoder.channels)
     feed = islice(_endless(images, seed, settings.batch_size, device), settings.steps)
     with cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):

@@ -27,7 +27,7 @@ class Resident(Pixels):
 
     def batch(self, rows: NDArray[np.int64]) -> Tensor:
         chosen = self.pixels.index_select(0, to_device(rows, self.pixels.device))
-        return chosen.expand(-1, 3, -1, -1).contiguous()
+        return chosen.expand(-1, self.reading.bands, -1, -1).contiguous()
 
 
 def on_device(images: ImageSet, device: torch.device, budget: int | None = None) -> ImageSet:
@@ -48,7 +48,7 @@ def on_device(images: ImageSet, device: torch.device, budget: int | None = None)
     for start in range(0, len(images), step):
         rows = images.rows[start : start + step]
         pixels[start : start + step] = torch.from_numpy(array[rows]).to(device)
-    return replace(images, store=Resident(array[:0], pixels), rows=np.arange(len(images)))
+    return replace(images, store=Resident(array[:0], pixels, reading=store.reading), rows=np.arange(len(images)))
 
 
 def room(device: torch.device) -> int:

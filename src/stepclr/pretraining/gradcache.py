@@ -24,7 +24,7 @@ from stepclr.pretraining.step import simclr_step
 def simclr_step_in_parts(
     encoder: nn.Module,
     head: nn.Module,
-    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n 3 s s"]],
+    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n c s s"]],
     objective: BoundLoss,
     images: ImageBatch,
     keys: Int64[Tensor, " n"],
@@ -60,7 +60,7 @@ def simclr_step_in_parts(
 
 def teacher_logits(
     teacher: nn.Module,
-    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n 3 s s"]],
+    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n c s s"]],
     images: ImageBatch,
     keys: Int64[Tensor, " n"],
     micro_batch: int | None,

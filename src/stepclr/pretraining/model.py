@@ -43,6 +43,7 @@ def build_model(
         config.size,
         config.normalize_h,
         mean_std=config.mean_std,
+        channels=images.channels,
     )
     encoder.classes = list(images.chosen or [])
     encoder.value_range = config.value_range

@@ -18,6 +18,7 @@ from stepclr.config import (
 )
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
+from stepclr.data.reading import RGB
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, check_number, choose
 from stepclr.loss.objectives import OBJECTIVES
@@ -64,7 +65,8 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         settings["head"] = None  # a linear layer is in its place
     if config.precision == "auto":
         settings["precision"] = "bf16" if bf16_helps() else "fp32"
-    settings |= {"size": size, "value_range": images.value_range, "max_pixels": images.store.reading.limit}
+    settings |= {"size": size, "channels": images.channels}
+    settings |= {"value_range": images.value_range, "max_pixels": images.store.reading.limit}
     return ResolvedConfig(**settings)
 
 
@@ -170,6 +172,7 @@ def views_of(config: ResolvedConfig, renderer: Renderer = "auto", share: float =
         config.interpolation,
         warp=config.warp,
         renderer=renderer,
+        channels=config.channels or RGB,
     )
 
 

@@ -17,7 +17,7 @@ from stepclr.loss.objectives import BoundLoss
 def simclr_step(
     encoder: nn.Module,
     head: nn.Module,
-    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n 3 s s"]],
+    views: Callable[[ImageBatch, Int64[Tensor, " n"]], Float[Tensor, "v n c s s"]],
     objective: BoundLoss,
     images: ImageBatch,
     keys: Int64[Tensor, " n"],

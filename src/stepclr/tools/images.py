@@ -5,12 +5,13 @@ import io
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from stepclr.data.decode import upright_rgb
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, one_line
 
 THUMBNAIL_PX = 96  # long side of a thumbnail, and side of a cell of a contact sheet
@@ -22,16 +23,21 @@ GAP, LINE = 4, 13  # px, between the cells of a contact sheet, and of a line of 
 # Thumbnails.
 
 
-def jpeg_thumbnail(pixels: UInt8[Tensor, "3 h w"]) -> bytes:
+def shown(pixels: Shaped[Tensor, "c h w"]) -> Shaped[Tensor, "shown h w"]:
+    """What people see of an image: its first three channels as red, green and blue; with fewer the first, as gray."""
+    return pixels[:RGB] if len(pixels) >= RGB else pixels[:1]
+
+
+def jpeg_thumbnail(pixels: UInt8[Tensor, "c h w"]) -> bytes:
     """An image as a JPEG of about 3 kB, to be stored in an index: long side at most THUMBNAIL_PX, never enlarged."""
-    image: Image.Image = tv.to_pil_image(pixels)
+    image: Image.Image = tv.to_pil_image(shown(pixels))
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC, reducing_gap=2)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return file.getvalue()
 
 
-def thumbnail_pixels(content: bytes) -> UInt8[Tensor, "3 h w"]:
+def thumbnail_pixels(content: bytes) -> UInt8[Tensor, "c h w"]:
     """A stored thumbnail as pixels; black where it is damaged."""
     try:
         return upright_rgb(content)
@@ -39,31 +45,32 @@ def thumbnail_pixels(content: bytes) -> UInt8[Tensor, "3 h w"]:
         return torch.zeros(3, THUMBNAIL_PX, THUMBNAIL_PX, dtype=torch.uint8)
 
 
-def thumbnail_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side: int = THUMBNAIL_PX) -> str:
+def thumbnail_uri(pixels: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"], side: int = THUMBNAIL_PX) -> str:
     """An image (uint8, or floats in [0, 1]) as a data URI for a page: long side at most `side`, never enlarged.
 
     Colors are not subsampled, so that those of an augmented view are shown as they are.
     """
     if pixels.is_floating_point():
         pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-    image: Image.Image = tv.to_pil_image(pixels)
+    image: Image.Image = tv.to_pil_image(shown(pixels))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85, subsampling=0)
     return data_uri(file.getvalue())
 
 
-def sharp_uri(pixels: UInt8[Tensor, "3 h w"], side: int) -> str:
+def sharp_uri(pixels: UInt8[Tensor, "c h w"], side: int) -> str:
     """`thumbnail_uri` for an image that may be shown enlarged: one that is as small as a thumbnail loses nothing."""
-    if max(pixels.shape) > THUMBNAIL_PX:
+    if max(pixels.shape[1:]) > THUMBNAIL_PX:
         return thumbnail_uri(pixels, side)
     file = io.BytesIO()
-    tv.to_pil_image(pixels).save(file, "PNG")
+    tv.to_pil_image(shown(pixels)).save(file, "PNG")
     return data_uri(file.getvalue(), "png")
 
 
-def page_uri(pixels: UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"], side: int = PAGE_PX) -> str:
+def page_uri(pixels: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"], side: int = PAGE_PX) -> str:
     """`thumbnail_uri`, but PNG or WebP for an image of at most CRISP_PX: pages enlarge these in whole pixels."""
+    pixels = shown(pixels)
     if max(pixels.shape) > CRISP_PX:
         return thumbnail_uri(pixels, side)
     if pixels.is_floating_point():

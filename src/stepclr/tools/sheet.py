@@ -1,4 +1,4 @@
-"""A sheet of views: one row per image, the original first, then its views."""
+"""A sheet of views: one row per image, the original first, then its views; `shown` says what of many channels."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from stepclr.tools.images import INK, grid, stacked
+from stepclr.tools.images import INK, grid, shown, stacked
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -18,7 +18,7 @@ HEADER_PX = 16  # height of the line of names
 
 
 def sheet(
-    images: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
     views: Views,
     seed: int = 0,
     pairs: int = 4,
@@ -30,7 +30,7 @@ def sheet(
 
 
 def policy_sheet(
-    images: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
     policies: Sequence[Views],
     seed: int = 0,
 ) -> Image.Image:
@@ -50,20 +50,20 @@ def policy_sheet(
 
 
 def _grid(
-    images: Tensor | Sequence[Tensor], columns: Float[Tensor, "columns n 3 s s"]
+    images: Tensor | Sequence[Tensor], columns: Float[Tensor, "columns n c s s"]
 ) -> tuple[Image.Image, list[tuple[int, int]]]:
     """One row per image: the original, fitted into the views' square, then its views."""
     cells = []
     for index, image in enumerate(images):
         original = _fit(image, columns.shape[-1])
-        cells += [tv.to_pil_image(pixels) for pixels in (original, *columns[:, index])]
+        cells += [tv.to_pil_image(shown(pixels)) for pixels in (original, *columns[:, index])]
     return grid(cells, 1 + len(columns), columns.shape[-1], GAP)
 
 
-def _fit(image: UInt8[Tensor, "3 h w"], size: int) -> Float[Tensor, "3 s s"]:
+def _fit(image: UInt8[Tensor, "c h w"], size: int) -> Float[Tensor, "c s s"]:
     """The whole image in the top left corner of a white square of side S."""
     height, width = (max(1, round(side * size / max(image.shape[1:]))) for side in image.shape[1:])
     small = tv.resize(image, [height, width], antialias=True).float() / 255
-    square = torch.ones(3, size, size)
+    square = torch.ones(len(image), size, size)
     square[:, :height, :width] = small
     return square

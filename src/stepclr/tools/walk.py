@@ -61,7 +61,7 @@ class Walk:
         return self.source.decoded(source_side(self.views.size))
 
     @cached_property
-    def x(self) -> Float32[Tensor, "m 3 s s"]:
+    def x(self) -> Float32[Tensor, "m c s s"]:
         """The first views of all images, then the second ones."""
         indices = range(len(self.images))
         views: Tensor = self.views(self.images.read(indices), view_keys(self.config.seed, 0, indices))

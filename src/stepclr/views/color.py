@@ -24,8 +24,8 @@ def color_jitter(
                 x[rows] = adjust(x[rows], factor)
 
 
-def adjust_brightness(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
-    """Multiply by the factor (as SimCLR v2's code does; v1's adds)."""
+def adjust_brightness(x: Float[Tensor, "n c s s"], factor: Float[Tensor, "n f 1 1"]) -> Float[Tensor, "n c s s"]:
+    """Multiply by the factor, or by that of each channel (as SimCLR v2's code does; v1's adds)."""
     return (x * factor).clamp_(0, 1)
 
 
@@ -34,12 +34,12 @@ def adjust_contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"
     # A sum of integers is the same in every order of summation.
     exact = (luma(x) * 2.0**16).round().sum((1, 2), dtype=torch.int64)
     mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
-    return _blend(x, mean[:, None, None, None], factor)
+    return blend(x, mean[:, None, None, None], factor)
 
 
 def adjust_saturation(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
     """Blend with each pixel's own gray level."""
-    return _blend(x, luma(x).unsqueeze(1), factor)
+    return blend(x, luma(x).unsqueeze(1), factor)
 
 
 def adjust_hue(x: Float[Tensor, "n 3 s s"], shift: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
@@ -75,7 +75,8 @@ def luma(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n s s"]:
     return x[:, 0] * 0.2989 + x[:, 1] * 0.587 + x[:, 2] * 0.114
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """Of the image and another, by the factor of the image, clipped to [0, 1]."""
     return (x * factor + other * (1 - factor)).clamp_(0, 1)
 
 

@@ -3,6 +3,7 @@
 A renderer applies the parameters to pixels; `apply_op` in `reference.py` shows what they mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
@@ -10,8 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, check_range, choose
 from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, TABLES, auto_augment, rand_augment
+from stepclr.views.channels import ChannelJitter, ChannelJitterParams
 from stepclr.views.geometry import (
     EraseParams,
     QuarterTurns,
@@ -77,6 +80,7 @@ class LevelParams:
 
 OpParams = (
     JitterParams
+    | ChannelJitterParams
     | GrayscaleParams
     | BlurParams
     | WarpParams
@@ -294,4 +298,25 @@ Op = (
     | QuarterTurns
     | Rotate
     | RandomErasing
+    | ChannelJitter
 )
+
+
+def of_channels(ops: Sequence[Op], channels: int) -> tuple[Op, ...]:
+    """The ops of a policy for images of this many channels: of others than RGB the colors are not changed.
+
+    Color jitter becomes that of each channel, and grayscale is left out. Raises StepclrError for ops that need colors.
+    """
+    if channels == RGB:
+        return tuple(ops)
+    kept: list[Op] = []
+    for op in ops:
+        if isinstance(op, AutoAugment | RandAugment):
+            raise StepclrError(f"{type(op).__name__} is for RGB, not for {channels} channels: choose the policy simclr")
+        if isinstance(op, ColorJitter):
+            kept.append(ChannelJitter(channels, op.strength, op.p))
+        elif isinstance(op, ChannelJitter):
+            kept.append(replace(op, channels=channels))
+        elif not isinstance(op, Grayscale):
+            kept.append(op)
+    return tuple(kept)

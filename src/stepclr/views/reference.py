@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
 from stepclr.views.autoaugment import apply_table_op
+from stepclr.views.channels import ChannelJitterParams, channel_jitter
 from stepclr.views.color import chosen_rows, color_jitter, luma
 from stepclr.views.geometry import (
     UPSIDE_DOWN,
@@ -45,14 +46,14 @@ FIXED = 2.0**20  # filter weights are multiples of 1/FIXED: 8 + 21 + 21 bits and
 
 
 def render_reference(
-    images: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
     params: ViewParams,
     size: int,
     interpolation: Interpolation = "bicubic",
-) -> Float[Tensor, "n 3 s s"]:
+) -> Float[Tensor, "n c s s"]:
     """One view of each image, float32 in [0, 1]: crop and resize, flip, then each op with its parameters."""
     chunks = []
-    step = max(1, CHUNK // (3 * size * size))
+    step = max(1, CHUNK // (len(images[0]) * size * size))
     for start in range(0, len(images), step):
         rows = slice(start, start + step)
         x = crop_resize_flip(images[rows], params.box[rows], params.flip[rows], size, interpolation)
@@ -67,10 +68,11 @@ def apply_op(x: Float[Tensor, "n c s s"], params: OpParams) -> None:
     match params:
         case JitterParams():
             color_jitter(x, params.jitter, params.factors, params.order)
+        case ChannelJitterParams():
+            channel_jitter(x, params)
         case GrayscaleParams():
             rows = chosen_rows(params.gray, x)
-            if len(rows):
-                x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
+            x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
         case BlurParams():
             blurred = params.sigma > 0
             rows = chosen_rows(blurred, x)
@@ -104,12 +106,12 @@ def apply_op(x: Float[Tensor, "n c s s"], params: OpParams) -> None:
 
 
 def crop_resize_flip(
-    images: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
     box: Int[np.ndarray, "n 4"],
     flip: Bool[np.ndarray, " n"],
     size: int,
     interpolation: Interpolation,
-) -> Float[Tensor, "n 3 s s"]:
+) -> Float[Tensor, "n c s s"]:
     """The box of each image, resized to S x S with antialiasing, mirrored where `flip` says so, clipped to [0, 1].
 
     The filter never reaches outside the box: taps beyond its edge are left out, and the others share their weight.
@@ -118,21 +120,21 @@ def crop_resize_flip(
         images, box = cut_out(images, box)
     boxes = torch.from_numpy(box).to(images.device)
     mirrored = torch.from_numpy(flip).to(images.device)
-    n, _, height, width = images.shape
+    n, channels, height, width = images.shape
     rows = _fixed_weights(boxes[:, 0], boxes[:, 2], height, size, interpolation)
     columns = _fixed_weights(boxes[:, 1], boxes[:, 3], width, size, interpolation)
     columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
     with torch.autocast(images.device.type, enabled=False):
-        x = images.permute(0, 2, 1, 3).double().reshape(n, height * 3, width) @ columns.mT
-        x = (rows @ x.view(n, height, 3 * size)).view(n, size, 3, size).permute(0, 2, 1, 3)
+        x = images.permute(0, 2, 1, 3).double().reshape(n, height * channels, width) @ columns.mT
+        x = (rows @ x.view(n, height, channels * size)).view(n, size, channels, size).permute(0, 2, 1, 3)
     return (x / (255 * FIXED**2)).float().clamp_(0, 1).contiguous()
 
 
 def cut_out(
-    images: Sequence[UInt8[Tensor, "3 _ _"]], box: Int[np.ndarray, "n 4"]
-) -> tuple[UInt8[Tensor, "n 3 height width"], Int64[np.ndarray, "n 4"]]:
+    images: Sequence[UInt8[Tensor, "c _ _"]], box: Int[np.ndarray, "n 4"]
+) -> tuple[UInt8[Tensor, "n c height width"], Int64[np.ndarray, "n 4"]]:
     """Images of different sizes -> their boxes in the top left corners of a zero-padded batch, and the boxes there."""
-    batch = images[0].new_zeros(len(images), 3, int(box[:, 2].max()), int(box[:, 3].max()))
+    batch = images[0].new_zeros(len(images), len(images[0]), int(box[:, 2].max()), int(box[:, 3].max()))
     for row, image, (top, left, height, width) in zip(batch, images, box.tolist(), strict=True):
         row[:, :height, :width] = image[:, top : top + height, left : left + width]
     return batch, np.concatenate([np.zeros_like(box[:, :2]), box[:, 2:]], axis=1)
@@ -170,7 +172,7 @@ def _bicubic(d: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return torch.where(d < 1, near, torch.where(d < 2, far, 0.0))
 
 
-def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -> Float[Tensor, "n 3 s s"]:
+def gaussian_blur(x: Float[Tensor, "n c s s"], sigma: Float[np.ndarray, " n"]) -> Float[Tensor, "n c s s"]:
     """Separable Gaussian: one sigma (in pixels) for each image, a kernel of S // 10 made odd, mirrored edges."""
     radius = blur_kernel(x.shape[-1]) // 2
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma[:, None]) ** 2)
@@ -178,7 +180,7 @@ def gaussian_blur(x: Float[Tensor, "n 3 s s"], sigma: Float[np.ndarray, " n"]) -
     return filtered(x, torch.from_numpy(taps).to(x))
 
 
-def filtered(x: Float[Tensor, "n 3 s s"], taps: Float[Tensor, "n k"]) -> Float[Tensor, "n 3 s s"]:
+def filtered(x: Float[Tensor, "n c s s"], taps: Float[Tensor, "n k"]) -> Float[Tensor, "n c s s"]:
     """Each image filtered with its own k taps along its rows, then along its columns; edges are mirrored."""
     side, radius = x.shape[-1], taps.shape[1] // 2
     weights = taps[:, :, None, None, None]

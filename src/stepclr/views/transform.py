@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.reading import Range, Reading
+from stepclr.data.reading import RGB, Range, Reading
 from stepclr.data.stores import as_image
 from stepclr.views.numba.compiled import compiled
 from stepclr.views.policies import ListedOp
@@ -18,7 +18,7 @@ from stepclr.views.views import Renderer, Views
 
 
 class SimCLRTransform:
-    """One image -> a list of V random views, float32 `[3, S, S]` in [0, 1], no mean or std (SimCLR section 3, App. A).
+    """One image -> a list of V random views, float32 `[C, S, S]` in [0, 1], no mean or std (SimCLR section 3, App. A).
 
     A `transform` for any `Dataset`, in the main process or in workers of a `DataLoader`:
 
@@ -29,7 +29,7 @@ class SimCLRTransform:
         >>> view_i.shape
         torch.Size([4, 3, 32, 32])
 
-    An image is a PIL image, a uint8 tensor `[3, H, W]` or a uint8 array `[H, W, 3]`; each may be gray. Its views are
+    An image is a PIL image, a uint8 tensor `[C, H, W]` or a uint8 array `[H, W, C]`; RGB may be gray. Its views are
     those that `Views` makes of it for the same key. The key is drawn from torch's default generator, so that
     `torch.manual_seed` repeats the views, and each worker of a `DataLoader` draws its own.
 
@@ -50,17 +50,27 @@ class SimCLRTransform:
         *,
         renderer: Renderer = "auto",
         value_range: Range | None = None,
+        channels: int = RGB,
     ) -> None:
         self.views = Views(
-            policy, size, strength, blur, min_area, views, interpolation=interpolation, warp=warp, renderer=renderer
+            policy,
+            size,
+            strength,
+            blur,
+            min_area,
+            views,
+            interpolation=interpolation,
+            warp=warp,
+            renderer=renderer,
+            channels=channels,
         )
-        self.reading = Reading(value_range)
+        self.reading = Reading(value_range, channels=channels)
         if self.views.renderer == "numba":
             compiled()  # once, here, rather than in every worker at the same time
 
     def __call__(
         self, image: Image.Image | Tensor | NDArray[np.uint8], key: int | None = None
-    ) -> list[Float[Tensor, "3 s s"]]:
+    ) -> list[Float[Tensor, "c s s"]]:
         """The V views of one image. key: any int64, as from `view_keys`; None: drawn from torch's generator."""
         if key is None:
             key = int(torch.randint(-(2**63), 2**63 - 1, ()))

@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, check_range, choose
 from stepclr.splitmix import Indices
 from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import NUMBERS
 from stepclr.views.numba.batch import render_numba, why_not_numba
-from stepclr.views.ops import Op
+from stepclr.views.ops import Op, of_channels
 from stepclr.views.policies import FLIP, ListedOp, read_policy
 from stepclr.views.reference import Interpolation, render_reference
 from stepclr.views.sample import CROP_NUMBERS, ViewParams, sample_params
@@ -38,6 +39,8 @@ class Views:
         renderer: what renders images in CPU memory. "torch": the reference; "numba": several times as fast and within
             1/255 of it, for all ops but AutoAugment and RandAugment (posterize and equalize change a pixel by more
             where it lies between two levels); "auto": numba where possible. Images in GPU memory are rendered there.
+        channels: C of the images. 3 is RGB. Otherwise brightness and contrast of each channel change by themselves, and
+            neither saturation and hue nor grayscale; policies that change other colors are not available.
 
     Afterwards the attribute `renderer` is "numba" or "torch". With either of them a view is the same, bit for bit, in
     any batch, in any order, with any number of threads, and on any processor of the same kind. The attributes strength,
@@ -58,11 +61,12 @@ class Views:
         warp: float | None = None,
         *,
         renderer: Renderer = "auto",
+        channels: int = RGB,
     ) -> None:
         check_range("size", size, 4, 4096)
         check_range("views", views, 1, 64)
         default = read_policy(policy, size)
-        self.policy, self.size, self.views = default.name, size, views
+        self.policy, self.size, self.views, self.channels = default.name, size, views, channels
         self.interpolation = interpolation or default.interpolation
         choose("interpolation", self.interpolation, ("bicubic", "bilinear"))
         self.min_area = default.min_area if min_area is None else min_area
@@ -76,22 +80,22 @@ class Views:
         tuned = [default.tuned({"strength": each, "blur": blur, "warp": warp}) for each in strengths]
         self.strength = default.value("strength") if strength is None else strength
         self.blur, self.warp = tuned[0].value("blur"), tuned[0].value("warp")
-        self.ops = [each.ops for each in tuned]  # of each view
+        self.ops = [of_channels(each.ops, channels) for each in tuned]  # of each view
 
-        self.renderer = _choose_renderer(renderer, default.ops)
-        needed = CROP_NUMBERS + sum(op.numbers for op in default.ops)
+        self.renderer = _choose_renderer(renderer, self.ops[0], channels)
+        needed = CROP_NUMBERS + sum(op.numbers for op in self.ops[0])
         if needed > NUMBERS:
             raise StepclrError(f"crop, flip and these ops need {needed} random numbers for a view; there are {NUMBERS}")
 
     def __call__(
-        self, batch: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]], keys: Indices
-    ) -> Float[Tensor, "v n 3 s s"]:
-        """V views `[V, N, 3, S, S]` of each image, float32 in [0, 1], no mean or std, on the batch's device.
+        self, batch: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]], keys: Indices
+    ) -> Float[Tensor, "v n c s s"]:
+        """V views `[V, N, C, S, S]` of each image, float32 in [0, 1], no mean or std, on the batch's device.
 
-        batch: uint8 `[N, 3, H, W]`, or a list of `[3, H, W]` where sizes differ. keys: int64 `[N]` from `view_keys`.
+        batch: uint8 `[N, C, H, W]`, or a list of `[C, H, W]` where sizes differ. keys: int64 `[N]` from `view_keys`.
         """
         params = self.sample_params(batch, keys)
-        if not batch[0].is_cpu:
+        if not batch[0].is_cpu and self.channels == RGB:
             return render_cuda(batch, params, self.size, self.interpolation)
         if self.renderer == "numba":
             return render_numba(batch, params, self.size, self.interpolation)
@@ -107,8 +111,9 @@ class Views:
         # The images of a tensor are alike: the first one stands for all.
         distinct = batch[:1] if isinstance(batch, Tensor) else batch
         for image in distinct:
-            if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or not image.numel():
-                raise StepclrError(f"views are taken of uint8 images [3, H, W], not {image.dtype} {list(image.shape)}")
+            if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != self.channels or not image.numel():
+                expected = f"uint8 images [{self.channels}, H, W]"
+                raise StepclrError(f"views are taken of {expected}, not {image.dtype} {list(image.shape)}")
         sizes = np.array([image.shape[-2:] for image in distinct], dtype=np.int64)
         if isinstance(batch, Tensor):
             sizes = sizes.repeat(len(batch), axis=0)
@@ -130,12 +135,12 @@ class Views:
         return f"{self.policy} {self.size} px: {', '.join(values)}"
 
 
-def _choose_renderer(wanted: Renderer, ops: Sequence[Op]) -> Literal["numba", "torch"]:
+def _choose_renderer(wanted: Renderer, ops: Sequence[Op], channels: int) -> Literal["numba", "torch"]:
     """The renderer for these ops in CPU memory. StepclrError if numba is requested and cannot render them."""
     choose("renderer", wanted, ("auto", "numba", "torch"))
     if wanted == "torch":
         return "torch"
-    reason = why_not_numba(ops)
+    reason = why_not_numba(ops) if channels == RGB else f"it renders RGB, not {channels} channels"
     if reason and wanted == "numba":
         raise StepclrError(f"renderer numba cannot render these views: {reason}; torch can")
     return "torch" if reason else "numba"

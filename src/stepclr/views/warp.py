@@ -50,10 +50,10 @@ def thin_plate_field(
 
 
 def sparse_image_warp(
-    x: Float[Tensor, "n 3 s s"],
+    x: Float[Tensor, "n c s s"],
     knots: Float[Tensor | np.ndarray, "n k 2"],
     weights: Float[Tensor | np.ndarray, "n k+3 2"],
-) -> Float[Tensor, "n 3 s s"]:
+) -> Float[Tensor, "n c s s"]:
     """Pixel q takes the bilinear value at q - f(q), a position that is kept inside the image."""
     size = x.shape[-1]
     index = torch.arange(size, dtype=torch.float64, device=x.device)

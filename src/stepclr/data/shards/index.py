@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stepclr.data.images import Names
 from stepclr.data.order import ShardOrder
-from stepclr.data.reading import Range
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.errors import StepclrError
 from stepclr.io import checksum, new_file
 
@@ -114,8 +114,8 @@ class Index:
     """(shard, what is wrong with it) of those that could not be scanned."""
     skipped: list[tuple[str, str]]
     ignored: list[tuple[str, str, str, int]]
-    value_range: Range | None = None
-    """With which the images were packed."""
+    reading: Reading = AS_DECLARED
+    """As which the images were packed: their value range and channels."""
 
     def __post_init__(self) -> None:
         table = self.table()
@@ -203,7 +203,8 @@ def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> I
         classes, ignored = [str(name) for name in stored["classes"]], _ignored(stored.get("ignored", []))
         range_of = stored.get("value_range")
         value_range = (float(range_of[0]), float(range_of[1])) if range_of else None
-        return Index(members, names, shards, classes, damaged, skipped, ignored, value_range)
+        reading = Reading(value_range, channels=stored.get("channels"))
+        return Index(members, names, shards, classes, damaged, skipped, ignored, reading)
     except StepclrError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from stepclr.data.decode import decoded, reduced, size_of, suffix_of
 from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.images import ImageSet
+from stepclr.data.reading import RGB
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
 from stepclr.data.stores import attempts
 from stepclr.errors import StepclrError
@@ -32,6 +34,7 @@ from stepclr.threads import Progress
 CHUNK = 256  # images that are read before they are written
 VERIFIED_SIDE = 16  # px; a JPEG is quickly decoded to so few, and all its bytes are read
 QUALITY = 90
+OLDER = {"value_range": None, "channels": None, "labels": None}  # what plans of an earlier version do not say
 END = tarfile.NUL * (2 * tarfile.BLOCKSIZE)
 
 
@@ -49,7 +52,8 @@ class PackedShards:
 class Treatment:
     """How images are written: unchanged, or, above `short_side` pixels, reduced to it and encoded as JPEG.
 
-    Images without a file, such as those of an array, are encoded as PNG, or as JPEG if a quality is given.
+    Images without a file, such as those of an array, are encoded as PNG, or as JPEG if a quality is given. What is
+    neither gray nor RGB is encoded as a .npy.
     """
 
     short_side: int | None
@@ -79,7 +83,8 @@ def pack(
     """Write shards of `per_shard` images and their index into the folder `out`.
 
     Args:
-        short_side: images with a longer one are reduced to it and written as JPEG; None keeps every image's bytes.
+        short_side: images with a longer one are reduced to it and written as JPEG (.npy where they are neither gray
+            nor RGB); None keeps every image's bytes.
         quality: JPEG quality from 1 to 95; 90 by default for reduced images.
         progress: called with (images done, images in all).
 
@@ -92,6 +97,7 @@ def pack(
     plan = {"source": images.source, "of": len(images), "names": images.names_checksum(), "per_shard": per_shard}
     plan |= {"classes": images.classes, **asdict(treatment)}
     plan["value_range"] = list(images.value_range) if images.value_range else None
+    plan["channels"] = images.store.reading.channels
     plan["labels"] = images.labels_checksum() if images.labeling else None
     _begin(folder, plan)
     ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
@@ -127,6 +133,10 @@ def _treatment(images: ImageSet, per_shard: int, short_side: int | None, quality
     keeps_bytes = images.store.files and short_side is None
     if quality is not None and keeps_bytes:
         raise StepclrError("quality applies to images that are reduced; give short_side too, or leave quality out")
+    if images.channels not in (1, RGB):
+        if quality is not None:
+            raise StepclrError(f"quality is that of JPEG, which does not have {images.channels} channels; leave it out")
+        return Treatment(short_side, None)
     if quality is None and images.store.files and short_side is not None:
         quality = QUALITY
     return Treatment(short_side, quality)
@@ -145,7 +155,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
             file.write(json.dumps(plan, indent=1).encode())
         return
     try:
-        earlier = {"value_range": None, "labels": None} | json.loads(stored.read_bytes())  # older ones have none
+        earlier = OLDER | json.loads(stored.read_bytes())
         differing = [name for name, value in plan.items() if earlier[name] != value]
     except (ValueError, KeyError, TypeError):
         raise StepclrError(f"{stored} was not written by stepclr pack; choose another folder") from None
@@ -264,7 +274,7 @@ def _content(images: ImageSet, i: int, treatment: Treatment) -> Content:
     with reasons():
         file = images.store.open(row)
     if file is None:
-        return _encoded(reduced(images.store.image(row, None), treatment.short_side), treatment.quality)
+        return encoded(reduced(images.store.image(row, None), treatment.short_side), treatment.quality)
     with reasons(), file:
         content = file.read()
     reading = images.store.reading
@@ -273,15 +283,19 @@ def _content(images: ImageSet, i: int, treatment: Treatment) -> Content:
     # Where the bytes are kept, decoding only shows that they can be read.
     pixels, remark = decoded(io.BytesIO(content), treatment.short_side if smaller else VERIFIED_SIDE, reading)
     if smaller:
-        return replace(_encoded(pixels, treatment.quality), remark=remark)
+        return replace(encoded(pixels, treatment.quality), remark=remark)
     return Content(content, suffix_of(io.BytesIO(content), reading), (height, width), remark)
 
 
-def _encoded(pixels: Tensor, quality: int | None) -> Content:
-    file = io.BytesIO()
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+def encoded(pixels: UInt8[Tensor, "c h w"], quality: int | None) -> Content:
+    """An image as a file: JPEG where a quality is given, else PNG; a .npy where it is neither gray nor RGB."""
+    file, size = io.BytesIO(), (pixels.shape[1], pixels.shape[2])
+    if len(pixels) not in (1, RGB):
+        np.save(file, pixels.permute(1, 2, 0).contiguous().numpy())
+        return Content(file.getvalue(), ".npy", size)
+    image = tv.to_pil_image(pixels)
     if quality:
         image.save(file, "JPEG", quality=quality)
     else:
         image.save(file, "PNG")
-    return Content(file.getvalue(), ".jpg" if quality else ".png", (image.height, image.width))
+    return Content(file.getvalue(), ".jpg" if quality else ".png", size)

@@ -20,7 +20,6 @@ from jaxtyping import Int64
 from stepclr.data.formats import DamagedError, UnreadableError
 from stepclr.data.images import ImageSet
 from stepclr.data.ledger import Ignored, Ledger
-from stepclr.data.reading import Reading
 from stepclr.data.recall import checksums, stamps
 from stepclr.data.shards.cache import Place, ShardCache, index_file
 from stepclr.data.shards.index import INDEX, PLAN, Index, ShardNames, load_index, read_at
@@ -186,5 +185,5 @@ def _set_of(
         raise StepclrError(f"{place.path(INDEX)} is corrupt: it has labels outside its {len(index.classes)} classes")
     paths = [place.path(shard.name) for shard in index.shards]
     cache = ShardCache(place.system, paths, index.shards) if place.system is not None else None
-    store = ShardStore(index, paths, cache, skip, reading=Reading(index.value_range))
+    store = ShardStore(index, paths, cache, skip, reading=index.reading)
     return ImageSet(store, rows, labels, index.classes, ShardNames(index, rows), source, ledger)

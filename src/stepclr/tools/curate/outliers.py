@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -82,8 +83,10 @@ def outlier_scores(
     return larger
 
 
-def pixel_statistics(images: Iterable[UInt8[Tensor, "3 _ _"]]) -> Float[np.ndarray, "n 18"]:
+def pixel_statistics(images: Iterable[UInt8[Tensor, "c _ _"]]) -> Float[np.ndarray, "n 18"]:
     """Of luma and two color differences of each image: mean, contrast, and the contrast of BANDS bands of frequencies.
+
+    Luma is the mean of the channels; the differences are those of the last channel and of the first.
 
     Each column is divided by its standard deviation over the images.
     """
@@ -93,10 +96,10 @@ def pixel_statistics(images: Iterable[UInt8[Tensor, "3 _ _"]]) -> Float[np.ndarr
     return scaled
 
 
-def _statistics(image: UInt8[Tensor, "3 h w"]) -> Float[Tensor, "18"]:
-    red, green, blue = F.interpolate(image[None].float(), (SIDE, SIDE), mode="bilinear", antialias=True)[0]
-    luma = (red + green + blue) / 3
-    channels = torch.stack([luma, blue - luma, red - luma])[None]
+def _statistics(image: UInt8[Tensor, "c h w"]) -> Float[Tensor, "18"]:
+    levels = F.interpolate(image[None].float(), (SIDE, SIDE), mode="bilinear", antialias=True)[0]
+    luma = reduce(torch.add, levels.unbind()) / len(levels)
+    channels = torch.stack([luma, levels[-1] - luma, levels[0] - luma])[None]
     columns = [channels.mean((0, 2, 3)) / TONE, channels.std((0, 2, 3)).log1p()]
     for _ in range(BANDS):
         coarse = F.avg_pool2d(channels, 2)

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.data.reading import AS_DECLARED, RGB, Reading
 from stepclr.pretraining.resolve import epochs_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
@@ -74,6 +74,8 @@ def advice(
     read = []
     if reading.value_range:
         read += ["--value-range", ",".join(f"{number:g}" for number in reading.value_range)]
+    if reading.bands != RGB:
+        read += ["--channels", str(reading.bands)]
     if reading.max_pixels:
         read += ["--max-pixels", str(reading.max_pixels)]
 

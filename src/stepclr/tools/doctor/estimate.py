@@ -74,10 +74,10 @@ def prepared(scan: Scan, config: ResolvedConfig) -> Prepared:
     images = scan.images.take(scan.readable)
     side = source_side(config.size)
     sizes = np.array([reduced_size(h, w, side) for h, w in scan.sizes.tolist()])
-    bytes_each = 3.0 * float(sizes.prod(axis=1).mean())
+    bytes_each = float(images.channels) * float(sizes.prod(axis=1).mean())
     array = images.store.as_array()
     if array is not None:
-        bytes_each *= array.shape[1] / 3  # one channel or three
+        bytes_each *= array.shape[1] / images.channels  # RGB that is gray has one
     needed = images.decoded(side, budget=0) is not images
     cached = not needed or bytes_each * len(images) <= config.cache_gib * 2**30
     return Prepared(images, bytes_each, cached, needed)

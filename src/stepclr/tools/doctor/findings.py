@@ -8,6 +8,7 @@ from typing import Literal
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import class_counts, split_folders
 from stepclr.data.ledger import is_aside
+from stepclr.data.levels import BANDS_LEFT
 from stepclr.tools.doctor.scan import Scan, ScannedImage
 
 Severity = Literal["error", "warning", "note"]
@@ -58,6 +59,7 @@ IMAGE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "long": ("warning", f"are more than {LONG} times as long as wide", "crop them: one view shows only a small part"),
     "animated": ("note", "are animated", "nothing, if their first frame is enough"),
     "deep": ("note", "have more than 8 bits per channel and become 8-bit", "check the brightness: stepclr views"),
+    "bands": ("note", "have more bands than red, green and blue", "to keep a fourth, such as infrared: --channels 4"),
     "changed": ("note", "are not read as they are", "nothing, if the rest is enough"),
     "cmyk": ("note", "are CMYK images", "convert them to RGB if their colors matter"),
 }
@@ -101,7 +103,8 @@ def _wrong(image: ScannedImage, size: int) -> list[str]:
         "long": max(height, width) > LONG * min(height, width),
         "animated": image.animated,
         "deep": image.mode in DEEP_MODES,
-        "changed": bool(image.remark) and not image.animated,
+        "bands": BANDS_LEFT in image.remark,
+        "changed": bool(image.remark) and not image.animated and image.remark != BANDS_LEFT,
         "cmyk": image.mode == "CMYK",
     }
     return [name for name, yes in applies.items() if yes]

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,12 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import ExifTags
 from torch import Tensor
 
-from stepclr.data.decode import decoded, reduced, size_of
+from stepclr.data.decode import decoded, kind_of, reduced, size_of
 from stepclr.data.details import GRAY_PX, gray_thumbnail
-from stepclr.data.formats import UnreadableError, UnsupportedError, opened, reasons
+from stepclr.data.formats import UnreadableError, UnsupportedError, reasons
 from stepclr.data.images import ImageSet
 from stepclr.data.stores import Store, attempts
 from stepclr.io import blake
@@ -119,10 +117,7 @@ def _scanned(store: Store, row: int) -> ScannedImage:
             file.seek(0)
             pixels, found.remark = decoded(file, DECODED_SIDE, store.reading)
             file.seek(0)
-            with opened(file, store.reading) as image:
-                found.mode, found.animated = image.mode, getattr(image, "is_animated", False)
-                with suppress(Exception):  # broken EXIF data does not make an image unreadable
-                    found.turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            found.mode, found.animated, found.turned = kind_of(file, store.reading)
         except UnreadableError as error:
             found.why, found.sound = str(error), isinstance(error, UnsupportedError)
             return found
@@ -130,7 +125,7 @@ def _scanned(store: Store, row: int) -> ScannedImage:
     return replace(_with_pixels(found, pixels), size=size)
 
 
-def _with_pixels(found: ScannedImage, image: UInt8[Tensor, "3 h w"]) -> ScannedImage:
+def _with_pixels(found: ScannedImage, image: UInt8[Tensor, "c h w"]) -> ScannedImage:
     checksum = blake(repr(tuple(image.shape)).encode())
     checksum.update(image.contiguous().numpy().data)
     found.size = (image.shape[1], image.shape[2])

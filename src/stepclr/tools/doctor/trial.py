@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.decode import suffix_of
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
+from stepclr.data.shards.packing import encoded
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 from stepclr.io import from_json
@@ -102,7 +102,8 @@ def _copy(images: ImageSet, i: int, folder: Path, number: int) -> None:
             file.seek(0)
             path.with_suffix(suffix).write_bytes(file.read())
     else:
-        Image.fromarray(images.read([i])[0].permute(1, 2, 0).numpy()).save(path.with_suffix(".png"), compress_level=1)
+        content = encoded(images.read([i])[0], None)
+        path.with_suffix(content.suffix).write_bytes(content.bytes)
 
 
 def _run(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepclr.config import SETTINGS, RunConfig
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, one_line
 from stepclr.evaluation.results import EVALUATION, FINETUNING, Scores
 from stepclr.model.classifier import Classifier
@@ -75,7 +76,7 @@ def _what(network: Network, what: str, format: str, of_timm: bool) -> str:
     trained = plain(encoder.weights) if of_timm else "a SimCLR run"
     return (
         f"The {what} of {trained}, as {format}: {plain(encoder.name)} with the stem {encoder.stem}, images "
-        f"`[n, 3, {encoder.size}, {encoder.size}]` -> {out} `[n, {width}]`{normalized}, float32."
+        f"`[n, {encoder.channels}, {encoder.size}, {encoder.size}]` -> {out} `[n, {width}]`{normalized}, float32."
     )
 
 
@@ -92,9 +93,10 @@ def _preprocessing(network: Network, format: str) -> Iterator[str]:
     if encoder.squash:
         sides = f"[{side}, {side}]"
     mean, std = (", ".join(map(str, buffer.flatten().numpy())) for buffer in (encoder.mean, encoder.std))
+    upright, kind, from_image = _input(encoder.channels)
     inside = "inside the file" if format in ("onnx", "torch-export") else "in the code above"
     yield (
-        f"Resizing is not included: upright RGB, {encoder.resizing}, in 8 bits; of an image more than {STRIP} times as "
+        f"Resizing is not included: {upright}, {encoder.resizing}, in 8 bits; of an image more than {STRIP} times as "
         f"long as wide, only the middle is used. Dividing by 255, mean ({mean}) and std ({std}) are {inside}."
     )
     yield ""
@@ -104,8 +106,8 @@ import torch
 from PIL import ImageOps
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-def pixels(image):  # a PIL image -> uint8 [1, 3, {size}, {size}]
-    x = functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))[None].float() / 255
+def pixels(image):  # {kind} -> uint8 [1, {encoder.channels}, {size}, {size}]
+    x = {from_image}[None].float() / 255
     sides = {sides}
     x = functional.resize(x, sides, InterpolationMode.{encoder.interpolation.upper()}, antialias=True).clamp(0, 1)
     return (functional.center_crop(x, [{size}, {size}]) * 255).round().to(torch.uint8)
@@ -118,6 +120,15 @@ images = torch.cat([pixels(image) for image in photos])
         yield "`stepclr predict` writes the softmax of the logits."
 
 
+def _input(channels: int) -> tuple[str, str, str]:
+    """What the images are, what `pixels` takes, and the code that makes a tensor `[C, H, W]` of it."""
+    if channels not in (1, RGB):
+        return f"{channels} channels in 8 bits", "a uint8 array [H, W, C]", "torch.from_numpy(image).permute(2, 0, 1)"
+    mode = "RGB" if channels == RGB else "L"
+    words = "upright RGB" if channels == RGB else "upright gray (one channel)"
+    return words, "a PIL image", f'functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("{mode}"))'
+
+
 def _data(config: RunConfig, network: Network) -> Iterator[str]:
     classes = encoder_of(network).classes
     yield f"- Pretrained on: {plain(config.source_text)}"
@@ -128,6 +139,8 @@ def _data(config: RunConfig, network: Network) -> Iterator[str]:
     if config.value_range:
         black, white = config.value_range
         yield f"- Images of more than 8 bits: {black:g} became 0 and {white:g} became 255, others were clipped"
+    if config.channels != RGB:
+        yield f"- Channels of an image: {config.channels}, in the order of the bands of its file"
     yield "- Classes chosen: " + (", ".join(map(plain, classes)) or "none")
 
 

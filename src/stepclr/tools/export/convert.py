@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
+from stepclr.data.reading import RGB
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError, check_suffix, choose, first_line, installed
 from stepclr.io import write_whole
@@ -28,6 +29,7 @@ from stepclr.tools.export.card import Parity, card
 from stepclr.tools.export.formats import FORMATS, Format, Network, encoder_of, out_of
 
 IMAGES = 64  # to compare on
+SAMPLE = "sample:test"
 MAX_DIFFERENCE = 1e-4  # relative to the largest feature
 
 
@@ -45,16 +47,17 @@ class Export:
 
 
 def export(
-    run: str | os.PathLike[str], out: str | os.PathLike[str], format: str = "onnx", check: Source = "sample:test"
+    run: str | os.PathLike[str], out: str | os.PathLike[str], format: str = "onnx", check: Source = SAMPLE
 ) -> Export:
     """Write the encoder of `run`, or a classifier, to a file that others load without stepclr, and its card.
 
     Args:
         run: a run's folder, an encoder file, "timm:NAME", or a classifier file, which is exported as a classifier.
         out: the file, or a folder to put it in.
-        format: "onnx" and "torch-export" take uint8 images `[n, 3, S, S]`, any n, and include the preprocessing;
+        format: "onnx" and "torch-export" take uint8 images `[n, C, S, S]`, any n, and include the preprocessing;
             "torchvision" and "timm" are weights that these libraries load strictly; "safetensors" is our own file.
-        check: real images to compare file and original on, at most 64; anything `open_images` takes.
+        check: real images to compare file and original on, at most 64; anything `open_images` takes. For an encoder of
+            other channels than RGB, each channel of the default is another gray image.
 
     The file is loaded by the code on its card; its features may differ by 1e-4 of the largest one at most. Raises
     `ExportMismatchError` if they differ more; StepclrError for a network that the format cannot contain, a suffix that
@@ -66,7 +69,7 @@ def export(
     source = Path(run) / FILE if Path(run).is_dir() else Path(run)
     network = _load(source)
     path = _path(Path(out), writer, network, source)
-    images = encoder_of(network).ranged(open_images(check, limit=IMAGES))
+    images = _to_compare_on(check, encoder_of(network))
     pixels = _pixels(encoder_of(network), images)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent) as draft:
@@ -99,6 +102,15 @@ def _load(source: Path) -> Network:
     return load_classifier(source) if classifies else load_encoder(source)
 
 
+def _to_compare_on(check: Source, encoder: Encoder) -> ImageSet:
+    images = open_images(check, limit=IMAGES)
+    if encoder.channels != RGB and isinstance(check, str) and check == SAMPLE:
+        gray = torch.stack(list(images.read(range(len(images)))))[:, 0]
+        channels = [gray.roll(number, 0) for number in range(encoder.channels)]
+        images = replace(open_images(torch.stack(channels, 1), channels=encoder.channels), source=SAMPLE)
+    return encoder.ranged(images)
+
+
 def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
     if out.is_dir() or not out.suffix:
         name = "classifier" if isinstance(network, Classifier) else "encoder"
@@ -119,7 +131,7 @@ def _write(writer: Format, network: Network, path: Path, format: str) -> None:
         raise StepclrError(f"{problem}: {first_line(error)}") from error
 
 
-def _pixels(encoder: Encoder, images: ImageSet) -> UInt8[Tensor, "n 3 s s"]:
+def _pixels(encoder: Encoder, images: ImageSet) -> UInt8[Tensor, "n c s s"]:
     """Images as the exported network takes them: resized and cropped as for the encoder, in 8 bits."""
     pixels, kept = images.read_readable(np.arange(len(images)))
     if not len(kept):
@@ -127,7 +139,7 @@ def _pixels(encoder: Encoder, images: ImageSet) -> UInt8[Tensor, "n 3 s s"]:
     return (encoder.preprocess(pixels) * 255).round().to(torch.uint8)
 
 
-def _by_card(path: Path, code: str, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n out"]:
+def _by_card(path: Path, code: str, images: UInt8[Tensor, "n c s s"]) -> Float[np.ndarray, "n out"]:
     """What the code on the card computes from the file."""
     scope: dict[str, Any] = {"path": os.fspath(path), "images": images}
     try:
@@ -140,14 +152,14 @@ def _by_card(path: Path, code: str, images: UInt8[Tensor, "n 3 s s"]) -> Float[n
     return np.asarray(scope["logits" if "logits" in scope else "h"])
 
 
-def _by_original(network: Network, images: UInt8[Tensor, "n 3 s s"]) -> Float[np.ndarray, "n out"]:
+def _by_original(network: Network, images: UInt8[Tensor, "n c s s"]) -> Float[np.ndarray, "n out"]:
     """What `embed` computes from the same images, or `predict` before its softmax, on the CPU.
 
     Both crop the center: the images are given the border that will be cut off.
     """
     border = encoder_of(network).side - encoder_of(network).size
     before = round(border / 2)
-    framed = open_images(F.pad(images, (before, border - before) * 2))
+    framed = open_images(F.pad(images, (before, border - before) * 2), channels=images.shape[1])
     out, _ = logits(network, framed) if isinstance(network, Classifier) else represent(network, framed)
     return out.numpy()
 

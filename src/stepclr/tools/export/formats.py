@@ -1,6 +1,6 @@
 """Each format: how it is written, and the code that loads it without stepclr, which the card shows and `export` runs.
 
-That code is given `path` and `images`, uint8 `[n, 3, S, S]`, and computes `h`, or `logits`.
+That code is given `path` and `images`, uint8 `[n, C, S, S]`, and computes `h`, or `logits`.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -37,13 +38,13 @@ class Format:
 
 
 class FromPixels(nn.Module):
-    """uint8 images `[n, 3, S, S]` -> h or logits, preprocessing included."""
+    """uint8 images `[n, C, S, S]` -> h or logits, preprocessing included."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n out"]:
+    def forward(self, images: UInt8[Tensor, "n c s s"]) -> Float[Tensor, "n out"]:
         out: Tensor = self.network(images.float() / 255)
         return out
 
@@ -80,7 +81,7 @@ def _traced(network: Network) -> tuple[FromPixels, tuple[Tensor], tuple[dict[int
     side = encoder_of(network).size
     return (
         FromPixels(network).eval(),
-        (torch.zeros(2, 3, side, side, dtype=torch.uint8),),
+        (torch.zeros(2, encoder_of(network).channels, side, side, dtype=torch.uint8),),
         ({0: torch.export.Dim("n")},),
     )
 
@@ -139,6 +140,7 @@ def _write_timm(network: Network, path: Path) -> None:
 def _timm_code(network: Network) -> str:
     encoder = encoder_of(network)
     options = f", img_size={encoder.size}" if timm.get_pretrained_cfg_value(encoder.name, "fixed_input_size") else ""
+    options += f", in_chans={encoder.channels}" if encoder.channels != RGB else ""
     return f"""\
 import safetensors.torch, timm, torch
 
@@ -155,7 +157,8 @@ def _stem_code(encoder: Encoder) -> str:
     (side, stride, padding), width = (conv.kernel_size[0], conv.stride[0], conv.padding[0]), conv.out_channels
     pooling = "Identity()" if isinstance(pool, nn.Identity) else "MaxPool2d(3, stride=2, padding=1)"
     return (
-        f"model.conv1 = torch.nn.Conv2d(3, {width}, {side}, stride={stride}, padding={padding}, bias=False)\n"
+        f"model.conv1 = torch.nn.Conv2d({conv.in_channels}, {width}, {side}, stride={stride}, padding={padding}, "
+        "bias=False)\n"
         f"model.maxpool = torch.nn.{pooling}\n"
     )
 
@@ -167,6 +170,8 @@ def _write_torchvision(network: Network, path: Path) -> None:
         raise StepclrError(f"torchvision has no ResNet {encoder.name}: use format={nearest}")
     if encoder.stem != "imagenet":
         raise StepclrError(f"torchvision's ResNets have no stem {encoder.stem}: use format=timm")
+    if encoder.channels != RGB:
+        raise StepclrError(f"torchvision's ResNets take RGB, not {encoder.channels} channels: use format=timm")
     _write_plain(network, path, "fc")
 
 
@@ -191,7 +196,7 @@ def _strict_code(network: Network) -> str:
     return f"""\
 model.load_state_dict(safetensors.torch.load_file(path), strict=True)
 model.eval()
-mean, std = torch.tensor([{mean}]).view(3, 1, 1), torch.tensor([{std}]).view(3, 1, 1)
+mean, std = torch.tensor([{mean}]).view(-1, 1, 1), torch.tensor([{std}]).view(-1, 1, 1)
 with torch.inference_mode():
     {SCALED}
     {out} = {model}

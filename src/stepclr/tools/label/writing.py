@@ -261,9 +261,10 @@ def _found(images: _Round, source: Source | None) -> _Found:
 def _opened(index: EmbeddingIndex, source: Source | None, notes: list[str]) -> ImageSet | None:
     """The source; None where it is not given and that of the index cannot be opened any more."""
     if source is not None:
-        return open_images(source)
+        given = open_images(source)
+        return given if given.store.reading.channels else given.read_as(channels=index.channels)
     with suppress(StepclrError):
-        return open_images(index.source)
+        return open_images(index.source).read_as(channels=index.channels)
     notes.append(
         f"the page shows thumbnails: the images of {index.source!r} cannot be opened; pass the source they are in"
     )

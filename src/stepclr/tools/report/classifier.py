@@ -39,6 +39,7 @@ def classifier(context: Context) -> Json:
 def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
     """The section of a classifier that was fine-tuned, with images where the test set can be read."""
     protocol = scores.protocol
+    test = load_classifier(path).encoder.ranged(test) if test else None
     section = _facts(path) | {
         "labels": labels_words(protocol["classifier"]["labels_per_class"], protocol["classifier"].get("labels"))
     }

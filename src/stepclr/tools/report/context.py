@@ -15,7 +15,6 @@ from stepclr.config import RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
-from stepclr.data.reading import Range
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
@@ -126,7 +125,7 @@ class Context:
         return h, self.sample.take(indices)
 
     @cached_property
-    def pixels(self) -> list[UInt8[Tensor, "3 _ _"]]:
+    def pixels(self) -> list[UInt8[Tensor, "c _ _"]]:
         """The images of `embedded`."""
         images = self.embedded[1]
         return list(images.read(range(len(images))))
@@ -158,7 +157,8 @@ class Context:
 
     def opened(self, part: Json) -> ImageSet | None:
         """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
-        return open_part(part, self.config.value_range, self.config.max_pixels)
+        config = self.config
+        return open_part(part, value_range=config.value_range, max_pixels=config.max_pixels, channels=config.channels)
 
     @cached_property
     def trained(self) -> SimCLR:
@@ -184,15 +184,16 @@ def open_context(run: Run, source: Source | None) -> Context:
         return Context(run, None, f"the images of {config.source_text} cannot be shown: {error}")
 
 
-def open_part(part: Json, value_range: Range | None = None, max_pixels: int | None = None) -> ImageSet | None:
-    """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
+def open_part(part: Json, **reading: Any) -> ImageSet | None:
+    """The images of a part of a protocol, "train" or "test"; None where they cannot be found.
+
+    reading: arguments of `open_images`.
+    """
     if not part:
         return None
     try:
         source, labels = part.get("sources") or part["source"], part.get("labels") or None
-        return open_images(
-            source, labels=labels, split=part.get("split"), value_range=value_range, max_pixels=max_pixels
-        )
+        return open_images(source, labels=labels, split=part.get("split"), **reading)
     except (StepclrError, OSError):
         return None
 

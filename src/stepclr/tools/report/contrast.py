@@ -73,7 +73,7 @@ def contrast(context: Context) -> Json:
     }
 
 
-def _projections(model: SimCLR, x: Float[Tensor, "m 3 s s"]) -> Float[Tensor, "m d"]:
+def _projections(model: SimCLR, x: Float[Tensor, "m c s s"]) -> Float[Tensor, "m d"]:
     """Unit-norm z, by a copy of the model: its running statistics stay unchanged."""
     model = copy.deepcopy(model).train()
     with torch.no_grad():

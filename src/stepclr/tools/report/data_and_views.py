@@ -9,10 +9,12 @@ from torch import Tensor
 
 from stepclr.data.labels import class_counts
 from stepclr.data.order import spread
+from stepclr.data.reading import RGB
 from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Bar
 from stepclr.views.autoaugment import OPS
+from stepclr.views.channels import ChannelJitter, ChannelJitterParams
 from stepclr.views.geometry import UPSIDE_DOWN, EraseParams, RotateParams, TurnParams
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (
@@ -126,8 +128,12 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
         if kind not in OPTIONAL:
             always = replace(op, p=1.0) if hasattr(op, "p") else op
             ops.append((kind.__name__, always, kind))
-    size, min_area = run_views.size, run_views.min_area
-    single = {kind: Views([op], size, min_area=min_area, views=1, renderer="torch") for _, op, kind in ops}
+    size, min_area, channels = run_views.size, run_views.min_area, run_views.channels
+    if channels != RGB:  # colors do not change
+        ops = [one for one in ops if one[2] not in (ColorJitter, Grayscale)]
+    single = {
+        kind: Views([op], size, min_area=min_area, views=1, renderer="torch", channels=channels) for _, op, kind in ops
+    }
 
     # Of several keys the one that flips and crops about half the image, so that both can be seen.
     keys = view_keys(context.config.seed, 0, range(KEYS))
@@ -175,8 +181,10 @@ def _strengths(context: Context, images: list[Tensor]) -> list[Json]:
     keys = view_keys(context.config.seed, 0, range(len(images)))
     strengths = []
     for strength in STRENGTHS:
-        ops = [replace(op, strength=strength, p=1.0) if isinstance(op, ColorJitter) else op for op in run_views.ops[0]]
-        strong = Views(ops, run_views.size, min_area=run_views.min_area, views=2, renderer="torch")
+        jitters = ColorJitter | ChannelJitter
+        ops = [replace(op, strength=strength, p=1.0) if isinstance(op, jitters) else op for op in run_views.ops[0]]
+        size, channels = run_views.size, run_views.channels
+        strong = Views(ops, size, min_area=run_views.min_area, views=2, renderer="torch", channels=channels)
         cells = [page_uri(view) for view in strong(images, keys).flatten(0, 1)]
         strengths.append({"strength": strength, "cells": cells})
     return strengths
@@ -196,6 +204,9 @@ def _op_words(params: OpParams, k: int) -> str:
             factors = zip(JITTERS, ("", "", "", "+"), params.factors[k], strict=True)
             words = [f"{name} {factor:{sign}.2f}" for name, sign, factor in factors]
             return ", ".join(words[op] for op in params.order[k])
+        case ChannelJitterParams() if params.jitter[k]:
+            brightness, contrast = (" / ".join(f"{one:.2f}" for one in each) for each in params.factors[k].T)
+            return f"brightness {brightness}, contrast {contrast}"
         case GrayscaleParams() if params.gray[k]:
             return "gray"
         case BlurParams() if params.sigma[k] > 0:

@@ -33,7 +33,7 @@ def network(context: Context) -> Json:
     if context.no_encoder:
         return {"missing": context.no_encoder, "name": context.config.encoder, "size": context.config.size}
     encoder = context.encoder
-    x = torch.zeros(2, 3, encoder.size, encoder.size, device=encoder.mean.device)
+    x = torch.zeros(2, encoder.channels, encoder.size, encoder.size, device=encoder.mean.device)
     rows = [{"name": "view", "shape": _shape(x), "weights": 0}, *_parts(encoder.body, x)]
     if encoder.normalize_h:
         rows.append({"name": "h, of unit norm", "shape": f"[N, {encoder.num_features}]", "weights": 0})

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, first_line, installed
 from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
@@ -41,6 +42,7 @@ class IndexMetadata:
         run: where the encoder was read from.
         recall: at 10, of the approximate search; None if search is exact, or building the index was interrupted.
         partitioned_rows: how many rows there were when the approximate search was last partitioned into cells.
+        channels: of the images, as the encoder takes them.
     """
 
     checksum: str
@@ -53,6 +55,7 @@ class IndexMetadata:
     run: str
     recall: float | None = None
     partitioned_rows: int = 0
+    channels: int = RGB
 
     def to_json(self) -> bytes:
         return json.dumps({"format": 1, **asdict(self)}).encode()
@@ -79,6 +82,7 @@ class EmbeddingIndex:
         labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
         thumbnails: a small JPEG per image; empty for an .npz, which has none.
         source: what the images were opened from; "" if unknown.
+        channels: of the images; of an .npz not known, and RGB.
     """
 
     vectors: Float32[np.ndarray, "n features"]
@@ -87,6 +91,7 @@ class EmbeddingIndex:
     classes: list[str]
     thumbnails: list[bytes]
     source: str
+    channels: int = RGB
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -117,6 +122,7 @@ def open_index(index: str | os.PathLike[str] | EmbeddingIndex) -> EmbeddingIndex
         stored.classes,
         [stored.thumbnails[i] for i in order] if stored.thumbnails else [],
         stored.source,
+        metadata.channels if metadata else RGB,
     )
 
 
@@ -164,6 +170,8 @@ def encoder_checksum(encoder: Encoder) -> str:
     parts: list[Any] = [encoder.name, encoder.stem, encoder.size, encoder.normalize_h, weights]
     if encoder.value_range:
         parts.append(encoder.value_range)
+    if encoder.channels != RGB:
+        parts.append(encoder.channels)
     if encoder.weights:
         parts.append(encoder.resizing)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -11,10 +11,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stepclr.data.decode import decode, reduced, source_side, upright_rgb
+from stepclr.data.decode import decode, reduced, source_side
 from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
+from stepclr.data.stores import as_image
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_number, one_line
 from stepclr.model.encoder import Encoder
@@ -37,7 +38,7 @@ from stepclr.tools.search.index import (
     reading,
 )
 
-Query = str | os.PathLike[str] | Image.Image | UInt8[Tensor, "3 h w"]
+Query = str | os.PathLike[str] | Image.Image | UInt8[Tensor, "c h w"]
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,10 @@ class Search:
         """The `k` most similar images, the most similar first; all of them if there are fewer."""
         return self.nearest(self.represent(read_query(query, self.encoder)), k)
 
-    def represent(self, image: UInt8[Tensor, "3 h w"]) -> Float[Tensor, " features"]:
+    def represent(self, image: UInt8[Tensor, "c h w"]) -> Float[Tensor, " features"]:
         """h of an image, computed as that of the index's images was."""
         precision = self.metadata.precision if self.metadata else "fp32"
-        h, _ = represent(self.encoder, open_images(image[None]), dtype_of(precision))
+        h, _ = represent(self.encoder, open_images(image[None], channels=self.encoder.channels), dtype_of(precision))
         return h[0]
 
     def nearest(self, h: Float[Tensor, " features"], k: int = 12) -> list[Hit]:
@@ -142,13 +143,11 @@ class Search:
         return hits
 
 
-def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "3 h w"]:
+def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "c h w"]:
     """A query's pixels, resized as the images of an index are before the encoder sees them."""
-    short_side, reading = source_side(encoder.size), Reading(encoder.value_range)
-    if isinstance(query, Tensor):
-        return reduced(query, short_side)
-    if isinstance(query, Image.Image):
-        return reduced(upright_rgb(query, reading), short_side)
+    short_side, reading = source_side(encoder.size), Reading(encoder.value_range, channels=encoder.channels)
+    if isinstance(query, Tensor | Image.Image):
+        return reduced(as_image(query, reading), short_side)
     path = Path(query)
     if not path.exists():
         raise StepclrError(f"{path} does not exist")
@@ -162,7 +161,7 @@ def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "3 h w"]:
 
 
 def sheet_of(
-    names: Sequence[str], queries: Sequence[UInt8[Tensor, "3 h w"]], hits: Sequence[Sequence[Hit]]
+    names: Sequence[str], queries: Sequence[UInt8[Tensor, "c h w"]], hits: Sequence[Sequence[Hit]]
 ) -> Image.Image:
     """A contact sheet: each query under its name, followed by its hits with rank, similarity and name."""
     sheets = []

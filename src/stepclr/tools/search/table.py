@@ -202,6 +202,7 @@ def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | o
         source=as_words(sources_of(source)),
         classes=list(source.classes),
         run=from_anywhere(run),
+        channels=encoder.channels,
     )
 
 

@@ -47,11 +47,11 @@ def why_not_numba(ops: Sequence[Op]) -> str:
 
 
 def render_numba(
-    images: UInt8[Tensor, "n 3 height width"] | Sequence[UInt8[Tensor, "3 _ _"]],
+    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
     params: Sequence[ViewParams],
     size: int,
     interpolation: Interpolation = "bicubic",
-) -> Float[Tensor, "v n 3 s s"]:
+) -> Float[Tensor, "v n c s s"]:
     """V views of each image in CPU memory, within 1/255 of those of `render_reference`."""
     images = images.contiguous() if isinstance(images, Tensor) else [image.contiguous() for image in images]
     addresses, sides = _addresses(images)
