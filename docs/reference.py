@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
+from mkdocs.exceptions import PluginError
+
 WIDTH = 88  # of the commands' help, characters
 ROOMS = {
     "data": "Images",
@@ -53,15 +55,16 @@ def python_page(repository: Path) -> str:
         for name in stepclr.__all__:
             module = getattr(stepclr, name).__module__.removeprefix("stepclr.")
             if module.split(".")[0] == room:
-                path = repository / "src" / "stepclr" / f"{module.replace('.', '/')}.py"
-                parts += _entry(name, path.read_text())
+                parts += _entry(name, f"src/stepclr/{module.replace('.', '/')}.py", repository)
     return "\n\n".join(parts) + "\n"
 
 
-def _entry(name: str, source: str) -> list[str]:
+def _entry(name: str, path: str, repository: Path) -> list[str]:
     """The parts of the page about the function or class of this name."""
-    node = next(one for one in ast.parse(source).body if getattr(one, "name", None) == name)
-    assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+    source = (repository / path).read_text()
+    node = next((one for one in ast.parse(source).body if getattr(one, "name", None) == name), None)
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        raise PluginError(f"{path} has no {name}")
     summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
     parts = [f"### {name}", " ".join(summary.split()), f"```python\n{_signature(node, source)}\n```"]
     if rest:
