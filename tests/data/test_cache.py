@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -83,6 +84,31 @@ def test_cached_and_streamed_images_are_the_same_and_unreadable_ones_are_listed(
         assert small[0] / small[1] == pytest.approx(whole[0] / whole[1], rel=0.05)
     assert cached.decoded(SIDE) is cached
     assert torch.equal(cached.read([4])[0], all_images(cached)[4])
+
+
+def resident_kibibytes(path: Path) -> int:
+    """How much of a mapped file this process holds in memory."""
+    maps = Path("/proc/self/smaps").read_text()
+    found = re.search(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +(\d+) kB", maps)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is resident is read from Linux's /proc")
+@pytest.mark.parametrize("one_size", [False, True])
+def test_a_batch_that_was_read_does_not_stay_in_memory_beside_its_copy(
+    photos: Path, cache: Path, one_size: bool
+) -> None:
+    if one_size:
+        for path in photos.rglob("[0-9]*.*"):
+            Image.open(path).resize((SIDE, SIDE)).save(path)
+    images = open_images(photos).decoded(SIDE)
+    before = all_images(images)
+    assert resident_kibibytes(*entries(cache)) > 0
+    batch, _ = images.read_readable(range(len(images)))
+    assert resident_kibibytes(*entries(cache)) == 0
+    for image, expected in zip(batch, before, strict=True):
+        assert torch.equal(image, expected)
 
 
 def test_real_images_of_one_size_come_as_one_batch(shared_data: Path, cache: Path) -> None:

@@ -145,6 +145,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """`read` without the images that cannot be read, which `skipped` lists, and the indices of the others."""
         indices = self._checked(indices)
         images = self._read(indices)
+        self.store.release()
         if isinstance(images, Tensor):
             return images, indices
         broken = {}

@@ -4,6 +4,7 @@
 
 import copy
 import math
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -99,6 +100,10 @@ class Store(ABC):
         """`checksums` if no image has to be read for them, else None."""
         return None
 
+    def release(self) -> None:
+        """Let go of memory that only repeats what a file holds, after a batch was read."""
+        return
+
     def expect(self, following: Mapping[int, Sequence[int]]) -> None:
         """Announce which shards will soon be read after each shard, so that they can be fetched early."""
         return
@@ -186,6 +191,9 @@ class Pixels(Store):
         height, width = self.array.shape[2:]
         return height, width
 
+    def release(self) -> None:
+        release_pages(self.array)
+
 
 @dataclass(eq=False)
 class Packed(Store):
@@ -205,6 +213,9 @@ class Packed(Store):
 
     def size(self, row: int) -> tuple[int, int]:
         return int(self.shapes[row, 0]), int(self.shapes[row, 1])
+
+    def release(self) -> None:
+        release_pages(self.pixels)
 
 
 @dataclass(eq=False)
@@ -261,3 +272,12 @@ def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | Unr
 
     each = pool().map if threads and len(rows) > 1 else map
     return list(each(attempt, rows.tolist()))
+
+
+def release_pages(array: NDArray[np.uint8]) -> None:
+    """If the array is a file mapped for reading only, its pages leave this process; the system may keep them."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and not base.flags.writeable:
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
