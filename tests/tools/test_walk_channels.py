@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_files import file_of, fill, scene
+from made_files import file_of, fill, scene, tiff
 from numpy.typing import NDArray
 from PIL import Image
 from small import succeed
 
 import stepclr
+from stepclr.tools.doctor.findings import image_findings
+from stepclr.tools.doctor.scan import scan
 from stepclr.tools.doctor.trial import Trial
 from stepclr.tools.images import thumbnail_pixels
 
@@ -199,3 +201,10 @@ def test_the_run_resumes_with_its_channels(walked: Walked, tmp_path: Path) -> No
     stepclr.pretrain(walked.images, tmp_path, progress=False, channels=walked.channels, epochs=1, **options)
     resumed = stepclr.pretrain(walked.images, tmp_path, progress=False, resume=True, epochs=2)
     assert resumed.config.channels == resumed.encoder().channels == walked.channels
+
+
+def test_doctor_says_where_a_band_is_lost_and_what_keeps_it(tmp_path: Path) -> None:
+    infrared = tiff(pixels(0, 4), 2, (0,))
+    found = image_findings(scan(stepclr.open_images(fill(tmp_path, {"a.tif": infrared}))), SIZE)
+    [one] = [each for each in found if each.count and each.name in ("bands", "changed")]
+    assert (one.name, one.do) == ("bands", "to keep a fourth, such as infrared: --channels 4")
