@@ -34,6 +34,7 @@ from torch import nn
 import stepclr
 from stepclr.config import RunConfig
 from stepclr.data import cache, decode, named, recall
+from stepclr.data.reading import AS_DECLARED
 from stepclr.model.files import save_classifier
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.tools.compare import compare_table
@@ -272,7 +273,7 @@ def read_config(path: Path) -> None:
 
 
 def read_cache(path: Path) -> None:
-    found = cache._load(path, 3, 10**6)
+    found = cache._load(path, 3, 10**6, AS_DECLARED)
     if found:
         for row in range(len(found.kept)):
             found.store.image(row, None)

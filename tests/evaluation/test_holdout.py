@@ -190,7 +190,7 @@ def test_the_command_line_says_the_score_of_the_file(
     assert call("finetune", run, *words, "--labels-per-class", "2,5", "--epochs", "1", "--out", out) == 0
     shown = capsys.readouterr().out
     stored = json.loads((run / "finetune.json").read_text())["protocol"]
-    assert f"photos.safetensors: {100 * stored['classifier']['top1']:.1f} % on the 17 images held out" in shown
+    assert f"photos.safetensors: top-1 {100 * stored['classifier']['top1']:.1f} %" in shown
     assert "top-1 on the images held out" in shown
     assert "Held out: 25 % of each class (seed 2), 17 images to score on" in shown
     # evaluate holds out the same images.

@@ -74,7 +74,7 @@ def test_the_command_line_says_it_and_shows_both_scores(
         main(words)
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    assert "all labels, clean" in said
+    assert "clean ┃" in said
     assert "4 of the 16 test images are in train too (2 identical, 2 nearly identical), such as left/same.png" in said
 
 

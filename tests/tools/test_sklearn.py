@@ -276,7 +276,7 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
         ({"value_range": (1, 0)}, r"value_range must be two numbers \(black, white\), not \(1, 0\)"),
         ({"value_range": "ab"}, r"value_range must be two numbers .*"),
         ({"epochs": 0}, r"epochs must be above 0, not 0"),
-        ({"epochs": 1.5}, r"epochs must be int \| None, not 1\.5"),
+        ({"epochs": "2"}, r"epochs must be int \| float \| None, not '2'"),
         ({"lr": "fast"}, r"lr must be float \| None, not 'fast'"),
         ({"temperature": float("nan")}, r"temperature must be a finite number, not nan"),
         ({"lr": -1.0}, r"lr must be above 0, not -1\.0"),

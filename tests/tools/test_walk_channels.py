@@ -111,7 +111,8 @@ def test_embeddings_are_those_of_the_bands_in_their_order(walked: Walked) -> Non
     """The mutant: the same bands in another order have other features."""
     encoder = stepclr.load_encoder(walked.run)
     succeed("embed", walked.run, walked.images, "--out", walked.out / "h.npz")
-    stored = np.load(walked.out / "h.npz")
+    with np.load(walked.out / "h.npz") as file:
+        stored = dict(file)
     assert len(stored["paths"]) == N
     for i in (0, 3):
         place = stored["paths"].tolist().index(f"{'ab'[i % 2]}/{i}{walked.suffix}")

@@ -65,7 +65,7 @@ def teacher_logits(
     keys: Int64[Tensor, " n"],
     micro_batch: int | None,
     world: World,
-) -> Float[Tensor, "vn c"]:
+) -> Float[Tensor, "vn k"]:
     """What the teacher predicts of the views that the step sees: the same keys give the same views."""
     logits = []
     with torch.no_grad():
