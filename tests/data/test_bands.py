@@ -1,19 +1,23 @@
 """Images that are not RGB: their bands are kept as they are, in any file, in the cache, in shards and in arrays."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from made_files import file_of, fill, tiff
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import Dataset
 
 import stepclr
 from stepclr import StepclrError, open_images
 from stepclr.data.decode import decoded, size_of
 from stepclr.data.formats import UnsupportedError
+from stepclr.data.images import ImageSet
 from stepclr.data.reading import Reading
 from stepclr.data.shards.packing import pack
 
@@ -45,7 +49,7 @@ def sixteen(pixels: NDArray[np.uint8]) -> NDArray[np.uint16]:
     return pixels.astype(np.uint16) * 257
 
 
-FILES = {
+FILES: dict[str, Callable[[NDArray[Any]], bytes]] = {
     "npy": npy,
     "npy, channels first": lambda pixels: npy(np.moveaxis(pixels, 2, 0)),
     "npy of 16 bits": lambda pixels: npy(sixteen(pixels).astype(">u2")),
@@ -244,18 +248,25 @@ def test_an_array_says_how_many_channels_it_has(channels: int) -> None:
         images.read_as(channels=5)
 
 
+def shape_of(images: ImageSet) -> tuple[int, ...]:
+    """Of the first image, as a batch."""
+    pixels = images.read([0])
+    assert isinstance(pixels, torch.Tensor)
+    return tuple(pixels.shape)
+
+
 def test_gray_arrays_are_rgb_unless_one_channel_is_asked_for() -> None:
     gray = ANY[..., 0]
-    assert open_images(gray).read([0]).shape == (1, 3, 20, 30)
-    assert open_images(gray, channels=1).read([0]).shape == (1, 1, 20, 30)
-    assert open_images(open_images(gray), channels=1).read([0]).shape == (1, 1, 20, 30)
+    assert shape_of(open_images(gray)) == (1, 3, 20, 30)
+    assert shape_of(open_images(gray, channels=1)) == (1, 1, 20, 30)
+    assert shape_of(open_images(open_images(gray), channels=1)) == (1, 1, 20, 30)
 
 
 def test_an_axis_that_may_be_either_is_asked_for() -> None:
     array = np.zeros((5, 8, 8, 8), np.uint8)
     with pytest.raises(StepclrError, match=r"1 to 16 channels, not the shape \[5, 8, 8, 8\]"):
         open_images(array)
-    assert open_images(array, channels=8).read([0]).shape == (1, 8, 8, 8)
+    assert shape_of(open_images(array, channels=8)) == (1, 8, 8, 8)
     assert open_images(np.zeros((5, 4, 8, 8), np.uint8)).channels == 4
     assert open_images(np.zeros((5, 8, 8, 4), np.uint8)).channels == 4
     assert open_images(np.zeros((5, 3, 8, 4), np.uint8), channels=4).channels == 4
@@ -265,7 +276,7 @@ def test_images_of_a_dataset_have_their_channels() -> None:
     tensors = [stepclr.open_images(ANY[..., :4]).read([i])[0] for i in range(4)]
     items: list[Any] = [(tensors[0], 0), (tensors[1], 1), (ANY[2, ..., :4], 0)]
 
-    class Items(stepclr.data.memory.Dataset[Any]):
+    class Items(Dataset[Any]):
         def __len__(self) -> int:
             return len(items)
 
