@@ -1,5 +1,7 @@
 """Views of images that are not RGB: the geometry of RGB's, and brightness and contrast of each channel by itself."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from stepclr import StepclrError, Views, view_keys
 from stepclr.views.channels import ChannelJitter, ChannelJitterParams, channel_jitter
+from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import uniforms
 from stepclr.views.ops import Blur, ColorJitter, Grayscale, RandAugment
 
@@ -94,3 +97,14 @@ def test_what_needs_colors_says_so() -> None:
             Views(policy, 16, channels=4)
     with pytest.raises(StepclrError, match="views are taken of uint8 images"):
         Views("simclr", 16, channels=4)(images(3), KEYS[:4])
+
+
+@pytest.mark.parametrize("policy", ["ChannelJitter(strength=0.5)+Blur(p=1)", [ChannelJitter(4), Blur(p=1.0)]])
+def test_rgb_may_have_its_channels_jittered_too(policy: Any) -> None:
+    views = Views(policy, 16)
+    x = views(images(3), KEYS[:4])
+    assert x.shape == (2, 4, 3, 16, 16)
+    assert torch.equal(render_cuda(images(3), views.sample_params(images(3), KEYS[:4]), 16), x)
+    for values in ("p=2", "strength=3"):
+        with pytest.raises(StepclrError, match="must lie between 0"):
+            Views(f"ChannelJitter({values})", 16)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stepclr.data.reading import RGB
+from stepclr.errors import check_range
 from stepclr.views.color import adjust_brightness, blend, chosen_rows
 
 HALF = 2.0**26  # a uniform number of 53 bits is two of 26
@@ -32,6 +33,10 @@ class ChannelJitter:
     channels: int = RGB
     strength: float = 1.0
     p: float = 0.8
+
+    def __post_init__(self) -> None:
+        check_range("strength", self.strength, 0, 2.5)
+        check_range("p of ChannelJitter", self.p, 0, 1)
 
     @property
     def numbers(self) -> int:

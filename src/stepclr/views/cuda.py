@@ -35,7 +35,6 @@ from stepclr.views.ops import (
     JitterParams,
     LevelParams,
     OpParams,
-    TableParams,
     WarpParams,
 )
 from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_weights, filtered, render_reference
@@ -65,11 +64,11 @@ def render_cuda(
 ) -> Float[Tensor, "v n 3 s s"]:
     """V views of each image, float32 in [0, 1], within 1/255 of those of `render_reference`.
 
-    Compiled on CUDA from a shape's third batch on. AutoAugment and RandAugment have no batched form: the reference
-    renders their policies.
+    Compiled on CUDA from a shape's third batch on. AutoAugment, RandAugment and ChannelJitter have no batched form: the
+    reference renders their policies.
     """
     kinds: Kinds = tuple(type(op) for op in params[0].ops)
-    if TableParams in kinds:
+    if not OPS.keys() >= set(kinds):
         return torch.stack([render_reference(images, view, size, interpolation) for view in params])
     if not isinstance(images, Tensor):
         return torch.cat([_render_unequal(images, view, kinds, size, interpolation) for view in params])

@@ -307,16 +307,16 @@ def of_channels(ops: Sequence[Op], channels: int) -> tuple[Op, ...]:
 
     Color jitter becomes that of each channel, and grayscale is left out. Raises StepclrError for ops that need colors.
     """
-    if channels == RGB:
-        return tuple(ops)
     kept: list[Op] = []
     for op in ops:
-        if isinstance(op, AutoAugment | RandAugment):
-            raise StepclrError(f"{type(op).__name__} is for RGB, not for {channels} channels: choose the policy simclr")
-        if isinstance(op, ColorJitter):
-            kept.append(ChannelJitter(channels, op.strength, op.p))
-        elif isinstance(op, ChannelJitter):
+        if isinstance(op, ChannelJitter):
             kept.append(replace(op, channels=channels))
+        elif channels == RGB:
+            kept.append(op)
+        elif isinstance(op, AutoAugment | RandAugment):
+            raise StepclrError(f"{type(op).__name__} is for RGB, not for {channels} channels: choose the policy simclr")
+        elif isinstance(op, ColorJitter):
+            kept.append(ChannelJitter(channels, op.strength, op.p))
         elif not isinstance(op, Grayscale):
             kept.append(op)
     return tuple(kept)

@@ -37,8 +37,9 @@ class Views:
             bicubic, as in SimCLR's code; SupCon's code is bilinear for every policy.
         warp: probability of the sparse image warp. None: 0.5, or the op's own.
         renderer: what renders images in CPU memory. "torch": the reference; "numba": several times as fast and within
-            1/255 of it, for all ops but AutoAugment and RandAugment (posterize and equalize change a pixel by more
-            where it lies between two levels); "auto": numba where possible. Images in GPU memory are rendered there.
+            1/255 of it, for all ops but AutoAugment, RandAugment and ChannelJitter (posterize and equalize change a
+            pixel by more where it lies between two levels); "auto": numba where possible. Images in GPU memory are
+            rendered there.
         channels: C of the images. 3 is RGB. Otherwise brightness and contrast of each channel change by themselves, and
             neither saturation and hue nor grayscale; policies that change other colors are not available.
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from stepclr.threads import threads_for
+from stepclr.views.channels import ChannelJitter
 from stepclr.views.geometry import EraseParams, RotateParams, TurnParams
 from stepclr.views.numba.compiled import compiled, numba_is_missing
 from stepclr.views.ops import (
@@ -41,7 +42,7 @@ MIN_PIECE_PIXELS = 2**16  # so that handing a piece out takes little of the time
 def why_not_numba(ops: Sequence[Op]) -> str:
     """Why this renderer cannot render these ops; empty if it can."""
     for op in ops:
-        if isinstance(op, AutoAugment | RandAugment):
+        if isinstance(op, AutoAugment | RandAugment | ChannelJitter):
             return f"it has no {type(op).__name__}"
     return numba_is_missing()
 
