@@ -111,6 +111,15 @@ def test_a_batch_that_was_read_does_not_stay_in_memory_beside_its_copy(
         assert torch.equal(image, expected)
 
 
+def test_what_was_written_into_a_private_map_stays(tmp_path: Path) -> None:
+    (tmp_path / "pixels").write_bytes(bytes(3 * 4096))
+    mapped = np.memmap(tmp_path / "pixels", np.uint8, "c")
+    mapped[:3] = 1
+    mapped.flags.writeable = False
+    open_images(mapped.reshape(-1, 64, 64, 3)).read_readable([0])
+    assert mapped.sum() == 3
+
+
 def test_real_images_of_one_size_come_as_one_batch(shared_data: Path, cache: Path) -> None:
     images = open_images(shared_data / "stl10_airplane_car.zip", limit=40)
     for side in (192, 48):

@@ -277,7 +277,8 @@ def attempts(ask: Callable[[int], T], rows: Rows, threads: bool) -> list[T | Unr
 def release_pages(array: NDArray[np.uint8]) -> None:
     """If the array is a file mapped for reading only, its pages leave this process; the system may keep them."""
     base: Any = array
-    while isinstance(base, np.ndarray) and not base.flags.writeable:
+    while isinstance(base, np.ndarray):
         base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+    # A private map that can be written would lose what was.
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and memoryview(base).readonly:
         base.madvise(mmap.MADV_DONTNEED)
