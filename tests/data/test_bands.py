@@ -293,3 +293,12 @@ def test_images_of_a_dataset_have_their_channels() -> None:
 def test_the_number_of_channels_is_checked(channels: int) -> None:
     with pytest.raises(StepclrError, match=f"channels must be from 1 to 16, not {channels}"):
         open_images("sample:train", channels=channels)
+
+
+def test_shards_and_files_are_read_with_the_channels_asked_for(tmp_path: Path) -> None:
+    for name, pixels in zip("ab", ANY[..., :4], strict=False):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.npy").write_bytes(npy(pixels))
+    pack(open_images(tmp_path / "a", channels=4), tmp_path / "shards")
+    images = open_images([tmp_path / "shards", tmp_path / "b"], channels=4)
+    assert images.read([0, 1]).shape == (2, 4, 20, 30)

@@ -193,7 +193,9 @@ def _several(sources: Sequence[object], damaged: str, reading: Reading) -> Image
             sets.append(open_files([Path(source).expanduser() for source in group]))  # type: ignore[arg-type]
         else:
             sets += [_open(source, damaged, reading) for source in group]
-    return join(sets)
+    # Shards may have been packed with what the user asks of all.
+    alike = (reading.value_range, reading.max_pixels, reading.channels)
+    return join([images.read_as(*alike) for images in sets])
 
 
 def _is_file(source: object) -> bool:
