@@ -44,6 +44,9 @@ def test_progress_says_what_is_next_and_how_long_it_all_takes(
         counter(done, 3)
         counter.announce("random, all labels")
     assert capsys.readouterr().err == "1 of 3, about 0:40 left\n2 of 3, about 0:20 left: random, all labels\n3 of 3\n"
+    seconds += 20
+    counter(1, 3)  # those of another run
+    assert capsys.readouterr().err == "1 of 3, about 0:40 left: random, all labels\n"
 
 
 def test_help_is_instant_because_it_imports_no_torch() -> None:

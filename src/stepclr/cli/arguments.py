@@ -177,6 +177,8 @@ class Counter:
         if done < total:
             self.counted += f", about {int(left) // 60}:{int(left) % 60:02d} left"
         self._print(last=done == total)
+        if done == total:  # what is counted next begins now
+            self.began = time.monotonic()
 
     def announce(self, words: str) -> None:
         """Say in words what is done next."""
