@@ -25,6 +25,7 @@ from stepclr.tools.pages import asset
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Context, open_context
 from stepclr.tools.report.evaluation import evaluation
+from stepclr.tools.report.plots import line
 from stepclr.tools.report.training import training
 from stepclr.tools.report.verdict import verdict
 
@@ -339,6 +340,27 @@ def test_only_a_score_with_all_labels_is_called_that(run: stepclr.Run, tmp_path:
     rows = [row("simclr", 1, 0.5, 0.6), row("simclr", 2, 0.7, 0.8)]
     page = told(run, tmp_path, lambda scores: scores.update(rows=rows))
     assert "With all labels" not in {name for name, _, _ in page["facts"]}
+
+
+def test_scores_with_all_labels_alone_need_no_number_of_them(run: stepclr.Run, tmp_path: Path) -> None:
+    """As in an evaluation.json of an earlier version, which did not count labels."""
+    page = told(run, tmp_path, lambda scores: scores.update(rows=[row("simclr", "all", 0.85), row("knn", "all", 0.9)]))
+    assert (page["score"], page["words"].endswith("with all labels")) == ("85.0 %", True)
+
+
+def test_a_held_out_share_is_that_of_the_seed_in_the_next_command(run: stepclr.Run, tmp_path: Path) -> None:
+    drawn = {"share": 0.25, "seed": 3, "names_checksum": "0"}
+    page = told(run, tmp_path, lambda scores: scores["protocol"].update(holdout=drawn))
+    assert page["next"][1].endswith("--holdout 0.25 --seed 3")
+
+
+@pytest.mark.parametrize("y", [[1e-14, 4e-14, 2e-14], [0.0, -1e-13], [1.0, 1 + 1e-13], [1e6, 1e6 + 1e-4], [0.0, 0.0]])
+def test_a_chart_of_hardly_different_numbers_is_drawn(y: list[float]) -> None:
+    """Such as those of a run whose representations collapsed."""
+    svg = line("Alignment", [float(k) for k in range(len(y))], y, "").svg
+    places = [float(place) for place in re.findall(r'y1="([-.\d]+)%"', svg)]
+    assert (min(places), max(places)) == (0, 100)
+    assert len(places) > 2
 
 
 def test_a_run_below_its_baselines_says_so(run: stepclr.Run, tmp_path: Path) -> None:

@@ -234,13 +234,13 @@ def _text(x: float, y: float, words: str, **attributes: object) -> Markup:
 
 def _linear(low: float, high: float, shown: str = "{:.4g}", wanted: int = 4) -> Axis:
     """A scale with round ticks that covers low to high."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):  # rounding errors are no range
         low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
     rough = (high - low) / wanted
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [round(k * step, 12) for k in range(first, last + 1)]
+    ticks = [k * step for k in range(first, last + 1)]
     return Axis(ticks[0], ticks[-1], [(tick, shown.format(tick)) for tick in ticks])
 
 

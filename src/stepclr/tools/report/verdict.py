@@ -70,7 +70,9 @@ def _main(scores: Scores) -> Score | None:
         rows = [row for row in scores.rows if row.method == name]
         if rows:
             few = [row for row in rows if row.labels_per_class != "all"]
-            return max(few or rows, key=lambda row: row.labels or float(row.labels_per_class))
+            if not few:
+                return rows[0]
+            return max(few, key=lambda row: row.labels or float(row.labels_per_class))  # files of old have no labels
     return None
 
 
@@ -205,7 +207,8 @@ def _finetune(run: Path, scores: Scores) -> list[Any]:
         words += ["--labels", *train["labels"]]
     drawn = scores.protocol.get("holdout")
     if drawn:
-        return [*words, "--holdout", f"{drawn['share']:g}"]
+        words += ["--holdout", f"{drawn['share']:g}"]
+        return [*words, "--seed", drawn["seed"]] if drawn["seed"] else words
     return words if train.get("labels") else [*words, "--test", *(test.get("sources") or [test["source"]])]
 
 
