@@ -172,7 +172,9 @@ class Pixels(Store):
     def read_as(self, reading: Reading) -> Store:
         channels = self.array.shape[1]
         if reading.bands != channels and (channels, reading.bands) != (1, RGB):
-            raise StepclrError(f"the array has images of {channels} channels, not of {reading.bands}")
+            raise StepclrError(
+                f"the array has images of {channels} channel{'s' * (channels > 1)}, not of {reading.bands}"
+            )
         return super().read_as(reading)
 
     def batch(self, rows: Rows) -> UInt8[Tensor, "n c h w"]:
