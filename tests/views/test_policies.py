@@ -290,6 +290,8 @@ def test_views_describe_themselves_in_a_line(views: Callable[[], Views], expecte
         ("randaugment:2", {}, "two whole numbers, .* not '2'"),
         ("randaugment:2,9,1", {}, "two whole numbers"),
         ("randaugment:two,9", {}, "two whole numbers"),
+        ("RandAugment(1.5)", {}, "layers of RandAugment must be a whole number, not 1.5"),
+        ("Posterize(4.0)", {}, "bits of Posterize must be a whole number, not 4.0"),
         ("randaugment:0,9", {}, "layers of RandAugment must lie between 1 and 20, not 0"),
         ("randaugment:2,31", {}, "magnitude of RandAugment must lie between 0 and 30, not 31"),
         ("simclr:2", {}, "takes nothing after its name, not ':2'"),
@@ -338,6 +340,14 @@ def test_a_policy_sheet_has_a_column_a_policy_under_its_name(size: int) -> None:
         for row, x in enumerate(views(batch, keys)[0]):
             cell = cells[:, 2 + row * (size + 2) :, 2 + (column + 1) * (size + 2) :][:, :size, :size]
             torch.testing.assert_close(cell, x, rtol=0, atol=1.01 / 255)
+
+
+def test_all_policies_are_those_that_the_images_can_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "four.npy", np.zeros((20, 20, 4), np.uint8))
+    words = ("--channels", 4, "--size", 16, "--policy", "all", "--out", tmp_path / "views.png")
+    assert call("views", tmp_path / "four.npy", *words) == 0
+    drawn = {line.split()[0] for line in capsys.readouterr().out.splitlines() if " px: " in line}
+    assert drawn == set(POLICIES) - {"autoaugment", "randaugment", "stacked"}
 
 
 def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,6 +408,8 @@ def test_words_name_policies_and_ops_in_any_spelling_with_or_without_values() ->
         "simclr + vertical-flip + quarter_turns + rotate(30, 1)",
     ):
         assert read_policy(words).ops == (*read_policy("simclr").ops, *turns)
+    assert read_policy("SimCLR") == read_policy("simclr")
+    assert read_policy("Domain:XRay+Blur").ops == (*read_policy("domain:xray").ops, Blur())
     assert read_policy("vertical-flip").ops == (VerticalFlip(),)
     assert read_policy("gray+grey(0.5)").ops == (Grayscale(), Grayscale(0.5))
     assert read_policy("domain:xray+randaugment:3,4").ops == (Rotate(10.0, p=1.0), RandAugment(3, 4))

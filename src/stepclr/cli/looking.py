@@ -26,7 +26,7 @@ from stepclr.cli.arguments import (
     say_unread,
 )
 from stepclr.config import PretrainConfig, Strength
-from stepclr.data.reading import AS_DECLARED
+from stepclr.data.reading import AS_DECLARED, RGB
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.recipes import RECIPES, recipe_config
 
@@ -141,6 +141,7 @@ def views(
     from stepclr.io import write_whole
     from stepclr.pretraining.resolve import view_size
     from stepclr.tools.sheet import policy_sheet, sheet
+    from stepclr.views.ops import FOR_RGB
     from stepclr.views.policies import POLICIES, read_policy
     from stepclr.views.views import Views
 
@@ -152,8 +153,11 @@ def views(
     shown = []
     for name in POLICIES if policy == "all" else [policy]:
         used = settings
-        if policy == "all":  # each policy with those settings that it has an op for
-            used = {setting: value for setting, value in settings.items() if setting in read_policy(name).defaults()}
+        if policy == "all":  # each policy that these images can have, with those settings that it has an op for
+            default = read_policy(name)
+            if images.channels != RGB and any(isinstance(op, FOR_RGB) for op in default.ops):
+                continue
+            used = {setting: value for setting, value in settings.items() if setting in default.defaults()}
         shown.append(Views(name, side, min_area=min_area, views=views, channels=images.channels, **used))
     kind = image_format(out)
     some = some.decoded(source_side(side))  # images that cannot be read are left out

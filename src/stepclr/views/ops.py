@@ -92,6 +92,12 @@ OpParams = (
 )
 
 
+def _check_whole(name: str, value: int, low: int, high: int) -> None:
+    check_range(name, value, low, high)
+    if not isinstance(value, int | np.integer):
+        raise StepclrError(f"{name} must be a whole number, not {value}")
+
+
 def take(params: OpParams, rows: slice) -> OpParams:
     """The parameters of these rows."""
     return replace(params, **{field.name: getattr(params, field.name)[rows] for field in fields(params)})
@@ -212,8 +218,8 @@ class RandAugment:
     magnitude: int = 9
 
     def __post_init__(self) -> None:
-        check_range("layers of RandAugment", self.layers, 1, 20)
-        check_range("magnitude of RandAugment", self.magnitude, 0, 30)
+        _check_whole("layers of RandAugment", self.layers, 1, 20)
+        _check_whole("magnitude of RandAugment", self.magnitude, 0, 30)
 
     @property
     def numbers(self) -> int:
@@ -255,9 +261,7 @@ class Posterize:
     numbers: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_range("bits of Posterize", self.bits, 1, 8)
-        if self.bits != int(self.bits):
-            raise StepclrError(f"bits of Posterize must be a whole number, not {self.bits}")
+        _check_whole("bits of Posterize", self.bits, 1, 8)
         check_range("p of Posterize", self.p, 0, 1)
 
     def sample(self, u: Float[np.ndarray, "n 1"], _size: int) -> LevelParams:
@@ -302,6 +306,9 @@ Op = (
 )
 
 
+FOR_RGB = AutoAugment | RandAugment  # ops that images of other channels cannot have
+
+
 def of_channels(ops: Sequence[Op], channels: int) -> tuple[Op, ...]:
     """The ops of a policy for images of this many channels: of others than RGB the colors are not changed.
 
@@ -313,7 +320,7 @@ def of_channels(ops: Sequence[Op], channels: int) -> tuple[Op, ...]:
             kept.append(replace(op, channels=channels))
         elif channels == RGB:
             kept.append(op)
-        elif isinstance(op, AutoAugment | RandAugment):
+        elif isinstance(op, FOR_RGB):
             raise StepclrError(f"{type(op).__name__} is for RGB, not for {channels} channels: choose the policy simclr")
         elif isinstance(op, ColorJitter):
             kept.append(ChannelJitter(channels, op.strength, op.p))

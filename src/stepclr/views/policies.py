@@ -126,8 +126,9 @@ def read_policy(policy: str | Sequence[ListedOp], size: int = 224) -> Policy:
 def _read_part(text: str, size: int) -> Policy | ListedOp:
     """A policy by its name, or an op by its name, with or without its values: "Blur(p=0.3)", "vertical-flip"."""
     name, bracket, inside = text.partition("(")
-    if not bracket and (text in POLICIES or name.partition(":")[0] in POLICIES):
-        return _named(text, size)
+    lower = text.lower()
+    if not bracket and (lower in POLICIES or lower.partition(":")[0] in POLICIES):
+        return _named(lower, size)
     kind = WORDS.get(name.strip().lower().replace("-", "").replace("_", ""))
     if kind is None:
         ops = [each.__name__ for each in get_args(ListedOp)]

@@ -242,7 +242,6 @@ def _rate_facts(f: Facts, log: Log) -> None:
 
 def _views_facts(f: Facts, log: Log) -> None:
     """How soon and how well an anchor finds its positive, and whether the views keep the colors of the images."""
-    policy = f.config.policy
     f.top1, f.top1_times, f.early_top1 = log.end("contrastive_top1"), math.nan, math.nan
     if f.self_supervised and f.negatives > 0:
         f.early_top1 = mean(log.of("contrastive_top1", until=EARLY)[-3:])
@@ -250,9 +249,10 @@ def _views_facts(f: Facts, log: Log) -> None:
         if f.long_enough:
             f.top1_times = f.top1 * (f.negatives + 1)
     f.easy = f.early_top1 > EASY and not f.config.weights  # pretrained weights find any view easy
-    recolors = any(isinstance(op, RECOLORING) for op in read_policy(policy).ops)
+    policy = read_policy(f.config.policy)
+    recolors = any(isinstance(op, RECOLORING) for op in policy.ops)
     # A domain's policy keeps colors where its images have none.
-    f.keeps_colors = not recolors and not policy.startswith("domain:") and f.early_top1 >= 0
+    f.keeps_colors = not recolors and not policy.name.startswith("domain:") and f.early_top1 >= 0
 
 
 # Name, figure (a format string of the facts) and possible verdicts: level, condition, words. The first condition that
