@@ -330,7 +330,10 @@ def test_the_verdict_is_the_score_and_what_it_beats(run: stepclr.Run, tmp_path: 
         ("+4.0", "the untrained encoder", "even"),
         ("+25.0", "raw pixels", "good"),
     ]
-    assert page["cautions"][0] == "The pretrained encoder is within the noise of the untrained encoder."
+    assert page["method"] == "pretrained, frozen, linear layer"
+    assert page["cautions"][0] == (
+        "Neither clearly better nor worse than the untrained encoder: the difference is within the noise of the draws."
+    )
     facts = {name: value for name, value, _ in page["facts"]}
     assert (facts["kNN"], facts["With all labels"], facts["Images"]) == ("90.0 %", "85.0 %", "90")
     assert page["next"][1].startswith("stepclr finetune ")
@@ -368,6 +371,15 @@ def test_a_run_below_its_baselines_says_so(run: stepclr.Run, tmp_path: Path) -> 
     page = told(run, tmp_path, lambda scores: scores.update(rows=rows))
     assert [tuple(gain) for gain in page["gains"]] == [("-11.0", "the weights it began with", "bad")]
     assert page["cautions"][0] == "The pretrained encoder scores below the weights it began with."
+    text = stepclr.report(tmp_path / "copy").read_text()
+    assert "<b>11.0</b> below the weights it began with" in text
+
+
+def test_the_score_of_a_classifier_is_beside_that_of_the_encoder(run: stepclr.Run) -> None:
+    context = open_context(run, None)
+    scored = {"top1": 0.815, "labels": "2 labels per class"}
+    page = verdict(context, {"training": training(context), "usage": {}, "classifier": scored})
+    assert ("Classifier", "81.5 %", "2 labels per class") in page["facts"]
 
 
 def test_without_scores_the_verdict_claims_none(run: stepclr.Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from stepclr.tools.report.plots import Bar, confusion, label_budget, method_bars
 from stepclr.tools.scores import (
     MEASURES,
     notes,
+    overlap_words,
     own_row,
     paired_lines,
     score_grid,
@@ -44,6 +45,7 @@ def _section(context: Context, scores: Scores) -> Json:
         "bars": method_bars(scores) if not several else None,
         "budgets": columns,
         "rows": rows,
+        "overlap": overlap_words(scores),
         "measures": [(MEASURES[measure], _table(scores, measure)[1]) for measure in others],
         "unbalanced": unbalanced_words(scores),
         "per_class": _per_class(scores),

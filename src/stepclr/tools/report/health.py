@@ -95,7 +95,7 @@ def _overall(verdicts: dict[str, Verdict]) -> Verdict:
     if "loss" not in verdicts:
         return Verdict("not enough log", "watch", "too few steps to judge: a few dozen are enough", "")
     watched = ", ".join(verdict.name for verdict in verdicts.values() if verdict.level == "watch")
-    words = f"learning normally; check: {watched}" if watched else "learning normally"
+    words = f"learning normally, but watch {watched}" if watched else "learning normally"
     return Verdict("healthy", "good", words, verdicts["loss"].figure)
 
 

@@ -84,7 +84,7 @@ def _maps(context: Context, h: Float[Tensor, "n f"]) -> list[Plot]:
     centered = (h - h.mean(0)).double()
     u, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     share = (singular[:2].square().sum() / singular.square().sum()).item()
-    words = f"{len(h)} images on the two directions in which h varies most; they hold {share:.0%} of its variance."
+    words = f"{len(h):,} images on the two directions in which h varies most; they hold {share:.0%} of its variance."
     maps = [plot("Map of the images: PCA of h", words, (u[:, :2] * singular[:2]).numpy())]
     with suppress(ImportError):
         from umap import UMAP

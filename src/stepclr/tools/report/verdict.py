@@ -14,7 +14,7 @@ from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import CLASSIFIER
-from stepclr.tools.methods import baselines_of
+from stepclr.tools.methods import baselines_of, method_of
 from stepclr.tools.report.context import Context
 from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
 
@@ -49,6 +49,10 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
     row = _main(scores) if scores else None
     if scores and row:
         told |= _scored(scores, row)
+        of_classifier = sections["classifier"]
+        if of_classifier.get("top1") is not None:
+            learned = of_classifier.get("labels", "distilled")
+            told["facts"].append(("Classifier", f"{100 * of_classifier['top1']:.1f} %", learned))
     else:
         told |= _unscored(context, sections["classifier"])
         if scores:
@@ -79,20 +83,25 @@ def _main(scores: Scores) -> Score | None:
 def _scored(scores: Scores, row: Score) -> Json:
     gains = _gains(scores, row)
     cautions = []
-    for level, words in (("bad", "scores below"), ("even", "is within the noise of")):
+    for level, words in (
+        ("bad", "The pretrained encoder scores below {}."),
+        ("even", "Neither clearly better nor worse than {}: the difference is within the noise of the draws."),
+    ):
         names = [gain.over for gain in gains if gain.level == level]
         if names:
-            cautions.append(f"The pretrained encoder {words} {_and(names)}.")
+            cautions.append(words.format(_and(names)))
     if not gains:
         cautions.append(
             "No baseline was scored: add --baselines pixels,random,scratch to see what pretraining is worth."
         )
     if row.clean_mean is not None:
         cautions.append("Some test images are in train too: section 7 has the scores without them.")
+    method = method_of(row.method, scores)
     images = f"the {scores.protocol['test']['images']:,} {scored_images(scores)}"
     told: Json = {
         "score": percent(row),
         "words": f"of {images} classified correctly, with {labels_words(row.labels_per_class, row.labels)}",
+        "method": method.words if method else row.method,
         "gains": gains,
         "cautions": cautions,
         "facts": [],
