@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stepclr.data.reading import RGB
 from stepclr.errors import check_range
-from stepclr.views.color import adjust_brightness, blend, chosen_rows
+from stepclr.views.color import adjust_brightness, blend, chosen_rows, jitter_factors, mean_level
 
 HALF = 2.0**26  # a uniform number of 53 bits is two of 26
 
@@ -45,11 +45,9 @@ class ChannelJitter:
 
     def sample(self, u: Float[np.ndarray, "n k"], _size: int) -> ChannelJitterParams:
         """Parameters from uniform random numbers: one for p, one for the order, one for both factors of a channel."""
-        spread = 0.8 * self.strength
-        least = max(1 - spread, 0.0)
         brightness = np.floor(u[:, 2:] * HALF) / HALF
         contrast = u[:, 2:] * HALF % 1
-        factors = least + np.stack([brightness, contrast], axis=2) * (1 + spread - least)
+        factors = jitter_factors(np.stack([brightness, contrast], axis=2), self.strength)
         return ChannelJitterParams(u[:, 0] < self.p, u[:, 1] < 0.5, factors)
 
 
@@ -69,7 +67,4 @@ def channel_jitter(x: Float[Tensor, "n c s s"], params: ChannelJitterParams) -> 
 
 def _adjust_contrast(x: Float[Tensor, "n c s s"], factor: Float[Tensor, "n c 1 1"]) -> Float[Tensor, "n c s s"]:
     """Blend each channel with its mean."""
-    # A sum of integers is the same in every order of summation.
-    exact = (x * 2.0**16).round().sum((2, 3), dtype=torch.int64)
-    mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
-    return blend(x, mean[:, :, None, None], factor)
+    return blend(x, mean_level(x)[:, :, None, None], factor)

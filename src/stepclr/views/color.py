@@ -8,6 +8,13 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of `JitterParams.factors`, and entries of its `order`
 
 
+def jitter_factors(u: Float[np.ndarray, "*n"], strength: float) -> Float[np.ndarray, "*n"]:
+    """Uniform random numbers as factors U(1 - 0.8 strength, 1 + 0.8 strength), not below 0 (SimCLR App. A)."""
+    spread = 0.8 * strength
+    least = max(1 - spread, 0.0)
+    return least + u * (1 + spread - least)
+
+
 def color_jitter(
     x: Float[Tensor, "n 3 s s"],
     jitter: Bool[np.ndarray, " n"],
@@ -31,10 +38,7 @@ def adjust_brightness(x: Float[Tensor, "n c s s"], factor: Float[Tensor, "n f 1 
 
 def adjust_contrast(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
     """Blend with the image's mean gray level."""
-    # A sum of integers is the same in every order of summation.
-    exact = (luma(x) * 2.0**16).round().sum((1, 2), dtype=torch.int64)
-    mean = (exact.double() / (2.0**16 * x[0, 0].numel())).float()
-    return blend(x, mean[:, None, None, None], factor)
+    return blend(x, mean_level(luma(x))[:, None, None, None], factor)
 
 
 def adjust_saturation(x: Float[Tensor, "n 3 s s"], factor: Float[Tensor, "n 1 1 1"]) -> Float[Tensor, "n 3 s s"]:
@@ -73,6 +77,12 @@ ADJUSTMENTS = {
 def luma(x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n s s"]:
     """The gray level of each pixel, by the weights of ITU-R 601 (as in torchvision)."""
     return x[:, 0] * 0.2989 + x[:, 1] * 0.587 + x[:, 2] * 0.114
+
+
+def mean_level(x: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n"]:
+    """The mean of each view, or of each channel: of integers, whose sum is the same in every order of summation."""
+    exact = (x * 2.0**16).round().sum((-2, -1), dtype=torch.int64)
+    return (exact.double() / (2.0**16 * x.shape[-2] * x.shape[-1])).float()
 
 
 def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:

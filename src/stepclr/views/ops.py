@@ -15,6 +15,7 @@ from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, check_range, choose
 from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, TABLES, auto_augment, rand_augment
 from stepclr.views.channels import ChannelJitter, ChannelJitterParams
+from stepclr.views.color import jitter_factors
 from stepclr.views.geometry import (
     EraseParams,
     QuarterTurns,
@@ -120,8 +121,7 @@ class ColorJitter:
 
     def sample(self, u: Float[np.ndarray, "n 9"], _size: int) -> JitterParams:
         """Parameters from uniform random numbers: one for p, three factors, the hue, four for the order."""
-        spread = 0.8 * self.strength
-        factors = np.maximum(1 - spread, 0) + u[:, 1:4] * (1 + spread - np.maximum(1 - spread, 0))
+        factors = jitter_factors(u[:, 1:4], self.strength)
         hue = (2 * u[:, 4:5] - 1) * 0.2 * self.strength
         return JitterParams(
             jitter=u[:, 0] < self.p,

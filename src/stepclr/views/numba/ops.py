@@ -222,12 +222,18 @@ def warp(x, p, plane, size, params, y, q, y_plane):
                 right[j] += phi * weights[k, 1]
         for j in range(size):
             row, column = inside(r - down[j] * size, size), inside(j - right[j] * size, size)
-            top, left = int(row), int(column)
-            below, beside = (size if top < size - 1 else 0), (1 if left < size - 1 else 0)
-            v, h = np.float32(row - top), np.float32(column - left)
-            for c in range(3):
-                at = p + c * plane + top * size + left
-                y[q + c * y_plane + r * size + j] = between(x, at, below, beside, v, h)
+            take(x, p, plane, size, row, column, y, q + r * size + j, y_plane)
+
+
+@kernel
+@no_type_check
+def take(x, p, plane, size, row, column, y, q, y_plane):
+    """Put the bilinear values of x at this place, which lies inside the view, into the three channels of y."""
+    top, left = int(row), int(column)
+    below, beside = (size if top < size - 1 else 0), (1 if left < size - 1 else 0)
+    v, h = np.float32(row - top), np.float32(column - left)
+    for c in range(3):
+        y[q + c * y_plane] = between(x, p + c * plane + top * size + left, below, beside, v, h)
 
 
 @kernel
@@ -257,12 +263,7 @@ def rotate(x, p, plane, size, cosine, sine, y, q, y_plane):
             right = j - last / 2
             row = inside(last - abs(last - abs(right * sine + down * cosine + last / 2)), size)
             column = inside(last - abs(last - abs(right * cosine - down * sine + last / 2)), size)
-            top, left = int(row), int(column)
-            below, beside = (size if top < size - 1 else 0), (1 if left < size - 1 else 0)
-            v, h = np.float32(row - top), np.float32(column - left)
-            for c in range(3):
-                at = p + c * plane + top * size + left
-                y[q + c * y_plane + r * size + j] = between(x, at, below, beside, v, h)
+            take(x, p, plane, size, row, column, y, q + r * size + j, y_plane)
 
 
 @kernel
