@@ -53,7 +53,7 @@ def test_value_and_gradients_are_the_convolutions(
 
 
 def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_conv, "_ByPatches", None)  # the short way is closed
+    monkeypatch.setattr(SmallConv2d, "way", None)  # the short way is closed
     module = convolution(2, 1, 3, False)
     tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
     module(tiny)

@@ -10,9 +10,9 @@ Depthwise, as in EfficientNet and MobileNet: the gradient of x with strides, and
 Only bfloat16 on the CPU uses this; scores are computed by the plain convolution in float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +25,26 @@ FEW = 16  # positions of the map that goes out, up to which patches are the fast
 SMALL = 36  # and up to which they are for the weights' gradient
 
 
-class SmallConv2d(nn.Conv2d):
-    """`nn.Conv2d`, square, without groups; by patches in bfloat16 on the CPU where the map that goes out is small.
+class StandIn(nn.Conv2d):
+    """A square convolution that is computed another way in bfloat16 on the CPU, where that `pays`.
 
     `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
     """
+
+    way: ClassVar[type[torch.autograd.Function]]  # of (x, weight, stride, padding)
 
     def __init__(self, plain: nn.Conv2d) -> None:
         object.__setattr__(self, "__dict__", plain.__dict__)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
-        side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
-        if not _in_bfloat16_here(x) or down * across > SMALL:
+        half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if x.device.type != "cpu" or not half or not self.pays(x):
             return super().forward(x)
-        y: Tensor = _ByPatches.apply(x.bfloat16(), self.weight.bfloat16(), stride, pad)
+        y: Tensor = self.way.apply(x.bfloat16(), self.weight.bfloat16(), self.stride[0], int(self.padding[0]))
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+
+    def pays(self, _: Tensor) -> bool:
+        return True
 
 
 class _ByPatches(torch.autograd.Function):
@@ -71,15 +75,22 @@ class _ByPatches(torch.autograd.Function):
         return to_x, to_weight, None, None
 
 
+class SmallConv2d(StandIn):
+    """Without groups; by patches where the map that goes out is small."""
+
+    way = _ByPatches
+
+    def pays(self, x: Tensor) -> bool:
+        side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
+        return down * across <= SMALL
+
+
 def _pushed_back(g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> BFloat16[Tensor, "n c h w"]:
     """The gradient of x: with stride 1 the convolution of g with the weight rotated by 180°."""
     out, channels, side, _ = weight.shape
     if stride > 1 or x.shape[2] * x.shape[3] > FEW:
-        strides, pads = [stride, stride], [pad, pad]
-        to_x: Tensor = torch.ops.aten.convolution_backward(
-            g, x, weight, None, strides, pads, [1, 1], False, [0, 0], 1, [True, False, False]
-        )[0]
-        return to_x
+        return _gradient((g, x, weight), stride, pad, of=0)
     # (o, tap, c) -> (c, tap turned, o), first by a plain transposition, which is the quick part
     turned = weight.permute(0, 2, 3, 1).reshape(out, -1).T.contiguous().view(side * side, channels, out)
     turned = turned.flip(0).transpose(0, 1).reshape(channels, -1)
@@ -90,29 +101,6 @@ def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n 
     """What the kernel sees at each position that goes out: a view, which `flatten` writes out."""
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
     return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
-
-
-class DepthwiseConv2d(nn.Conv2d):
-    """`nn.Conv2d`, square, with a filter per channel; in bfloat16 on the CPU, its slow gradients are made in float32.
-
-    `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
-    """
-
-    def __init__(self, plain: nn.Conv2d) -> None:
-        object.__setattr__(self, "__dict__", plain.__dict__)
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p q"]:
-        if not _in_bfloat16_here(x):
-            return super().forward(x)
-        y: Tensor = _Depthwise.apply(x.bfloat16(), self.weight.bfloat16(), self.stride[0], int(self.padding[0]))
-        return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
-
-
-class SameDepthwiseConv2d(DepthwiseConv2d):
-    """The same for timm's `Conv2dSame`, which pads as TensorFlow does and has no padding of its own."""
-
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p q"]:
-        return super().forward(pad_same(x, list(self.kernel_size), list(self.stride)))
 
 
 class _Depthwise(torch.autograd.Function):
@@ -128,34 +116,40 @@ class _Depthwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: BFloat16[Tensor, "n c p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-
+        given = g, *ctx.saved_tensors
+        in_full = [tensor.float() for tensor in given]
+        strided, wide = ctx.stride > 1, given[2].shape[2] > 3
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            slow = ctx.stride > 1
-            to_x = _gradient(slow, g, x, weight, ctx.stride, ctx.pad, of=0)
+            to_x = _gradient(in_full if strided else given, ctx.stride, ctx.pad, of=0).bfloat16()
         if ctx.needs_input_grad[1]:
-            slow = weight.shape[2] > 3
-            to_weight = _gradient(slow, g, x, weight, ctx.stride, ctx.pad, of=1)
+            to_weight = _gradient(in_full if wide else given, ctx.stride, ctx.pad, of=1).bfloat16()
         return to_x, to_weight, None, None
 
 
-def _gradient(
-    slow: bool, g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int, of: int
-) -> BFloat16[Tensor, "..."]:
-    """The gradient of x (`of` = 0) or of the weight (`of` = 1); in float32 where bfloat16 is slow."""
-    if slow:
-        g, x, weight = g.float(), x.float(), weight.float()
+class DepthwiseConv2d(StandIn):
+    """With a filter per channel; its slow gradients are made in float32."""
+
+    way = _Depthwise
+
+
+class SameDepthwiseConv2d(DepthwiseConv2d):
+    """The same for timm's `Conv2dSame`, which pads as TensorFlow does and has no padding of its own."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c p q"]:
+        return super().forward(pad_same(x, list(self.kernel_size), list(self.stride)))
+
+
+def _gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[Tensor, "..."]:
+    """The gradient of x (`of` = 0) or of the weight (`of` = 1), given (g, x, weight); by oneDNN, in their type."""
+    g, x, weight = given
+    groups = x.shape[1] // weight.shape[1]
     wanted = [of == 0, of == 1, False]
-    found = torch.ops.aten.convolution_backward(
-        g, x, weight, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], len(weight), wanted
+    gradients: tuple[Any, ...] = torch.ops.aten.convolution_backward(
+        g, x, weight, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], groups, wanted
     )
-    gradient: Tensor = found[of].bfloat16()
+    gradient: Tensor = gradients[of]
     return gradient
-
-
-def _in_bfloat16_here(x: Tensor) -> bool:
-    return x.device.type == "cpu" and (x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"))
 
 
 @contextmanager
@@ -186,7 +180,7 @@ def use_cpu_convolutions(network: nn.Module) -> list[tuple[nn.Module, str, nn.Co
     return swapped
 
 
-def _kind(convolution: nn.Conv2d) -> type[SmallConv2d | DepthwiseConv2d] | None:
+def _kind(convolution: nn.Conv2d) -> type[StandIn] | None:
     """The class that stands for a convolution, if one does."""
     side, across = convolution.kernel_size
     stride, padding = convolution.stride[0], convolution.padding

@@ -26,8 +26,14 @@ from stepclr.views.reference import Interpolation
 
 CLASSIFIER = "classifier.safetensors"
 # What files of an earlier version do not say.
-OLDER: dict[str, Any] = {"value_range": None, "side": None, "interpolation": "bicubic", "squash": False, "weights": ""}
-OLDER["channels"] = RGB
+OLDER: dict[str, Any] = {
+    "value_range": None,
+    "channels": RGB,
+    "side": None,
+    "interpolation": "bicubic",
+    "squash": False,
+    "weights": "",
+}
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
 
 
