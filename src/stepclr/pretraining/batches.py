@@ -1,6 +1,7 @@
 """The batches of an epoch, read ahead in a thread while the last one is being worked on."""
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -74,3 +75,17 @@ def batches(
 
     for _, receive in read_ahead(own, read):
         yield receive()
+
+
+def endless(
+    images: ImageSet,
+    seed: int,
+    batch_size: int,
+    balanced: bool = False,
+    device: torch.device = CPU,
+    world: World = ALONE,
+) -> Iterator[tuple[int, Batch]]:
+    """The batches of one epoch after another, as `batches` gives them, each with its epoch."""
+    for epoch in count():
+        for batch in batches(images, seed, epoch, batch_size, 0, balanced, device, world):
+            yield epoch, batch

@@ -5,9 +5,9 @@ stage), and the baseline that learns from scratch.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
+from stepclr.pretraining.batches import endless, steps_per_epoch
 from stepclr.pretraining.optim import LARS, MOMENTUM, lr_multiplier, not_decayed, parameter_groups, scaled_lr, set_lr
 from stepclr.threads import Progress
 from stepclr.views.keys import view_keys
@@ -73,7 +73,7 @@ def train_classifier(
     optimizer = _optimizer(classifier, settings)
     encoder = classifier.encoder
     views = Views("crop", encoder.size, min_area=settings.min_area, views=1, channels=encoder.channels)
-    feed = islice(_endless(images, seed, settings.batch_size, device), settings.steps)
+    feed = islice(endless(images, seed, settings.batch_size, device=device), settings.steps)
     with cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
             set_lr(optimizer, lr_multiplier(step, settings.steps, warmup_steps=0))
@@ -136,9 +136,3 @@ def _optimizer(classifier: Classifier, settings: Supervised) -> Optimizer:
     for group in optimizer.param_groups:
         group["initial_lr"] = settings.rate
     return optimizer
-
-
-def _endless(images: ImageSet, seed: int, batch_size: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
-    for epoch in count():
-        for batch in batches(images, seed, epoch, batch_size, start=0, device=device):
-            yield epoch, batch

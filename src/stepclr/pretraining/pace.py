@@ -2,11 +2,9 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from stepclr.distributed import World
 from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
-from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
+from stepclr.pretraining.batches import endless, steps_per_epoch
 from stepclr.pretraining.checkpoint import save_checkpoint
 from stepclr.pretraining.gpu_cache import on_device
 from stepclr.pretraining.loop import LOG_EVERY, SOON, Schedule, TakeStep, put_on_device, ready_to_train
@@ -145,13 +143,7 @@ class _Steps:
         self.objective = OBJECTIVES[config.loss]
         # The GPU is not waited for after each step, as in the loop.
         self.waits_every = 1 if device.type == "cpu" else LOG_EVERY
-        self.feed = self._batches(images, device)
-
-    def _batches(self, images: ImageSet, device: torch.device) -> Iterator[tuple[int, Batch]]:
-        config = self.config
-        for epoch in count():
-            for batch in batches(images, config.seed, epoch, config.batch_size, 0, config.balanced, device, self.world):
-                yield epoch, batch
+        self.feed = endless(images, config.seed, config.batch_size, config.balanced, device, world)
 
     def take(self, views: Any, most: int, seconds: float) -> float:
         """Seconds of a step: the mean of as many steps as these seconds allow, at least one and at most `most`."""
