@@ -1,6 +1,7 @@
 """One image of any common format -> upright uint8 `[C, H, W]`, RGB unless said otherwise, or why it cannot be read."""
 
 import io
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -74,10 +75,7 @@ def decoded(file: File, short_side: int | None, reading: Reading) -> tuple[UInt8
         if reading.bands != RGB or is_array(file):
             return reduced(_bands_of(file, reading), short_side), ""
 
-    def again() -> ImageFile.ImageFile:
-        file.seek(0)
-        return opened(file, reading)
-
+    again = partial(_reopened, file, reading)
     with reasons(), opened(file, reading) as image:
         width, height = reduced_size(image.width, image.height, short_side)
         reduce = (width, height) != image.size
@@ -171,13 +169,13 @@ def _bands_of(file: File, reading: Reading) -> UInt8[Tensor, "c h w"]:
         return _planar(read_array(file, reading))
     if is_stack(file, reading):
         return _planar(read_stack(file, reading))
-
-    def again() -> ImageFile.ImageFile:
-        file.seek(0)
-        return opened(file, reading)
-
     with opened(file, reading) as image:
-        return _upright(_planar(bands(image, reading, again)), _orientation(image))
+        return _upright(_planar(bands(image, reading, partial(_reopened, file, reading))), _orientation(image))
+
+
+def _reopened(file: File, reading: Reading) -> ImageFile.ImageFile:
+    file.seek(0)
+    return opened(file, reading)
 
 
 def _orientation(image: Image.Image) -> int:

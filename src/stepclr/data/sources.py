@@ -76,7 +76,6 @@ def open_images(
             and in arrays that are not uint8; what lies outside is clipped. None: what a file declares; a file that
             declares nothing is skipped.
         max_pixels: pixels of the largest image that is read; larger ones are skipped. None: 200 million.
-
         channels: channels of each image. None: RGB, or those of an array that has neither 1 nor 3. 1: gray as it is.
             2 to 16: the bands of each file in their order; those of a .npy `[H, W, C]` or `[C, H, W]`, of a TIFF, or
             its gray pages. A file that has another number of bands is skipped. (.npy files are images where a source
