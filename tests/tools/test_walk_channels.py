@@ -2,7 +2,8 @@
 
 import io
 import json
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from stepclr.tools.doctor.findings import image_findings
 from stepclr.tools.doctor.scan import scan
 from stepclr.tools.doctor.trial import Trial
 from stepclr.tools.images import thumbnail_pixels
+from stepclr.tools.report.context import open_context
+from stepclr.tools.report.training import training
+from stepclr.tools.report.verdict import verdict
 
 SIZE, N = 24, 12
 TRAINED = ["--encoder", "test_resnet", "--epochs", "1", "--batch-size", "8", "--size", SIZE, "--head", "32-16"]
@@ -105,6 +109,20 @@ def test_the_run_has_them(walked: Walked) -> None:
     assert encoder.channels == walked.channels
     first = next(layer for layer in encoder.modules() if isinstance(layer, torch.nn.Conv2d))
     assert first.in_channels == walked.channels
+
+
+def test_the_command_to_train_again_makes_the_same_run_but_for_what_it_mends(walked: Walked) -> None:
+    context = open_context(stepclr.Run(walked.run), None)
+    section = training(context)
+    section["health"] = section["health"]._replace(name="rate too high")
+    _, command = verdict(context, {"training": section, "usage": {}, "classifier": {}})["next"]
+    assert "--recipe" not in command
+    for decided in ("--policy", "--temperature", "--min-area", "--lr-scaling", "--warmup", "--precision"):
+        assert decided not in command
+    succeed(*shlex.split(command)[1:])
+    config, again = context.config, stepclr.Run(Path(f"{walked.run}-2")).config
+    assert again.lr == pytest.approx(config.lr / 10)
+    assert replace(again, lr=config.lr) == config
 
 
 def test_embeddings_are_those_of_the_bands_in_their_order(walked: Walked) -> None:

@@ -1,7 +1,7 @@
 """Decide what the settings leave open, once, before step 1: config.json records it, and a resumed run reuses it."""
 
-from dataclasses import asdict, replace
-from typing import get_args
+from dataclasses import asdict, fields, replace
+from typing import Any, get_args
 
 from stepclr.config import (
     ADAPTING_EPOCHS,
@@ -14,11 +14,12 @@ from stepclr.config import (
     Precision,
     PretrainConfig,
     ResolvedConfig,
+    RunConfig,
     Scaling,
 )
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
-from stepclr.data.reading import RGB
+from stepclr.data.reading import RGB, Reading
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, check_number, choose
 from stepclr.loss.objectives import OBJECTIVES
@@ -28,6 +29,7 @@ from stepclr.views.policies import read_policy
 from stepclr.views.views import Renderer, Views
 
 ENCODER = "resnet18"  # the default
+READING = [setting.name for setting in fields(Reading)]
 STAGES = ((0.4, 0.5), (0.75, 0.75))  # of a progressive run: up to this share of the steps, this share of the size
 
 
@@ -68,6 +70,27 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     settings |= {"size": size, "channels": images.channels}
     settings |= {"value_range": images.value_range, "max_pixels": images.store.reading.limit}
     return ResolvedConfig(**settings)
+
+
+def asked_for(config: RunConfig, images: ImageSet | None) -> dict[str, object]:
+    """The settings to give for a run like this one: those that `resolve` would not decide in the same way by itself.
+
+    images: those of the run; without them nothing is left to be decided. How they are read is not among the settings.
+    """
+    settings: dict[str, Any] = asdict(config.settings()) | dict.fromkeys(READING)
+    defaults = asdict(PretrainConfig())
+    for name, default in defaults.items():
+        left_open = settings | {name: default}
+        if images is not None and _decides(PretrainConfig(**left_open), images, name, getattr(config, name)):
+            settings = left_open
+    return {name: value for name, value in settings.items() if value != defaults[name]}
+
+
+def _decides(config: PretrainConfig, images: ImageSet, name: str, value: object) -> bool:
+    try:
+        return bool(getattr(resolve(config, images), name) == value)
+    except StepclrError:  # the other settings need this one
+        return False
 
 
 def with_epochs(decided: ResolvedConfig, config: PretrainConfig, epochs: Number) -> ResolvedConfig:

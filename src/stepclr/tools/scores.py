@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -21,6 +21,17 @@ from stepclr.pretraining.run import Run
 from stepclr.tools.methods import baselines_of, method_of
 
 Json = dict[str, Any]
+
+
+class Gain(NamedTuple):
+    """How far a method is above the baseline `over`, paired by draw: mean of the differences in points, its standard
+    error (None for one draw), in how many draws it is `above`, and whether any draw `differs`."""
+
+    over: str
+    mean: float
+    error: float | None
+    above: int
+    differs: bool
 
 
 def stored_scores(run: Run) -> Scores | None:
@@ -272,21 +283,31 @@ def paired_lines(scores: Scores) -> Iterator[str]:
 
     The last line says what the standard errors do not cover: draws share the test images, the run and some labels.
     """
-    rows = {(row.method, row.labels_per_class): row for row in scores.rows}
     errors = 0
-    for (name, labels), row in rows.items():
-        for baseline in baselines_of(name, scores):
-            if (baseline, labels) not in rows or len(row.values) < 2:
+    for row in scores.rows:
+        for gain in gains_of(row, scores):
+            if gain.error is None:
                 continue
-            gain = 100 * np.subtract(row.values, rows[baseline, labels].values)
-            error = gain.std(ddof=1) / math.sqrt(len(gain))
             errors += 1
             yield (
-                f"{name} - {baseline} with {labels_words(labels, row.labels)}: {gain.mean():+.1f} points, "
-                f"standard error {error:.1f}, above in {int((gain > 0).sum())} of {len(gain)} draws"
+                f"{row.method} - {gain.over} with {labels_words(row.labels_per_class, row.labels)}: {gain.mean:+.1f} "
+                f"points, standard error {gain.error:.1f}, above in {gain.above} of {len(row.values)} draws"
             )
     if errors:
         yield PAIRED_COVERS
+
+
+def gains_of(row: Score, scores: Scores) -> list[Gain]:
+    """How far a row of ours is above each of its baselines, where both saw the same labels in each draw."""
+    alike = {other.method: other for other in scores.rows if other.labels_per_class == row.labels_per_class}
+    gains = []
+    for name in baselines_of(row.method, scores):
+        if name not in alike:
+            continue
+        points = 100 * np.subtract(row.values, alike[name].values)
+        error = float(points.std(ddof=1)) / math.sqrt(len(points)) if len(points) > 1 else None
+        gains.append(Gain(name, float(points.mean()), error, int((points > 0).sum()), bool(points.any())))
+    return gains
 
 
 def scored_on(scores: Scores) -> Json:

@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from stepclr.data.reading import AS_DECLARED, RGB, Reading
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.pretraining.resolve import epochs_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
 from stepclr.tools.doctor.start import FROM_SCRATCH, Start, adapted_size, where_to_start
+from stepclr.tools.options import option_words, reading_words
 
 MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs learn little
 MAX_EPOCHS = 1000  # no published recipe takes more
@@ -66,18 +67,8 @@ def advice(
         micro_batch = 1 << (max(2, largest).bit_length() - 1)  # the largest power of two that fits
         why.append(f"--micro-batch {micro_batch}: free memory holds about {largest:,} images at once")
     wanted = replace(config, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
-    options = []
-    for name in CHANGED:
-        if getattr(wanted, name) != getattr(config, name):
-            options += [f"--{name.replace('_', '-')}", str(getattr(wanted, name))]
-
-    read = []
-    if reading.value_range:
-        read += ["--value-range", ",".join(f"{number:g}" for number in reading.value_range)]
-    if reading.bands != RGB:
-        read += ["--channels", str(reading.bands)]
-    if reading.max_pixels:
-        read += ["--max-pixels", str(reading.max_pixels)]
+    changed = {name: getattr(wanted, name) for name in CHANGED if getattr(wanted, name) != getattr(config, name)}
+    options, read = option_words(changed), reading_words(reading)
 
     classes = ["--classes", ",".join(chosen)] if chosen else []
     labels = ["--labels", *tables] if tables else []

@@ -1,22 +1,22 @@
 """The top of a page: the score and what it beats, health, time, what to do next; no more than is known."""
 
-import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from stepclr.config import OPTIMIZERS
+from stepclr.data.reading import Reading
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import CLASSIFIER
-from stepclr.tools.methods import baselines_of, method_of
+from stepclr.pretraining.resolve import asked_for
+from stepclr.tools.methods import method_of
+from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
+from stepclr.tools.scores import gains_of, is_unbalanced, percent, scored_images, test_counts
 
 Json = dict[str, Any]
 OVER = {
@@ -30,7 +30,7 @@ HOUR, MINUTE = 3600, 60  # seconds
 EARLIER = "evaluation.json is of an earlier encoder: the run has been trained further since."
 
 
-class Gain(NamedTuple):
+class Lead(NamedTuple):
     """How far the score is above a baseline, in points; `level` is "good", "even" (within its error) or "bad"."""
 
     points: str
@@ -119,20 +119,15 @@ def _scored(scores: Scores, row: Score) -> Json:
     return told
 
 
-def _gains(scores: Scores, row: Score) -> list[Gain]:
+def _gains(scores: Scores, row: Score) -> list[Lead]:
     """The differences to each baseline with the same labels, paired by draw, the smallest first."""
-    found = []
-    for name in baselines_of(row.method, scores):
-        for other in scores.rows:
-            if (other.method, other.labels_per_class) != (name, row.labels_per_class):
-                continue
-            gain = 100 * np.subtract(row.values, other.values)
-            error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
-            level = "good" if gain.mean() > 0 else "bad"
-            if abs(gain.mean()) <= CLEAR * error or not gain.any():
-                level = "even"
-            found.append((float(gain.mean()), Gain(f"{gain.mean():+.1f}", OVER.get(name, name), level)))
-    return [gain for _, gain in sorted(found, key=lambda pair: pair[0])]
+    leads = []
+    for gain in sorted(gains_of(row, scores), key=lambda gain: gain.mean):
+        level = "good" if gain.mean > 0 else "bad"
+        if abs(gain.mean) <= CLEAR * (gain.error or 0.0) or not gain.differs:
+            level = "even"
+        leads.append(Lead(f"{gain.mean:+.1f}", OVER.get(gain.over, gain.over), level))
+    return leads
 
 
 def _unscored(context: Context, classifier: Json) -> Json:
@@ -142,7 +137,7 @@ def _unscored(context: Context, classifier: Json) -> Json:
         told["words"] += classifier["test"]
         if "teacher" in classifier:
             gain = 100 * (classifier["top1"] - classifier["teacher"])
-            told["gains"] = [Gain(f"{gain:+.1f}", "the teacher", "good" if gain > 0 else "even")]
+            told["gains"] = [Lead(f"{gain:+.1f}", "the teacher", "good" if gain > 0 else "even")]
         return told
     last: Json = {}
     for entry in context.metrics:
@@ -182,16 +177,15 @@ def _next(context: Context, diagnosis: str, attention: list[Any]) -> tuple[str, 
     """What to do next, and the command."""
     config, run = context.config, context.run.folder
     source = config.source if isinstance(config.source, list) else [config.source]
-    again = ["stepclr", "pretrain", *source, "--out", f"{run}-2"]
-    mended = {
-        "rate too high": ["--lr", f"{config.lr / 10:.2g}"],
-        "nothing learned": ["--lr", f"{OPTIMIZERS[config.optimizer][0]:.2g}"],
-        "weight decay too high": ["--weight-decay", f"{OPTIMIZERS[config.optimizer][1]:g}"],
-        "views too easy": ["--policy", "simclr"],
-        "no negatives": ["--batch-size", "256"],
+    mended: dict[str, dict[str, object]] = {
+        "rate too high": {"lr": float(f"{config.lr / 10:.2g}")},
+        "nothing learned": {"lr": OPTIMIZERS[config.optimizer][0]},
+        "weight decay too high": {"weight_decay": OPTIMIZERS[config.optimizer][1]},
+        "views too easy": {"policy": "simclr"},
+        "no negatives": {"batch_size": 256},
     }
     if diagnosis in mended:
-        return "Train again with what is most likely to mend it:", _command([*again, *mended[diagnosis]])
+        return "Train again with what is most likely to mend it:", _command(_again(context, mended[diagnosis]))
     if diagnosis == "collapsed":
         return "Look for what is wrong with the images or the settings:", _command(["stepclr", "doctor", *source])
     if any(one.name == "schedule" for one in attention):
@@ -207,6 +201,18 @@ def _next(context: Context, diagnosis: str, attention: list[Any]) -> tuple[str, 
         return "Score it on labeled images:", _command(words)
     words = ["stepclr", "label", run, "--classes", "CLASS,CLASS"]
     return "Label a few images, chosen by the encoder, on a page of their own:", _command(words)
+
+
+def _again(context: Context, mended: dict[str, object]) -> list[Any]:
+    """`pretrain` as it was, but for what is mended."""
+    config = context.config
+    source = config.source if isinstance(config.source, list) else [config.source]
+    chosen: dict[str, object] = {"labels": config.labels or None, "limit": config.limit}
+    chosen["classes"] = ",".join(config.classes) or None
+    reading = Reading(config.value_range, config.max_pixels, config.channels)
+    asked = asked_for(config, context.images) | mended
+    out = ["--out", f"{context.run.folder}-2"]
+    return ["stepclr", "pretrain", *source, *option_words(chosen), *reading_words(reading), *option_words(asked), *out]
 
 
 def _finetune(run: Path, scores: Scores) -> list[Any]:
