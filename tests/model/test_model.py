@@ -78,6 +78,27 @@ def test_representations_have_the_papers_sizes(name: str, width: int) -> None:
     assert build_encoder(name).num_features == width
 
 
+@pytest.mark.parametrize(
+    ("name", "features", "millions"),
+    [("resnet50x2", 4096, 94), ("resnet18x0.5", 256, 2.8)],  # the first is SimCLR's table 6
+)
+def test_a_resnet_may_be_wider_or_narrower(name: str, features: int, millions: float) -> None:
+    encoder = build_encoder(name, size=64)
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    assert encoder.num_features == features
+    assert count / 1e6 == pytest.approx(millions, rel=0.01)
+    with torch.no_grad():
+        assert encoder.eval()(torch.rand(1, 3, 64, 64)).shape == (1, features)
+    with pytest.raises(StepclrError, match=f"timm has no weights for {name}"):
+        build_encoder(name, weights="timm")
+
+
+@pytest.mark.parametrize("name", ["resnet18x0", "resnet18x0.0", "resnet18x10", "vit_tiny_patch16_224x2"])
+def test_other_widths_and_other_networks_widths_are_unknown(name: str) -> None:
+    with pytest.raises(StepclrError, match="unknown encoder"):
+        build_encoder(name)
+
+
 @pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnet50", 2048)])
 def test_h_is_the_mean_over_places_of_the_last_feature_map(name: str, width: int) -> None:
     encoder = build_encoder(name, size=32)

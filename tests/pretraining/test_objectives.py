@@ -273,20 +273,6 @@ def test_one_step_of_a_large_encoder(name: str, tmp_path: Path) -> None:
         assert torch.equal(encoder.eval()(x), loaded(x))
 
 
-def test_resnet_50_of_double_width() -> None:
-    encoder = stepclr.build_encoder("resnet50x2", size=96)
-    count = sum(parameter.numel() for parameter in encoder.parameters())
-    assert encoder.num_features == 4096
-    assert round(count / 1e6) == 94  # SimCLR table 6
-    with torch.no_grad():
-        assert encoder.eval()(torch.rand(1, 3, 96, 96)).shape == (1, 4096)
-    for name, message in (("resnet18x0", "unknown encoder"), ("vit_tiny_patch16_224x2", "unknown encoder")):
-        with pytest.raises(stepclr.StepclrError, match=message):
-            stepclr.build_encoder(name)
-    with pytest.raises(stepclr.StepclrError, match="timm has no weights for resnet50x2"):
-        stepclr.build_encoder("resnet50x2", weights="timm")
-
-
 def test_a_checkpoint_of_another_encoder_is_refused(tmp_path: Path) -> None:
     run, other = small_run(tmp_path / "run"), small_run(tmp_path / "other", stem="small", head="64-16")
     path = checkpoints(run.folder / "checkpoint")[-1]
