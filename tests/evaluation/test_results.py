@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, top_k_accuracy_score
 
-from stepclr.evaluation.results import ClassScore, Score, Scores, Summary, measures, ranking, score
-from stepclr.tools.scores import class_table, notes, score_table
+from stepclr.evaluation.results import ClassScore, Score, Scores, Summary, measures, ranking, score, summarize
+from stepclr.tools.scores import class_table, is_unbalanced, measures_for, notes, paired_lines, score_table
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 COUNTS = {"ant": 60, "bee": 20, "cat": 0, "dog": 4}
@@ -112,6 +112,29 @@ def test_unbalanced_classes_bring_their_measures_into_the_table() -> None:
     assert [[cell.strip() for cell in line] for line in lines] == [
         ["bee", "20", "20", "0.0 %"], ["dog", "4", "4", "0.0 %"], ["ant", "60", "60", "100.0 %"],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "unbalanced"),
+    [((4, 6, 5), False), ((1, 2), False), ((22, 30), False), ((1, 3), True), ((4, 8), True), ((40, 62, 50), True)],
+)
+def test_counts_that_rounding_can_make_are_not_unbalanced(counts: tuple[int, ...], unbalanced: bool) -> None:
+    assert is_unbalanced(counts) == unbalanced
+    assert ("macro_f1" in measures_for(counts)) == unbalanced
+
+
+def test_unbalanced_classes_have_the_paired_difference_of_balanced_accuracy_too() -> None:
+    def row(method: str, top1: list[float], balanced: list[float]) -> Score:
+        return Score(method, 5, 0.0, None, top1, balanced_accuracy=summarize(balanced))
+
+    rows = [row("pixels", [0.8, 0.8], [0.5, 0.4]), row("simclr", [0.8, 0.9], [0.7, 0.6])]
+    counts = {"train": COUNTS, "test": COUNTS}
+    lines = list(paired_lines(Scores(rows, {"run": "runs/a", "images_per_class": counts})))
+    assert lines[:-1] == [
+        "simclr - pixels with 5 labels per class: +5.0 points, standard error 5.0, above in 1 of 2 draws",
+        "simclr - pixels with 5 labels per class, balanced accuracy: +20.0 points, standard error 0.0, above in 2 of "
+        "2 draws",
+    ]
 
 
 def test_balanced_classes_do_not() -> None:

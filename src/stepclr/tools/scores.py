@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,17 +22,25 @@ from stepclr.pretraining.run import Run
 from stepclr.tools.methods import baselines_of, method_of
 
 Json = dict[str, Any]
+CLEAR = 2  # standard errors of a paired difference from which it is called one
 
 
 class Gain(NamedTuple):
-    """How far a method is above the baseline `over`, paired by draw: mean of the differences in points, its standard
-    error (None for one draw), in how many draws it is `above`, and whether any draw `differs`."""
+    """How far a method is above `over`, another, pair by pair: mean of the differences in points, its standard error
+    (None for one pair), in how many pairs it is `above`, and whether any pair `differs`."""
 
     over: str
     mean: float
     error: float | None
     above: int
     differs: bool
+
+    @property
+    def level(self) -> str:
+        """ "good" or "bad" where it is clearly above or below, "even" within CLEAR standard errors."""
+        if abs(self.mean) <= CLEAR * (self.error or 0.0) or not self.differs:
+            return "even"
+        return "good" if self.mean > 0 else "bad"
 
 
 def stored_scores(run: Run) -> Scores | None:
@@ -65,8 +74,9 @@ def _encoder_checksum(run: Run) -> str | None:
 
 
 MEASURES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
-# Where the largest class has so many times the test images of the smallest, top-1 is that of the common classes.
-UNBALANCED = 1.5
+# Where the largest class has so many times the test images of the smallest, top-1 is that of the common classes. The
+# counts of a small hold-out are rounded: they must differ as much even if each is ROUNDED off.
+UNBALANCED, ROUNDED = 1.5, 0.5
 LISTED = 20  # classes in the table of their accuracies
 PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
 
@@ -95,7 +105,7 @@ def test_counts(scores: Scores) -> dict[str, int]:
 def is_unbalanced(counts: Iterable[int]) -> bool:
     """Whether classes with so many images differ so much in size that top-1 alone misleads."""
     sizes = list(counts)
-    return bool(sizes) and max(sizes) >= UNBALANCED * min(sizes)
+    return bool(sizes) and max(sizes) - ROUNDED >= UNBALANCED * (min(sizes) + ROUNDED)
 
 
 def measures_for(counts: Iterable[int]) -> list[str]:
@@ -281,33 +291,45 @@ def score_summary(scores: Scores) -> Iterator[Table | str]:
 def paired_lines(scores: Scores) -> Iterator[str]:
     """How far our methods are above each baseline, paired by draw: both saw the same labels in each.
 
-    The last line says what the standard errors do not cover: draws share the test images, the run and some labels.
+    Where the classes are unbalanced, the difference in balanced accuracy follows that in top-1. The last line says what
+    the standard errors do not cover: draws share the test images, the run and some labels.
     """
-    errors = 0
-    for row in scores.rows:
-        for gain in gains_of(row, scores):
-            if gain.error is None:
-                continue
-            errors += 1
-            yield (
-                f"{row.method} - {gain.over} with {labels_words(row.labels_per_class, row.labels)}: {gain.mean:+.1f} "
-                f"points, standard error {gain.error:.1f}, above in {gain.above} of {len(row.values)} draws"
-            )
-    if errors:
-        yield PAIRED_COVERS
+    lines = [line for row in scores.rows for line in _paired_lines(row, scores)]
+    yield from [*lines, PAIRED_COVERS] if lines else []
 
 
-def gains_of(row: Score, scores: Scores) -> list[Gain]:
+def _paired_lines(row: Score, scores: Scores) -> Iterator[str]:
+    compared = ["top1"]
+    if is_unbalanced(test_counts(scores).values()):
+        compared.append("balanced_accuracy")
+    labels = labels_words(row.labels_per_class, row.labels)
+    for measure in compared:
+        of_measure = "" if measure == "top1" else f", {MEASURES[measure]}"
+        for gain in gains_of(row, scores, measure):
+            if gain.error is not None:
+                yield (
+                    f"{row.method} - {gain.over} with {labels}{of_measure}: {gain.mean:+.1f} points, standard error "
+                    f"{gain.error:.1f}, above in {gain.above} of {len(row.values)} draws"
+                )
+
+
+def gains_of(row: Score, scores: Scores, measure: str = "top1") -> list[Gain]:
     """How far a row of ours is above each of its baselines, where both saw the same labels in each draw."""
     alike = {other.method: other for other in scores.rows if other.labels_per_class == row.labels_per_class}
     gains = []
+    own = row.summary(measure)
     for name in baselines_of(row.method, scores):
-        if name not in alike:
-            continue
-        points = 100 * np.subtract(row.values, alike[name].values)
-        error = float(points.std(ddof=1)) / math.sqrt(len(points)) if len(points) > 1 else None
-        gains.append(Gain(name, float(points.mean()), error, int((points > 0).sum()), bool(points.any())))
+        other = alike[name].summary(measure) if name in alike else None
+        if own and other:
+            gains.append(paired(name, own.values, other.values))
     return gains
+
+
+def paired(over: str, values: ArrayLike, others: ArrayLike) -> Gain:
+    """How far `values` (0 to 1) are above `others`: scores of the same draws, or hits (1 or 0) of the same images."""
+    points = 100 * np.subtract(values, others, dtype=np.float64)
+    error = float(points.std(ddof=1)) / math.sqrt(len(points)) if len(points) > 1 else None
+    return Gain(over, float(points.mean()), error, int((points > 0).sum()), bool(points.any()))
 
 
 def scored_on(scores: Scores) -> Json:

@@ -18,7 +18,7 @@ from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
 from stepclr.tools.report.plots import confusion as confusion_plot
-from stepclr.tools.scores import measures_for, measures_words, percent, test_counts
+from stepclr.tools.scores import measures_for, measures_words, paired, percent, test_counts
 
 Json = dict[str, Any]
 
@@ -97,7 +97,10 @@ def _student(context: Context, teacher: Path) -> Json:
         return section | {"why": "The student and the teacher have other classes."}
     truth, best = predicted.images.labels, predicted.probabilities.argmax(1)
     own = float((best == truth).mean())
-    section |= {"top1": own, "teacher": top1}
+    section["top1"] = own
+    of_teacher = classify(teacher, test)
+    if of_teacher.skipped == predicted.skipped:  # paired by image: which of them each gets right
+        section["gain"] = paired("the teacher", best == truth, of_teacher.probabilities.argmax(1) == truth)
     section["scores"].insert(0, Bar(f"student, {context.config.encoder}", own, f"{100 * own:.1f} %", 0))
     names, classes = predicted.images.names, predicted.classes
     matrix = None

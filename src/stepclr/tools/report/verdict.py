@@ -16,7 +16,7 @@ from stepclr.pretraining.resolve import asked_for
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import gains_of, is_unbalanced, percent, scored_images, test_counts
+from stepclr.tools.scores import Gain, gains_of, is_unbalanced, percent, scored_images, test_counts
 
 Json = dict[str, Any]
 OVER = {
@@ -25,7 +25,6 @@ OVER = {
     START: "the weights it began with",
     "scratch": "training from scratch",
 }
-CLEAR = 2  # standard errors of a paired difference from which it is called one
 HOUR, MINUTE = 3600, 60  # seconds
 EARLIER = "evaluation.json is of an earlier encoder: the run has been trained further since."
 
@@ -81,15 +80,9 @@ def _main(scores: Scores) -> Score | None:
 
 
 def _scored(scores: Scores, row: Score) -> Json:
-    gains = _gains(scores, row)
-    cautions = []
-    for level, words in (
-        ("bad", "The pretrained encoder scores below {}."),
-        ("even", "Neither clearly better nor worse than {}: the difference is within the noise of the draws."),
-    ):
-        names = [gain.over for gain in gains if gain.level == level]
-        if names:
-            cautions.append(words.format(_and(names)))
+    # Those with the same labels, paired by draw, the smallest first.
+    gains = [_lead(gain) for gain in sorted(gains_of(row, scores), key=lambda gain: gain.mean)]
+    cautions = _cautions("The pretrained encoder", gains, "the draws")
     if not gains:
         cautions.append(
             "No baseline was scored: add --baselines pixels,random,scratch to see what pretraining is worth."
@@ -119,15 +112,21 @@ def _scored(scores: Scores, row: Score) -> Json:
     return told
 
 
-def _gains(scores: Scores, row: Score) -> list[Lead]:
-    """The differences to each baseline with the same labels, paired by draw, the smallest first."""
-    leads = []
-    for gain in sorted(gains_of(row, scores), key=lambda gain: gain.mean):
-        level = "good" if gain.mean > 0 else "bad"
-        if abs(gain.mean) <= CLEAR * (gain.error or 0.0) or not gain.differs:
-            level = "even"
-        leads.append(Lead(f"{gain.mean:+.1f}", OVER.get(gain.over, gain.over), level))
-    return leads
+def _lead(gain: Gain) -> Lead:
+    return Lead(f"{gain.mean:+.1f}", OVER.get(gain.over, gain.over), gain.level)
+
+
+def _cautions(who: str, gains: list[Lead], pairs: str) -> list[str]:
+    """Which of the gains are none, in sentences."""
+    cautions = []
+    for level, words in (
+        ("bad", f"{who} scores below {{}}."),
+        ("even", f"Neither clearly better nor worse than {{}}: the difference is within the noise of {pairs}."),
+    ):
+        names = [gain.over for gain in gains if gain.level == level]
+        if names:
+            cautions.append(words.format(_and(names)))
+    return cautions
 
 
 def _unscored(context: Context, classifier: Json) -> Json:
@@ -135,9 +134,9 @@ def _unscored(context: Context, classifier: Json) -> Json:
     if classifier.get("top1") is not None:
         told: Json = {"score": f"{100 * classifier['top1']:.1f} %", "words": f"top-1 of {classifier['file'].name} on "}
         told["words"] += classifier["test"]
-        if "teacher" in classifier:
-            gain = 100 * (classifier["top1"] - classifier["teacher"])
-            told["gains"] = [Lead(f"{gain:+.1f}", "the teacher", "good" if gain > 0 else "even")]
+        if "gain" in classifier:
+            told["gains"] = [_lead(classifier["gain"])]
+            told["cautions"] = _cautions("The student", told["gains"], "the test images")
         return told
     last: Json = {}
     for entry in context.metrics:
@@ -168,7 +167,7 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
         ("Images", f"{config.images:,}", f"{config.labeled:,} with a label" if config.labeled else "no labels")
     )
     features = "" if context.no_encoder else f"h: {context.encoder.num_features:,} numbers, "
-    began = f"from {config.weights}" if config.weights else f"{features}{config.size} px"
+    began = f"from {config.weights}" if config.weights else f"{features}{config.size}\u00a0px"
     facts.append(("Encoder", config.encoder, began))
     return facts
 
