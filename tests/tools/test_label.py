@@ -225,7 +225,8 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
 ) -> None:
     monkeypatch.chdir(run.parent)
     assert call("label", "run", "photos", "--classes", "top,shoe", "-n", 7) == 0
-    screen = capsys.readouterr().out
+    screen, notes = capsys.readouterr()
+    assert "photos: 48 images\n" in notes  # the labels are not the source's: it does not say that there are none
     assert (
         "run/index: 48 images, 48 of them new\nlabel.html: 7 images to label, of 48; 0 have a label already." in screen
     )

@@ -98,14 +98,18 @@ def open_source(
     damaged: Damaged = "refuse",
     reading: Reading = AS_DECLARED,
     labels: tuple[Path, ...] = (),
+    labels_elsewhere: bool = False,
 ) -> "ImageSet":
-    """`open_images` with the arguments of the command line, and what is in it on standard error."""
+    """`open_images` with the arguments of the command line, and what is in it on standard error.
+
+    labels_elsewhere: as for `heading`.
+    """
     from stepclr.data.sources import open_images
 
     images = open_images(
         source, classes=classes or None, limit=limit, damaged=damaged, labels=labels or None, **asdict(reading)
     )
-    return _noted(images)
+    return _noted(images, labels_elsewhere)
 
 
 def open_train_test(
@@ -122,11 +126,11 @@ def open_train_test(
     return _noted(learned), _noted(scored) if scored else None
 
 
-def _noted(images: "ImageSet") -> "ImageSet":
+def _noted(images: "ImageSet", labels_elsewhere: bool = False) -> "ImageSet":
     """The images, of which standard error says what they are."""
     from stepclr.data.labels import heading
 
-    _note(heading(images).split("\n"))
+    _note(heading(images, labels_elsewhere).split("\n"))
     return images
 
 

@@ -162,7 +162,7 @@ def label(
     check_suffix(out, [".html"])
     from stepclr.tools.label.writing import index_for, write_label_page
 
-    images = open_source(source, reading=reading) if source else None
+    images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter())
     if updated:
         say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")

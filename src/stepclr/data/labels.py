@@ -43,13 +43,16 @@ def describe_classes(counts: dict[str, int], unlabeled: int) -> str:
     return f"{words}{', '.join(ordered)}{rest}"
 
 
-def heading(images: ImageSet) -> str:
+def heading(images: ImageSet, labels_elsewhere: bool = False) -> str:
     """What every command says of a source before it begins: images, classes, and what is left out.
 
-    Classes that are named like splits are a warning.
+    Classes that are named like splits are a warning. labels_elsewhere: whether the images may have labels that the
+    source does not know of, such as those of an index.
     """
-    words = describe_classes(class_counts(images), int((images.labels < 0).sum()))
-    lines = [f"{images.source}: {len(images):,} images, {words}", *source_lines(images)]
+    words = f"{images.source}: {len(images):,} images"
+    if (images.labels >= 0).any() or not labels_elsewhere:
+        words += f", {describe_classes(class_counts(images), int((images.labels < 0).sum()))}"
+    lines = [words, *source_lines(images)]
     lines += images.ledger.lines_of_ignored()
     if warning := split_folders(images):
         lines.append(f"warning: {warning}")
