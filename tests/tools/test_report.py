@@ -18,16 +18,17 @@ from small import call
 from window import Window
 
 import stepclr
-from stepclr.evaluation.results import confusion
+from stepclr.evaluation.results import Score, Scores, confusion
 from stepclr.tools.images import INK, RULE
 from stepclr.tools.methods import COLORS, METHODS
-from stepclr.tools.pages import asset
+from stepclr.tools.pages import asset, breakable, lines_of
 from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.context import Context, open_context
 from stepclr.tools.report.evaluation import evaluation
-from stepclr.tools.report.plots import line
+from stepclr.tools.report.plots import label_budget, line
 from stepclr.tools.report.training import training
 from stepclr.tools.report.verdict import verdict
+from stepclr.tools.scores import paired
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
 EVIL = "<img src=x onerror=window.harmed=1>"
@@ -161,6 +162,27 @@ def test_step_5_of_a_decoupled_loss_leaves_the_positives_out_of_its_sum(run: ste
     assert anchor["log_sum"] - anchor["logit"] == pytest.approx(anchor["loss"], abs=1e-4)
     assert anchor["summed"] == 2 * told["images"] - 2
     assert [one["share"] is None for one in anchor["ranked"]] == [one["positive"] for one in anchor["ranked"]]
+
+
+def test_without_the_weights_it_began_with_step_5_shows_what_it_is_now(run: stepclr.Run, tmp_path: Path) -> None:
+    copy = stepclr.Run(Path(shutil.copytree(run.folder, tmp_path / "copy")))
+    replace(copy.config, weights=str(tmp_path / "gone.pt")).write(copy.folder)
+    text = stepclr.report(copy.folder).read_text()
+    section = text[text.index('<h2 id="loss">') : text.index('<h2 id="training">')]
+    assert re.search(r'<p class="note">Not shown before training: [^<]*gone.pt, are not at hand.</p>', section)
+    assert "After training" in section
+    assert "Before training" not in section
+    assert "The loss of one anchor" in section
+
+
+def test_step_5_normalizes_as_training_did(run: stepclr.Run, tmp_path: Path) -> None:
+    """Weights that were adapted with frozen statistics make nothing of those of a batch."""
+    copy = stepclr.Run(Path(shutil.copytree(run.folder, tmp_path / "copy")))
+    replace(copy.config, batchnorm="frozen").write(copy.folder)
+    for batchnorm, of_run in (("batch", run), ("frozen", copy)):
+        encoder = open_context(of_run, None).trained.train().encoder
+        layers = [layer for layer in encoder.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+        assert {layer.training for layer in layers} == {batchnorm == "batch"}
 
 
 def test_looking_at_a_run_leaves_its_encoder_as_it_was(run: stepclr.Run) -> None:
@@ -382,6 +404,29 @@ def test_the_score_of_a_classifier_is_beside_that_of_the_encoder(run: stepclr.Ru
     assert ("Classifier", "81.5 %", "2 labels per class") in page["facts"]
 
 
+@pytest.mark.parametrize(
+    ("own", "teachers", "level", "caution"),
+    [
+        (range(60), range(20), "good", ""),
+        (range(60), range(80), "bad", "The student scores below the teacher."),
+        (range(51), range(1, 51), "even", "Neither clearly better nor worse than the teacher: the difference is "),
+        (range(60), range(60), "even", "Neither clearly better nor worse than the teacher: the difference is "),
+    ],
+)
+def test_a_student_is_judged_by_the_images_that_one_of_the_two_gets_right(
+    own: range, teachers: range, level: str, caution: str, run: stepclr.Run, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    (copy / "evaluation.json").unlink()
+    context = open_context(stepclr.Run(copy), None)
+    hits, of_teacher = (np.isin(np.arange(100), right) for right in (own, teachers))
+    classifier = {"top1": 0.6, "file": copy / "c", "test": "", "gain": paired("the teacher", hits, of_teacher)}
+    page = verdict(context, {"training": training(context), "usage": {}, "classifier": classifier})
+    assert [gain.level for gain in page["gains"]] == [level]
+    assert "".join(page["cautions"]).startswith(caution)
+    assert bool(page["cautions"]) == bool(caution)
+
+
 def test_without_scores_the_verdict_claims_none(run: stepclr.Run, tmp_path: Path) -> None:
     page = told(run, tmp_path)
     assert "not a score" in page["words"]
@@ -420,6 +465,23 @@ def test_a_method_that_nobody_knows_has_a_color(run: stepclr.Run, tmp_path: Path
     (copy / "evaluation.json").write_text(json.dumps(scores))
     text = stepclr.report(copy).read_text()
     assert ">timm:x 50.0%<" in text
+
+
+def test_long_names_are_whole_and_break_where_a_reader_would_break_them() -> None:
+    name = "timm:tf_efficientnet_lite0.in1k"
+    assert breakable(f"<{name}> 76.5") == "&lt;timm:<wbr>tf_<wbr>efficientnet_<wbr>lite0.<wbr>in1k&gt; 76.5"
+    assert lines_of(f"{name} 97.2%", 21) == ["timm:tf_efficientnet_", "lite0.in1k 97.2%"]
+    assert lines_of("a" * 30, 21) == ["a" * 21, "a" * 9]
+    rows = [Score(method, n, 0.5, None, [0.5]) for method in (name, "simclr") for n in (1, 10)]
+    rows.append(Score("knn", "all", 0.5, None, [0.5]))
+    protocol = {"run": "r", "train": {"images": 90}, "classes": ["a", "b", "c"], "methods": {name: {}}}
+    svg = label_budget(Scores(rows, protocol)).svg
+    names = ["".join(re.findall("<tspan[^>]*>([^<]*)", text)) for text in re.findall("<text[^>]*led.*?</text>", svg)]
+    assert names == [f"{name} 50.0%", "simclr 50.0%", "knn 50.0%"]
+    # Three names of one height are apart, whether their lines end at the edge of the chart or before.
+    heights = sorted(float(y) for y in re.findall(r'<text x="[^"]*" y="([\d.]+)%" class="end led"', svg))
+    assert heights[1] - heights[0] > 5
+    assert heights[2] - heights[1] > 5
 
 
 def test_a_run_that_has_not_ended_has_a_page_without_an_encoder(run: stepclr.Run, tmp_path: Path) -> None:
@@ -475,12 +537,12 @@ def test_a_student_stands_beside_its_teacher(classified: tuple[Path, Path], phot
     words = ["--student", "test_resnet", "--epochs", 1, "--batch-size", 32]
     assert call("distill", teacher, photos, "--out", tmp_path / "student", *words) == 0
     text = (tmp_path / "student" / "report.html").read_text()
-    section = text[text.index('<h2 id="classifier">') :]
+    section = text[text.index('<h2 id="classifier">') :].replace("<wbr>", "")
     predicted = stepclr.predict(tmp_path / "student", test)
     truth = stepclr.open_images(test, classes=predicted.classes).labels
     assert f"<td>{100 * (predicted.probabilities.argmax(1) == truth).mean():.1f} %</td>" in section
     top1 = json.loads((teacher / "finetune.json").read_text())["protocol"]["classifier"]["top1"]
-    assert "</b> over the teacher</li>" in text[: text.index('<h2 id="data">')]
+    assert re.search("</b> (over|below) the teacher</li>", text[: text.index('<h2 id="data">')])
     assert section.index("student, test_resnet") < section.index("teacher, test_resnet")
     assert f"<td>{100 * top1:.1f} %</td>" in section
 

@@ -2,11 +2,15 @@
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
+
+# Where a name that is too long for a line breaks: after : / _ - and after a dot, but not within a number.
+BREAKS = re.compile(r"(?<=\w[:/_-])(?=\w)|(?<=\w\.)(?=[^\W\d])")
 
 
 @cache
@@ -20,12 +24,29 @@ def template(package: str, name: str = "page.html") -> jinja2.Template:
         undefined=_Absent,
     )
     environment.globals["only_this"] = _only_this
+    environment.filters["breakable"] = breakable
     return environment.get_template(name)
 
 
 def asset(name: str) -> str:
     """The text of a file of `tools/`, such as `report/page.css`."""
     return (resources.files("stepclr.tools") / name).read_text("utf-8")
+
+
+def breakable(words: object) -> Markup:
+    """Words for a page, in which long names break where a reader would break them, such as timm:tf_efficientnet."""
+    return Markup("<wbr>").join(BREAKS.split(str(words)))
+
+
+def lines_of(words: str, width: int) -> list[str]:
+    """The words in lines of at most `width` letters, for a chart, broken as by `breakable` and after spaces."""
+    lines = [""]
+    for word in re.split(rf"(?<= )|{BREAKS.pattern}", words):
+        for part in [word[at : at + width] for at in range(0, len(word), width)]:
+            if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def _only_this(style: str, script: str) -> Markup:

@@ -164,6 +164,7 @@ class Context:
     def trained(self) -> SimCLR:
         """Encoder and head after training. Raises StepclrError where the run has no head."""
         head = trained_head(self.run, self.encoder)
+        self.encoder.frozen_statistics = self.config.batchnorm == "frozen"  # as in training; its file does not say it
         return SimCLR(self.encoder, head.to(default_device()))
 
     @cached_property

@@ -33,9 +33,14 @@ def contrast(context: Context) -> Json:
     if context.images is None or not context.contrastive:
         return {"why": context.why or f"the loss of this run ({context.config.loss}) does not contrast projections"}
     try:
-        before, after = context.untrained, context.trained
+        models = {"after": context.trained}
     except StepclrError as error:
         return {"why": str(error)}
+    no_start = ""
+    try:
+        models = {"before": context.untrained} | models
+    except StepclrError:
+        no_start = f"Not shown before training: the weights it began with, {context.config.weights}, are not at hand."
     batch = context.sample.take(spread(len(context.sample), BATCH))
     images, indices = batch.read_readable(range(len(batch)))
     batch = batch.take(indices)
@@ -53,7 +58,7 @@ def contrast(context: Context) -> Json:
     temperature = context.config.temperature
     with_positives = OBJECTIVES[context.config.loss].positives_in_denominator
     losses, matrices = {}, []
-    for when, model in (("before", before), ("after", after)):
+    for when, model in models.items():
         z = _projections(model, x)
         loss = contrastive(z, groups, temperature, positives_in_denominator=with_positives)
         losses[when] = float(loss)
@@ -65,6 +70,7 @@ def contrast(context: Context) -> Json:
         "negatives": len(x) - 2,
         "temperature": temperature,
         "losses": losses,
+        "no_start": no_start,
         "chance": math.log(len(x) - 1 if with_positives else len(x) - 2),
         "matrices": matrices,
         "batch": {"images": thumbnails, "captions": names},

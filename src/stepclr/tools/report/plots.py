@@ -21,6 +21,7 @@ from stepclr.evaluation.results import Scores
 from stepclr.tools.images import data_uri, page_uri
 from stepclr.tools.label_chart import label_curves
 from stepclr.tools.methods import TONES, tone_of
+from stepclr.tools.pages import lines_of
 from stepclr.tools.scores import percent, start_words
 
 Json = dict[str, Any]
@@ -29,9 +30,10 @@ MAX_POINTS = 300  # of a line
 MAX_CLASSES = 20  # of a confusion matrix with numbers in its cells
 COLUMNS, ROWS = 36, 20  # of the map: each cell shows one image
 TILE_PX = 64  # long side of an image on the map
-LABEL_GAP = 0.055  # of a chart's height: between the names at its right edge
+LINE_HEIGHT, NAME_GAP = 0.042, 0.013  # of a chart's height: a line of a name in it, and the space between two names
 POSITIVE, NEGATIVE = (59, 123, 234), (224, 106, 44)  # of a matrix, on light and on dark paper; more opaque is more
-MAX_NAME = 20  # letters of the name of a line
+NAME_WIDTH = 21  # letters in a line of the name of a curve
+LEADER_PX, LINE_EM = 16, 1.3  # from a curve to its name; from one line of a name to the next
 SHADES = 10  # of a cell of a confusion matrix
 
 
@@ -203,8 +205,8 @@ def points(
     names = []
     present = [label for label in range(len(classes)) if (labels == label).any()]
     centers = [np.median(share[labels == label], axis=0).tolist() for label in present]
-    heights = _apart([y for _, y in centers], 1.4 / ROWS)
-    for label, (x, _), y in zip(present, centers, heights, strict=True):
+    apart = _apart([y for _, y in centers], [1.4 / ROWS] * len(centers))
+    for label, (x, _), y in zip(present, centers, apart, strict=True):
         names.append(_text(x, y, classes[label], class_=f"name k{label % TONES}"))
     return Plot(title, words, _svg("map", f"{title}. {words}", *dots, *pictures, *names), "map")
 
@@ -282,40 +284,36 @@ def _end(curve: Curve, across: Axis, up: Axis, words: str) -> Markup:
 
 
 def _names(curves: Sequence[Curve], across: Axis, up: Axis) -> Markup:
-    """The name of each line: at the right edge, apart from the others, or below its last point if it ends before."""
-    parts: list[Markup] = []
-    ends = []
-    for curve in sorted(curves, key=lambda curve: -curve.y[-1]):
-        x, y = across.place(curve.x[-1]), 1 - up.place(curve.y[-1])
-        if x > 0.999:
-            ends.append((curve, y))
-        else:
-            below = 1 - LABEL_GAP * (1 + len(parts))
-            drop = _tag("line", x1=_percent(x), x2=_percent(x), y1=_percent(y), y2=_percent(below), class_="leader")
-            parts.append(_tag("g", drop, _text(x, below, _name(curve), class_="end"), class_=f"k{curve.tone}"))
-    for (curve, end), y in zip(ends, _apart([end for _, end in ends], LABEL_GAP), strict=True):
-        leader = {"x1": "100%", "y1": _percent(end), "x2": "101%", "y2": _percent(y)}
-        name = _text(1.0, y, _name(curve), class_="end")
-        parts.append(_tag("g", _tag("line", **leader, class_="leader"), name, class_=f"k{curve.tone}"))
+    """The name of each line beside its last point; where it has to make room for others, a leader goes to the point."""
+    ends = [(across.place(curve.x[-1]), 1 - up.place(curve.y[-1])) for curve in curves]
+    names = [lines_of(f"{curve.name} {curve.y[-1]:.1%}", NAME_WIDTH) for curve in curves]
+    places = _apart([y for _, y in ends], [NAME_GAP + LINE_HEIGHT * len(lines) for lines in names])
+    parts = []
+    for curve, (x, end), lines, y in zip(curves, ends, names, places, strict=True):
+        line = _tag("line", x1=4, y1=100 * end, x2=LEADER_PX, y2=100 * y, class_="leader")
+        # A box of its own, in which x is in pixels and y in percent.
+        box = {"viewBox": f"0 0 {LEADER_PX} 100", "preserveAspectRatio": "none", "width": LEADER_PX, "height": "100%"}
+        leader = _tag("svg", line, x=_percent(x), class_="area", **box)
+        rows = []
+        for k, words in enumerate(lines):
+            down = k - (len(lines) - 1) / 2 if k == 0 else 1  # lines below the one before, or from the middle
+            rows.append(_tag("tspan", words, x=_percent(x), dy=f"{LINE_EM * down:.2f}em"))
+        name = _tag("text", *rows, x=_percent(x), y=_percent(y), class_="end led")
+        parts.append(_tag("g", leader, name, class_=f"k{curve.tone}"))
     return Markup("").join(parts)
 
 
-def _name(curve: Curve) -> str:
-    short = curve.name if len(curve.name) <= MAX_NAME else f"{curve.name[: MAX_NAME - 1]}\u2026"
-    return f"{short} {curve.y[-1]:.1%}"
-
-
-def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """The places (0 to 1) moved as far as names there need to be `gap` apart, in the order given."""
+def _apart(places: Sequence[float], heights: Sequence[float]) -> list[float]:
+    """The places (0 to 1) moved as far as names of these heights in the middle of them need, in the order given."""
     order = np.argsort(places, kind="stable")
     moved = np.array(places, dtype=float)
     for before, after in pairwise(order):
-        moved[after] = max(moved[after], moved[before] + gap)
+        moved[after] = max(moved[after], moved[before] + (heights[before] + heights[after]) / 2)
     # Those pushed out at the end move back up, and push others.
-    limit = 1.0
+    limit = 1.0 + heights[order[-1]] / 2 if len(order) else 1.0
     for place in order[::-1]:
-        moved[place] = min(moved[place], limit)
-        limit = moved[place] - gap
+        moved[place] = min(moved[place], limit - heights[place] / 2)
+        limit = moved[place] - heights[place] / 2
     result: list[float] = moved.tolist()
     return result
 
