@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from drawing import Shown, drawn
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -23,11 +25,13 @@ from stepclr.evaluation.results import Scores
 from stepclr.pretraining.resolve import resolve, views_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.label_chart import label_chart
+from stepclr.tools.methods import COLORS
 from stepclr.tools.sheet import policy_sheet, sheet
 from stepclr.views.views import Views
 
 LARGER = 3  # an image of 28 pixels is shown at three times its size, with hard edges
-BLUE = "#0072B2"
+BLUE, ORANGE = COLORS[:2]  # of the report: alike, and opposite
+ALIKE = LinearSegmentedColormap.from_list("alike", [ORANGE, "#ffffff", BLUE])
 
 
 def main(folder: Path) -> None:
@@ -83,7 +87,7 @@ def similarity(before: Tensor, after: Tensor) -> Figure:
     axes = figure.subplots(1, 2)
     for ax, z, name in zip(axes, (before, after), ("before pretraining", "after"), strict=True):
         z = F.normalize(z)
-        drawn = ax.imshow(z @ z.T, vmin=-1, vmax=1, cmap="RdBu_r")
+        drawn = ax.imshow(z @ z.T, vmin=-1, vmax=1, cmap=ALIKE)
         ax.set_xticks([4.5, 14.5], ["z_i", "z_j"])
         ax.set_yticks([4.5, 14.5], ["z_i", "z_j"])
         ax.set_title(name)
@@ -99,6 +103,8 @@ def training(metrics: Sequence[dict[str, Any]]) -> Figure:
         logged = [line for line in metrics if key in line]
         ax.plot([line["step"] for line in logged], [line[key] for line in logged], color=BLUE)
         ax.set_title(name)
+        if key != "loss":
+            ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %", decimals=0))
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
     return figure
