@@ -33,13 +33,19 @@ def ramp(largest: float, dtype: Any) -> NDArray[Any]:
 def sixteen_bit_color(levels: NDArray[np.uint16], kind: str) -> bytes:
     """Gray as color of 16 bits per channel, which Pillow cannot write."""
     if kind == "PNG":
-        header = struct.pack(">IIBBBBB", levels.size, 1, 16, 2, 0, 0, 0)
-        pixels = np.repeat(levels.ravel(), 3).astype(">u2").tobytes()
-        file = b"\x89PNG\r\n\x1a\n"
-        for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + pixels)), (b"IEND", b"")):
-            file += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        return file
+        return sixteen_bit_png(np.repeat(levels.reshape(1, -1, 1), 3, axis=2))
     return tiff(np.repeat(levels[..., None], 3, axis=2), photometric=2)
+
+
+def sixteen_bit_png(pixels: NDArray[np.uint16]) -> bytes:
+    """Colors `[H, W, 3]`, or with transparency `[H, W, 4]`."""
+    height, width, bands = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        file += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return file
 
 
 def tiff(pixels: NDArray[Any], photometric: int, extra: tuple[int, ...] = (), planes: int = 1) -> bytes:

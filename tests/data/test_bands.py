@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_files import file_of, fill, tiff
+from made_files import file_of, fill, sixteen_bit_png, tiff
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
 import stepclr
 from stepclr import StepclrError, open_images
-from stepclr.data.decode import decoded, size_of
+from stepclr.data.decode import decoded, size_of, upright_rgb
 from stepclr.data.formats import UnsupportedError
 from stepclr.data.images import ImageSet
 from stepclr.data.reading import Reading
@@ -105,6 +105,20 @@ def test_numbers_of_other_kinds_need_a_range() -> None:
     expected = np.rint(np.clip(numbers / 2, 0, 1) * 255)
     np.testing.assert_array_equal(read(npy(numbers), 4, (0, 2)), expected)
     np.testing.assert_array_equal(read(tiff(numbers.astype(np.float32), 1, (0, 0, 0)), 4, (0, 2)), expected)
+
+
+def test_a_value_range_is_one_for_all_channels_also_for_what_a_png_calls_transparency() -> None:
+    numbers = np.random.default_rng(0).integers(0, 4096, (20, 30, 4), np.uint16)
+    np.testing.assert_array_equal(read(sixteen_bit_png(numbers), 4, (0, 4095)), np.rint(numbers / 4095 * 255))
+
+
+def test_a_palette_with_transparency_has_four_channels() -> None:
+    image = Image.fromarray(ANY[0, ..., :4]).convert("PA")
+    np.testing.assert_array_equal(
+        upright_rgb(image, Reading(channels=4)), np.asarray(image.convert("RGBA")).transpose(2, 0, 1)
+    )
+    with pytest.raises(UnsupportedError, match="4 bands, not 2"):
+        upright_rgb(image, Reading(channels=2))
 
 
 SHORT = npy(ANY[0, ..., :4])[:-1]

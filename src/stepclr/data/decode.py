@@ -27,7 +27,7 @@ JPEG = features.version("libjpeg_turbo") or features.version("jpg")
 HEIF = version("pillow-heif") if has_heif() else None
 # All that determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this
 # module, in formats.py or in levels.py.
-DECODER = f"3, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
+DECODER = f"4, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
 TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  # EXIF orientation -> axes to mirror
 SIDEWAYS = {5, 6, 7, 8}  # and rows and columns change places before that
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ ON_BLACK = "a light drawing on transparency, laid over black"
 FIRST_FRAME = "the first of several frames or pages"
 FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # a phone's JPEG and HEIC have further images for other purposes
 BANDS_LEFT = "only red, green and blue of its bands"
-SHOWN_BANDS = {"P": 3, "PA": 4}  # of a palette; any other mode has as many as its name has letters
+SHOWN_AS = {"1": "L", "P": "RGB", "PA": "RGBA"}  # modes whose numbers are not levels, and what they become
 
 Again = Callable[[], ImageFile.ImageFile]  # opens the same image once more
 
@@ -47,7 +47,7 @@ def rgb(image: Image.Image, reading: Reading, again: Again | None = None) -> tup
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_one_band(image, reading)).convert("RGB"), "; ".join(remarks)
     if wide:
-        image = _wide(image, reading, again)
+        image = _wide(image, reading, again, [band for band in image.getbands() if band != "A"])
     if lacks_meaning:  # the fourth band may be transparency, or near infrared
         image = image.convert("RGB")
     if image.mode != "RGB" and image.has_transparency_data:
@@ -62,14 +62,14 @@ def bands(image: Image.Image, reading: Reading, again: Again | None = None) -> U
     Raises `UnsupportedError` where they are not as many as `reading` asks for, and as `rgb` does.
     """
     _check_layout(image)
-    check_bands(SHOWN_BANDS.get(image.mode, len(image.getbands())), reading)
+    check_bands(len(SHOWN_AS.get(image.mode, image.getbands())), reading)
     wide = _is_wide(image)
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         return _one_band(image, reading)[..., None]
     if wide:
-        image = _wide(image, reading, again)
-    levels = np.asarray(image.convert("L") if image.mode == "1" else image)
+        image = _wide(image, reading, again, image.getbands())
+    levels = np.asarray(image.convert(SHOWN_AS[image.mode]) if image.mode in SHOWN_AS else image)
     return levels.reshape(image.height, image.width, -1)
 
 
@@ -144,12 +144,14 @@ def _check_bright(largest: int) -> None:
         raise UnsupportedError(f"{NEEDS} 16-bit numbers of at most {largest:,} would be nearly black")
 
 
-def _wide(image: Image.Image, reading: Reading, again: Again | None) -> Image.Image:
-    """A color image of 16 bits per channel, of which Pillow has read the upper bytes, as 8 bits per channel."""
+def _wide(image: Image.Image, reading: Reading, again: Again | None, scaled: Sequence[str]) -> Image.Image:
+    """An image of 16 bits per channel, of which Pillow has read the upper bytes, as 8 bits per channel.
+
+    scaled: the bands that a value range applies to: all, or all but transparency.
+    """
     found = _range(image, reading)
-    colors = [band for band in image.getbands() if band != "A"]
     if found is None:
-        _check_bright(max(int(np.asarray(image.getchannel(band)).max()) for band in colors) << 8 | BYTE)
+        _check_bright(max(int(np.asarray(image.getchannel(band)).max()) for band in scaled) << 8 | BYTE)
         return image
     if again is None:
         raise UnsupportedError("only the upper bytes of its 16 bits are known; give the file instead")
@@ -159,13 +161,11 @@ def _wide(image: Image.Image, reading: Reading, again: Again | None) -> Image.Im
             other.load()
         except ValueError:  # Pillow has no reader for the other order of these bytes
             raise UnsupportedError("16-bit gray with transparency; save it without, or with 8 bits") from None
-        bands = []
-        for band in colors:
+        channels = {band: image.getchannel(band) for band in image.getbands()}
+        for band in scaled:
             upper, lower = (np.asarray(one.getchannel(band)) for one in (image, other))
-            bands.append(Image.fromarray(to_bytes(upper.astype(np.uint16) << 8 | lower, *found)))
-    if "A" in image.getbands():
-        bands.append(image.getchannel("A"))
-    return Image.merge(image.mode, bands)
+            channels[band] = Image.fromarray(to_bytes(upper.astype(np.uint16) << 8 | lower, *found))
+    return Image.merge(image.mode, list(channels.values()))
 
 
 def _over_background(image: Image.Image) -> tuple[Image.Image, str]:
