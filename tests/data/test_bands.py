@@ -309,6 +309,25 @@ def test_the_number_of_channels_is_checked(channels: int) -> None:
         open_images("sample:train", channels=channels)
 
 
+def test_rgb_may_be_asked_for_by_name(tmp_path: Path) -> None:
+    """It is the same set as one that is RGB by default: it joins others, and is packed alike."""
+    photos = fill(tmp_path / "photos", {f"{i}.png": file_of(Image.fromarray(ANY[i, ..., :3])) for i in range(2)})
+    named = open_images(photos, channels=3)
+    assert len(open_images([named, "sample:test"])) == 2002
+    pack(named, tmp_path / "shards")
+    assert pack(open_images(photos), tmp_path / "shards").images == 2
+
+
+def test_decoded_images_keep_their_channels(tmp_path: Path) -> None:
+    """Of several sizes they lie end to end: with other channels, each would begin elsewhere."""
+    sizes = {"0.png": ANY[0, ..., 0], "1.png": ANY[1, :18, :, 0]}
+    photos = fill(tmp_path, {name: file_of(Image.fromarray(pixels)) for name, pixels in sizes.items()})
+    decoded = open_images(photos).decoded(10)
+    with pytest.raises(StepclrError, match="were decoded with 3 channels, not with 1"):
+        decoded.read_as(channels=1)
+    assert decoded.read_as(channels=3).read([1])[0].shape == (3, 10, 17)
+
+
 def test_shards_and_files_are_read_with_the_channels_asked_for(tmp_path: Path) -> None:
     for name, pixels in zip("ab", ANY[..., :4], strict=False):
         (tmp_path / name).mkdir()

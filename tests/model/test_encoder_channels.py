@@ -86,3 +86,7 @@ def test_images_of_other_channels_are_refused() -> None:
     images = stepclr.open_images(np.zeros((2, 20, 20, 5), np.uint8))
     with pytest.raises(StepclrError, match="opened with channels=5, but test_resnet takes images of 4"):
         encoder.ranged(images)
+    gray = build_encoder("test_resnet", size=16, channels=1)
+    assert gray.ranged(stepclr.open_images("sample:test")).channels == 1
+    with pytest.raises(StepclrError, match="opened with channels=3, but test_resnet takes images of 1 channel"):
+        gray.ranged(stepclr.open_images("sample:test", channels=3))  # RGB by name is another number too

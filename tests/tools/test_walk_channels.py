@@ -13,9 +13,11 @@ import torch
 from made_files import file_of, fill, scene, tiff
 from numpy.typing import NDArray
 from PIL import Image
-from small import succeed
+from small import call, succeed, untrained_run
 
 import stepclr
+from stepclr.model.classifier import Classifier
+from stepclr.model.files import save_classifier
 from stepclr.tools.doctor.findings import image_findings
 from stepclr.tools.doctor.scan import scan
 from stepclr.tools.doctor.trial import Trial
@@ -153,6 +155,41 @@ def test_evaluate_finetune_and_predict(walked: Walked) -> None:
     succeed("finetune", walked.run, "--train", walked.images, "--epochs", "1", "--out", classifier)
     succeed("predict", classifier, walked.images, "--out", walked.out / "p.csv")
     assert len((walked.out / "p.csv").read_text().splitlines()) == N + 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune", "embed", "predict", "distill"])
+def test_other_channels_than_the_encoder_takes_are_one_line(
+    command: str, walked: Walked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RGB by name too, which is the default."""
+    classifier = tmp_path / "classifier.safetensors"
+    encoder = stepclr.load_encoder(walked.run)
+    save_classifier(Classifier(encoder, ["a", "b"]), classifier)
+    words: dict[str, list[Any]] = {
+        "evaluate": [walked.run, "--train", walked.images, "--holdout", "0.34"],
+        "finetune": [walked.run, "--train", walked.images, "--out", tmp_path / "c.safetensors"],
+        "embed": [walked.run, walked.images, "--out", tmp_path / "h.npz"],
+        "predict": [classifier, walked.images],
+        "distill": [classifier, walked.images, "--out", tmp_path / "student"],
+    }
+    assert call(command, *words[command], "--channels", "3") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"was opened with --channels 3, but {encoder.name} takes images of {walked.channels} channel" in last
+
+
+@pytest.mark.usefixtures("few_strengths")
+def test_weights_for_rgb_are_a_baseline_where_gray_can_become_rgb(
+    walked: Walked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rgb = untrained_run(tmp_path, size=SIZE)
+    evaluate = ["evaluate", walked.run, "--train", walked.images, "--holdout", "0.34", "--draws", "1"]
+    if walked.channels == 1:
+        succeed(*evaluate, "--baselines", rgb, "--probe", "linear", "--channels", "1")
+        rows = json.loads((walked.run / "evaluation.json").read_text())["rows"]
+        assert [row["method"] for row in rows] == [str(rgb), "simclr"]
+        return
+    assert call(*evaluate, "--baselines", f"scratch,{rgb}") == 2
+    assert f"{rgb} takes images of 3 channels, and {walked.run} of 4: leave it out" in capsys.readouterr().err
 
 
 def test_search_finds_the_image_itself(walked: Walked) -> None:

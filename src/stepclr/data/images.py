@@ -191,8 +191,6 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
         Raises `StepclrError` for another number of channels than the images of an array have.
         """
-        if channels == self.channels:
-            channels = None
         reading = self.store.reading.changed(Reading(value_range, max_pixels, channels))
         return self if reading == self.store.reading else replace(self, store=self.store.read_as(reading))
 

@@ -171,7 +171,7 @@ def _check(sets: Sequence[ImageSet]) -> None:
     for i, images in enumerate(sets):
         if isinstance(images.store, ShardStore) and images.store.cache is not None:
             raise StepclrError(f"{images.source} is in remote shards, which are read in their own order: give it alone")
-        if images.store.reading != sets[0].store.reading or images.short_side != sets[0].short_side:
+        if images.store.reading.decided != sets[0].store.reading.decided or images.short_side != sets[0].short_side:
             raise StepclrError(f"{images.source} is not read like {sets[0].source}: open them with the same options")
         for other in sets[:i]:
             _check_apart(images, other)

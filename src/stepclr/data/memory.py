@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from stepclr.data.formats import UnreadableError
 from stepclr.data.images import ImageSet
 from stepclr.data.levels import to_bytes
-from stepclr.data.reading import AS_DECLARED, MAX_CHANNELS, RGB, Reading
+from stepclr.data.reading import AS_DECLARED, MAX_CHANNELS, RGB, Reading, channels_words
 from stepclr.data.stores import Items, Pixels, Store, as_image
 from stepclr.errors import StepclrError
 
@@ -160,8 +160,8 @@ def _channels_first(images: NDArray[np.uint8], channels: int | None) -> NDArray[
         return images.transpose(0, 3, 1, 2)
     if first in wanted and first <= MAX_CHANNELS:
         return images
-    number = f"{channels}" if channels else f"1 to {MAX_CHANNELS}"
-    raise StepclrError(f"images must have {number} channels, not the shape {list(images.shape)}")
+    number = channels_words(channels) if channels else f"1 to {channels_words(MAX_CHANNELS)}"
+    raise StepclrError(f"images must have {number}, not the shape {list(images.shape)}")
 
 
 def _numbered(store: Store, n: int, given: object, names: list[str] | None, source: str) -> ImageSet:

@@ -67,11 +67,21 @@ class Reading:
         """Channels of each image that is read."""
         return self.channels or RGB
 
+    @property
+    def decided(self) -> tuple[Range | None, int, int]:
+        """Value range, limit and bands: the same for all that read alike, whether a user has said so or not."""
+        return self.value_range, self.limit, self.bands
+
     def changed(self, by: "Reading") -> "Reading":
         """This, except for what `by` decides."""
         return Reading(
             by.value_range or self.value_range, by.max_pixels or self.max_pixels, by.channels or self.channels
         )
+
+
+def channels_words(channels: int) -> str:
+    """ "1 channel", "4 channels"."""
+    return f"{channels} channel{'s' * (channels > 1)}"
 
 
 AS_DECLARED = Reading()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stepclr.data.decode import decoded, decoder_of, from_pil, reduced, size_of
 from stepclr.data.formats import File, UnreadableError, reasons
-from stepclr.data.reading import AS_DECLARED, RGB, Reading
+from stepclr.data.reading import AS_DECLARED, RGB, Reading, channels_words
 from stepclr.data.recall import Stamp, recall
 from stepclr.errors import StepclrError
 from stepclr.io import checksum_of
@@ -172,9 +172,7 @@ class Pixels(Store):
     def read_as(self, reading: Reading) -> Store:
         channels = self.array.shape[1]
         if reading.bands != channels and (channels, reading.bands) != (1, RGB):
-            raise StepclrError(
-                f"the array has images of {channels} channel{'s' * (channels > 1)}, not of {reading.bands}"
-            )
+            raise StepclrError(f"the array has images of {channels_words(channels)}, not of {reading.bands}")
         return super().read_as(reading)
 
     def batch(self, rows: Rows) -> UInt8[Tensor, "n c h w"]:
@@ -205,6 +203,12 @@ class Packed(Store):
     shapes: NDArray[np.int64]
     starts: NDArray[np.int64]
     decoded = True
+
+    def read_as(self, reading: Reading) -> Store:
+        held = self.reading.bands
+        if reading.bands != held:
+            raise StepclrError(f"the images were decoded with {channels_words(held)}, not with {reading.bands}")
+        return super().read_as(reading)
 
     def image(self, row: int, short_side: int | None) -> Tensor:
         height, width = self.size(row)

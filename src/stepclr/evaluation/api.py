@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stepclr.data.images import ImageSet
+from stepclr.data.reading import RGB, channels_words
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.distributed import World, join
@@ -255,6 +256,13 @@ def _other_encoders(
     if timm_name(run) is not None:
         names = [os.fspath(run) if name == "simclr" else name for name in names]
         others[os.fspath(run)] = encoder
+    for name, other in others.items():
+        # Gray images can be read as RGB. Before the long part, see whether the others can be read at all.
+        if other.channels != encoder.channels and (encoder.channels, other.channels) != (1, RGB):
+            raise StepclrError(
+                f"{name} takes images of {channels_words(other.channels)}, and {run.folder} of {encoder.channels}: "
+                "leave it out of baselines"
+            )
     if weights and START in names:
         others[START] = start_encoder(encoder, weights)
     return list(dict.fromkeys(names)), {name: other.to(encoder.mean.device) for name, other in others.items()}

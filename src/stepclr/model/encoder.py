@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms.v2 import functional as tv
 
 from stepclr.data.images import ImageSet
-from stepclr.data.reading import RGB, Range, Reading
+from stepclr.data.reading import RGB, Range, Reading, channels_words
 from stepclr.data.stores import as_image
 from stepclr.errors import StepclrError
 from stepclr.views.reference import Interpolation
@@ -118,9 +118,10 @@ class Encoder(nn.Module):
         if images.store.reading.channels not in (None, self.channels):
             raise StepclrError(
                 f"{images.source} was opened with channels={images.channels}, but {self.name} takes images of "
-                f"{self.channels}"
+                f"{channels_words(self.channels)}"
             )
-        images = images.read_as(channels=self.channels)
+        if images.channels != self.channels:
+            images = images.read_as(channels=self.channels)
         if images.value_range is None:
             return images.read_as(self.value_range)
         self.value_range = images.value_range

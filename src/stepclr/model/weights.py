@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stepclr.data.reading import channels_words
 from stepclr.errors import StepclrError, first_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.foreign import find_backbone, parse_mean_std, read_pickled
@@ -34,7 +35,8 @@ def load_weights(encoder: Encoder, path: Path) -> str:
         raise StepclrError(f"{path} has stem {stem}, but the encoder has stem {encoder.stem}; choose stem={stem}")
     channels = metadata.get("channels", encoder.channels)
     if channels != encoder.channels:
-        raise StepclrError(f"{path} takes {channels} channels, not {encoder.channels}: set channels={channels}")
+        taken = channels_words(channels)
+        raise StepclrError(f"{path} takes {taken}, not {encoder.channels}: set channels={channels}")
     expected = encoder.state_dict()
     words = ""
     if isinstance(stored, Mapping) and any(str(name).startswith("body.") for name in stored):

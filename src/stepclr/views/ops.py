@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import ndtri
 
-from stepclr.data.reading import RGB
+from stepclr.data.reading import RGB, channels_words
 from stepclr.errors import StepclrError, check_range, choose
 from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, TABLES, auto_augment, rand_augment
 from stepclr.views.channels import ChannelJitter, ChannelJitterParams
@@ -321,7 +321,8 @@ def of_channels(ops: Sequence[Op], channels: int) -> tuple[Op, ...]:
         elif channels == RGB:
             kept.append(op)
         elif isinstance(op, FOR_RGB):
-            raise StepclrError(f"{type(op).__name__} is for RGB, not for {channels} channels: choose the policy simclr")
+            needs = f"{type(op).__name__} is for RGB, not for {channels_words(channels)}"
+            raise StepclrError(f"{needs}: choose the policy simclr")
         elif isinstance(op, ColorJitter):
             kept.append(ChannelJitter(channels, op.strength, op.p))
         elif not isinstance(op, Grayscale):

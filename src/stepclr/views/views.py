@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from stepclr.data.reading import RGB
+from stepclr.data.reading import RGB, channels_words
 from stepclr.errors import StepclrError, check_range, choose
 from stepclr.splitmix import Indices
 from stepclr.views.cuda import render_cuda
@@ -141,7 +141,7 @@ def _choose_renderer(wanted: Renderer, ops: Sequence[Op], channels: int) -> Lite
     choose("renderer", wanted, ("auto", "numba", "torch"))
     if wanted == "torch":
         return "torch"
-    reason = why_not_numba(ops) if channels == RGB else f"it renders RGB, not {channels} channels"
+    reason = why_not_numba(ops) if channels == RGB else f"it renders RGB, not {channels_words(channels)}"
     if reason and wanted == "numba":
         raise StepclrError(f"renderer numba cannot render these views: {reason}; torch can")
     return "torch" if reason else "numba"

@@ -97,7 +97,7 @@ def pack(
     plan = {"source": images.source, "of": len(images), "names": images.names_checksum(), "per_shard": per_shard}
     plan |= {"classes": images.classes, **asdict(treatment)}
     plan["value_range"] = list(images.value_range) if images.value_range else None
-    plan["channels"] = images.store.reading.channels
+    plan["channels"] = None if images.channels == RGB else images.channels
     plan["labels"] = images.labels_checksum() if images.labeling else None
     _begin(folder, plan)
     ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
