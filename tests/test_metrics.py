@@ -64,6 +64,12 @@ def test_each_neighbor_votes_with_the_weight_of_its_similarity(k: int, temperatu
     ]
 
 
+def test_a_temperature_that_float32_has_no_number_for_leaves_the_nearest_one() -> None:
+    bank, labels, h = rows(60, 3, seed=1), torch.arange(60) % 5, rows(25, 3, seed=2)
+    nearest = weighted_knn(bank, labels, h, k=1)
+    assert torch.equal(weighted_knn(bank, labels, h, k=20, temperature=1e-300), nearest)
+
+
 def test_the_defaults_are_20_neighbors_and_temperature_a_tenth() -> None:
     bank, labels, h = rows(200, 3, seed=1), torch.arange(200) % 7, rows(300, 3, seed=2)
     default = weighted_knn(bank, labels, h)

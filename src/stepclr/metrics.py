@@ -60,8 +60,10 @@ def knn_votes(
     """
     cosine, indices = nearest(F.normalize(h), F.normalize(bank), k)
     votes = torch.zeros(len(h), int(bank_labels.max()) + 1, device=h.device)
-    # Relative to the largest cosine: exp(1 / temperature) overflows float32 at temperature 0.01.
-    return votes.scatter_add_(1, bank_labels[indices], ((cosine - cosine[:, :1]) / temperature).exp())
+    # Relative to the largest cosine: exp(1 / temperature) overflows float32 at temperature 0.01. A temperature that
+    # float32 would take for 0 is one in float64.
+    weights = ((cosine - cosine[:, :1]).double() / temperature).exp().to(votes)
+    return votes.scatter_add_(1, bank_labels[indices], weights)
 
 
 def contrastive_top1(z_i: Float[Tensor, "n d"], z_j: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

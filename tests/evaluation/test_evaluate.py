@@ -454,6 +454,13 @@ def test_a_test_set_that_lacks_classes_is_scored_on_the_others(run: Path, train:
     assert "which lack ant, bee" in str(score_table(scores).title)
 
 
+def test_the_confusion_is_that_of_the_most_labels_wherever_they_stand(
+    run: Path, train: ImageSet, test: ImageSet
+) -> None:
+    scores = stepclr.evaluate(run, train, test, ["all", "50%", 2], draws=1, probe="knn", baselines=())
+    assert scores.protocol["confusion"]["labels_per_class"] == "all"
+
+
 def test_sets_without_the_run_s_classes_are_refused(tmp_path: Path, train: ImageSet, test: ImageSet) -> None:
     run = untrained_run(tmp_path / "run", classes=["ant", "bees"])
     with pytest.raises(StepclrError, match=r"unknown class of pile 1 'bees'. Did you mean 'bee'\?"):
@@ -561,6 +568,9 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path: Path, tr
         with pytest.raises(StepclrError, match=words) as error:
             stepclr.evaluate(first, train, test, seeds=[second])
         assert one_line(error)
+    run_config(seed=1).write(second)
+    with pytest.raises(StepclrError, match="seeds need a probe, or finetune"):
+        stepclr.evaluate(first, train, test, seeds=[second], probe=())
     with pytest.raises(StepclrError, match="seeds names no run besides"):
         stepclr.evaluate(first, train, test, seeds=[first])
     (second / "config.json").unlink()

@@ -332,6 +332,7 @@ def test_every_fold_is_fitted_to_every_class(counts: list[int], parts: int) -> N
         ([1, "10", 1], [1, 10]),
         ((5, "all"), [5, "all"]),
         ("1%,10 %,100%", ["1%", "10%", "all"]),
+        ("99.99999%,all", ["all"]),
         (["0.50%", "12.5%", ".5%"], ["0.5%", "12.5%"]),
     ],
 )

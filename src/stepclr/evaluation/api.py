@@ -131,7 +131,10 @@ def evaluate(
     """
     per_class = parse_labels_per_class(labels_per_class)
     names = _method_names(probe, baselines, finetune)
+    of_the_run = [name for name in names if name in OF_THE_RUN]
     others = other_seeds(run, seeds)
+    if others and not of_the_run:
+        raise StepclrError(f"seeds need a probe, or finetune: there is no score of {os.fspath(run)} itself")
     check_number("draws", draws, 1)
     check_number("seed", seed, 0)
     check_number("scratch_steps", scratch_steps, 1)
@@ -160,7 +163,6 @@ def evaluate(
 
     scores = scores_of(folder, names)
     if others:
-        of_the_run = [name for name in names if name in OF_THE_RUN]
         of_others = [scores_of(other, of_the_run) for other in others]
         scores.rows.extend(over_seeds([scores, *of_others]))
         scores.protocol["seeds"] = {str(each.folder.resolve()): each.config.seed for each in [folder, *others]}
@@ -212,7 +214,9 @@ def _evaluate(
             **images.protocol,
             "linear_evaluation": linear.SETTINGS,
             "methods": methods,
-            "confusion": _confusion(predictions, [os.fspath(run), *OF_THE_RUN], truth, images.classes, images.test),
+            "confusion": _confusion(
+                predictions, labels, [os.fspath(run), *OF_THE_RUN], truth, images.classes, images.test
+            ),
         },
     )
 
@@ -310,17 +314,23 @@ def _fits(predict: Callable[[Split], Fit], method: Method, splits: list[Split], 
 
 
 def _confusion(
-    predictions: Predictions, own: Sequence[str], truth: NDArray[np.int64], classes: list[str], test: ImageSet
+    predictions: Predictions,
+    labels: dict[LabelsPerClass, int],
+    own: Sequence[str],
+    truth: NDArray[np.int64],
+    classes: list[str],
+    test: ImageSet,
 ) -> Json | None:
-    """Which classes the first of the `own` methods that is scored confuses, with the last of `labels_per_class`.
+    """Which classes the first of the `own` methods that is scored confuses, with the most `labels` that it had.
 
     None where only baselines are scored, or there are too many classes for a readable matrix.
     """
     if len(classes) > MAX_CLASSES:
         return None
     for name in own:
-        of_method = [(per_class, fits) for (method, per_class), fits in predictions.items() if method == name]
-        if of_method:
-            per_class, fits = of_method[-1]
+        budgets = [per_class for method, per_class in predictions if method == name]
+        if budgets:
+            per_class = max(budgets, key=labels.__getitem__)
+            fits = predictions[name, per_class]
             return confusion(name, per_class, [fit.predicted for fit in fits], truth, classes, test.names)
     return None

@@ -51,10 +51,11 @@ def _parse(text: str) -> LabelsPerClass:
     if re.fullmatch("[0-9]+", text) and int(text):
         return int(text)
     is_share = re.fullmatch(r"[0-9]*\.?[0-9]+ ?%", text)
-    if text == "all" or (is_share and share_of(text) == 1):
+    share = f"{100 * share_of(text):g}%" if is_share else ""
+    if text == "all" or share == "100%":
         return "all"
-    if is_share and 0 < share_of(text) < 1:
-        return f"{100 * share_of(text):g}%"
+    if 0 < share_of(share) < 1:
+        return share
     raise StepclrError(f"labels_per_class must be {FORMS}, such as 1,10,all, not {text!r}")
 
 
