@@ -19,6 +19,7 @@ from touches import Forks
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options
 from stepclr.cli.arguments import Counter
+from stepclr.cli.training import PAGE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
@@ -47,6 +48,21 @@ def test_progress_says_what_is_next_and_how_long_it_all_takes(
     seconds += 20
     counter(1, 3)  # those of another run
     assert capsys.readouterr().err == "1 of 3, about 0:40 left: random, all labels\n"
+
+
+@pytest.mark.parametrize("command", ["pretrain", "distill"])
+def test_minutes_count_from_the_start_of_a_command_that_trains(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it did before, and the page that it writes afterwards, are part of them."""
+    asked: dict[str, Any] = {}
+
+    def noted(*_: Any, **options: Any) -> None:
+        asked.update(options)
+        raise stepclr.StepclrError("enough")
+
+    monkeypatch.setattr(stepclr, command, noted)
+    teacher = ["teacher"] if command == "distill" else []
+    assert call(command, *teacher, "sample:test", "--out", "run", "--minutes", "1") == 2
+    assert time.monotonic() - asked["since"] >= PAGE_SECONDS
 
 
 def test_help_is_instant_because_it_imports_no_torch() -> None:

@@ -195,8 +195,9 @@ def distill(
     options = dict(locals())
     options |= asdict(options.pop("reading"))
     options = {name: value for name, value in options.items() if value is not None}  # the others have defaults
+    since = time.monotonic() - PAGE_SECONDS
     import stepclr
 
-    stepclr.distill(images=options.pop("source"), **options)
+    stepclr.distill(images=options.pop("source"), since=since, **options)
     page_of(out)
     say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv classifies new images")

@@ -23,6 +23,7 @@ def distill(
     limit: int | None = None,
     resume: bool = False,
     progress: bool = True,
+    since: float | None = None,
     **options: Unpack[PretrainOptions],
 ) -> Run:
     """Train a student on a teacher's predictions (SimCLRv2 eq. 2) into the run folder `out`.
@@ -34,7 +35,7 @@ def distill(
         images: images, which need no labels: an `ImageSet`, or anything `open_images` takes.
         out: the run's folder.
         student: the student's encoder; "resnet18" by default. `weights="runs/a"` starts from a pretrained run.
-        limit, resume, progress: as in `pretrain`.
+        limit, resume, progress, since: as in `pretrain`.
         options: other fields of `PretrainConfig`; `temperature`, 1 by default, is that of both softmaxes.
 
     Raises what `pretrain` raises.
@@ -43,4 +44,4 @@ def distill(
     config = replace(stored.settings() if stored else SETTINGS, teacher=os.fspath(classifier))
     if student is not None:
         options["encoder"] = student
-    return pretrain(images, out, config=config, limit=limit, resume=resume, progress=progress, **options)
+    return pretrain(images, out, config=config, limit=limit, resume=resume, progress=progress, since=since, **options)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from stepclr.config import ResolvedConfig
+from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.run import Fields, Run
@@ -105,6 +106,7 @@ class Progress:
             f"pretraining {config.encoder} on {images:,} images: {config.epochs:g} epochs, {steps:,} steps of "
             f"{config.batch_size} images, into {run.folder}\n"
             f"  {config.views} views of an image, {views.describe()}"
+            + (", rendered by torch" if views.renderer == "torch" and default_device().type == "cpu" else "")
             + (", at half and three quarters of the size first" if config.progressive else "")
             + f"\n  loss {config.loss}{scale}, temperature {config.temperature:g}; {config.optimizer}, "
             f"lr {config.lr:g} at batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, "

@@ -1,6 +1,6 @@
 """The loop around Algorithm 1: learning rate, metrics, checkpoints, interruption. `step.py` is what it repeats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +59,7 @@ class Schedule:
     per_epoch: int
     steps: int
     warmup_steps: int
-    kept: tuple[int, ...]
+    kept: Sequence[int]
     """Steps whose checkpoints stay."""
 
     @classmethod
@@ -68,7 +68,7 @@ class Schedule:
         per_epoch = steps_per_epoch(n, config.batch_size)
         steps = total_steps(config.epochs, per_epoch)
         kept = range(0, steps, config.keep_every * per_epoch) if config.keep_every else ()
-        return cls(per_epoch, steps, warmup_steps=round(config.warmup * per_epoch), kept=tuple(kept))
+        return cls(per_epoch, steps, warmup_steps=round(config.warmup * per_epoch), kept=kept)
 
     @property
     def epochs(self) -> int:
@@ -78,17 +78,21 @@ class Schedule:
     def epoch_ends(self, step: int) -> bool:
         return step % self.per_epoch == 0
 
+    @property
+    def watch_every(self) -> int:
+        """Steps between two kNN scores, which are about ten in a run."""
+        return self.per_epoch * max(1, self.steps // self.per_epoch // 10)
+
     def watches(self) -> int:
         """How often kNN is scored in the run."""
-        return sum(self.watched(step) for step in {*range(self.per_epoch, self.steps, self.per_epoch), self.steps})
+        return -(-self.steps // self.watch_every)
 
     def logged(self, step: int) -> bool:
         return step % LOG_EVERY == 0 or self.epoch_ends(step) or step == self.steps
 
     def watched(self, step: int) -> bool:
-        """Whether kNN is scored after this step: about ten times in a run, and after the last step."""
-        epochs = self.steps // self.per_epoch
-        return step % (self.per_epoch * max(1, epochs // 10)) == 0 or step == self.steps
+        """Whether kNN is scored after this step, which is also done after the last one."""
+        return step % self.watch_every == 0 or step == self.steps
 
 
 def train(
