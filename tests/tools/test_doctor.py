@@ -422,10 +422,24 @@ def test_the_comparing_commands_run(
     (tmp_path / "labels.csv").write_text("path,label\n0.png,A\n")
     monkeypatch.setattr(stepclr, "pretrain", asked)
     monkeypatch.setattr(stepclr, "evaluate", asked)
-    for options in ({}, {"labeled": 99, "smallest_class": 9}, {"labeled": 99, "smallest_class": 9, "test": "c"}):
+    labeled: dict[str, Any] = {"labeled": 99, "smallest_class": 9}
+    four = {"reading": Reading(channels=4)}
+    for options in ({}, labeled, labeled | {"test": "c"}, labeled | four):
         for text in advised(**options).start.compare:
             assert call(*shlex.split(text)[1:]) == 2
             assert capsys.readouterr().err.endswith("stepclr: so far\n")
+
+
+def test_weights_are_compared_with_images_that_they_take() -> None:
+    """Gray becomes RGB for them; other channels only their fitted first layer takes, which is the row start."""
+    gray = advised(reading=Reading((0, 4095), channels=1)).start
+    assert gray.compare[1].endswith("--baselines pixels,timm:resnet18.tv_in1k --value-range 0,4095 --channels 1")
+    assert "stepclr label timm:resnet18.tv_in1k 'a b/' --value-range 0,4095 --classes A,B" in gray.notes[2]
+    four = advised(images=1_000, reading=Reading(channels=4)).start
+    assert four.compare[1].endswith("--baselines pixels,start --channels 4")
+    assert four.first == "adapt"
+    assert "they are the row start" in four.notes[2]
+    assert "stepclr label runs/adapted --classes A,B" in four.notes[3]
 
 
 def test_small_images_are_enlarged_for_the_weights() -> None:

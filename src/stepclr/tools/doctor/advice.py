@@ -84,7 +84,7 @@ def advice(
     adapting = [*labels, *classes, *adapted_size(size, view_size), "--batch-size", str(batch)]
     if micro_batch:
         adapting += ["--micro-batch", str(micro_batch)]
-    where = where_to_start(sources, images, size, gpu, [*adapting, *read], read, labels, test, smallest_class)
+    where = where_to_start(sources, images, size, gpu, adapting, reading, labels, test, smallest_class)
     return Advice(shlex.join([*start, recipe, *end]), why, with_labels, where)
 
 

@@ -5,9 +5,11 @@ What each of them reached, and what others measured, is in docs/should-i-pretrai
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from stepclr.data.reading import RGB, Reading
 from stepclr.evaluation.holdout import USUAL_SHARE
+from stepclr.tools.options import reading_words
 
 FROM_SCRATCH, ADAPTED = "runs/doctor", "runs/adapted"  # the runs of the suggested commands
 # Fewer images than this are the case that was measured here; from MANY on, more images add little (2105.05837).
@@ -34,28 +36,38 @@ def where_to_start(
     size: int,
     gpu: bool,
     adapting: Sequence[str],
-    reading: Sequence[str],
+    reading: Reading,
     labels: Sequence[str],
     test: str | None,
     smallest_class: int,
 ) -> Start:
     """Which start to try first for so many images of `size` px, and the commands that compare the starts.
 
-    adapting: options of the run that adapts weights. reading: those that say how images are read. labels: the option
-    with the tables that have the labels, if any, which may say what is for test: then `test` is the source itself.
-    test: labeled test images, if any. smallest_class: how many labeled images it has, 0 if there are no labels yet.
+    adapting: options of the run that adapts weights. reading: how the images are read. labels: the option with the
+    tables that have the labels, if any, which may say what is for test: then `test` is the source itself. test: labeled
+    test images, if any. smallest_class: how many labeled images it has, 0 if there are no labels yet.
     """
     weights = ON_GPU if gpu else ON_CPU
-    first, answer = _first(f"{images:,} images of {size} px", images)
+    takes_them = reading.bands in (1, RGB)  # the weights take RGB, which gray becomes
+    first, answer = _first(f"{images:,} images of {size} px", images, takes_them)
     notes = ["the weights learned from photos of things: how well they fit your images, only the comparison can say"]
     if size < SMALLEST:
         notes.append(f"images of {size} px are enlarged for the weights, which learned from larger ones")
-    adapt = ["stepclr", "pretrain", *sources, "--weights", weights, *adapting, "--out", ADAPTED]
+    if not takes_them:
+        notes.append(
+            f"the weights take RGB: with their first layer fitted to {reading.bands} channels, they are the row start"
+        )
+    read = reading_words(reading)
+    adapt = ["stepclr", "pretrain", *sources, "--weights", weights, *adapting, *read, "--out", ADAPTED]
     score = ["stepclr", "evaluate", ADAPTED, "--train", *sources, *labels]
     per_class = smallest_class
     if not smallest_class:
         score += ["--labels", "labels.csv"]
-        label = ["stepclr", "label", weights, *sources, "--classes", "A,B", "-n", "60", "--out", "label.html"]
+        # A run knows how its images are read, and takes several sources.
+        labeler = [ADAPTED]
+        if takes_them and len(sources) == 1:
+            labeler = [weights, *sources, *reading_words(replace(reading, channels=None))]
+        label = ["stepclr", "label", *labeler, "--classes", "A,B", "-n", "60", "--out", "label.html"]
         notes.append(f"labels.csv has the columns path and label; to write it: {shlex.join(label)}")
     if not (smallest_class and test):
         score += ["--holdout", f"{USUAL_SHARE:g}"]
@@ -63,8 +75,9 @@ def where_to_start(
     elif test != ", ".join(sources):
         score += ["--test", test]
     counts = [*(str(count) for count in COUNTS if count <= per_class), "all"]
-    score += ["--labels-per-class", ",".join(counts), "--baselines", f"pixels,{weights}", *reading]
-    notes.append(f"the run from scratch is compared too by --baselines pixels,{weights},{FROM_SCRATCH}")
+    baselines = f"pixels,{weights}" if takes_them else "pixels,start"
+    score += ["--labels-per-class", ",".join(counts), "--baselines", baselines, *read]
+    notes.append(f"the run from scratch is compared too by --baselines {baselines},{FROM_SCRATCH}")
     return Start(first, answer, [shlex.join(adapt), shlex.join(score)], notes)
 
 
@@ -75,10 +88,15 @@ def adapted_size(size: int, view_size: int | None) -> list[str]:
     return ["--size", str(view_size)] if view_size else []
 
 
-def _first(described: str, images: int) -> tuple[str, str]:
-    """Which start to try first, and why, from what so many images usually allow."""
+def _first(described: str, images: int, takes_them: bool) -> tuple[str, str]:
+    """Which start to try first, and why, from what so many images usually allow.
+
+    takes_them: whether weights off the shelf take the images as they are.
+    """
     if images >= MANY:
         return "from scratch", f"{described} are enough for an encoder of their own: train from scratch first"
     if images >= FEW:
         return "adapt", f"{described} are enough to adapt weights, and few to learn all from scratch: adapt first"
+    if not takes_them:
+        return "adapt", f"{described} are few to learn from, and have channels that weights do not know: adapt first"
     return "off the shelf", f"{described} are few to learn from: try weights off the shelf first, then adapt them"
