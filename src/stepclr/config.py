@@ -95,7 +95,7 @@ class PretrainConfig:
     """Settings of a pretraining run. None leaves a setting to the images or the machine; it is printed at the start."""
 
     encoder: Annotated[str | None, _default("that of the weights, else resnet18", "NAME")] = None
-    """Network: resnet18 to resnet200, also wider or narrower (resnet50x2, resnet18x0.5), or any timm name."""
+    """Network: resnet10 to resnet200, also wider or narrower (resnet50x2, resnet18x0.5), or any timm name."""
     stem: Stem = "auto"
     """First layers of a ResNet. imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1; small-stride2: 3x3 stride 2;
     own: unchanged; auto: that of the weights, else small up to 64 px, else unchanged."""

@@ -80,9 +80,9 @@ def test_representations_have_the_papers_sizes(name: str, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "features", "millions"),
-    [("resnet50x2", 4096, 94), ("resnet18x0.5", 256, 2.8)],  # the first is SimCLR's table 6
-)
-def test_a_resnet_may_be_wider_or_narrower(name: str, features: int, millions: float) -> None:
+    [("resnet50x2", 4096, 94), ("resnet18x0.5", 256, 2.8), ("resnet10", 512, 4.9), ("resnet10x0.5", 256, 1.23)],
+)  # the first is SimCLR's table 6
+def test_a_resnet_may_be_wider_narrower_or_shorter(name: str, features: int, millions: float) -> None:
     encoder = build_encoder(name, size=64)
     count = sum(parameter.numel() for parameter in encoder.parameters())
     assert encoder.num_features == features
@@ -93,7 +93,7 @@ def test_a_resnet_may_be_wider_or_narrower(name: str, features: int, millions: f
         build_encoder(name, weights="timm")
 
 
-@pytest.mark.parametrize("name", ["resnet18x0", "resnet18x0.0", "resnet18x10", "vit_tiny_patch16_224x2"])
+@pytest.mark.parametrize("name", ["resnet9", "resnet18x0", "resnet18x0.0", "resnet18x10", "vit_tiny_patch16_224x2"])
 def test_other_widths_and_other_networks_widths_are_unknown(name: str) -> None:
     with pytest.raises(StepclrError, match="unknown encoder"):
         build_encoder(name)

@@ -90,7 +90,7 @@ def steps(
 
     Args:
         only: Show this step only; the steps before it run silently.
-        encoder: Network: resnet18 to resnet200, or any timm name.
+        encoder: Network: resnet10 to resnet200, or any timm name.
         seed: Seed of the initialization and the views.
     """
     from stepclr.tools.walk import STEPS, Walk

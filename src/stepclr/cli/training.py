@@ -180,7 +180,7 @@ def distill(
     Args:
         classifier: The teacher that stepclr finetune wrote: a file, or a run's folder.
         out: The run's folder; its classifier.safetensors is for stepclr predict.
-        student: The student's encoder: resnet18 to resnet200, or any timm name.
+        student: The student's encoder: resnet10 to resnet200, or any timm name.
         weights: Start the student from a run, a checkpoint file or timm:NAME.
         mean_std: Normalize images by imagenet, none, or six numbers with commas (three of mean, three of std).
         epochs: Passes over the images.

@@ -33,8 +33,8 @@ def build_encoder(
     """An encoder of any timm name, its classifier removed, or of your own module.
 
     Args:
-        network: "resnet18" ... "resnet200" or any other name that timm knows; "resnet50x2" or "resnet18x0.5" is
-            a ResNet that many times as wide (SimCLR section 4, App. B; its features too), 0.1 to 0.99 or 1 to 9. Or an
+        network: "resnet10" ... "resnet200" or any other name that timm knows; "resnet50x2" or "resnet18x0.5" is a
+            ResNet that many times as wide (SimCLR section 4, App. B; its features too), 0.1 to 0.99 or 1 to 9. Or an
             `nn.Module`: images `[n, C, S, S]` in [0, 1] -> representations `[n, F]`. It is used as it is, not copied.
         stem: for ResNets, "imagenet" (7x7, stride 2, max-pool), "small" (3x3, stride 1, no pool), "small-stride2"
             (3x3, stride 2, no pool), or "auto": small for S <= 64, else what timm builds ("imagenet", or "own" where
@@ -147,26 +147,23 @@ def _measured_features(module: nn.Module, size: int, channels: int) -> int:
 def _of_timm(name: str, stem: str, size: int, normalize_h: bool, channels: int) -> Encoder:
     """A network of timm, newly initialized."""
     # The list with pretrained tags ("resnet18.a1_in1k") is long; suggest the nearest plain name.
-    plain, width = _plain_name(name)
+    plain, shape = _plain_name(name)
     if not timm.is_model(plain):
         choose("encoder", name, timm.list_models())
-    options = _input_size(plain, size, channels)
-    if width != 1:
-        options["channels"] = tuple(round(width * channels) for channels in (64, 128, 256, 512))
     try:
-        body = timm.create_model(plain, num_classes=0, **options)
+        body = timm.create_model(plain, num_classes=0, **_input_size(plain, size, channels), **shape)
     except (OSError, RuntimeError, TypeError) as error:
         raise StepclrError(f"timm cannot build {name!r}: {first_line(error)}") from error
     stem = _set_stem(body, name, stem, size, channels)
-    if width != 1:
-        _scale_stem(body, width, channels)
+    if "channels" in shape:
+        _scale_stem(body, shape["channels"][0], channels)
     return Encoder(body, name, stem, size, normalize_h, channels=channels)
 
 
 def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize_h: bool, channels: int) -> Encoder:
     """A network of timm with its pretrained weights, their stem, mean and std."""
-    plain, width = _plain_name(network)
-    if width != 1:
+    plain, shape = _plain_name(network)
+    if shape:
         raise StepclrError(f"timm has no weights for {network}, only for {plain}")
     found = pretrained(name)
     if plain.partition(".")[0] != found.architecture:
@@ -193,16 +190,22 @@ def _input_size(plain: str, size: int, channels: int) -> dict[str, Any]:
     return options if channels == RGB else options | {"in_chans": channels}
 
 
-def _plain_name(name: str) -> tuple[str, float]:
-    """timm's name and how many times as wide: "resnet50x2" is ("resnet50", 2)."""
-    wide = re.fullmatch(r"(resnet\d+)x([1-9]|0\.[1-9]\d?)", name)
-    return (wide[1], float(wide[2])) if wide else (name, 1.0)
+def _plain_name(name: str) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """timm's name, and in what the network differs from it: "resnet50x2" is "resnet50" with twice the channels."""
+    named = re.fullmatch(r"(resnet\d+)(?:x([1-9]|0\.[1-9]\d?))?", name)
+    if named is None:
+        return name, {}
+    plain, width, shape = named[1], float(named[2] or 1), {}
+    if plain == "resnet10":  # timm's has another stem
+        plain, shape["layers"] = "resnet18", (1, 1, 1, 1)
+    if width != 1:
+        shape["channels"] = tuple(round(width * channels) for channels in (64, 128, 256, 512))
+    return plain, shape
 
 
-def _scale_stem(body: nn.Module, width: float, channels: int) -> None:
-    """Make the stem of a ResNet as many times as wide too, as SimCLR's code does; timm's option leaves it at 64."""
+def _scale_stem(body: nn.Module, wide: int, channels: int) -> None:
+    """Make the stem of a ResNet as wide as its first stage, as SimCLR's code does; timm's option leaves it at 64."""
     assert isinstance(body, ResNet)
-    wide = round(64 * width)
     for name in ("conv1", "layer1.0.conv1", "layer1.0.downsample.0"):
         old = body.get_submodule(name)
         assert isinstance(old, nn.Conv2d)
