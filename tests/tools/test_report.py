@@ -425,6 +425,7 @@ def test_a_student_is_judged_by_the_images_that_one_of_the_two_gets_right(
     assert [gain.level for gain in page["gains"]] == [level]
     assert "".join(page["cautions"]).startswith(caution)
     assert bool(page["cautions"]) == bool(caution)
+    assert page["next"][1].endswith("--resume --epochs 4") == (level == "bad")
 
 
 def test_without_scores_the_verdict_claims_none(run: stepclr.Run, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
         "watched": [one.name for one in training["attention"]],
         "curve": next((plot for plot in training["learning"] if plot.title == "Loss"), None),
         "neighbors": sections["usage"].get("neighbors", [])[:3],
-        "next": _next(context, training["health"].name, training["attention"]),
+        "next": _next(context, training["health"].name, training["attention"], sections["classifier"].get("gain")),
     }
 
 
@@ -172,7 +172,7 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _next(context: Context, diagnosis: str, attention: list[Any]) -> tuple[str, str]:
+def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: Gain | None) -> tuple[str, str]:
     """What to do next, and the command."""
     config, run = context.config, context.run.folder
     source = config.source if isinstance(config.source, list) else [config.source]
@@ -189,6 +189,9 @@ def _next(context: Context, diagnosis: str, attention: list[Any]) -> tuple[str, 
         return "Look for what is wrong with the images or the settings:", _command(["stepclr", "doctor", *source])
     if any(one.name == "schedule" for one in attention):
         return "Finish the run:", _command(["stepclr", "pretrain", *source, "--out", run, "--resume"])
+    if over_teacher and over_teacher.level == "bad":
+        longer = ["--resume", "--epochs", f"{2 * config.epochs:g}"]
+        return "Let the student learn for longer:", _command(["stepclr", "pretrain", *source, "--out", run, *longer])
     if (run / CLASSIFIER).is_file():
         words = ["stepclr", "predict", run, "NEW_IMAGES", "--out", "predictions.csv"]
         return "Classify new images:", _command(words)
