@@ -487,6 +487,8 @@ def test_a_contact_sheet_draws_whatever_it_is_given(index: Path) -> None:
     sheet = contact_sheet([*thumbnails, b"no image"], [*captions, "last"], columns=2)
     assert sheet.height > sheet.width
     assert np.asarray(sheet).std() > 10
+    first, second = (contact_sheet([b""], [f"hit\nIMG_{'2026' * 20}_{number}.jpg"]) for number in (1, 2))
+    assert np.any(np.asarray(first) != np.asarray(second))  # names that differ in their last letters
     with pytest.raises(stepclr.StepclrError, match="1 thumbnails and 2 captions"):
         contact_sheet([b""], ["", ""])
 

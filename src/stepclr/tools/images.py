@@ -115,8 +115,8 @@ def grid(
 def contact_sheet(thumbnails: Sequence[bytes], captions: Sequence[str], columns: int = 6) -> Image.Image:
     """Thumbnails row after row, each with its caption below: one line, or two if it contains a line break.
 
-    Whatever a caption contains is drawn as text, cut to the width of its cell. The cell of a thumbnail that is empty or
-    cannot be read is gray.
+    Whatever a caption contains is drawn as text, without its middle where it is wider than its cell. The cell of a
+    thumbnail that is empty or cannot be read is gray.
     """
     if len(thumbnails) != len(captions):
         raise StepclrError(f"{len(thumbnails)} thumbnails and {len(captions)} captions")
@@ -153,12 +153,13 @@ def _cell(content: bytes) -> Image.Image:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """As much of the text as fits into the width of a cell."""
-    text = text[:THUMBNAIL_PX]  # a letter is wider than a pixel
+    """As much of both ends of the text as fits into the width of a cell: names often differ in the last letters."""
+    if len(text) > 2 * THUMBNAIL_PX:  # a letter is wider than a pixel
+        text = text[:THUMBNAIL_PX] + text[-THUMBNAIL_PX:]
     if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType draws these letters only
         text = text.encode("latin-1", "replace").decode("latin-1")
-    if font.getlength(text) <= THUMBNAIL_PX:
-        return text
-    while text and font.getlength(f"{text}...") > THUMBNAIL_PX:
-        text = text[:-1]
-    return f"{text}..."
+    kept, shown = len(text), text
+    while kept and font.getlength(shown) > THUMBNAIL_PX:
+        kept -= 1
+        shown = f"{text[: kept // 2]}...{text[len(text) - (kept + 1) // 2 :]}"
+    return shown
