@@ -20,101 +20,26 @@ Foundations: `config.py` (what a user may set), `recipes.py` (named settings), `
 stored h, z and labels), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `splitmix.py`
 (the counter-based random generator), `device.py`, `threads.py`, `errors.py`.
 
-The names below are the public ones; they load on first use, so that `import stepclr` does not import torch.
+The public names are in `__init__.pyi`; they load on first use, so that `import stepclr` does not import torch.
 """
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from stepclr.config import PretrainConfig as PretrainConfig
-    from stepclr.data.images import ImageSet as ImageSet
-    from stepclr.data.sources import open_images as open_images
-    from stepclr.errors import StepclrError as StepclrError
-    from stepclr.evaluation.api import evaluate as evaluate
-    from stepclr.evaluation.distill import distill as distill
-    from stepclr.evaluation.finetune import finetune as finetune
-    from stepclr.evaluation.predict import predict as predict
-    from stepclr.loss.contrastive import contrastive as contrastive
-    from stepclr.loss.contrastive import nt_xent as nt_xent
-    from stepclr.loss.contrastive import supcon as supcon
-    from stepclr.loss.modules import NTXentLoss as NTXentLoss
-    from stepclr.loss.modules import SupConLoss as SupConLoss
-    from stepclr.model.build import build_encoder as build_encoder
-    from stepclr.model.classifier import Classifier as Classifier
-    from stepclr.model.encoder import Encoder as Encoder
-    from stepclr.model.files import load_classifier as load_classifier
-    from stepclr.model.files import load_encoder as load_encoder
-    from stepclr.model.head import ProjectionHead as ProjectionHead
-    from stepclr.pretraining.api import pretrain as pretrain
-    from stepclr.pretraining.run import Run as Run
-    from stepclr.tools.curate.duplicates import find_duplicates as find_duplicates
-    from stepclr.tools.curate.mislabeled import find_mislabeled as find_mislabeled
-    from stepclr.tools.curate.outliers import find_outliers as find_outliers
-    from stepclr.tools.curate.suggest import suggest_labels as suggest_labels
-    from stepclr.tools.doctor.examine import doctor as doctor
-    from stepclr.tools.embed import embed as embed
-    from stepclr.tools.export.convert import export as export
-    from stepclr.tools.label.writing import write_label_page as write_label_page
-    from stepclr.tools.report.writing import report as report
-    from stepclr.tools.search.index import EmbeddingIndex as EmbeddingIndex
-    from stepclr.tools.search.index import open_index as open_index
-    from stepclr.tools.search.queries import search as search
-    from stepclr.tools.sklearn import SimCLRTransformer as SimCLRTransformer
-    from stepclr.views.keys import view_keys as view_keys
-    from stepclr.views.transform import SimCLRTransform as SimCLRTransform
-    from stepclr.views.views import Views as Views
+import re
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-# The file that defines each public name; a test compares it with the imports above, which are for type checkers.
-_DEFINED_IN = {
-    "PretrainConfig": "config",
-    "ImageSet": "data.images",
-    "open_images": "data.sources",
-    "StepclrError": "errors",
-    "evaluate": "evaluation.api",
-    "distill": "evaluation.distill",
-    "finetune": "evaluation.finetune",
-    "predict": "evaluation.predict",
-    "contrastive": "loss.contrastive",
-    "nt_xent": "loss.contrastive",
-    "supcon": "loss.contrastive",
-    "NTXentLoss": "loss.modules",
-    "SupConLoss": "loss.modules",
-    "Classifier": "model.classifier",
-    "Encoder": "model.encoder",
-    "build_encoder": "model.build",
-    "load_classifier": "model.files",
-    "load_encoder": "model.files",
-    "ProjectionHead": "model.head",
-    "pretrain": "pretraining.api",
-    "Run": "pretraining.run",
-    "find_duplicates": "tools.curate.duplicates",
-    "find_mislabeled": "tools.curate.mislabeled",
-    "find_outliers": "tools.curate.outliers",
-    "suggest_labels": "tools.curate.suggest",
-    "doctor": "tools.doctor.examine",
-    "embed": "tools.embed",
-    "export": "tools.export.convert",
-    "write_label_page": "tools.label.writing",
-    "report": "tools.report.writing",
-    "EmbeddingIndex": "tools.search.index",
-    "open_index": "tools.search.index",
-    "search": "tools.search.queries",
-    "SimCLRTransformer": "tools.sklearn",
-    "view_keys": "views.keys",
-    "SimCLRTransform": "views.transform",
-    "Views": "views.views",
-}
+# A name stands once, in the stub that type checkers read: `from stepclr.FILE import NAME as NAME`.
+_STUB = Path(__file__).with_suffix(".pyi").read_text()
+_FILE_OF = {name: file for file, name in re.findall(r"^from (\S+) import (\w+) as", _STUB, re.MULTILINE)}
 
-__all__ = sorted(_DEFINED_IN)
+__all__ = sorted(_FILE_OF)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _DEFINED_IN:
+    if name not in _FILE_OF:
         raise AttributeError(f"module 'stepclr' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"stepclr.{_DEFINED_IN[name]}"), name)
+    return getattr(importlib.import_module(_FILE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
