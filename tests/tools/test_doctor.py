@@ -20,7 +20,7 @@ import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.data.reading import Reading
 from stepclr.tools.doctor import estimate
-from stepclr.tools.doctor.advice import Advice, advice
+from stepclr.tools.doctor.advice import Advice, Facts, advice
 from stepclr.tools.doctor.findings import finding
 from stepclr.tools.doctor.screen import screen
 from stepclr.tools.doctor.trial import Trial
@@ -360,8 +360,8 @@ def test_the_free_memory_of_a_container(tmp_path: Path) -> None:
 
 
 def advised(size: int = 32, images: int = 10_000, labeled: int = 0, **more: Any) -> Advice:
-    given: dict[str, Any] = {"gpu": False, "largest": 1000, "findings": [], "chosen": []}
-    return advice(["a b/"], size=size, images=images, labeled=labeled, **{**given, **more})
+    findings = more.pop("findings", [])
+    return advice(Facts(["a b/"], size, images, labeled=labeled, **{"largest": 1000, **more}), findings)
 
 
 def test_advice() -> None:

@@ -1,14 +1,17 @@
-"""A recipe for these images: a command to type, and the reasons for it."""
+"""Advice for these images: where to start, a recipe as a command to type, and the reasons for both.
+
+What each start reached, and what others measured, is in docs/should-i-pretrain.md.
+"""
 
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.data.reading import AS_DECLARED, RGB, Reading
+from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.pretraining.resolve import epochs_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
-from stepclr.tools.doctor.start import FROM_SCRATCH, Start, adapted_size, where_to_start
 from stepclr.tools.options import option_words, reading_words
 
 MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs learn little
@@ -16,6 +19,54 @@ MAX_EPOCHS = 1000  # no published recipe takes more
 MIN_BATCH = 32
 MOSTLY_LABELED = 0.5  # share of the images with a label from which supcon is worth trying
 CHANGED = ("size", "batch_size", "micro_batch", "epochs")  # settings of a recipe that the advice may change
+
+FROM_SCRATCH, ADAPTED = "runs/doctor", "runs/adapted"  # the runs of the suggested commands
+# Fewer images than this are the case that was measured here; from MANY on, more images add little (2105.05837).
+FEW, MANY = 10_000, 500_000
+SMALLEST = 96  # pixels of a view: these networks reduce it 32-fold, and would leave less than 3 x 3 of a smaller one
+# Trained without label smoothing and mixing of images, which make features worse for a linear layer (1805.08974).
+ON_CPU, ON_GPU = "timm:resnet18.tv_in1k", "timm:resnet50.tv_in1k"
+COUNTS = (1, 10, 100)  # labels per class to compare with
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the advice depends on."""
+
+    sources: Sequence[str]
+    size: int
+    """Side of a view, in pixels."""
+    images: int
+    """How many can be read."""
+    gpu: bool = False
+    largest: int | None = None
+    """How many images fit into memory at once, if that is known."""
+    labeled: int = 0
+    """How many have a label that a supervised loss can use."""
+    smallest_class: int = 0
+    """The labeled images of the smallest class; 0 if there are no labels to learn."""
+    chosen: Sequence[str] = ()
+    """The classes that were chosen, if any."""
+    tables: Sequence[str] = ()
+    """The tables that the labels are from, which may say what is for test: then `test` is the source itself."""
+    test: str | None = None
+    """Labeled test images, if any."""
+    reading: Reading = AS_DECLARED
+    """How the images were read; the commands read them in the same way."""
+
+    @property
+    def label_options(self) -> list[str]:
+        return ["--labels", *self.tables] if self.tables else []
+
+
+@dataclass(frozen=True)
+class Start:
+    """Which way to try `first`, that answer in a sentence, commands that compare all three, with notes."""
+
+    first: str
+    answer: str
+    compare: list[str]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -31,28 +82,13 @@ class Advice:
     start: Start
 
 
-def advice(
-    sources: Sequence[str],
-    chosen: list[str],
-    size: int,
-    images: int,
-    labeled: int,
-    gpu: bool,
-    largest: int | None,
-    findings: Iterable[Finding],
-    reading: Reading = AS_DECLARED,
-    tables: Sequence[str] = (),
-    test: str | None = None,
-    smallest_class: int = 0,
-) -> Advice:
-    """Settings for a set of `images` readable images, with views of `size` px.
-
-    chosen: the classes that were chosen, if any. largest: how many images fit into memory at once, if known.
-    reading: how the images were read; the command reads them in the same way. tables: that the labels are from.
-    test: labeled test images, if any. smallest_class: its labeled images, 0 if there are no labels to learn.
-    """
-    recipe, view_size, reason = _recipe(size, gpu)
+def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
+    """Settings for a run on these images, and where to start."""
+    recipe, view_size, reason = _recipe(facts.size, facts.gpu)
     config, why = recipe_config(recipe), [reason]
+    images = facts.images
+
+    # A batch that leaves several steps in an epoch, and epochs enough to learn from them.
     batch, epochs = config.batch_size, epochs_of(config)
     while batch > MIN_BATCH and images < 4 * batch:
         batch //= 2
@@ -63,28 +99,29 @@ def advice(
         epochs = min(MAX_EPOCHS, -(-MIN_STEPS // steps))
         why.append(f"--epochs {epochs}: about {MIN_STEPS:,} steps, which learning takes even with few images")
     micro_batch = None
-    if largest is not None and largest < batch:
-        micro_batch = 1 << (max(2, largest).bit_length() - 1)  # the largest power of two that fits
-        why.append(f"--micro-batch {micro_batch}: free memory holds about {largest:,} images at once")
+    if facts.largest is not None and facts.largest < batch:
+        micro_batch = 1 << (max(2, facts.largest).bit_length() - 1)  # the largest power of two that fits
+        why.append(f"--micro-batch {micro_batch}: free memory holds about {facts.largest:,} images at once")
+
     wanted = replace(config, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
     changed = {name: getattr(wanted, name) for name in CHANGED if getattr(wanted, name) != getattr(config, name)}
-    options, read = option_words(changed), reading_words(reading)
-
-    classes = ["--classes", ",".join(chosen)] if chosen else []
-    labels = ["--labels", *tables] if tables else []
-    start = ["stepclr", "pretrain", *sources, *labels, *classes, "--recipe"]
-    end = [*options, *read, "--out", FROM_SCRATCH]
+    read = reading_words(facts.reading)
+    chosen = [*facts.label_options, *(["--classes", ",".join(facts.chosen)] if facts.chosen else [])]
+    start = ["stepclr", "pretrain", *facts.sources, *chosen, "--recipe"]
+    end = [*option_words(changed), *read, "--out", FROM_SCRATCH]
     with_labels = None
-    if labeled >= MOSTLY_LABELED * images:
+    if facts.labeled >= MOSTLY_LABELED * images:
         with_labels = shlex.join([*start, f"{recipe}-supcon", *end])
-        reason = f"{labeled:,} images have labels: if you want to tell these classes apart, SupCon learns from them too"
+        reason = (
+            f"{facts.labeled:,} images have labels: if you want to tell these classes apart, SupCon learns from them "
+            "too"
+        )
         if any(finding.name == "conflicting-labels" for finding in findings):
             reason += ", once the conflicting labels are resolved"
         why.append(reason)
-    adapting = [*labels, *classes, *adapted_size(size, view_size), "--batch-size", str(batch)]
-    if micro_batch:
-        adapting += ["--micro-batch", str(micro_batch)]
-    where = where_to_start(sources, images, size, gpu, adapting, reading, labels, test, smallest_class)
+    adapted_size = SMALLEST if facts.size < SMALLEST else view_size
+    adapting = option_words({"size": adapted_size, "batch_size": batch, "micro_batch": micro_batch})
+    where = _where_to_start(facts, [*chosen, *adapting])
     return Advice(shlex.join([*start, recipe, *end]), why, with_labels, where)
 
 
@@ -101,3 +138,55 @@ def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:
         96,
         f"recipe imagenette at --size 96: on a CPU, {size} px take {slower:.0f} times as long",
     )
+
+
+def _where_to_start(facts: Facts, adapting: Sequence[str]) -> Start:
+    """Off-the-shelf weights, such weights adapted to the images, or from scratch: which first, and how to compare.
+
+    adapting: options of the run that adapts weights.
+    """
+    weights = ON_GPU if facts.gpu else ON_CPU
+    takes_them = facts.reading.bands in (1, RGB)  # the weights take RGB, which gray becomes
+    first, answer = _first(f"{facts.images:,} images of {facts.size} px", facts.images, takes_them)
+    notes = ["the weights learned from photos of things: how well they fit your images, only the comparison can say"]
+    if facts.size < SMALLEST:
+        notes.append(f"images of {facts.size} px are enlarged for the weights, which learned from larger ones")
+    if not takes_them:
+        bands = facts.reading.bands
+        notes.append(f"the weights take RGB: with their first layer fitted to {bands} channels, they are the row start")
+    read = reading_words(facts.reading)
+    adapt = ["stepclr", "pretrain", *facts.sources, "--weights", weights, *adapting, *read, "--out", ADAPTED]
+    score = ["stepclr", "evaluate", ADAPTED, "--train", *facts.sources, *facts.label_options]
+    per_class = facts.smallest_class
+    if not facts.smallest_class:
+        score += ["--labels", "labels.csv"]
+        # A run knows how its images are read, and takes several sources.
+        labeler = [ADAPTED]
+        if takes_them and len(facts.sources) == 1:
+            labeler = [weights, *facts.sources, *reading_words(replace(facts.reading, channels=None))]
+        label = ["stepclr", "label", *labeler, "--classes", "A,B", "-n", "60", "--out", "label.html"]
+        notes.append(f"labels.csv has the columns path and label; to write it: {shlex.join(label)}")
+    if not (facts.smallest_class and facts.test):
+        score += ["--holdout", f"{USUAL_SHARE:g}"]
+        per_class = facts.smallest_class // 2  # near duplicates stay on one side, which may move more than the share
+    elif facts.test != ", ".join(facts.sources):
+        score += ["--test", facts.test]
+    counts = [*(str(count) for count in COUNTS if count <= per_class), "all"]
+    baselines = f"pixels,{weights}" if takes_them else "pixels,start"
+    score += ["--labels-per-class", ",".join(counts), "--baselines", baselines, *read]
+    notes.append(f"the run from scratch is compared too by --baselines {baselines},{FROM_SCRATCH}")
+    return Start(first, answer, [shlex.join(adapt), shlex.join(score)], notes)
+
+
+def _first(described: str, images: int, takes_them: bool) -> tuple[str, str]:
+    """Which start to try first, and why, from what so many images usually allow.
+
+    takes_them: whether weights off the shelf take the images as they are.
+    """
+    if images >= MANY:
+        return "from scratch", f"{described} are enough for an encoder of their own: train from scratch first"
+    if images >= FEW:
+        return "adapt", f"{described} are enough to adapt weights, and few to learn all from scratch: adapt first"
+    if not takes_them:
+        return "adapt", f"{described} are few to learn from, and have channels that weights do not know: adapt first"
+    return "off the shelf", f"{described} are few to learn from: try weights off the shelf first, then adapt them"

@@ -17,7 +17,7 @@ from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.pretraining.resolve import resolve, view_size, with_epochs
 from stepclr.threads import Progress, cores
-from stepclr.tools.doctor.advice import Advice, advice
+from stepclr.tools.doctor.advice import Advice, Facts, advice
 from stepclr.tools.doctor.copies import duplicate_findings, leakage_findings
 from stepclr.tools.doctor.estimate import Estimate, Throughput, available, estimate, prepared, throughput, trials
 from stepclr.tools.doctor.findings import Finding, class_findings, finding, image_findings, ordered
@@ -103,20 +103,20 @@ def doctor(
         if config.minutes:
             settings = with_epochs(settings, config, estimated.epochs)
         learnable = _learnable(images)
-        advised = advice(
-            images.parts or [images.source],
-            images.chosen or [],
-            settings.size,
-            readable,
-            learnable,
-            default_device().type == "cuda",
-            estimated.largest_at_once,
-            ordered(findings),
-            images.store.reading,
-            list(images.labeling.labeled) if images.labeling else [],
-            test.source if test is not None and (test.labels >= 0).any() else None,
-            min(class_counts(images).values()) if learnable else 0,
+        facts = Facts(
+            sources=images.parts or [images.source],
+            size=settings.size,
+            images=readable,
+            gpu=default_device().type == "cuda",
+            largest=estimated.largest_at_once,
+            labeled=learnable,
+            smallest_class=min(class_counts(images).values()) if learnable else 0,
+            chosen=images.chosen or [],
+            tables=list(images.labeling.labeled) if images.labeling else [],
+            test=test.source if test is not None and (test.labels >= 0).any() else None,
+            reading=images.store.reading,
         )
+        advised = advice(facts, ordered(findings))
     return Diagnosis(
         source=images.source,
         test=test.source if test is not None else None,
