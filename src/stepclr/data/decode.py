@@ -14,7 +14,7 @@ from PIL import __version__ as pillow
 from torch import Tensor
 
 from stepclr.data.bands import TIFFFILE, array_size, is_array, is_stack, read_array, read_stack, stack_size
-from stepclr.data.formats import SUFFIX_OF, File, check_pixels, has_heif, opened, reasons, silence_pillow
+from stepclr.data.formats import SUFFIX_OF, File, check_size, has_heif, opened, reasons, silence_pillow
 from stepclr.data.levels import bands, rgb
 from stepclr.data.reading import AS_DECLARED, RGB, Reading
 
@@ -54,7 +54,7 @@ def from_pil(image: Image.Image, reading: Reading) -> tuple[UInt8[Tensor, "c h w
     """
     with reasons():
         silence_pillow()
-        check_pixels(image, reading)
+        check_size(image.width, image.height, reading)
         if reading.bands != RGB:
             return _upright(_planar(bands(image, reading)), _orientation(image)), ""
         pixels, remark = rgb(image, reading)

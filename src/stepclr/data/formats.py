@@ -76,17 +76,12 @@ def opened(file: File, reading: Reading) -> ImageFile.ImageFile:
     """
     silence_pillow()
     image = _open(file)
-    check_pixels(image, reading)
+    check_size(image.width, image.height, reading)
     return image
 
 
-def check_pixels(image: Image.Image, reading: Reading) -> None:
-    """Raise `UnsupportedError` if an image has more pixels than `reading` allows."""
-    check_size(image.width, image.height, reading)
-
-
 def check_size(width: int, height: int, reading: Reading) -> None:
-    """`check_pixels` of an image of this size."""
+    """Raise `UnsupportedError` if an image of this size has more pixels than `reading` allows."""
     pixels = width * height
     if pixels > reading.limit:
         raise UnsupportedError(

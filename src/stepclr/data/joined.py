@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,20 +85,20 @@ class Joined(Store):
         return joined
 
     def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:
-        checksums = [""] * len(rows)
-        for k, places, inside in self._parts(rows):
-            for place, each in zip(places, self.stores[k].checksums(inside, memory), strict=True):
-                checksums[place] = each
-        return checksums
+        return self._checksums(rows, lambda store, inside: store.checksums(inside, memory)) or []
 
     def known_checksums(self, rows: Rows, memory: Path | None = None) -> list[str] | None:
+        return self._checksums(rows, lambda store, inside: store.known_checksums(inside, memory))
+
+    def _checksums(self, rows: Rows, of_store: Callable[[Store, Rows], list[str] | None]) -> list[str] | None:
+        """The rows' checksums, store by store; None if a store does not have its own."""
         checksums = [""] * len(rows)
         for k, places, inside in self._parts(rows):
-            known = self.stores[k].known_checksums(inside, memory)
-            if known is None:
+            of_part = of_store(self.stores[k], inside)
+            if of_part is None:
                 return None
-            for place, each in zip(places, known, strict=True):
-                checksums[place] = each
+            for place, checksum in zip(places, of_part, strict=True):
+                checksums[place] = checksum
         return checksums
 
     def _place(self, row: int) -> tuple[int, int]:
