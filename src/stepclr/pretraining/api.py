@@ -30,7 +30,7 @@ from stepclr.model.timm_weights import TIMM, full_name, timm_name
 from stepclr.model.weights import FILE, is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
-from stepclr.pretraining.logging import Progress
+from stepclr.pretraining.logging import Printer
 from stepclr.pretraining.loop import Diverged, list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.pace import fitted
@@ -115,7 +115,7 @@ def pretrain(
     watched = watched.read_as(decided.value_range, decided.max_pixels, decided.channels) if watched else None
     watched = of_these_classes(watched, images.chosen) if watched and images.chosen else watched
     views = views_of(decided, stored.renderer if stored else "auto")
-    printer = Progress(progress and world.first, tensorboard and world.first)
+    printer = Printer(progress and world.first, tensorboard and world.first)
     printer.say(heading(images))
     if watched:
         printer.say(f"monitor: {heading(watched)}")
@@ -190,7 +190,7 @@ def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     return replace(config, weights=weights, **paths)
 
 
-def _decoded(images: ImageSet, config: ResolvedConfig, printer: Progress) -> ImageSet:
+def _decoded(images: ImageSet, config: ResolvedConfig, printer: Printer) -> ImageSet:
     """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
     budget = int(config.cache_gib * 2**30)
     decoded = images.decoded(source_side(config.size), budget=budget, progress=printer.decoded)
@@ -247,7 +247,7 @@ def _save(
     images: ImageSet,
     model: SimCLR,
     teacher: Classifier | None,
-    printer: Progress,
+    printer: Printer,
 ) -> None:
     """Write the encoder and, where there is a linear layer, the classifier."""
     encoder, head, classifier = model.encoder, model.head, None

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
@@ -67,7 +66,7 @@ class Meter:
         return time.perf_counter() - self._saved
 
 
-class Progress:
+class Printer:
     """Prints settings, images per second, time left and scores to standard error; silent if not `enabled`.
 
     On a terminal a progress bar, elsewhere a line every few seconds.
@@ -82,7 +81,7 @@ class Progress:
         self.events: Events | None = None
         # A source such as sample:train: is text, never an emoji.
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, emoji=False, soft_wrap=True)
-        self.bar: Bar | None = None
+        self.bar: Progress | None = None
         self.spoke = time.monotonic()
         self.begun = (0.0, 0)
         self.knn = ""
@@ -121,7 +120,7 @@ class Progress:
         if self.console.is_terminal and not self.console.quiet:
             text = TextColumn("{task.description}")
             columns = (BarColumn(bar_width=16), MofNCompleteColumn(), text, TimeRemainingColumn())
-            self.bar = Bar(*columns, console=self.console)
+            self.bar = Progress(*columns, console=self.console)
             self.bar.add_task("", total=steps, completed=step)
             self.bar.start()
 
@@ -145,7 +144,7 @@ class Progress:
                 f"{_top1(line)}{speed}, waiting {line['waiting']:.0%}, {_minutes(left)} left"
             )
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Printer":
         return self
 
     def __exit__(self, *_: object) -> None:

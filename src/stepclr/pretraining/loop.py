@@ -27,7 +27,7 @@ from stepclr.pretraining.ddp import averaged, stride_warnings_off, synchronize_n
 from stepclr.pretraining.gpu_cache import on_device
 from stepclr.pretraining.gradcache import simclr_step_in_parts, statistics_kept, teacher_logits
 from stepclr.pretraining.interrupt import Interrupted, Interruption
-from stepclr.pretraining.logging import Meter, Progress
+from stepclr.pretraining.logging import Meter, Printer
 from stepclr.pretraining.malloc import freed_memory_kept
 from stepclr.pretraining.model import SimCLR
 from stepclr.pretraining.monitor import Monitor, batch_metrics
@@ -103,7 +103,7 @@ def train(
     views: Views,
     model: SimCLR,
     teacher: Classifier | None,
-    printer: Progress,
+    printer: Printer,
     profile: bool,
     world: World,
 ) -> None:
