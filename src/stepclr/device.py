@@ -11,6 +11,10 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from stepclr.errors import choose
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
 
 def default_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
@@ -40,6 +44,11 @@ def compiles(device: torch.device) -> bool:
 
 def _twice(x: Tensor) -> Tensor:
     return x * 2
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of the encoder's arithmetic; StepclrError unless `precision` is "fp32" or "bf16"."""
+    return DTYPES[choose("precision", precision, DTYPES)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import split_folders
 from stepclr.data.order import epoch_order
+from stepclr.device import dtype_of
 from stepclr.distributed import ALONE, World
 from stepclr.loss.contrastive import own_class
 from stepclr.loss.objectives import Objective
@@ -68,7 +69,7 @@ class Monitor:
 
     def __call__(self, encoder: Encoder, precision: str, world: World = ALONE) -> dict[str, float]:
         """Top-1 of the queries, and the effective rank of h of `effective_rank_images`, at the run's own precision."""
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = dtype_of(precision)
         bank, bank_rows = represent(encoder, self.bank, dtype, world=world)
         h, rows = represent(encoder, self.queries, dtype, world=world)
         predicted = weighted_knn(bank, torch.from_numpy(self.bank.labels[bank_rows]), h)

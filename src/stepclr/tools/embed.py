@@ -3,21 +3,18 @@
 import os
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
-from stepclr.device import default_device
+from stepclr.device import default_device, dtype_of
 from stepclr.distributed import join
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import fill_unreadable, represent, resized
 from stepclr.model.files import load_encoder
 from stepclr.threads import Progress
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def embed(
@@ -43,11 +40,6 @@ def embed(
     source = resized(open_images(images), encoder)
     h, kept = represented(encoder, source, precision, progress)
     return fill_unreadable(h, kept, source)
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The type of the encoder's arithmetic; StepclrError unless it is "fp32" or "bf16"."""
-    return DTYPES[choose("precision", precision, DTYPES)]
 
 
 def represented(

@@ -16,14 +16,13 @@ from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.data.stores import as_image
-from stepclr.device import default_device
+from stepclr.device import default_device, dtype_of
 from stepclr.errors import StepclrError, check_number, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder
 from stepclr.model.timm_weights import timm_name
 from stepclr.model.weights import FILE
-from stepclr.tools.embed import dtype_of
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
 from stepclr.tools.search import nearest
 from stepclr.tools.search.index import (

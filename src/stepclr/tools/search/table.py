@@ -25,7 +25,7 @@ from jaxtyping import Float32, Int64
 from stepclr.config import as_words
 from stepclr.data.images import ImageBatch, ImageSet, Indices
 from stepclr.data.sources import Source, open_images, sources_of
-from stepclr.device import default_device
+from stepclr.device import default_device, dtype_of
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
 from stepclr.io import checksum_of, locked, write_whole
@@ -36,7 +36,7 @@ from stepclr.model.timm_weights import from_anywhere
 from stepclr.model.weights import FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
-from stepclr.tools.embed import dtype_of, represented
+from stepclr.tools.embed import represented
 from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.search.index import (
     METADATA_FILE,
