@@ -17,7 +17,7 @@ from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.resolve import views_of
 from stepclr.tools.doctor.scan import Scan
-from stepclr.tools.doctor.trial import Trial, trial
+from stepclr.tools.doctor.trial import Trial, proc_bytes, trial
 from stepclr.views.keys import view_keys
 
 FIRST, LARGEST = 32, 256  # images at once: in the first trial, and at most in the second
@@ -160,16 +160,8 @@ def available() -> int | None:
     """Free bytes of memory, of the GPU or else of this machine or container; None where that is not known."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    known = [free for free in (_free_here(), free_in_cgroup()) if free is not None]
+    known = [free for free in (proc_bytes("meminfo", "MemAvailable"), free_in_cgroup()) if free is not None]
     return min(known, default=None)
-
-
-def _free_here() -> int | None:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def free_in_cgroup(root: Path = Path("/sys/fs/cgroup")) -> int | None:

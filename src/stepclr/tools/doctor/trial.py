@@ -132,13 +132,21 @@ def _run(folder: Path) -> None:
 def _peak_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved()
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would include the parent
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
+    peak = proc_bytes("self/status", "VmHWM")
+    if peak is not None:  # getrusage would include the parent
+        return peak
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def proc_bytes(file: str, field: str) -> int | None:
+    """A number of bytes that Linux states in a file of /proc; None on other systems."""
+    path = Path("/proc", file)
+    if not path.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
 
 
 if __name__ == "__main__":
