@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -32,9 +33,7 @@ def jpeg_thumbnail(pixels: UInt8[Tensor, "c h w"]) -> bytes:
     """An image as a JPEG of about 3 kB, to be stored in an index: long side at most THUMBNAIL_PX, never enlarged."""
     image: Image.Image = tv.to_pil_image(shown(pixels))
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC, reducing_gap=2)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return file.getvalue()
+    return _encoded(image, "JPEG", quality=80)
 
 
 def thumbnail_pixels(content: bytes) -> UInt8[Tensor, "c h w"]:
@@ -50,22 +49,16 @@ def thumbnail_uri(pixels: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"], side:
 
     Colors are not subsampled, so that those of an augmented view are shown as they are.
     """
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
-    image: Image.Image = tv.to_pil_image(shown(pixels))
+    image: Image.Image = tv.to_pil_image(shown(_levels(pixels)))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85, subsampling=0)
-    return data_uri(file.getvalue())
+    return data_uri(_encoded(image, "JPEG", quality=85, subsampling=0))
 
 
 def sharp_uri(pixels: UInt8[Tensor, "c h w"], side: int) -> str:
     """`thumbnail_uri` for an image that may be shown enlarged: one that is as small as a thumbnail loses nothing."""
     if max(pixels.shape[1:]) > THUMBNAIL_PX:
         return thumbnail_uri(pixels, side)
-    file = io.BytesIO()
-    tv.to_pil_image(shown(pixels)).save(file, "PNG")
-    return data_uri(file.getvalue(), "png")
+    return data_uri(_encoded(tv.to_pil_image(shown(pixels)), "PNG"), "png")
 
 
 def page_uri(pixels: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"], side: int = PAGE_PX) -> str:
@@ -73,16 +66,24 @@ def page_uri(pixels: UInt8[Tensor, "c h w"] | Float[Tensor, "c h w"], side: int 
     pixels = shown(pixels)
     if max(pixels.shape) > CRISP_PX:
         return thumbnail_uri(pixels, side)
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = _levels(pixels)
     gray = bool((pixels == pixels[:1]).all())
     image: Image.Image = tv.to_pil_image(pixels[:1] if gray else pixels)
-    file = io.BytesIO()
     if gray or max(pixels.shape) <= CRISP_PX // 2:
-        image.save(file, "PNG", optimize=True)
-        return data_uri(file.getvalue(), "png")
-    image.save(file, "WEBP", quality=90, use_sharp_yuv=True)
-    return data_uri(file.getvalue(), "webp")
+        return data_uri(_encoded(image, "PNG", optimize=True), "png")
+    return data_uri(_encoded(image, "WEBP", quality=90, use_sharp_yuv=True), "webp")
+
+
+def _levels(pixels: Shaped[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
+    """The same, in 256 levels, of an image of floats in [0, 1]."""
+    return (pixels * 255).round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
+
+
+def _encoded(image: Image.Image, format: str, **options: Any) -> bytes:
+    """The content of an image file; options: Pillow's."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
 
 
 def data_uri(content: bytes, format: str = "jpeg") -> str:
