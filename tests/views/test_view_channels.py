@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stepclr import StepclrError, Views, view_keys
-from stepclr.views.channels import ChannelJitter, ChannelJitterParams, channel_jitter
+from stepclr.views.color import ChannelJitter, ChannelJitterParams, channel_jitter
 from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import uniforms
 from stepclr.views.ops import Blur, ColorJitter, Grayscale, RandAugment

@@ -7,8 +7,8 @@ Sample: `keys.py` makes every random number a function of (seed, epoch, image, v
 each of them samples, and `geometry.py` has those that turn, rotate and erase, with their pixels; `policies.py` has the
 ops of each policy; `sample.py` turns keys into the parameters of crop, flip and ops.
 
-Render: `reference.py` turns parameters into pixels, on any device, with `color.py` (color jitter), `channels.py`
-(that of images that are not RGB), `warp.py` (thin-plate spline) and `autoaugment.py` (tables and ops of AutoAugment and
+Render: `reference.py` turns parameters into pixels, on any device, with `color.py` (color jitter, and that of
+images that are not RGB), `warp.py` (thin-plate spline) and `autoaugment.py` (tables and ops of AutoAugment and
 RandAugment). `numba/` renders the same pixels to 1/255 many times as fast on a CPU, and `cuda.py` on a GPU.
 """
 

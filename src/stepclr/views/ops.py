@@ -14,8 +14,7 @@ from scipy.special import ndtri
 from stepclr.data.reading import RGB, channels_words
 from stepclr.errors import StepclrError, check_range, choose
 from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, TABLES, auto_augment, rand_augment
-from stepclr.views.channels import ChannelJitter, ChannelJitterParams
-from stepclr.views.color import jitter_factors
+from stepclr.views.color import ChannelJitter, ChannelJitterParams, jitter_factors
 from stepclr.views.geometry import (
     EraseParams,
     QuarterTurns,

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
 from stepclr.views.autoaugment import apply_table_op
-from stepclr.views.channels import ChannelJitterParams, channel_jitter
-from stepclr.views.color import chosen_rows, color_jitter, luma
+from stepclr.views.color import ChannelJitterParams, channel_jitter, chosen_rows, color_jitter, luma
 from stepclr.views.geometry import (
     UPSIDE_DOWN,
     EraseParams,

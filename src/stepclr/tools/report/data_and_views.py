@@ -14,7 +14,7 @@ from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Bar
 from stepclr.views.autoaugment import OPS
-from stepclr.views.channels import ChannelJitter, ChannelJitterParams
+from stepclr.views.color import ChannelJitter, ChannelJitterParams
 from stepclr.views.geometry import UPSIDE_DOWN, EraseParams, RotateParams, TurnParams
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import (

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
 from stepclr.threads import threads_for
-from stepclr.views.channels import ChannelJitter
+from stepclr.views.color import ChannelJitter
 from stepclr.views.geometry import EraseParams, RotateParams, TurnParams
 from stepclr.views.numba.compiled import compiled, numba_is_missing
 from stepclr.views.ops import (
