@@ -17,9 +17,8 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 from stepclr.cli.arguments import first_line
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
-from stepclr.cli.packing import pack
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
-from stepclr.cli.training import distill, finetune, pretrain
+from stepclr.cli.training import distill, finetune, pack, pretrain
 from stepclr.config import PretrainConfig, RunConfig, length_as_asked
 from stepclr.errors import StepclrError, choose, one_line
 from stepclr.recipes import RECIPES, recipe_config
