@@ -16,8 +16,7 @@ import stepclr
 from stepclr.cli import main
 from stepclr.data.labels import describe_classes, heading, split_folders
 from stepclr.errors import StepclrError
-from stepclr.tools.doctor.copies import leakage_findings
-from stepclr.tools.doctor.findings import class_findings
+from stepclr.tools.doctor.findings import class_findings, leakage_findings
 from stepclr.tools.doctor.scan import scan
 
 TINY: dict[str, Any] = {"encoder": "test_resnet", "stem": "small-stride2", "epochs": 1, "batch_size": 4, "head": "8-4"}

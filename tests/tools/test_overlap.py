@@ -13,7 +13,7 @@ from stepclr.data.sources import Source
 from stepclr.evaluation import overlap
 from stepclr.evaluation.results import Scores
 from stepclr.model.files import save_encoder
-from stepclr.tools.doctor.copies import leakage_findings
+from stepclr.tools.doctor.findings import leakage_findings
 from stepclr.tools.doctor.scan import scan
 
 CLEAN = 12  # test images that are not in train

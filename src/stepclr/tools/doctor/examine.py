@@ -18,9 +18,8 @@ from stepclr.errors import StepclrError
 from stepclr.pretraining.resolve import resolve, view_size, with_epochs
 from stepclr.threads import Progress, cores
 from stepclr.tools.doctor.advice import Advice, Facts, advice
-from stepclr.tools.doctor.copies import duplicate_findings, leakage_findings
 from stepclr.tools.doctor.estimate import Estimate, Throughput, available, estimate, prepared, throughput, trials
-from stepclr.tools.doctor.findings import Finding, class_findings, finding, image_findings, ordered
+from stepclr.tools.doctor.findings import Finding, finding, findings_of, ordered
 from stepclr.tools.doctor.scan import Scan, scan
 
 
@@ -82,11 +81,7 @@ def doctor(
     settings = resolve(replace(config, size=config.size or view_size(scanned.images)), images)
 
     with _timed(seconds, "duplicates"):
-        findings = [*image_findings(scanned, settings.size), *class_findings(images), *duplicate_findings(scanned)]
-        if test_scanned:
-            broken = [f for f in image_findings(test_scanned, settings.size) if f.severity == "error"]
-            findings += [replace(f, name=f"test-{f.name}", says=f"test images {f.says}") for f in broken]
-            findings += leakage_findings(scanned, test_scanned)
+        findings = findings_of(images, scanned, test_scanned, settings.size)
 
     # With one image or none there is nothing to train on.
     readable = len(scanned.readable)
