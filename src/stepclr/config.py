@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.data.reading import RGB, Channels, MaxPixels, Range, ValueRange
+from stepclr.data.reading import RGB, Channels, MaxPixels, Range, Reading, ValueRange
 from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 
@@ -200,6 +200,11 @@ class PretrainConfig:
     """Pixels of the largest image that is read; larger ones are skipped and counted."""
     channels: Channels = None
     """Channels of an image: 3 for RGB, 1 for gray, or as many as the files have bands, in their order (at most 16)."""
+
+    @property
+    def reading(self) -> Reading:
+        """How image files are read."""
+        return Reading(self.value_range, self.max_pixels, self.channels)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss.replace("_", "-"))  # nt_xent is understood too

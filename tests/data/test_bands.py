@@ -259,7 +259,7 @@ def test_an_array_says_how_many_channels_it_has(channels: int) -> None:
         assert images.channels == channels
         np.testing.assert_array_equal(images.read(range(5)), first)
     with pytest.raises(StepclrError, match=f"has images of {channels} channels, not of 5"):
-        images.read_as(channels=5)
+        images.read_as(Reading(channels=5))
 
 
 def shape_of(images: ImageSet) -> tuple[int, ...]:
@@ -324,8 +324,8 @@ def test_decoded_images_keep_their_channels(tmp_path: Path) -> None:
     photos = fill(tmp_path, {name: file_of(Image.fromarray(pixels)) for name, pixels in sizes.items()})
     decoded = open_images(photos).decoded(10)
     with pytest.raises(StepclrError, match="were decoded with 3 channels, not with 1"):
-        decoded.read_as(channels=1)
-    assert decoded.read_as(channels=3).read([1])[0].shape == (3, 10, 17)
+        decoded.read_as(Reading(channels=1))
+    assert decoded.read_as(Reading(channels=3)).read([1])[0].shape == (3, 10, 17)
 
 
 def test_shards_and_files_are_read_with_the_channels_asked_for(tmp_path: Path) -> None:

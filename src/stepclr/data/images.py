@@ -184,14 +184,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """Channels C of each image: 3, RGB, unless the images were opened with others."""
         return self.store.reading.bands
 
-    def read_as(
-        self, value_range: Range | None = None, max_pixels: int | None = None, channels: int | None = None
-    ) -> ImageSet:
-        """The same images, whose files are read so (as in `open_images`); None leaves it as it is.
+    def read_as(self, reading: Reading) -> ImageSet:
+        """The same images, whose files are read so; what `reading` leaves open stays as it is.
 
         Raises `StepclrError` for another number of channels than the images of an array have.
         """
-        reading = self.store.reading.changed(Reading(value_range, max_pixels, channels))
+        reading = self.store.reading.changed(reading)
         return self if reading == self.store.reading else replace(self, store=self.store.read_as(reading))
 
     def stream(

@@ -89,7 +89,7 @@ def open_images(
     """
     choose("damaged", damaged, ("refuse", "skip"))
     reading = Reading(value_range, max_pixels, channels)
-    images = _open(source, damaged, reading).read_as(value_range, max_pixels, channels)
+    images = _open(source, damaged, reading).read_as(reading)
     stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
     if damaged == "skip" and not any(isinstance(store, ShardStore) for store in stores):
         raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
@@ -193,8 +193,7 @@ def _several(sources: Sequence[object], damaged: str, reading: Reading) -> Image
         else:
             sets += [_open(source, damaged, reading) for source in group]
     # Shards may have been packed with what the user asks of all.
-    alike = (reading.value_range, reading.max_pixels, reading.channels)
-    return join([images.read_as(*alike) for images in sets])
+    return join([images.read_as(reading) for images in sets])
 
 
 def _is_file(source: object) -> bool:

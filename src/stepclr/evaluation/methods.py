@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stepclr.data.reading import Reading
 from stepclr.evaluation import baselines
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.finetune import MIN_STEPS, FinetuneSettings, finetuned
@@ -100,7 +101,7 @@ def _other(name: str, task: Task) -> Method:
         # From the images as they are in their source: this encoder may take larger ones than the run's.
         images = task.images
         train, test = map(unreduced, (images.train, images.test), images.opened)
-        train, test = (some.read_as(channels=encoder.channels) for some in (train, test))
+        train, test = (some.read_as(Reading(channels=encoder.channels)) for some in (train, test))
         h = features(encoder, resized(train, encoder)), features(encoder, resized(test, encoder))
     what = "the encoder as training began" if name == START else name
     if timm_name(name) is not None:

@@ -121,9 +121,9 @@ class Encoder(nn.Module):
                 f"{channels_words(self.channels)}"
             )
         if images.channels != self.channels:
-            images = images.read_as(channels=self.channels)
+            images = images.read_as(Reading(channels=self.channels))
         if images.value_range is None:
-            return images.read_as(self.value_range)
+            return images.read_as(Reading(self.value_range))
         self.value_range = images.value_range
         return images
 

@@ -105,14 +105,14 @@ def pretrain(
         classes, limit = stored.classes or None, stored.limit
 
     # What the images and the machine decide.
-    images = open_images(images, value_range=config.value_range, max_pixels=config.max_pixels, channels=config.channels)
+    images = open_images(images, **asdict(config.reading))
     images = to_learn_from(run.labeled(images) if stored else images)
     images = open_images(images, classes=classes, limit=limit)
     teacher = load_classifier(config.teacher) if config.teacher else None
     images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
     watched = open_images(decided.monitor) if decided.monitor else None
-    watched = watched.read_as(decided.value_range, decided.max_pixels, decided.channels) if watched else None
+    watched = watched.read_as(decided.reading) if watched else None
     watched = of_these_classes(watched, images.chosen) if watched and images.chosen else watched
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Printer(progress and world.first, tensorboard and world.first)

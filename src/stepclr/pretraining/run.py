@@ -56,7 +56,7 @@ class Run:
         config = self.config
         images = self.labeled(open_images(source or config.source))
         images = open_images(images, classes=config.classes or None, limit=config.limit)
-        return images.read_as(config.value_range, config.max_pixels, config.channels)
+        return images.read_as(config.reading)
 
     def labeled(self, images: ImageSet) -> ImageSet:
         """The images with the labels of the run's tables, if it has any and `images` have none of another table."""

@@ -28,6 +28,7 @@ from stepclr.config import PretrainOptions
 from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet
 from stepclr.data.levels import to_bytes
+from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, choose
@@ -221,9 +222,9 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         if fitting:
             self.value_range_ = self._range(None)
         if isinstance(X, str | os.PathLike | ImageSet | Dataset):
-            return open_images(Path(X) if isinstance(X, os.PathLike) else X).read_as(self.value_range)
+            return open_images(Path(X) if isinstance(X, os.PathLike) else X).read_as(Reading(self.value_range))
         if paths := _paths(X):
-            return _open_files(paths).read_as(self.value_range)
+            return _open_files(paths).read_as(Reading(self.value_range))
         X = X.detach().cpu() if isinstance(X, Tensor) else X
         array = check_array(X, allow_nd=True, ensure_min_samples=at_least, estimator=self)
         if array.ndim == 2:  # scikit-learn compares the number of columns and their names with those of `fit`

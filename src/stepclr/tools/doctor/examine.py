@@ -70,9 +70,7 @@ def doctor(
     Raises StepclrError for settings that cannot be used, and where a trial run fails.
     """
     config = config or PretrainConfig()
-    images, test = open_train_test(
-        images, test, value_range=config.value_range, max_pixels=config.max_pixels, channels=config.channels
-    )
+    images, test = open_train_test(images, test, **asdict(config.reading))
     test = of_these_classes(test, images.chosen) if test is not None and images.chosen else test
     seconds: dict[str, float] = {}
     with _timed(seconds, "looking"):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
+from stepclr.data.reading import Reading
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError, check_number, check_suffix
 from stepclr.evaluation.holdout import USUAL_SHARE
@@ -262,9 +263,9 @@ def _opened(index: EmbeddingIndex, source: Source | None, notes: list[str]) -> I
     """The source; None where it is not given and that of the index cannot be opened any more."""
     if source is not None:
         given = open_images(source)
-        return given if given.store.reading.channels else given.read_as(channels=index.channels)
+        return given if given.store.reading.channels else given.read_as(Reading(channels=index.channels))
     with suppress(StepclrError):
-        return open_images(index.source).read_as(channels=index.channels)
+        return open_images(index.source).read_as(Reading(channels=index.channels))
     notes.append(
         f"the page shows thumbnails: the images of {index.source!r} cannot be opened; pass the source they are in"
     )

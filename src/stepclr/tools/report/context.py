@@ -1,7 +1,7 @@
 """What the sections of a page share: a run and its images, each read once, and its networks."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -157,8 +157,7 @@ class Context:
 
     def opened(self, part: Json) -> ImageSet | None:
         """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
-        config = self.config
-        return open_part(part, value_range=config.value_range, max_pixels=config.max_pixels, channels=config.channels)
+        return open_part(part, **asdict(self.config.reading))
 
     @cached_property
     def trained(self) -> SimCLR:

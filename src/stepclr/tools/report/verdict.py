@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepclr.config import OPTIMIZERS
-from stepclr.data.reading import Reading
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
@@ -211,10 +210,9 @@ def _again(context: Context, mended: dict[str, object]) -> list[Any]:
     source = config.source if isinstance(config.source, list) else [config.source]
     chosen: dict[str, object] = {"labels": config.labels or None, "limit": config.limit}
     chosen["classes"] = ",".join(config.classes) or None
-    reading = Reading(config.value_range, config.max_pixels, config.channels)
     asked = asked_for(config, context.images) | mended
-    out = ["--out", f"{context.run.folder}-2"]
-    return ["stepclr", "pretrain", *source, *option_words(chosen), *reading_words(reading), *option_words(asked), *out]
+    end = [*reading_words(config.reading), *option_words(asked), "--out", f"{context.run.folder}-2"]
+    return ["stepclr", "pretrain", *source, *option_words(chosen), *end]
 
 
 def _finetune(run: Path, scores: Scores) -> list[Any]:
