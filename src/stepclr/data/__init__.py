@@ -17,10 +17,9 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     copies.py    which images occur more than once, in one set or in two
     images.py    `ImageSet`, a torch `Dataset`
     folders.py   folders and zips
-    labels.py    the classes in words, and whether they are classes
     joined.py    several sources as one set
     label_csv.py labels in tables
-    labeling.py  labels and splits of tables, given to a set
+    labels.py    the classes in words, whether they are classes; labels and splits of tables, given to a set
     memory.py    arrays and torch Datasets
     named.py     the bundled sample; STL-10, CIFAR and Fashion-MNIST
     order.py     the orders in which an epoch visits the images

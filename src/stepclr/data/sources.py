@@ -16,7 +16,7 @@ from stepclr.data.folders import open_files, open_folder, open_zip
 from stepclr.data.images import ImageSet
 from stepclr.data.joined import Joined, join
 from stepclr.data.label_csv import SPLIT_OF
-from stepclr.data.labeling import label_both, label_images, of_split, train_and_test
+from stepclr.data.labels import label_both, label_images, of_split, train_and_test
 from stepclr.data.memory import Array, ColumnTable, open_array, open_dataset, open_table
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
 from stepclr.data.reading import Range, Reading

@@ -16,8 +16,7 @@ from torch import nn
 from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig, length_as_asked
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
-from stepclr.data.labeling import to_learn_from
-from stepclr.data.labels import check_classes, heading, of_these_classes
+from stepclr.data.labels import check_classes, heading, of_these_classes, to_learn_from
 from stepclr.data.sources import Source, absolute_source, open_images, sources_of
 from stepclr.device import default_device, torch_threads
 from stepclr.distributed import World, join, restarted
