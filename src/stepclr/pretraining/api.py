@@ -88,13 +88,7 @@ def pretrain(
     run.check_free(resume)
     stored = run.config if resume and run.exists() else None
     config = _before_options(recipe, config, stored, options)
-    module = None  # the encoder's network, where it is the user's own
-    if isinstance(options.get("encoder"), nn.Module):
-        module = options["encoder"]
-        options["encoder"] = module_name(module)
-    elif stored and stored.encoder.startswith(OWN_MODULE):
-        own = stored.encoder.removeprefix(OWN_MODULE)
-        raise StepclrError(f"{run.folder} was made with your own module {own}: in Python, pass encoder={own}(...) too")
+    module = _own_module(options, stored, run)
     if "policy" in options:
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
     config = _with_absolute_paths(replace(config, **options))
@@ -110,9 +104,7 @@ def pretrain(
     teacher = load_classifier(config.teacher) if config.teacher else None
     images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
-    watched = open_images(decided.monitor) if decided.monitor else None
-    watched = watched.read_as(decided.reading) if watched else None
-    watched = of_these_classes(watched, images.chosen) if watched and images.chosen else watched
+    watched = _watched(decided, images)
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Printer(progress and world.first, tensorboard and world.first)
     printer.say(heading(images))
@@ -172,6 +164,26 @@ def _before_options(
     if config is None:
         config = stored.settings() if stored else recipe_config(recipe)
     return length_as_asked(config, [name for name, value in options.items() if value is not None])
+
+
+def _own_module(options: PretrainOptions, stored: RunConfig | None, run: Run) -> nn.Module | None:
+    """The encoder's network where it is the user's own; among the options its name takes its place."""
+    network = options.get("encoder")
+    if isinstance(network, nn.Module):
+        options["encoder"] = module_name(network)
+        return network
+    if stored and stored.encoder.startswith(OWN_MODULE):
+        own = stored.encoder.removeprefix(OWN_MODULE)
+        raise StepclrError(f"{run.folder} was made with your own module {own}: in Python, pass encoder={own}(...) too")
+    return None
+
+
+def _watched(config: ResolvedConfig, images: ImageSet) -> ImageSet | None:
+    """The images of `monitor`, read as those of the run, and of the classes chosen there; None without `monitor`."""
+    if not config.monitor:
+        return None
+    watched = open_images(config.monitor).read_as(config.reading)
+    return of_these_classes(watched, images.chosen) if images.chosen else watched
 
 
 def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
