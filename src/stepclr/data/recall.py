@@ -51,14 +51,6 @@ class Memory:
             answers.append(entry.removeprefix(_written(stamp)) if isinstance(entry, str) and known else None)
         return answers
 
-    def remember(self, path: str, stamp: Stamp, answer: str) -> None:
-        self.entries[path] = _written(stamp) + answer
-
-    def save(self) -> None:
-        """Write the memory; where that is not possible, the questions are asked again next time."""
-        with suppress(StepclrError), published(self.path) as file:
-            file.write(json.dumps(self.entries).encode())
-
 
 def recall(
     question: str,
@@ -79,8 +71,10 @@ def recall(
     for i, answer in zip(unknown, pool().map(ask, unknown), strict=True):
         answers[i] = answer
         if answer is not None and max(stamped[i][1:]) < now - SETTLED:
-            memory.remember(paths[i], stamped[i], answer)
-    memory.save()
+            memory.entries[paths[i]] = _written(stamped[i]) + answer
+    # Where nothing can be written, the question is asked again next time.
+    with suppress(StepclrError), published(memory.path) as file:
+        file.write(json.dumps(memory.entries).encode())
     return answers
 
 
