@@ -253,7 +253,9 @@ def _paths(X: Any) -> list[Path]:
     if not (isinstance(X, list | tuple) or getattr(X, "ndim", 0) == 1):
         return []
     paths = list(X)
-    return [Path(path) for path in paths] if all(isinstance(path, str | os.PathLike) for path in paths) else []
+    if not all(isinstance(path, str | os.PathLike) for path in paths):
+        return []
+    return [Path(path) for path in paths]
 
 
 def _open_files(paths: Sequence[Path]) -> ImageSet:

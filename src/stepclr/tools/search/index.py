@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -115,14 +115,12 @@ def open_index(index: str | os.PathLike[str] | EmbeddingIndex) -> EmbeddingIndex
     if not len(stored):
         raise StepclrError(f"{where} contains no image yet: run stepclr embed again to finish it")
     order = sorted(range(len(stored)), key=lambda i: stored.paths[i].split("/"))
-    return EmbeddingIndex(
-        stored.vectors[order],
-        [stored.paths[i] for i in order],
-        stored.labels[order],
-        stored.classes,
-        [stored.thumbnails[i] for i in order] if stored.thumbnails else [],
-        stored.source,
-        metadata.channels if metadata else RGB,
+    return replace(
+        stored,
+        vectors=stored.vectors[order],
+        paths=[stored.paths[i] for i in order],
+        labels=stored.labels[order],
+        thumbnails=[stored.thumbnails[i] for i in order] if stored.thumbnails else [],
     )
 
 
@@ -235,6 +233,7 @@ def _read_table(where: Path, metadata: IndexMetadata) -> EmbeddingIndex:
             classes,
             [content or b"" for content in table["thumbnail"].to_pylist()],
             metadata.source,
+            metadata.channels,
         )
 
 
