@@ -18,7 +18,7 @@ from stepclr.errors import StepclrError
 from stepclr.io import from_json, write_whole
 
 Number = int | float
-FILE = "config.json"
+CONFIG_FILE = "config.json"
 OPTIMIZERS = {  # learning rate at batch 256, weight decay
     "sgd": (0.12, 5e-4),
     "lars": (0.3, 1e-6),
@@ -323,12 +323,12 @@ class RunConfig(ResolvedConfig):
     def write(self, run: Path) -> None:
         """Write config.json in the run's folder, all or nothing."""
         text = json.dumps(asdict(self), indent=2)
-        write_whole(run / FILE, lambda file: file.write(text.encode()))
+        write_whole(run / CONFIG_FILE, lambda file: file.write(text.encode()))
 
     @classmethod
     def read(cls, run: Path) -> "RunConfig | None":
         """config.json of the run in that folder; None where there is none. Raises StepclrError if it is corrupt."""
-        path = run / FILE
+        path = run / CONFIG_FILE
         try:
             stored = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):  # the second for the path of a file

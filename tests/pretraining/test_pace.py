@@ -10,7 +10,7 @@ from small import call, run_config, same
 from torch import nn
 
 import stepclr
-from stepclr.config import FILE, ResolvedConfig
+from stepclr.config import CONFIG_FILE, ResolvedConfig
 from stepclr.pretraining import loop, pace
 from stepclr.pretraining.loop import Schedule
 from stepclr.pretraining.pace import Pace
@@ -151,7 +151,7 @@ def test_the_command_line_understands_minutes_as_the_library_does(
     assert call(*words, "--epochs", 3, "--out", tmp_path / "both") == 2
     assert "minutes and epochs both" in capsys.readouterr().err
     assert call(*words[:-2], "--resume", "--epochs", 3) == 0
-    stored = json.loads((tmp_path / "run" / FILE).read_text())
+    stored = json.loads((tmp_path / "run" / CONFIG_FILE).read_text())
     assert (stored["epochs"], stored["minutes"]) == (3, None)
 
 

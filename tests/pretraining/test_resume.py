@@ -10,7 +10,7 @@ from small import photos_in, same
 from torch import nn
 
 import stepclr
-from stepclr.config import FILE
+from stepclr.config import CONFIG_FILE
 from stepclr.tools.compare import compare_table
 
 IMAGES = 32  # two steps an epoch
@@ -55,10 +55,10 @@ def test_a_run_extended_and_killed_continues_to_its_new_end(tmp_path: Path) -> N
 
 def test_a_run_cannot_end_before_the_step_it_has_reached(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", epochs=3)
-    before = (run.folder / FILE).read_bytes()
+    before = (run.folder / CONFIG_FILE).read_bytes()
     with pytest.raises(stepclr.StepclrError, match=r"^\S+ has done 3 epochs, so epochs must be at least that, not 2$"):
         small_run(run.folder, resume=True, epochs=2)
-    assert (run.folder / FILE).read_bytes() == before
+    assert (run.folder / CONFIG_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize(

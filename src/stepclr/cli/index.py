@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import Counter, Read, image_format, open_source, say, say_unread
-from stepclr.config import FILE
+from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError, check_suffix, choose, one_line
 
@@ -121,7 +121,7 @@ def find(
 
 def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
     """The index RUN/index of a run, built or updated, with its encoder; anything else is an index already."""
-    if not (given / FILE).is_file():
+    if not (given / CONFIG_FILE).is_file():
         return given, None
     from stepclr.tools.search.table import update_run_index
 

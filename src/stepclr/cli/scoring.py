@@ -25,7 +25,7 @@ from stepclr.cli.arguments import (
     say,
     say_unread,
 )
-from stepclr.config import FILE
+from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError
 
@@ -89,7 +89,7 @@ def evaluate(
     if run.is_dir() and len(scores.protocol["labels_per_class"]) > 1:
         write_label_chart(scores, run / "evaluation.png")
         say(f"chart: {run / 'evaluation.png'}")
-    if (run / FILE).is_file():
+    if (run / CONFIG_FILE).is_file():
         page_of(run)
 
 

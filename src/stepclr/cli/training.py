@@ -30,7 +30,7 @@ from stepclr.cli.arguments import (
     say,
     say_unread,
 )
-from stepclr.config import FILE, Number, PretrainConfig
+from stepclr.config import CONFIG_FILE, Number, PretrainConfig
 from stepclr.data.reading import AS_DECLARED
 from stepclr.recipes import RECIPES
 
@@ -180,7 +180,7 @@ def finetune(
         file, count = Path(made["file"]).name, scores.protocol["test"]["images"]
         measures = measures_words(made, shown_measures(scores))
         say(f"{file}: {measures} on the {count:,} {scored_images(scores)}")
-    if (run / FILE).is_file() and Path(made["file"]).parent.samefile(run):
+    if (run / CONFIG_FILE).is_file() and Path(made["file"]).parent.samefile(run):
         page_of(run)
     else:
         say(f"report written to {classifier_page(scores, str(run))}")

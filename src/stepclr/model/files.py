@@ -21,7 +21,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.head import parse_head
 from stepclr.model.timm_weights import TIMM, timm_name
-from stepclr.model.weights import FILE, check_finite, load_weights
+from stepclr.model.weights import ENCODER_FILE, check_finite, load_weights
 from stepclr.views.reference import Interpolation
 
 CLASSIFIER = "classifier.safetensors"
@@ -108,17 +108,17 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
             raise StepclrError(f"{run} is a network of timm, not your own module; do not pass module")
         return off_the_shelf(name)
     path = Path(run)
-    path = path / FILE if path.is_dir() else path
+    path = path / ENCODER_FILE if path.is_dir() else path
     if not path.is_file():
         if timm.is_model(str(run)) and not path.exists():
             raise StepclrError(f"there is no run {run}. Did you mean '{TIMM}{run}'?")
         raise StepclrError(
-            f"{Path(run)} has no {FILE}; give the folder of a finished run (or resume the run), an encoder file or "
-            f"{TIMM}NAME"
+            f"{Path(run)} has no {ENCODER_FILE}; give the folder of a finished run (or resume the run), an encoder "
+            f"file or {TIMM}NAME"
         )
     metadata = _read(path)
     if "labels" in metadata:
-        raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {FILE}")
+        raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {ENCODER_FILE}")
     encoder = _parse(EncoderMetadata, metadata, path).build(path, module)
     load_weights(encoder, path)
     return encoder.eval()

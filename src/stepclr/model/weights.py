@@ -15,7 +15,7 @@ from stepclr.errors import StepclrError, first_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.foreign import find_backbone, parse_mean_std, read_pickled
 
-FILE = "encoder.safetensors"  # of a run
+ENCODER_FILE = "encoder.safetensors"  # of a run
 
 
 def load_weights(encoder: Encoder, path: Path) -> str:
@@ -26,7 +26,7 @@ def load_weights(encoder: Encoder, path: Path) -> str:
     the encoder is there and fits.
     """
     if path.is_dir():
-        path = path / FILE
+        path = path / ENCODER_FILE
     if not path.is_file():
         raise StepclrError(f"no weights at {path}")
     stored, metadata = _read(path)
@@ -53,7 +53,7 @@ def load_weights(encoder: Encoder, path: Path) -> str:
 
 def stored_network(path: Path) -> tuple[str, str] | None:
     """Name and stem of the encoder in a run or a file of this package; None where it is another program's, or none."""
-    path = path / FILE if path.is_dir() else path
+    path = path / ENCODER_FILE if path.is_dir() else path
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     _, metadata = _read(path)

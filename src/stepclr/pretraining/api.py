@@ -26,7 +26,7 @@ from stepclr.model.build import OWN_MODULE, module_name
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, save_encoder
 from stepclr.model.timm_weights import TIMM, full_name, timm_name
-from stepclr.model.weights import FILE, is_finite
+from stepclr.model.weights import ENCODER_FILE, is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Printer
@@ -262,7 +262,7 @@ def _save(
 ) -> None:
     """Write the encoder and, where there is a linear layer, the classifier."""
     encoder, head, classifier = model.encoder, model.head, None
-    save_encoder(encoder, run.folder / FILE)
+    save_encoder(encoder, run.folder / ENCODER_FILE)
     if isinstance(head, nn.Linear):
         classifier = Classifier(encoder, teacher.classes if teacher else images.classes)
         classifier.linear = head

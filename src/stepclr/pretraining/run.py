@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from stepclr.config import FILE, RunConfig
+from stepclr.config import CONFIG_FILE, RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError
@@ -41,7 +41,7 @@ class Run:
             hint = ""
             if timm_name(self) is not None or self.folder.suffix == ".safetensors":
                 hint = f"; stepclr evaluate {self.folder} --train LABELED --holdout 0.2 scores an encoder without a run"
-            raise StepclrError(f"{self.folder} is not a run: it has no {FILE}{hint}")
+            raise StepclrError(f"{self.folder} is not a run: it has no {CONFIG_FILE}{hint}")
         return stored
 
     @property
@@ -71,7 +71,7 @@ class Run:
 
     def exists(self) -> bool:
         """Whether the folder contains a run, finished or not."""
-        return (self.folder / FILE).exists()
+        return (self.folder / CONFIG_FILE).exists()
 
     def check_free(self, resume: bool) -> None:
         """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""

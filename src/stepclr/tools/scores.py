@@ -17,7 +17,7 @@ from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.model.files import load_encoder, state_checksum
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
 from stepclr.tools.methods import baselines_of, method_of
 
@@ -68,7 +68,7 @@ def stored_scores(run: Run) -> Scores | None:
 def _encoder_checksum(run: Run) -> str | None:
     """The checksum of the run's encoder; None where there is none, or it cannot be read."""
     try:
-        return state_checksum(load_file(run.folder / FILE))
+        return state_checksum(load_file(run.folder / ENCODER_FILE))
     except (SafetensorError, OSError):
         return None
 

@@ -37,7 +37,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import fill_unreadable, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.model.timm_weights import timm_name
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.resolve import view_size
 from stepclr.recipes import RECIPES, recipe_config
@@ -157,7 +157,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         state: dict[str, Any] = dict(super().__getstate__())
         if "encoder_" in state:
             with TemporaryDirectory() as folder:
-                path = Path(folder) / FILE
+                path = Path(folder) / ENCODER_FILE
                 save_encoder(state["encoder_"], path)
                 state["encoder_"] = path.read_bytes()
         return state
@@ -165,7 +165,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "encoder_" in state:
             with TemporaryDirectory() as folder:
-                path = Path(folder) / FILE
+                path = Path(folder) / ENCODER_FILE
                 path.write_bytes(state["encoder_"])
                 state = state | {"encoder_": load_encoder(path).to(default_device())}
         super().__setstate__(state)

@@ -23,7 +23,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_classifier, load_encoder
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.classifier import logits
 from stepclr.tools.export.card import Parity, card
 from stepclr.tools.export.formats import FORMATS, Format, Network, encoder_of, out_of
@@ -66,7 +66,7 @@ def export(
     writer = FORMATS[choose("format", format, FORMATS)]
     for package in writer.packages:
         installed(package, "export", "this format")
-    source = Path(run) / FILE if Path(run).is_dir() else Path(run)
+    source = Path(run) / ENCODER_FILE if Path(run).is_dir() else Path(run)
     network = _load(source)
     path = _path(Path(out), writer, network, source)
     images = _to_compare_on(check, encoder_of(network))

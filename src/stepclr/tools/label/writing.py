@@ -25,7 +25,7 @@ from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.io import checksum_of, write_whole
 from stepclr.metrics import nearest
 from stepclr.model.timm_weights import timm_name
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
 from stepclr.tools.curate.suggest import suggest_labels
@@ -138,7 +138,7 @@ def index_for(
         chosen = config.limit or config.classes  # a part of its source
         if source is None or (not chosen and config.source in (source.source, os.path.abspath(source.source))):
             return where / "index", update_run_index(where, progress)[0]
-    elif where.suffix != Path(FILE).suffix and timm_name(where) is None:
+    elif where.suffix != Path(ENCODER_FILE).suffix and timm_name(where) is None:
         return where, None
     if source is None:
         raise StepclrError(f"{where} is an encoder: pass a source of images, or an index")
@@ -313,8 +313,8 @@ def _commands(
         if metadata:
             run = _short(metadata.run)
         # The run may be gone; a folder has its encoder.
-        if Path(index, FILE).is_file() and not Path(run).exists() and timm_name(run) is None:
-            run = os.path.join(index, FILE)
+        if Path(index, ENCODER_FILE).is_file() and not Path(run).exists() and timm_name(run) is None:
+            run = os.path.join(index, ENCODER_FILE)
     if isinstance(source, ImageSet):
         source = source.source
     if isinstance(source, str | Path) or images.index.source:

@@ -26,7 +26,7 @@ from stepclr.metrics import weighted_knn
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import CLASSIFIER
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.pretraining.resolve import views_of
 from stepclr.pretraining.run import Run
@@ -114,9 +114,9 @@ class Context:
     @cached_property
     def no_encoder(self) -> str:
         """Why there is no encoder, in a sentence; "" where there is one."""
-        if (self.run.folder / FILE).is_file():
+        if (self.run.folder / ENCODER_FILE).is_file():
             return ""
-        return f"There is no encoder: the run has not ended, or it diverged ({FILE} is written at its end)."
+        return f"There is no encoder: the run has not ended, or it diverged ({ENCODER_FILE} is written at its end)."
 
     @cached_property
     def embedded(self) -> tuple[Float[Tensor, "n f"], ImageSet]:

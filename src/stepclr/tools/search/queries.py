@@ -22,7 +22,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder
 from stepclr.model.timm_weights import timm_name
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
 from stepclr.tools.search import nearest
 from stepclr.tools.search.index import (
@@ -186,7 +186,7 @@ def _find_encoder(
     elif run:
         places.append(Path(run))  # even if it does not exist: load_encoder says so
     else:
-        named = [(where if where.is_dir() else where.parent) / FILE]
+        named = [(where if where.is_dir() else where.parent) / ENCODER_FILE]
         if metadata and not where.is_dir():
             named.append(Path(metadata.run))
         places.extend(path for path in named if path.exists() or timm_name(path) is not None)

@@ -33,7 +33,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.model.timm_weights import from_anywhere
-from stepclr.model.weights import FILE
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
 from stepclr.tools.embed import represented
@@ -300,7 +300,7 @@ class _TableWriter:
         except StepclrError:
             complete = False
         if not complete:
-            save_encoder(self.encoder, self.folder / FILE)
+            save_encoder(self.encoder, self.folder / ENCODER_FILE)
         if not any((self.folder / f"{TABLE}.lance" / "_versions").glob("*.manifest")):  # nothing was ever committed
             with reading(self.folder):
                 needed("lancedb").connect(self.folder).create_table(TABLE, schema=schema_of(self.metadata.features))
