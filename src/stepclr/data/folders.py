@@ -128,6 +128,7 @@ def open_zip(path: Path) -> ImageSet:
     members = members or {name: named[name] for name in ledger.arrays()}
     names = sorted(members, key=lambda name: name.split("/"))
 
+    # Whoever zips a folder has that folder around everything: it is not a class.
     paths = names
     if len({name.split("/")[0] for name in names}) == 1 and all("/" in name for name in names):
         paths = [name.split("/", 1)[1] for name in names]

@@ -258,7 +258,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             decoded = from_cache(self.store, self.rows, smaller, budget, folder, progress)
         else:
             decoded = in_memory(self.store, self.rows, smaller, budget, progress)
-        if decoded is None:
+        if decoded is None:  # too large to keep: each image is reduced whenever it is read
             return replace(self, short_side=smaller)
         self._enter(decoded.reasons)
         for i, text in decoded.remarks.items():

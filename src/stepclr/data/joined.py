@@ -133,6 +133,7 @@ def join(sets: Sequence[ImageSet]) -> ImageSet:
         number = np.array([classes.index(name) for name in images.classes] + [-1])
         labels.append(number[images.labels])
         stores.append(images.store)
+        # A set may be a part of its store, with gaps among its rows: the next store begins after the last of them.
         starts.append(starts[-1] + int(images.rows.max(initial=-1)) + 1)
         ledger.unreadable |= {f"{tag}{name}": why for name, why in images.ledger.unreadable.items()}
         ledger.notes += images.ledger.notes

@@ -76,6 +76,8 @@ def open_dataset(dataset: Dataset[Any], reading: Reading = AS_DECLARED) -> Image
         as_image(item[0] if isinstance(item, tuple | list) else item, reading)
     except UnreadableError as error:
         raise StepclrError(f"{source}: {error}") from error
+    # Its list of labels saves a pass over the images. But what counts is the label that comes with an image, and a data
+    # set may change it on the way.
     labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)
     if labels is None or labels[first] != _label(item):
         labels = np.array([_label(_item(dataset, i)) for i in range(n)])

@@ -58,6 +58,7 @@ def _crop_boxes(
 
     If none fits, the largest centered box whose aspect lies in that range. All inputs but the sizes are U[0, 1).
     """
+    # All attempts are computed, also where the first one fits: which numbers the ops take must not depend on the image.
     height, width = sizes[:, 0], sizes[:, 1]
     target = (min_area + (1 - min_area) * area) * (height * width)[:, None]
     ratio = np.exp((2 * aspect - 1) * np.log(4 / 3))

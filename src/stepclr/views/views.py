@@ -74,7 +74,7 @@ class Views:
         check_range("min_area", self.min_area, 0, 1)
         self.flip = default.flip
 
-        # The views differ in their strength alone.
+        # The views differ in their strength alone, so that the others' values may be read off the first one.
         strengths = tuple(strength) if isinstance(strength, Sequence) else (strength,) * views
         if len(strengths) != views:
             raise StepclrError(f"strength has {len(strengths)} values for {views} views")

@@ -237,6 +237,7 @@ def write_index(
     classes: name the labels of shards that `pack` has made. None: the classes are those of the parts, whose `skipped`
     and `ignored` are written too.
     """
+    # A first pass, because the labels of a part can be written only when the classes of all parts are known.
     summaries = [_summary(load()) for load in parts]
     total = sum(part.shard.images for part in summaries)
     labels_of = None

@@ -98,6 +98,7 @@ def open_shards(source: str, damaged: str = "refuse") -> ImageSet:
         raise StepclrError(
             f"{source} has no {INDEX} of stepclr pack; give the shards' names, such as {source}/{{0000..0127}}.tar"
         )
+    # An index that lacks one of the named shards is of other shards, which happen to lie in the same folder.
     if index is not None and (names is None or {shard.name for shard in index.shards}.issuperset(names)):
         wrong = _wrong(place, index, names) if place.system is None else {}
     else:

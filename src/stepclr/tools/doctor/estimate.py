@@ -108,6 +108,8 @@ def trials(prepared: Prepared, config: ResolvedConfig) -> Iterator[Trial]:
         batch = min(2 * at_once, config.batch_size)
         return trial(prepared.images, replace(config, micro_batch=at_once), batch, steps, prepared.cached)
 
+    # Two sizes tell what memory the network takes by itself, and what each further image adds. The first trial also
+    # says how large the second can be.
     first = run(max(2, min(FIRST, wanted // 2)), 2)
     yield first
     rate = first.batch / first.step_seconds

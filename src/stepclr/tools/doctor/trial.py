@@ -56,6 +56,7 @@ def trial(images: ImageSet, config: ResolvedConfig, batch: int, steps: int, cach
     """
     indices = spread(len(images), batch * max(1, steps // MIN_EPOCHS))
     batch = min(batch, len(indices))
+    # What a run does now and then, such as kNN, is left out: in a short run it would weigh too much.
     short = replace(
         config,
         minutes=None,

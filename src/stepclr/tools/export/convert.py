@@ -104,6 +104,7 @@ def _load(source: Path) -> Network:
 
 def _to_compare_on(check: Source, encoder: Encoder) -> ImageSet:
     images = open_images(check, limit=IMAGES)
+    # The default is gray, in three equal channels. Images of as many different channels show whether any are exchanged.
     if encoder.channels != RGB and isinstance(check, str) and check == SAMPLE:
         gray = torch.stack(list(images.read(range(len(images)))))[:, 0]
         channels = [gray.roll(number, 0) for number in range(encoder.channels)]

@@ -238,6 +238,7 @@ class _TableWriter:
         self.ids = _ids(self.source)
         index_of = {id: index for index, id in enumerate(self.ids)}
         gone = sorted(stored - index_of.keys())
+        # Another source that shares no image with the index is a mistyped name rather than a reason to delete all rows.
         if stored and len(gone) == len(stored) and old.source != self.metadata.source:
             raise StepclrError(
                 f"{self.folder} is an index of {old.source}, and {self.metadata.source} has none of its images: "
