@@ -48,11 +48,13 @@ def succeed(*words: object) -> None:
     assert call(*words) == 0
 
 
-def untrained_run(folder: Path, classes: list[str] | None = None, seed: int = 0, size: int = 16) -> Path:
+def untrained_run(
+    folder: Path, classes: list[str] | None = None, seed: int = 0, size: int = 16, channels: int = 3
+) -> Path:
     """A folder with an encoder that was not trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = stepclr.build_encoder("test_resnet", "small-stride2", size=size)
+        encoder = stepclr.build_encoder("test_resnet", "small-stride2", size=size, channels=channels)
     encoder.classes = classes or []
     save_encoder(encoder, folder / "encoder.safetensors")
     return folder

@@ -31,12 +31,27 @@ OPTIONS = ["--value-range", "0,4095", "--max-pixels", "10000"]
 
 @dataclass(frozen=True)
 class Input:
-    """A file: its bytes (None: a link to nothing), what becomes of it, why, and what becomes of it WITH."""
+    """A file: its bytes (None: a link to nothing), what becomes of it, why, and what becomes of it WITH.
+
+    `bands`: how many it has; with another number of channels it is skipped for that. 0: not even that is known.
+    """
 
     content: bytes | None
     outcome: str
     reason: str = ""
     outcome_with: str = ""
+    bands: int = 0
+
+    def becomes(self, options: dict[str, Any]) -> tuple[str, str]:
+        """(read, changed, skipped or ignored, why) with these options."""
+        channels = options.get("channels")
+        if channels is None or not self.bands:
+            given = self.outcome_with if options == WITH else ""
+            return given or self.outcome, self.reason
+        if self.bands != channels:
+            return "skipped", f"{self.bands} band"
+        # What is known of its numbers is the same; that bands are lost, or laid over black, is not.
+        return ("skipped", NUMBERS) if self.reason == NUMBERS else ("read", "")
 
 
 def drawing() -> bytes:
@@ -53,8 +68,8 @@ NUMBERS = "needs --value-range LOW,HIGH, the numbers of black and white: "
 PLAIN = file_of(Image.fromarray(scene()))
 FOUR_BANDS = np.dstack([scene(45), scene(45)[..., :1]])
 INPUTS = {
-    "cat/iphone.heic": Input(heic(), "read"),
-    "cat/no suffix": Input(file_of(Image.fromarray(scene(50))), "read"),
+    "cat/iphone.heic": Input(heic(), "read", bands=3),
+    "cat/no suffix": Input(file_of(Image.fromarray(scene(50))), "read", bands=3),
     "cat/broken.jpg": Input(b"no image", "skipped", "not an image in a known format"),
     "cat/gone.png": Input(None, "skipped", "a link to a file that does not exist"),
     "cat/raw.CR2": Input(b"II*\0", "ignored", ".cr2 (raw data of cameras: convert them to JPEG or TIFF)"),
@@ -65,14 +80,21 @@ INPUTS = {
     "cat/@eaDir/": Input(PLAIN, "ignored", "@eaDir/"),
     "lost+found/": Input(PLAIN, "ignored", "lost+found/"),
     "cat/notes.txt": Input(b"text", "ignored", ".txt"),
-    "cat/five.tif": Input(tiff(np.zeros((9, 9, 5), np.uint8), 1), "skipped", "a TIFF of 5 bands of 8-bit whole"),
-    "cat/floats.tif": Input(tiff(np.zeros((9, 9, 3), np.float32), 2), "skipped", "a TIFF of 3 bands of 32-bit float"),
-    "cat/infrared.tif": Input(tiff(FOUR_BANDS, 2, (0,)), "changed", "only red, green and blue of its bands"),
-    "cat/white.png": Input(drawing(), "changed", "a light drawing on transparency, laid over black"),
-    "cat/float.tif": Input(file_of(Image.fromarray(deep(np.float32)), "TIFF"), "skipped", NUMBERS, "read"),
-    "cat/int32.tif": Input(file_of(Image.fromarray(deep(np.int32)), "TIFF"), "skipped", NUMBERS, "read"),
-    "cat/12 bits.png": Input(file_of(Image.fromarray(deep(np.uint16))), "skipped", NUMBERS, "read"),
-    "cat/12 bits.tif": Input(sixteen_bit_color(deep(np.uint16, 4000), "TIFF"), "skipped", NUMBERS, "read"),
+    "cat/five.tif": Input(
+        tiff(np.zeros((9, 9, 5), np.uint8), 1), "skipped", "a TIFF of 5 bands of 8-bit whole", bands=5
+    ),
+    "cat/floats.tif": Input(
+        tiff(np.zeros((9, 9, 3), np.float32), 2), "skipped", "a TIFF of 3 bands of 32-bit float", bands=3
+    ),
+    "cat/infrared.tif": Input(tiff(FOUR_BANDS, 2, (0,)), "changed", "only red, green and blue of its bands", bands=4),
+    "cat/white.png": Input(drawing(), "changed", "a light drawing on transparency, laid over black", bands=2),
+    "cat/float.tif": Input(file_of(Image.fromarray(deep(np.float32)), "TIFF"), "skipped", NUMBERS, "read", bands=1),
+    "cat/int32.tif": Input(file_of(Image.fromarray(deep(np.int32)), "TIFF"), "skipped", NUMBERS, "read", bands=1),
+    "cat/12 bits.png": Input(file_of(Image.fromarray(deep(np.uint16))), "skipped", NUMBERS, "read", bands=1),
+    "cat/12 bits.tif": Input(sixteen_bit_color(deep(np.uint16, 4000), "TIFF"), "skipped", NUMBERS, "read", bands=3),
+    "cat/gray.png": Input(file_of(Image.fromarray(scene(33)[..., 0])), "read", bands=1),
+    "cat/16 bits.tif": Input(file_of(Image.fromarray(deep(np.uint16, 60_000)), "TIFF"), "read", bands=1),
+    "cat/see-through.png": Input(file_of(Image.fromarray(FOUR_BANDS)), "read", bands=4),
     "cat/large.jpg": Input(
         file_of(Image.fromarray(scene(90, 110)), "JPEG"),
         "skipped",
@@ -82,12 +104,14 @@ INPUTS = {
 }
 
 
-def plain(root: Path, shift: int) -> Path:
+def plain(root: Path, shift: int, channels: int = 3) -> Path:
     """Six images of each of two classes."""
     files = {}
     for i in range(6):
         for j, name in enumerate(("cat", "dog")):
-            files[f"{name}/{i}.png"] = file_of(Image.fromarray(np.roll(scene(30 + i, 60 + 9 * j), shift)))
+            pixels = np.roll(scene(30 + i, 60 + 9 * j), shift)
+            bands = [pixels[..., band % 3] for band in range(channels)]
+            files[f"{name}/{i}.png"] = file_of(Image.fromarray(np.dstack(bands).squeeze()))
     return fill(root, files)
 
 
@@ -99,8 +123,12 @@ def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return source_of(tmp_path_factory.mktemp("inputs"))
+
+
+def source_of(folder: Path, channels: int = 3) -> Path:
     """Plain images, and every one of INPUTS."""
-    root = plain(tmp_path_factory.mktemp("inputs"), 0)
+    root = plain(folder, 0, channels)
     for name, one in INPUTS.items():
         if one.content is None:
             (root / name).symlink_to(root / "nowhere")
@@ -136,13 +164,14 @@ def by_doctor(images: stepclr.ImageSet, _: Path, out: Path) -> Outcome:
 
 def by_pretrain(images: stepclr.ImageSet, _: Path, out: Path) -> Outcome:
     trained = stepclr.pretrain(images, out / "run", progress=False, **PRETRAIN)
-    config = trained.config
-    assert config.value_range == images.value_range == trained.encoder().value_range
+    config, encoder = trained.config, trained.encoder()
+    assert config.value_range == images.value_range == encoder.value_range
+    assert config.channels == images.channels == encoder.channels
     return config.images, listed(out / "run" / "skipped.csv")
 
 
 def by_evaluate(images: stepclr.ImageSet, run: Path, out: Path) -> Outcome:
-    scores = stepclr.evaluate(run, plain(out / "train", 100), images, probe="knn", baselines=[])
+    scores = stepclr.evaluate(run, plain(out / "train", 100, images.channels), images, probe="knn", baselines=[])
     return of(images, scores.protocol["test"]["images"], out)
 
 
@@ -153,7 +182,7 @@ def by_finetune(images: stepclr.ImageSet, run: Path, out: Path) -> Outcome:
 
 def by_predict(images: stepclr.ImageSet, run: Path, out: Path) -> Outcome:
     classifier = out / "c.safetensors"
-    stepclr.finetune(run, plain(out / "train", 100), out=classifier, epochs=1)
+    stepclr.finetune(run, plain(out / "train", 100, images.channels), out=classifier, epochs=1)
     classified = classify(classifier, images)
     classified.write(out / "p.csv")
     return len(classified.images), listed(out / "p.skipped.csv")
@@ -190,7 +219,10 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope="module", params=[{}, WITH], ids=["as declared", "with a range"])
+OPTION_SETS = {"as declared": {}, "with a range": WITH, "gray": {"channels": 1}, "four": {"channels": 4}}
+
+
+@pytest.fixture(scope="module", params=OPTION_SETS.values(), ids=OPTION_SETS)
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     given: dict[str, Any] = request.param
     return given
@@ -205,6 +237,9 @@ def outcome(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Outcome:
     """What one command, run once, makes of all inputs."""
+    if channels := options.get("channels"):
+        source = source_of(tmp_path_factory.mktemp("inputs"), channels)
+        run = untrained_run(tmp_path_factory.mktemp("run"), size=SIZE, channels=channels)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # Findings about images need no trials, which take seconds.
         patch.setattr("stepclr.tools.doctor.examine.trials", lambda *_: TRIALS)
@@ -215,18 +250,18 @@ def outcome(
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_an_input_is_the_same_to_every_command(name: str, outcome: Outcome, options: dict[str, Any]) -> None:
-    one, reasons = INPUTS[name], outcome[1]
-    expected = (options and one.outcome_with) or one.outcome
+    reasons = outcome[1]
+    expected, reason = INPUTS[name].becomes(options)
     if expected == "read":
         assert name not in reasons
     elif expected == "skipped":
-        assert one.reason in reasons[name]
+        assert reason in reasons[name]
     else:
-        assert reasons[name] == f"{expected}: {one.reason}"
+        assert reasons[name] == f"{expected}: {reason}"
 
 
 def test_every_command_reads_as_many_images(outcome: Outcome, options: dict[str, Any]) -> None:
-    read = [one for one in INPUTS.values() if ((options and one.outcome_with) or one.outcome) in ("read", "changed")]
+    read = [one for one in INPUTS.values() if one.becomes(options)[0] in ("read", "changed")]
     assert outcome[0] == 12 + len(read)
 
 
@@ -262,7 +297,7 @@ def test_every_command_says_on_the_screen_what_is_left_out(
         main([str(word) for word in [*words(command, source, labeled, run, tmp_path), *OPTIONS]])
     shown = "".join(capsys.readouterr())
     assert not stop.value.code, shown
-    counts = Counter((one.outcome_with or one.outcome) for one in INPUTS.values())
+    counts = Counter(one.becomes(WITH)[0] for one in INPUTS.values())
     assert f"skipped {counts['skipped']} images that cannot be read, for example " in shown
     assert f"ignored {counts['ignored']} files and folders: " in shown
     assert "1 .cr2 (raw data of cameras: convert them to JPEG or TIFF)" in shown

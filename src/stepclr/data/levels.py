@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageStat
 
-from stepclr.data.formats import BITS, SAMPLE_FORMAT, UnsupportedError, check_bands
+from stepclr.data.formats import BITS, SAMPLE_FORMAT, SAMPLES, UnsupportedError, check_bands
 from stepclr.data.reading import Range, Reading
 
 BYTE = 255
@@ -62,7 +62,8 @@ def bands(image: Image.Image, reading: Reading, again: Again | None = None) -> U
     Raises `UnsupportedError` where they are not as many as `reading` asks for, and as `rgb` does.
     """
     _check_layout(image)
-    check_bands(len(SHOWN_AS.get(image.mode, image.getbands())), reading)
+    shown = len(SHOWN_AS.get(image.mode, image.getbands()))
+    check_bands(max(shown, _tags(image).get(SAMPLES, 1)), reading)  # of some TIFFs, Pillow leaves bands out
     wide = _is_wide(image)
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
