@@ -256,7 +256,7 @@ def lightly(bench: Bench, images: stepclr.ImageSet, encoder: str, size: int, bat
     assert isinstance(pixels, Tensor)
     workers = 0 if bench.quick else min(8, os.cpu_count() or 1)
     arrays = partial(Arrays, pixels)
-    loop = LightlyLoop(arrays, size, "small", 1000, batch, bf16, encoder, workers, bench.device)
+    loop = LightlyLoop(arrays, size, "small", 10**6, batch, bf16, encoder, workers, bench.device)
     going, warm_up = loop.steps(endless=True), 1 if bench.quick else 5
     for _ in range(warm_up):
         next(going)

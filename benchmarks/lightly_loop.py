@@ -1,11 +1,11 @@
 """lightly's SimCLR loop at its best, for the scripts that compare with it: the settings of its own CIFAR-10 benchmark.
 
 From docs/source/getting_started/benchmarks/cifar10_benchmark.py in github.com/lightly-ai/lightly: batch 128, SGD with
-rate 0.06 at batch 128, momentum 0.9 and decay 5e-4 on everything, a cosine per epoch to 0, NTXentLoss at temperature
-0.5, jitter of strength 0.5 and no blur at 32 px, and ImageNet's mean and std, in training and when scored. Above 32 px,
-the transform's defaults. What differs from its page is the images, the encoder (stepclr's ResNets, so that both sides
-train the same network) and its number of workers. "bf16" adds what any PyTorch user can: autocast to bfloat16 around
-the step, and channels_last.
+rate 0.06 at batch 128, momentum 0.9 and decay 5e-4 on everything, a cosine to 0, NTXentLoss at temperature 0.5, jitter
+of strength 0.5 and no blur at 32 px, and ImageNet's mean and std, in training and when scored. Above 32 px, the
+transform's defaults. What differs from its page is the images, the encoder (built by stepclr), its number of workers,
+and that the cosine falls at every step instead of every epoch: runs of less than an epoch have one too. "bf16" adds
+what any PyTorch user can: autocast to bfloat16 around the step, and channels_last.
 """
 
 import itertools
@@ -34,14 +34,14 @@ NAMES = {"lightly": False, "lightly-bf16": True}  # the two rows: without and wi
 
 
 class LightlyLoop:
-    """The loop on the images of a folder, or of a data set that takes the transform, for a schedule of `epochs`."""
+    """The loop on the images of a folder, or of a data set that takes the transform; its cosine has `length` steps."""
 
     def __init__(
         self,
         images: Path | Callable[[Any], Dataset[Any]],
         size: int,
         stem: str,
-        epochs: int,
+        length: int,
         batch: int = 128,
         bf16: bool = False,
         encoder: str = "resnet18",
@@ -51,7 +51,7 @@ class LightlyLoop:
         small: dict[str, Any] = {"cj_strength": 0.5, "gaussian_blur": 0.0} if size <= 32 else {}
         transform = SimCLRTransform(input_size=size, **small)
         dataset = LightlyDataset(str(images), transform=transform) if isinstance(images, Path) else images(transform)
-        self.epochs, self.device, self.bf16 = epochs, device or torch.device("cpu"), bf16
+        self.length, self.device, self.bf16 = length, device or torch.device("cpu"), bf16
         self.loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, num_workers=workers)
 
         # The transform normalizes the images of training; the encoder itself does so for whoever scores it.
@@ -66,19 +66,19 @@ class LightlyLoop:
         self.loss = NTXentLoss()
         rate = 0.06 * batch / 128
         self.optimizer = torch.optim.SGD(self.model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
-        self.schedule = CosineAnnealingLR(self.optimizer, epochs)
+        self.schedule = CosineAnnealingLR(self.optimizer, length)
 
     def steps(self, endless: bool = False) -> Iterator[int]:
         """Train, and yield the number of images after each step. endless: for a measurement of speed."""
-        for _ in itertools.count() if endless else range(self.epochs):
-            for (x0, x1), _target, _name in self.loader:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                    loss = self.loss(self.model(self._moved(x0)), self.model(self._moved(x1)))
-                loss.backward()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                yield len(x0)
+        batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
+        for (x0, x1), _target, _name in batches if endless else itertools.islice(batches, self.length):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = self.loss(self.model(self._moved(x0)), self.model(self._moved(x1)))
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
             self.schedule.step()
+            yield len(x0)
 
     def _moved(self, x: Tensor) -> Tensor:
         layout = torch.channels_last if self.bf16 else torch.contiguous_format

@@ -49,7 +49,7 @@ Stem = Literal["imagenet", "small", "small-stride2"]
 def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float, bf16: bool) -> float:
     """Images over time of lightly's loop."""
     images, begun = 0, 0.0
-    loop = LightlyLoop(folder, size, stem, epochs=1000, batch=batch, bf16=bf16)
+    loop = LightlyLoop(folder, size, stem, length=10**6, batch=batch, bf16=bf16)
     for step, count in enumerate(loop.steps(endless=True), 1):
         if step == WARM_UP:
             begun = time.perf_counter()

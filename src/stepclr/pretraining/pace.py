@@ -30,7 +30,7 @@ from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
 SHARE = 0.03  # of the time may be spent on the trial's steps; two steps of each size of views are taken in any case
-WARM_UP, TIMED = 4, 50  # steps of each size, at most; the warm-up covers what is compiled
+WARM_UP, TIMED = 4, 200  # steps of each size, at most; the warm-up covers what is compiled
 
 
 @dataclass(frozen=True)
