@@ -137,15 +137,15 @@ def test_the_rows_of_a_rank_have_the_sums_that_they_have_among_all(
 @pytest.mark.parametrize("fault", ["the diagonal kept", "a mirror tile forgotten", "rows only", "no temperature"])
 def test_the_check_rejects(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE_SIZES", SMALL)
-    tile, weights, places = tiles._tile, tiles._weights, tiles.Tiles.places
+    exponentials, weights, places = tiles._exponentials, tiles._weights, tiles.Tiles.places
     if fault == "the diagonal kept":
-        monkeypatch.setattr(tiles, "_tile", lambda left, right, _, *rest: tile(left, right, False, *rest))
+        monkeypatch.setattr(tiles, "_exponentials", lambda tile, _, *rest: exponentials(tile, False, *rest))
     elif fault == "a mirror tile forgotten":
         monkeypatch.setattr(tiles.Tiles, "places", lambda self: [(r, c, False) for r, c, _ in places(self)])
     elif fault == "rows only":
         monkeypatch.setattr(tiles, "_weights", lambda t, i, j, *rest: weights(t, i, j * 0, *rest))
     else:
-        monkeypatch.setattr(tiles, "_tile", lambda left, right, *rest: tile(left * 0.5, right, *rest))
+        monkeypatch.setattr(tiles, "_exponentials", lambda tile, *rest: exponentials(tile * 0.5, *rest))
     with pytest.raises(AssertionError):
         check(130, "images", 0.5, torch.float32)
 

@@ -168,23 +168,43 @@ def test_no_operation_has_a_shape_that_depends_on_what_was_drawn_or_mixes_device
             there.nonzero()
 
 
-SEEN = torch.Size([8, 3, 40, 40])
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(images, size of the views) of each batch that a GPU would render by compiled code."""
+    batches: list[tuple[int, int]] = []
 
-
-def test_a_shape_is_compiled_when_it_comes_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[torch.Size] = []
-
-    def stand_in(images: Tensor, *rest: object) -> Tensor:
-        compiled.append(images.shape)
-        return render_packed(images, *rest)  # type: ignore[arg-type]
+    def stand_in(images: Tensor, numbers: Tensor, kinds: cuda.Kinds, size: int, *rest: object) -> Tensor:
+        batches.append((len(images), size))
+        return render_packed(images, numbers, kinds, size, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cuda, "compiles", lambda _: True)
     monkeypatch.setattr(cuda, "_compiled", lambda: stand_in)
     monkeypatch.setattr(cuda, "_batches_of", type(cuda._batches_of)())
-    views = all_ops("simclr", 24)
+    monkeypatch.setattr(cuda, "_frequent", set())
+    return batches
+
+
+def test_a_batch_is_rendered_by_compiled_code_when_its_like_comes_again_and_again(
+    compiled: list[tuple[int, int]],
+) -> None:
     for n in (8, 8, 5, 8, 8, 5):
-        assert farthest(made_up(n, 40, 40), views) < SAME
-    assert compiled == [SEEN, SEEN]
+        assert farthest(made_up(n, 40, 40), all_ops("simclr", 24)) < SAME
+    assert compiled == [(8, 24), (8, 24)]
+
+
+def test_views_of_another_size_or_policy_are_others(compiled: list[tuple[int, int]]) -> None:
+    images = made_up(4, 40, 40)
+    for policy, size in (("simclr", 12), ("simclr", 12), ("simclr", 24), ("crop", 12), ("simclr", 12)):
+        assert farthest(images, all_ops(policy, size)) < SAME
+    assert compiled == [(4, 12)]
+
+
+def test_no_more_is_compiled_than_torch_allows_of_one_function(compiled: list[tuple[int, int]]) -> None:
+    images = made_up(2, 9, 9)
+    for size in range(4, 4 + 2 * cuda.MAX_SHAPES):
+        for _ in range(cuda.COMPILE_FROM):
+            farthest(images, all_ops("crop", size))
+    assert len(compiled) == cuda.MAX_SHAPES < torch._dynamo.config.recompile_limit
 
 
 COMPILED = """

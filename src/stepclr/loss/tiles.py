@@ -221,9 +221,9 @@ class Tiles:
         if kept is not None:
             return kept
         groups = None if self.groups is None else (self.groups[rows], self.groups[columns])
-        tile: Tensor = self.run(_tile)(
-            self.z[rows], self.z[columns], rows == columns, self.logarithms, self.base_2, groups, out
-        )
+        # Not compiled: it is one call of cuBLAS in any case, and inductor would advise to switch TF32 on.
+        products = torch.mm(self.z[rows], self.z[columns].T, out=out)
+        tile: Tensor = self.run(_exponentials)(products, rows == columns, self.logarithms, self.base_2, groups)
         return tile
 
     def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -231,17 +231,17 @@ class Tiles:
         return _compiled(function) if compiles(self.z.device) else function
 
 
-def _tile(
-    left: Float[Tensor, "a d"],
-    right: Float[Tensor, "b d"],
+def _exponentials(
+    tile: Float[Tensor, "a b"],
     on_diagonal: bool,
     logarithms: bool,
     base_2: bool,
     groups: tuple[Int[Tensor, " a"], Int[Tensor, " b"]] | None,
-    out: Float[Tensor, "a b"] | None,
 ) -> Float[Tensor, "a b"]:
-    """e, or log e, of a tile; a row is compared neither with itself nor, where `groups` are given, with its group."""
-    tile = torch.mm(left, right.T, out=out)
+    """e, or log e, of a tile of products; a row is compared neither with itself nor, given `groups`, with its group.
+
+    In place.
+    """
     if base_2:
         tile.exp2_()
     elif not logarithms:

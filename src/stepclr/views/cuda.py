@@ -7,9 +7,10 @@ parameters are copied to the device as one tensor. On a CPU the other renderers 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,8 +53,8 @@ WIDTHS: dict[type[OpParams], tuple[int, ...]] = {  # numbers of a view in each f
     EraseParams: (1, 4),
 }
 Kinds = tuple[type[OpParams], ...]  # of the ops of a policy, in their order
-COMPILE_FROM = 3  # batches of a shape: compiling takes longer than rendering the first ones
-MAX_SHAPES = 6  # that are compiled; there are more only if batches are cut out of images of many sizes
+COMPILE_FROM = 3  # batches of the same shapes: compiling takes longer than rendering the first ones
+MAX_SHAPES = 6  # that are compiled (torch stops at 8 of a function): a progressive run has 3, photos of many sizes more
 
 
 def render_cuda(
@@ -72,7 +73,7 @@ def render_cuda(
         return torch.stack([render_reference(images, view, size, interpolation) for view in params])
     if not isinstance(images, Tensor):
         return torch.cat([_render_unequal(images, view, kinds, size, interpolation) for view in params])
-    return _renderer_for(images)(images, to_device(pack_params(params), images.device), kinds, size, interpolation)
+    return _rendered(images, params, kinds, size, interpolation)
 
 
 def pack_params(params: Sequence[ViewParams]) -> Float[np.ndarray, "v n k"]:
@@ -240,20 +241,26 @@ def _render_unequal(
     """One view of images whose sizes differ: their boxes in a batch, with sides rounded up so that few shapes occur."""
     batch, box = cut_out(images, params.box)
     batch = F.pad(batch, (0, -batch.shape[3] % size, 0, -batch.shape[2] % size))
-    numbers = to_device(pack_params([ViewParams(box, params.flip, params.ops)]), batch.device)
-    return _renderer_for(batch)(batch, numbers, kinds, size, interpolation)
+    return _rendered(batch, [ViewParams(box, params.flip, params.ops)], kinds, size, interpolation)
 
 
-def _renderer_for(images: Tensor) -> Callable[..., Tensor]:
-    """`render_packed` itself, or compiled where that pays: on CUDA, for shapes that occur again and again."""
-    if not compiles(images.device):
-        return render_packed
-    _batches_of[images.shape] += 1
-    frequent = [shape for shape, batches in _batches_of.items() if batches >= COMPILE_FROM]
-    return _compiled() if images.shape in frequent[:MAX_SHAPES] else render_packed
+def _rendered(images: Tensor, params: Sequence[ViewParams], *rest: Any) -> Float[Tensor, "v n 3 s s"]:
+    """By `render_packed` itself, or compiled where that pays: on CUDA, for what occurs again and again."""
+    numbers = to_device(pack_params(params), images.device)
+    compiled = compiles(images.device) and _is_frequent((images.shape, numbers.shape, *rest))
+    return (_compiled() if compiled else render_packed)(images, numbers, *rest)
 
 
-_batches_of: Counter[torch.Size] = Counter()
+def _is_frequent(shapes: Hashable) -> bool:
+    """Whether this is, with shapes, ops and size of the views, one of the first that occur often enough."""
+    _batches_of[shapes] += 1
+    if _batches_of[shapes] >= COMPILE_FROM and len(_frequent) < MAX_SHAPES:
+        _frequent.add(shapes)
+    return shapes in _frequent
+
+
+_batches_of: Counter[Hashable] = Counter()
+_frequent: set[Hashable] = set()
 
 
 @cache
