@@ -17,8 +17,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process where there is one, else the CPU.
+
+    It has its number: threads that read ahead would take "cuda" alone as the first GPU, whichever the rank's is.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def to_device(array: Num[np.ndarray, "*shape"], device: torch.device) -> Num[Tensor, "*shape"]:
@@ -60,6 +63,18 @@ def cudnn_benchmark() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """In here torch draws from `seed`, on the CPU and on the GPU of this process; afterwards as if nothing had been.
+
+    Without a number `fork_rng` would prepare every GPU of the machine, in each rank.
+    """
+    index = default_device().index
+    with torch.random.fork_rng([] if index is None else [index]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -46,10 +46,7 @@ class World:
         """Every rank's number, in the order of the ranks."""
         if self.size == 1:
             return [value]
-        # A process group of the user's own may have NCCL alone, which exchanges nothing from the host.
-        device = "cpu" if "cpu:" in dist.get_backend_config() else "cuda"
-        number = torch.tensor([value], dtype=torch.float64, device=device)
-        return self._exchange(number, [1] * self.size).tolist()
+        return self._exchange(torch.tensor([value], dtype=torch.float64), [1] * self.size).tolist()
 
     def sizes(self, n: int) -> list[int]:
         """How many rows each rank has, for `gather` and `gather_with_gradient`."""
@@ -122,11 +119,14 @@ class World:
             self.wait()
 
     def _exchange(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        # A process group of the user's own may have NCCL alone, which exchanges nothing from the host.
+        by_gpu = x.is_cpu and "cpu:" not in dist.get_backend_config()
         longest = max(sizes)
-        mine = x.new_zeros(longest, *x.shape[1:])
+        mine = x.new_zeros(longest, *x.shape[1:], device="cuda" if by_gpu else x.device)
         mine[: len(x)] = x
-        every = x.new_empty(self.size * longest, *x.shape[1:])
+        every = mine.new_empty(self.size * longest, *x.shape[1:])
         dist.all_gather_into_tensor(every, mine)
+        every = every.to(x.device)
         if min(sizes) == longest:
             return every
         return torch.cat([part[:size] for part, size in zip(every.split(longest), sizes, strict=True)])

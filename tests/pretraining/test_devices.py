@@ -6,27 +6,33 @@ GPU, with their stream and page-locked memory, are tried with doubles of torch.c
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from small import untrained_run
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 import stepclr
 from stepclr.config import PretrainConfig
-from stepclr.distributed import ALONE
+from stepclr.device import default_device, seeded
+from stepclr.distributed import ALONE, World
 from stepclr.loss.tiles import exact_setting
 from stepclr.metrics import alignment, contrastive_top1, uniformity, weighted_knn
 from stepclr.model.classifier import Classifier
-from stepclr.pretraining import gpu_cache
+from stepclr.pretraining import api, classifier, gpu_cache, loop
 from stepclr.pretraining.batches import batches
 from stepclr.pretraining.gpu_cache import on_device, upload
 from stepclr.pretraining.loop import put_on_device, ready_to_train
 from stepclr.pretraining.model import build_model
 from stepclr.pretraining.optim import build_optimizer
 from stepclr.pretraining.resolve import resolve, views_of
+from stepclr.tools import embed as embedding
+from stepclr.tools.search import table
 from stepclr.views.keys import view_keys
 
 META = torch.device("meta")
@@ -169,6 +175,92 @@ def test_the_metrics_of_a_batch_wait_for_no_value(stand_in: Callable[[], Any]) -
             assert (metric.device, metric.shape) == (META, ())
         with pytest.raises(DataDependentOutputException):  # once for a score of kNN: the number of classes
             weighted_knn(z_i, torch.zeros(8, dtype=torch.int64, device=META), z_j, 3)
+
+
+def test_the_second_stage_trains_where_the_encoder_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "represent", lambda *_: (torch.ones(4, 32), None))
+    monkeypatch.setattr(classifier, "train_classifier", lambda trained, *_: trained)
+    encoder = stepclr.build_encoder("test_resnet", "small-stride2", size=28).to(META)
+    trained = classifier.linear_layer(encoder, images(), 1, resolve(PretrainConfig(**SETTINGS), images()))
+    assert {parameter.device for parameter in trained.parameters()} == {META}
+
+
+# Which GPU, and what it is told.
+
+
+def test_the_gpu_of_a_rank_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is given "cuda" alone takes the first GPU, whichever one the process has chosen."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert default_device() == torch.device("cuda", 3)
+
+
+def test_a_rank_prepares_no_gpu_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[list[int]] = []
+
+    @contextmanager
+    def fork_rng(gpus: list[int]) -> Iterator[None]:
+        kept.append(gpus)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    for name in ("cpu", "cuda:3"):
+        monkeypatch.setattr("stepclr.device.default_device", lambda name=name: torch.device(name))
+        with seeded(0):
+            pass
+    assert kept == [[], [3]]
+
+
+@pytest.mark.parametrize("command", [embedding, table])
+def test_a_rank_has_its_gpu_before_an_encoder_is_put_there(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def noted(name: str, value: Any) -> Callable[[], Any]:
+        def called() -> Any:
+            order.append(name)
+            return value
+
+        return called
+
+    monkeypatch.setattr(command, "join", noted("joined", ALONE))
+    monkeypatch.setattr(command, "default_device", noted("device", torch.device("cpu")))
+    run = untrained_run(tmp_path)
+    if command is embedding:
+        embedding.embed(run, images())
+    else:
+        table.write_embeddings(run, images(), tmp_path / "h.npz")
+    assert order[:2] == ["joined", "device"]
+
+
+def test_ranks_on_different_gpus_write_the_same_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "default_device", lambda: torch.device("cuda", 3))
+    run = stepclr.pretrain(images(), tmp_path / "run", **SETTINGS, epochs=1, progress=False)
+    assert run.config.device == "cuda"
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint_activations": True}])
+def test_cudnn_chooses_its_fastest_algorithms_while_a_run_lasts(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(loop, "compiles", lambda _: False)
+    decided = resolve(PretrainConfig(**SETTINGS | options), images())
+    model = build_model(decided, images())
+    with ExitStack() as stack:
+        ready_to_train(stack, model, None, decided, torch.device("cuda"), ALONE)
+        assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_numbers_of_the_host_go_by_the_gpu_where_the_group_has_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Tensor] = []
+    monkeypatch.setattr(dist, "get_backend_config", lambda: "cuda:nccl")
+    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda _, mine: sent.append(mine))
+    with FakeTensorMode():  # which knows a GPU's tensors without values
+        gathered = World(0, 2).gather(torch.ones(2, 3), [2, 1])
+    assert [mine.device.type for mine in sent] == ["cuda"]
+    assert (gathered.device.type, gathered.shape) == ("cpu", (3, 3))
 
 
 # Copies to a GPU.

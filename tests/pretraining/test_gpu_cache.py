@@ -108,6 +108,9 @@ def test_on_a_cpu_images_stay_where_they_are() -> None:
 def test_a_share_of_the_free_memory_is_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**10, 10**11))
     assert room(CUDA) == 3 * 10**9
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 7 * 10**9)  # of a trial, and most of it free
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2 * 10**9)
+    assert room(CUDA) == 4.5 * 10**9
     assert room(CPU) == 0
 
 

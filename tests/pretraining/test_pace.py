@@ -10,10 +10,13 @@ from small import call, run_config, same
 from torch import nn
 
 import stepclr
-from stepclr.config import CONFIG_FILE, ResolvedConfig
+from stepclr.config import CONFIG_FILE, PretrainConfig, ResolvedConfig
+from stepclr.distributed import ALONE
 from stepclr.pretraining import loop, pace
 from stepclr.pretraining.loop import Schedule
+from stepclr.pretraining.model import SimCLR
 from stepclr.pretraining.pace import Pace
+from stepclr.pretraining.resolve import resolve, views_of
 
 IMAGES = 32  # two steps an epoch
 FIVE_STEPS = 550 / 60  # minutes, at 100 s a step, of which the test itself may take 50
@@ -103,6 +106,28 @@ def test_the_trial_takes_steps_of_each_size_of_views_and_leaves_no_trace(
     timed = small_run(tmp_path / "timed", minutes=FIVE_STEPS, **options)
     assert set(sizes[:-5]) == set(sizes[-5:]) == {14, 21, 28}
     assert same(timed, small_run(tmp_path / "counted", epochs=2.5, **options))
+
+
+def test_what_is_loaded_for_the_first_metrics_does_not_count_as_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU their first call compiles."""
+    clock, metrics, calls = Clock(), pace.batch_metrics, 0
+
+    def slow_at_first(*batch: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        clock.now += 9.0 if calls == 1 else 0.0
+        return metrics(*batch)
+
+    monkeypatch.setattr(pace, "time", clock)
+    monkeypatch.setattr(pace, "batch_metrics", slow_at_first)
+    images = stepclr.open_images("sample:unlabeled", limit=IMAGES)
+    config = resolve(PretrainConfig("test_resnet", batch_size=16, head="8-8", size=28, precision="fp32"), images)
+    trial = SimCLR(stepclr.build_encoder(Net(clock=clock, seconds=0.04), size=28), stepclr.ProjectionHead(8, 8, 8))
+    measured = pace.measured(config, 60.0, images, images, views_of(config), trial, None, ALONE)
+    assert calls > 2
+    assert measured.step == pytest.approx(0.04)
 
 
 def test_a_run_that_was_killed_resumes_with_its_schedule(tmp_path: Path, five_steps: float) -> None:

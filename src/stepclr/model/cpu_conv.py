@@ -154,7 +154,7 @@ def _gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[
 
 @contextmanager
 def cpu_convolutions(network: nn.Module) -> Iterator[None]:
-    """In here `use_cpu_convolutions` holds for `network`; afterwards it has its own convolutions again."""
+    """In here `use_cpu_convolutions` holds for a network on the CPU; afterwards it has its own convolutions again."""
     swapped = use_cpu_convolutions(network)
     try:
         yield
@@ -173,6 +173,8 @@ def use_cpu_convolutions(network: nn.Module) -> list[tuple[nn.Module, str, nn.Co
         for name, child in list(parent.named_children()):
             # No subclasses of others: what those do besides is not known here.
             if not isinstance(child, nn.Conv2d) or type(child) not in (nn.Conv2d, Conv2dSame):
+                continue
+            if not child.weight.is_cpu:
                 continue
             if kind := _kind(child):
                 swapped.append((parent, name, child))

@@ -55,8 +55,9 @@ def represent(
     """h `[n, F]` in float32 of every readable image, center cropped, and the indices of those images.
 
     The encoder runs in eval mode without gradient; afterwards it is in the mode it was in. `dtype` bfloat16 is faster,
-    for monitoring and search; scores are always computed from float32. The ranks of `world` share the batches, and each
-    receives all of h, the same as from one process; `images.skipped` lists what this rank could not read.
+    for monitoring and search; scores are always computed from float32, whose convolutions torch computes in TF32 on a
+    GPU, unless it is told otherwise. The ranks of `world` share the batches, and each receives all of h, the same as
+    from one process; `images.skipped` lists what this rank could not read.
     Raises NotFiniteError where h is not finite, although every weight may be.
     """
     n, training = len(images), encoder.training

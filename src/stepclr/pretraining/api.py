@@ -18,7 +18,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, heading, of_these_classes, to_learn_from
 from stepclr.data.sources import Source, absolute_source, open_images, sources_of
-from stepclr.device import default_device, torch_threads
+from stepclr.device import default_device, seeded, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
@@ -112,8 +112,7 @@ def pretrain(
         printer.say(f"monitor: {heading(watched)}")
         check_classes(watched)
 
-    with torch.random.fork_rng():
-        torch.manual_seed(decided.seed)
+    with seeded(decided.seed):
         model = build_model(decided, images, teacher, module)
         if model.encoder.origin and not stored:
             printer.say(f"weights: {model.encoder.origin}")
@@ -235,7 +234,7 @@ def _run_config(
         renderer=views.renderer,
         threads=torch.get_num_threads(),
         ranks=world.size,
-        device=str(default_device()),
+        device=default_device().type,
         versions={
             "stepclr": version("stepclr"),
             "torch": torch.__version__,

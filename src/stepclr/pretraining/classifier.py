@@ -111,7 +111,7 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Resolv
     labeled = images.keep(images.classes)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        classifier = Classifier(copy.deepcopy(encoder), labeled.classes)
+        classifier = Classifier(copy.deepcopy(encoder), labeled.classes).to(encoder.mean.device)
     h, _ = represent(encoder, labeled.take(epoch_order(config.seed, 0, len(labeled))[:LENGTHS]))
     batch = min(config.batch_size, len(labeled))
     rate = scaled_lr(LINEAR_RATE / float(h.square().sum(1).mean()), batch, "linear")

@@ -52,8 +52,14 @@ def on_device(images: ImageSet, device: torch.device, budget: int | None = None)
 
 
 def room(device: torch.device) -> int:
-    """Bytes for images: SHARE of the free memory of a GPU; 0 on a CPU, where they are in memory already."""
-    return int(SHARE * torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
+    """Bytes for images: SHARE of the free memory of a GPU; 0 on a CPU, where they are in memory already.
+
+    What torch has reserved and no longer uses, such as that of a trial before the run, is free too.
+    """
+    if device.type != "cuda":
+        return 0
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
 
 
 def upload(images: ImageBatch, device: torch.device) -> Callable[[], ImageBatch]:

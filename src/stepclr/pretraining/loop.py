@@ -238,14 +238,14 @@ def _settings_of_the_loop(
     stack: ExitStack, model: SimCLR, teacher: Classifier | None, device: torch.device, config: ResolvedConfig
 ) -> SimCLR:
     """What is changed until `stack` ends: how convolutions are computed and memory is kept. Returns what to call."""
-    if device.type == "cpu":
-        for module in filter(None, (model, teacher)):
-            stack.enter_context(cpu_convolutions(module))
+    for module in filter(None, (model, teacher)):
+        stack.enter_context(cpu_convolutions(module))
     if config.micro_batch is None and not config.checkpoint_activations:  # else the run wants to stay small
         stack.enter_context(freed_memory_kept())
+    if device.type == "cuda":
+        stack.enter_context(cudnn_benchmark())
     if not compiles(device) or config.checkpoint_activations:
         return model
-    stack.enter_context(cudnn_benchmark())
     return _compiled(model)
 
 

@@ -152,7 +152,7 @@ class _Steps:
             epoch, batch = next(self.feed)
             keys = view_keys(self.config.seed, epoch, batch.samples)
             loss, z = self.take_step(self.optimizer, views, batch, keys)
-            if taken % LOG_EVERY == 0:
+            if taken % LOG_EVERY == 0 or taken == most:  # in the warm-up too: what they need is loaded once
                 batch_metrics(self.objective, z, batch.labels, self.world)
             if taken % self.waits_every == 0 or taken == most:
                 loss.item()

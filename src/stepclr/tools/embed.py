@@ -36,6 +36,7 @@ def embed(
     An image that cannot be read has a row of NaN, and a warning reports how many there are. Raises StepclrError if
     no image can be read.
     """
+    join()  # first: it decides which GPU is this rank's
     encoder = load_encoder(run, module).to(default_device())
     source = resized(open_images(images), encoder)
     h, kept = represented(encoder, source, precision, progress)

@@ -15,6 +15,7 @@ from torch import Tensor
 from stepclr.config import PretrainConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
+from stepclr.device import seeded
 from stepclr.loss.contrastive import nt_xent
 from stepclr.metrics import contrastive_top1, effective_rank
 from stepclr.model.encoder import Encoder
@@ -70,8 +71,7 @@ class Walk:
     @cached_property
     def model(self) -> SimCLR:
         """Encoder and head as a run with this seed begins with them."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)
+        with seeded(self.config.seed):
             return build_model(self.config, self.source).train()
 
     @cached_property

@@ -122,7 +122,7 @@ def doctor(
         advice=advised,
         settings=settings,
         machine={
-            "device": str(default_device()),
+            "device": default_device().type,
             "cores": cores(),
             "threads": torch.get_num_threads(),
             "available_bytes": available(),

@@ -16,7 +16,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
 from stepclr.data.sources import Source, open_images
-from stepclr.device import default_device
+from stepclr.device import default_device, seeded
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
 from stepclr.evaluation.predict import classify
@@ -170,8 +170,7 @@ class Context:
     def untrained(self) -> SimCLR:
         """Encoder and head as they were before the first step."""
         assert self.images is not None
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)
+        with seeded(self.config.seed):
             return build_model(self.config, self.images).to(default_device())
 
 

@@ -172,7 +172,8 @@ def write_embeddings(
     path = Path(out)
     check_suffix(path, [".npz", ".parquet"], ", or be a folder for an index")
     parquet = needed("pyarrow.parquet") if path.suffix == ".parquet" else None
-    encoder, world = load_encoder(run).to(default_device()), join()
+    world = join()  # first: it decides which GPU is this rank's
+    encoder = load_encoder(run).to(default_device())
     source = resized(open_images(images), encoder)
     if parquet:
         source = ThumbnailingImageSet.of(source)
