@@ -222,7 +222,7 @@ COMMANDS = {
 OPTION_SETS = {"as declared": {}, "with a range": WITH, "gray": {"channels": 1}, "four": {"channels": 4}}
 
 
-@pytest.fixture(scope="module", params=OPTION_SETS.values(), ids=OPTION_SETS)
+@pytest.fixture(scope="module", params=list(OPTION_SETS.values()), ids=list(OPTION_SETS))
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     given: dict[str, Any] = request.param
     return given

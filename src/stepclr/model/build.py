@@ -190,12 +190,13 @@ def _input_size(plain: str, size: int, channels: int) -> dict[str, Any]:
     return options if channels == RGB else options | {"in_chans": channels}
 
 
-def _plain_name(name: str) -> tuple[str, dict[str, tuple[int, ...]]]:
+def _plain_name(name: str) -> tuple[str, dict[str, Any]]:
     """timm's name, and in what the network differs from it: "resnet50x2" is "resnet50" with twice the channels."""
     named = re.fullmatch(r"(resnet\d+)(?:x([1-9]|0\.[1-9]\d?))?", name)
     if named is None:
         return name, {}
-    plain, width, shape = named[1], float(named[2] or 1), {}
+    plain, width = named[1], float(named[2] or 1)
+    shape: dict[str, Any] = {}
     if plain == "resnet10":  # timm's has another stem
         plain, shape["layers"] = "resnet18", (1, 1, 1, 1)
     if width != 1:
