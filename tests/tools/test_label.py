@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from made_files import file_of, fill
 from PIL import Image
 from small import SETTINGS, call, photos_in
 from window import Window
@@ -265,6 +266,29 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     assert "out must end in .html" in capsys.readouterr().err
     assert call("label", "run/index") == 2
     assert "name them with --classes cat,dog,other" in capsys.readouterr().err
+
+
+def test_a_run_of_several_sources_is_labeled_as_it_reads_them(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 12 bits: without the run's range, the images could not be shown."""
+    pytest.importorskip("lancedb", reason="needs lancedb, of the extra search")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        levels = [np.random.default_rng(i).integers(0, 4096, (16, 16)).astype(np.uint16) for i in range(8)]
+        fill(tmp_path / name, {f"{i}.png": file_of(Image.fromarray(each)) for i, each in enumerate(levels)})
+    options = {**SETTINGS, "epochs": 1, "limit": None}
+    stepclr.pretrain(["a", "b"], "run", progress=False, value_range=(0, 4095), **options)
+    assert call("label", "run", "--classes", "x,y", "-n", 4) == 0
+    screen = capsys.readouterr().out
+    assert "note:" not in screen
+    assert all(image["src"].startswith("data:image/png") for image in data_of(Path("label.html"))["images"])
+    *_, again = commands = re.findall("^    (stepclr .*)$", screen, re.MULTILINE)
+    assert commands[0] == "stepclr finetune run --train a b --labels labels.csv --holdout 0.2"
+    assert again == "stepclr label run/index a b --labels labels.csv --classes x,y"
+    Path("labels.csv").write_text("path,label\na/0.png,x\n")
+    assert call(*shlex.split(again)[1:], "-n", 4) == 0
+    assert "note:" not in capsys.readouterr().out
 
 
 # --- in a browser ---

@@ -385,6 +385,15 @@ def test_what_is_no_index_is_left_alone(encoder: Path, photos: Path, tmp_path: P
         assert "stepclr embed" in error
 
 
+def test_an_index_of_an_earlier_version_is_one_of_rgb(index: Path, tmp_path: Path) -> None:
+    shutil.copytree(index, tmp_path / "old")
+    made = json.loads((index / "index.json").read_bytes())
+    del made["channels"], made["value_range"]
+    (tmp_path / "old" / "index.json").write_text(json.dumps(made))
+    opened = open_index(tmp_path / "old")
+    assert (opened.channels, opened.value_range) == (3, None)
+
+
 DAMAGES = ["json", "table", "manifest", "data", "encoder", "classes"]
 
 

@@ -202,6 +202,9 @@ def test_search_finds_the_image_itself(walked: Walked) -> None:
     expected = pixels(3, walked.channels)[..., :3].astype(float)
     assert abs(shown.permute(1, 2, 0).numpy() - expected).mean() < 20
     succeed("search", walked.out / "index", query, "--out", walked.out / "hits.png")
+    [odd] = walked.images.glob("a/odd.*")
+    with pytest.raises(stepclr.StepclrError, match=rf"cannot be read: \d bands, not {walked.channels}$"):
+        stepclr.search(walked.out / "index", odd)
     succeed("label", walked.out / "index", "--n", "4", "--classes", "x,y", "--out", walked.out / "label.html")
     assert "cannot be read" not in (walked.out / "label.html").read_text()
     for what in ("duplicates", "outliers"):

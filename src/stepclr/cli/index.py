@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, Read, image_format, open_source, say, say_unread
+from stepclr.cli.arguments import Counter, OptionalSources, Read, image_format, open_source, say, say_unread
 from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError, check_suffix, choose, one_line
@@ -133,9 +133,7 @@ def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
 
 def label(
     index: Positional[Annotated[Path, arg(metavar="INDEX|RUN|FILE|timm:NAME")]],
-    source: Positional[
-        Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: that of the index)")]
-    ] = None,
+    source: Positional[Annotated[OptionalSources, arg(help_behavior_hint="(default: those of the index)")]] = None,
     classes: Annotated[
         str | None, arg(metavar="NAME,NAME,...", help_behavior_hint="(default: the classes of the labels so far)")
     ] = None,
@@ -152,7 +150,7 @@ def label(
     Args:
         index: What stepclr embed wrote. For a run, its own index RUN/index is built or updated first; for another
             encoder (an encoder.safetensors, or timm:NAME), an index next to --out.
-        source: The images: a folder, a zip file, shards, or NAME:SPLIT.
+        source: The images: a folder, a zip file, shards, NAME:SPLIT, or several of these.
         classes: Names of the classes to choose from; more can be added on the page.
         n: Number of images to label.
         labels: Labels so far: the labels.csv of an earlier page, or another table with a path and a label. Repeatable.
@@ -160,12 +158,16 @@ def label(
         out: Page to write.
     """
     check_suffix(out, [".html"])
+    from stepclr.pretraining.run import Run
     from stepclr.tools.label.writing import index_for, write_label_page
 
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
+    run = Run(index)
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter())
     if updated:
         say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+    if images is None and updated:
+        images = run.images()  # of all its sources, whose words alone an index knows
     page = write_label_page(index, images, classes, n, labels, out, seed)
     say_unread(images)
     for note in page.notes:

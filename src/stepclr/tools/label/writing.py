@@ -261,15 +261,17 @@ def _found(images: _Round, source: Source | None) -> _Found:
 
 def _opened(index: EmbeddingIndex, source: Source | None, notes: list[str]) -> ImageSet | None:
     """The source; None where it is not given and that of the index cannot be opened any more."""
-    if source is not None:
-        given = open_images(source)
-        return given if given.store.reading.channels else given.read_as(Reading(channels=index.channels))
-    with suppress(StepclrError):
-        return open_images(index.source).read_as(Reading(channels=index.channels))
-    notes.append(
-        f"the page shows thumbnails: the images of {index.source!r} cannot be opened; pass the source they are in"
-    )
-    return None
+    try:
+        opened = open_images(index.source if source is None else source)
+    except StepclrError:
+        if source is not None:
+            raise
+        notes.append(
+            f"the page shows thumbnails: the images of {index.source!r} cannot be opened; pass the source they are in"
+        )
+        return None
+    asked = opened.store.reading
+    return opened.read_as(Reading(index.value_range, channels=index.channels).changed(asked))
 
 
 def _as_large_as_possible(images: ImageSet, rows: Mapping[int, int], notes: list[str]) -> dict[int, str]:
@@ -306,7 +308,7 @@ def _commands(
     index: str | os.PathLike[str] | EmbeddingIndex, images: _Round, source: Source | None, named: bool
 ) -> list[tuple[str, str]]:
     """The commands that use labels.csv. What is not known is a word in capitals."""
-    run, where, place = "RUN", "INDEX", "SOURCE"
+    run, where, places = "RUN", "INDEX", ["SOURCE"]
     if not isinstance(index, EmbeddingIndex):
         where = os.fspath(index)
         metadata = read_metadata(Path(index))
@@ -316,18 +318,18 @@ def _commands(
         if Path(index, ENCODER_FILE).is_file() and not Path(run).exists() and timm_name(run) is None:
             run = os.path.join(index, ENCODER_FILE)
     if isinstance(source, ImageSet):
-        source = source.source
-    if isinstance(source, str | Path) or images.index.source:
-        place = _short(os.fspath(source) if isinstance(source, str | Path) else images.index.source)
-    train = ["stepclr", "finetune", run, "--train", place, "--labels", "labels.csv", "--holdout", f"{USUAL_SHARE:g}"]
+        places = [_short(part) for part in source.parts or (source.source,)]
+    elif isinstance(source, str | Path) or images.index.source:
+        places = [_short(os.fspath(source) if isinstance(source, str | Path) else images.index.source)]
+    train = ["stepclr", "finetune", run, "--train", *places, "--labels", "labels.csv", "--holdout", f"{USUAL_SHARE:g}"]
     classifier = run
     if not Path(run).is_dir():  # an encoder file, or the name of weights, is no place for a classifier
         classifier = "classifier.safetensors"
         train += ["--out", classifier]
-    again = ["stepclr", "label", where, place, "--labels", "labels.csv"]
+    again = ["stepclr", "label", where, *places, "--labels", "labels.csv"]
     if named and not any("," in name for name in images.classes):
         again += ["--classes", ",".join(images.classes)]
-    predict = ["stepclr", "predict", classifier, place, "--out", "predictions.csv"]
+    predict = ["stepclr", "predict", classifier, *places, "--out", "predictions.csv"]
     lines = {"Train a classifier": train, "Classify all images": predict, "Choose and label the next images": again}
     return [(what, shlex.join(words)) for what, words in lines.items()]
 

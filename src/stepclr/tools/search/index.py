@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from stepclr.data.reading import RGB
+from stepclr.data.reading import RGB, Range
 from stepclr.errors import StepclrError, first_line, installed
 from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
@@ -26,6 +26,7 @@ from stepclr.model.timm_weights import timm_name
 METADATA_FILE, TABLE = "index.json", "images"  # in an index's folder: what makes it an index, and its table
 METADATA_KEY = b"stepclr"  # the same in a .parquet file
 DISK_FULL = os.strerror(errno.ENOSPC)
+OLDER: dict[str, Any] = {"channels": RGB, "value_range": None}  # what indices of an earlier version do not say
 COLUMNS = ("vector", "path", "label", "thumbnail")
 ESCAPED = re.compile(r"\\(\\|ud[89a-f][0-9a-f]{2})")
 
@@ -42,7 +43,7 @@ class IndexMetadata:
         run: where the encoder was read from.
         recall: at 10, of the approximate search; None if search is exact, or building the index was interrupted.
         partitioned_rows: how many rows there were when the approximate search was last partitioned into cells.
-        channels: of the images, as the encoder takes them.
+        channels, value_range: of the images, as the encoder takes them.
     """
 
     checksum: str
@@ -56,6 +57,7 @@ class IndexMetadata:
     recall: float | None = None
     partitioned_rows: int = 0
     channels: int = RGB
+    value_range: Range | None = None
 
     def to_json(self) -> bytes:
         return json.dumps({"format": 1, **asdict(self)}).encode()
@@ -66,7 +68,7 @@ class IndexMetadata:
         try:
             stored = json.loads(text)
             if stored["format"] == 1:
-                return from_json(cls, stored, path)
+                return from_json(cls, OLDER | stored, path)
         except (ValueError, TypeError, KeyError, RecursionError):  # StepclrError is a ValueError too
             pass
         raise StepclrError(f"{path} does not describe an index: it is corrupt or was written by another version")
@@ -82,7 +84,7 @@ class EmbeddingIndex:
         labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
         thumbnails: a small JPEG per image; empty for an .npz, which has none.
         source: what the images were opened from; "" if unknown.
-        channels: of the images; of an .npz not known, and RGB.
+        channels, value_range: of the images; of an .npz not known, and RGB as each file declares.
     """
 
     vectors: Float32[np.ndarray, "n features"]
@@ -92,6 +94,7 @@ class EmbeddingIndex:
     thumbnails: list[bytes]
     source: str
     channels: int = RGB
+    value_range: Range | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -234,6 +237,7 @@ def _read_table(where: Path, metadata: IndexMetadata) -> EmbeddingIndex:
             [content or b"" for content in table["thumbnail"].to_pylist()],
             metadata.source,
             metadata.channels,
+            metadata.value_range,
         )
 
 

@@ -156,7 +156,9 @@ def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "c h w"]:
         with reasons(), path.open("rb") as file:
             return decode(file, short_side, reading)
     except UnreadableError as reason:
-        raise StepclrError(f"{path} cannot be read: {reason}") from reason
+        # A query is read as the encoder takes images, whatever option would read it otherwise.
+        why = str(reason).partition("; --channels")[0]
+        raise StepclrError(f"{path} cannot be read: {why}") from reason
 
 
 def sheet_of(

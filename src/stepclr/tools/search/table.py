@@ -204,6 +204,7 @@ def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | o
         classes=list(source.classes),
         run=from_anywhere(run),
         channels=encoder.channels,
+        value_range=encoder.value_range,
     )
 
 
