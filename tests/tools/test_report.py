@@ -615,6 +615,16 @@ def test_in_a_browser(browser: Any, run: stepclr.Run, width: int, scheme: str) -
     assert (light[0] > light[1]) == (scheme == "dark")
 
 
+def test_paper_has_all_that_is_folded_away_but_no_numbers_of_charts(browser: Any, run: stepclr.Run) -> None:
+    page = Window(browser, run.folder / "report.html", 720).page
+    page.emulate_media(media="print")
+    for event, shown in (("beforeprint", True), ("afterprint", False)):
+        page.evaluate(f"dispatchEvent(new Event('{event}'))")
+        assert page.locator(".passed .health").is_visible() == shown
+        assert page.locator(".numbers:visible").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 720
+
+
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)], ids=["desktop", "phone"])
 def test_the_verdict_is_on_the_first_screen(browser: Any, run: stepclr.Run, width: int, height: int) -> None:
     window = Window(browser, run.folder / "report.html", width)
