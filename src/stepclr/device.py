@@ -71,8 +71,9 @@ def seeded(seed: int) -> Iterator[None]:
 
     Without a number `fork_rng` would prepare every GPU of the machine, in each rank.
     """
-    index = default_device().index
-    with torch.random.fork_rng([] if index is None else [index]):
+    device = default_device()
+    gpus = [device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
         yield
 

@@ -15,6 +15,7 @@ from stepclr.distributed import ALONE
 from stepclr.pretraining import loop, pace
 from stepclr.pretraining.loop import Schedule
 from stepclr.pretraining.model import SimCLR
+from stepclr.pretraining.monitor import batch_metrics
 from stepclr.pretraining.pace import Pace
 from stepclr.pretraining.resolve import resolve, views_of
 
@@ -112,7 +113,7 @@ def test_what_is_loaded_for_the_first_metrics_does_not_count_as_pace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a GPU their first call compiles."""
-    clock, metrics, calls = Clock(), pace.batch_metrics, 0
+    clock, metrics, calls = Clock(), batch_metrics, 0
 
     def slow_at_first(*batch: Any) -> dict[str, float]:
         nonlocal calls
