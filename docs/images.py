@@ -1,8 +1,10 @@
-"""Make the images of the site from the bundled images: `python docs/images.py [FOLDER]` takes a few minutes.
+"""Make the images of the site from the bundled images: `python docs/images.py [FOLDER [RUN]]` takes a few minutes.
 
-All except views.png and ops.png show one run of `--recipe sample` (seed 0), which `make demo` trains too.
+All except views.png and ops.png show one run of `--recipe sample` (seed 0), which `make demo` trains too: RUN, or a new
+one.
 """
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -34,8 +36,8 @@ BLUE, ORANGE = COLORS[:2]  # of the report: alike, and opposite
 ALIKE = LinearSegmentedColormap.from_list("alike", [ORANGE, "#ffffff", BLUE])
 
 
-def main(folder: Path) -> None:
-    """Write everything into `folder`."""
+def main(folder: Path, trained: Path | None = None) -> None:
+    """Write everything into `folder`; trained: such a run, where there is one."""
     folder.mkdir(exist_ok=True)
     views().save(folder / "views.png")
     ops().save(folder / "ops.png")
@@ -43,7 +45,11 @@ def main(folder: Path) -> None:
     test = stepclr.open_images("sample:test")
     ten = one_of_each(test)
     with tempfile.TemporaryDirectory(prefix="stepclr-docs-") as place:
-        run = stepclr.pretrain("sample:unlabeled", Path(place) / "run", config=config, monitor="sample:train")
+        run = stepclr.Run(Path(place) / "run")
+        if trained:
+            run = stepclr.Run(Path(shutil.copytree(trained, run.folder)))
+        else:
+            stepclr.pretrain("sample:unlabeled", run.folder, config=config, monitor="sample:train")
         pair = views_of(resolve(config, test))(ten.read(range(10)), stepclr.view_keys(0, 0, range(10)))
         torch.manual_seed(0)
         fresh = stepclr.build_encoder(str(config.encoder), config.stem, size=28)
@@ -163,4 +169,5 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images")
+    given = [Path(word) for word in sys.argv[1:]]
+    main(*given or [Path(__file__).parent / "images"])
