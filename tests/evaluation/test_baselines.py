@@ -146,7 +146,7 @@ def test_a_network_without_batchnorm_needs_no_pass() -> None:
 
 def task_of(encoder: Encoder) -> methods.Task:
     images = prepare(encoder, striped(24, 1), striped(16, 2), [2, 4], 2, 5)
-    return methods.Task(encoder, {}, images, 5, 4, knn_k=20, knn_temperature=0.1, min_area=0.2, bf16=False)
+    return methods.Task(encoder, {}, images, 5, 4, 20, 0.1, min_area=0.2, bf16=False, flip=0.5)
 
 
 def test_random_is_one_prepared_initialisation_a_draw_for_all_budgets(

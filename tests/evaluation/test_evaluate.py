@@ -208,6 +208,27 @@ def test_linear_evaluation_by_sgd_is_that_of_the_paper(
     assert first.protocol["confusion"]["method"] == "sgd"
 
 
+def test_whatever_is_trained_from_a_run_is_mirrored_as_often_as_its_views(
+    tmp_path: Path, train: ImageSet, test: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents must not be."""
+    run = untrained_run(tmp_path)
+    run_config(policy="domain:document", min_area=0.5).write(run)
+    flips: list[float] = []
+
+    def noted(classifier: Classifier, _: ImageSet, settings: Supervised, *__: Any) -> Classifier:
+        flips.append(settings.flip)
+        return classifier.eval()
+
+    for module in ("methods", "baselines", "finetune"):
+        monkeypatch.setattr(f"stepclr.evaluation.{module}.train_classifier", noted)
+    options: Settings = {"labels_per_class": 1, "draws": 1, "probe": "sgd", "baselines": "scratch"}
+    told = stepclr.evaluate(run, train, test, finetune=True, **options).protocol["methods"]
+    assert flips == [0.0] * 3
+    for method in ("scratch", "sgd", "finetuned"):
+        assert told[method]["views"] == "crop (area from 0.5) and flip with probability 0"
+
+
 def test_a_share_of_the_labels_is_said_with_their_number(run: Path, train: ImageSet, test: ImageSet) -> None:
     scores = stepclr.evaluate(run, train, test, "10%,all", draws=2, baselines=())
     assert [(row.method, row.labels_per_class, row.labels) for row in scores.rows] == [

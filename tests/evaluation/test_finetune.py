@@ -120,7 +120,7 @@ def by_the_book(classifier: Classifier, images: ImageSet, how: Supervised, seed:
     velocity = [torch.zeros_like(p) for p in classifier.parameters()]
     classifier.train().to(memory_format=torch.channels_last)
     per_epoch = max(1, len(images) // how.batch_size)
-    views = Views("crop", size=classifier.encoder.size, min_area=how.min_area, views=1)
+    views = Views(f"crop+HorizontalFlip({how.flip})", size=classifier.encoder.size, min_area=how.min_area, views=1)
     for step in range(how.steps):
         epoch, k = divmod(step, per_epoch)
         at = epoch_order(seed, epoch, len(images))[k * how.batch_size : (k + 1) * how.batch_size]
@@ -134,9 +134,9 @@ def by_the_book(classifier: Classifier, images: ImageSet, how: Supervised, seed:
                 p.sub_(how.rate * lr_multiplier(step, how.steps, 0) * (g + 0.9 * v))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_training_is_nesterov_sgd_on_crop_and_flip_views(train: ImageSet, smoothing: float) -> None:
-    how = Supervised(5, 32, 0.05, 0.4, False, weight_decay=5e-4, label_smoothing=smoothing)
+@pytest.mark.parametrize(("smoothing", "flip"), [(0.0, 0.5), (0.1, 0.0)])
+def test_training_is_nesterov_sgd_on_crop_and_flip_views(train: ImageSet, smoothing: float, flip: float) -> None:
+    how = Supervised(5, 32, 0.05, 0.4, False, weight_decay=5e-4, label_smoothing=smoothing, flip=flip)
     one, other = new_classifier(), new_classifier()
     assert train_classifier(one, train, how, seed=3) is one
     by_the_book(other, train, how, seed=3)

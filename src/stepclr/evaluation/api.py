@@ -186,7 +186,8 @@ def _evaluate(
     settings.announce("the images and their representations")
     images = images_of(encoder)
     knn = settings.knn_k, settings.knn_temperature
-    task = Task(encoder, others, images, settings.seed, settings.scratch_steps, *knn, *training_defaults(run))
+    min_area, bf16, flip = training_defaults(run)
+    task = Task(encoder, others, images, settings.seed, settings.scratch_steps, *knn, min_area, bf16, flip)
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
     splits = dict.fromkeys(names, images.splits)

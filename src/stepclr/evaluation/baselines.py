@@ -24,9 +24,10 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.timm_weights import timm_name
 from stepclr.model.weights import load_weights
-from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
 from stepclr.pretraining.optim import MOMENTUM
 from stepclr.pretraining.run import Run
+from stepclr.views.policies import FLIP
 
 START = "start"  # the row of the encoder as training began, where that was not a random initialization
 MAX_SIDE = 32  # pixels; linear evaluation of more would only take longer
@@ -140,6 +141,7 @@ class Scratch:
     """Supervised training of a new network on a label split alone; called with one, it predicts the classes of `test`.
 
     steps: of training, with 32 images each. min_area: smallest crop, share of the image. bf16: train under autocast.
+    flip: probability of mirroring.
     """
 
     encoder: Encoder
@@ -148,13 +150,14 @@ class Scratch:
     steps: int
     min_area: float
     bf16: bool
+    flip: float = FLIP
     rates: dict[LabelsPerClass, float] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """The part of the protocol that describes this method."""
         return {
             "supervised training of": "the same encoder and a linear classifier, a new initialization for each draw",
-            "views": f"crop (area from {self.min_area}) and flip",
+            "views": crop_words(self.min_area, self.flip),
             "steps": self.steps,
             "batch": SCRATCH_BATCH,
             "optimizer": f"SGD, Nesterov momentum {MOMENTUM}, weight decay {WEIGHT_DECAY}, cosine per step to 0",
@@ -193,6 +196,7 @@ class Scratch:
 
     def fit(self, indices: Indices, rate: float, seed: int) -> Classifier:
         """Encoder and linear layer trained on these images of train; a function of the arguments."""
-        settings = Supervised(self.steps, SCRATCH_BATCH, rate, self.min_area, self.bf16, weight_decay=WEIGHT_DECAY)
+        given = self.steps, SCRATCH_BATCH, rate, self.min_area, self.bf16
+        settings = Supervised(*given, weight_decay=WEIGHT_DECAY, flip=self.flip)
         classifier = InitialWeights(random_encoder(self.encoder, seed)).classifier(self.train.classes, seed)
         return train_classifier(classifier, self.train.take(indices), settings, seed)

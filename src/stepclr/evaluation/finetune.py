@@ -37,11 +37,12 @@ from stepclr.model.files import CLASSIFIER, save_classifier
 from stepclr.model.timm_weights import from_anywhere
 from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import steps_per_epoch
-from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress
+from stepclr.views.policies import FLIP
 
 EPOCHS, MIN_STEPS = 60, 500
 RATES = {"sgd": 0.05, "lars": 0.08}  # SimCLR App. B.5; SimCLRv2 App. B: 0.005 sqrt(B)
@@ -67,6 +68,7 @@ class FinetuneSettings:
     min_area: float = MIN_AREA
     bf16: bool = False
     zero_init: bool = False
+    flip: float = FLIP
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, 1)
@@ -85,13 +87,14 @@ class FinetuneSettings:
         per_epoch = steps_per_epoch(n, batch)
         epochs = self.epochs or max(EPOCHS, math.ceil(MIN_STEPS / per_epoch))
         rate = scaled_lr(self.peak, batch, "sqrt")
-        return Supervised(epochs * per_epoch, batch, rate, self.min_area, self.bf16, optimizer=self.optimizer)
+        given = epochs * per_epoch, batch, rate, self.min_area, self.bf16
+        return Supervised(*given, optimizer=self.optimizer, flip=self.flip)
 
     def describe(self) -> dict[str, Any]:
         """The part of the protocol that describes this method."""
         return {
             "fine-tuning of": "the run's encoder and a linear classifier, all weights",
-            "views": f"crop (area from {self.min_area}) and flip",
+            "views": crop_words(self.min_area, self.flip),
             "epochs": self.epochs or f"{EPOCHS}, and at least {MIN_STEPS} steps",
             "batch": self.batch_size or f"a {BATCHES}th of the images, {MIN_BATCH} to {MAX_BATCH}",
             "lr_at_batch_256": self.peak,
@@ -164,9 +167,9 @@ def finetune(
     check_number("draws", draws, 1)
     check_number("seed", seed, 0)
     folder = Run(Path(run))
-    run_area, bf16 = training_defaults(folder)
+    run_area, bf16, flip = training_defaults(folder)
     area = run_area if min_area is None else min_area
-    settings = FinetuneSettings(epochs, batch_size, optimizer, lr, area, bf16, zero_init)
+    settings = FinetuneSettings(epochs, batch_size, optimizer, lr, area, bf16, zero_init, flip)
     initial = initial_weights(folder, start, module)
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)

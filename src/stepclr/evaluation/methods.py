@@ -24,7 +24,7 @@ from stepclr.model.features import resized
 from stepclr.model.files import state_checksum
 from stepclr.model.timm_weights import timm_name
 from stepclr.pretraining.batches import steps_per_epoch
-from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
 from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 
 SGD_EPOCHS, SGD_BATCH, SGD_RATE = 90, 256, 0.1  # SimCLR App. B.6; the rate is that at batch 256
@@ -47,6 +47,7 @@ class Task:
     knn_temperature: float
     min_area: float
     bf16: bool
+    flip: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,8 @@ def _random(task: Task) -> Method:
 
 def _scratch(task: Task) -> Method:
     images = task.images
-    scratch = baselines.Scratch(task.encoder, images.train, images.test, task.scratch_steps, task.min_area, task.bf16)
+    given = task.encoder, images.train, images.test, task.scratch_steps, task.min_area, task.bf16
+    scratch = baselines.Scratch(*given, flip=task.flip)
     return Method(scratch, "rate", scratch.describe(), decides_once=True)
 
 
@@ -126,7 +128,7 @@ def _sgd(task: Task) -> Method:
         batch = min(SGD_BATCH, n)
         steps = max(SGD_EPOCHS * steps_per_epoch(n, batch), MIN_STEPS)
         rate = scaled_lr(SGD_RATE, batch, "linear")
-        return Supervised(steps, batch, rate, task.min_area, task.bf16, freeze=True)
+        return Supervised(steps, batch, rate, task.min_area, task.bf16, freeze=True, flip=task.flip)
 
     def predict(split: Split) -> Fit:
         classifier = InitialWeights(task.encoder).classifier(images.train.classes, split.seed)
@@ -137,7 +139,7 @@ def _sgd(task: Task) -> Method:
     settings = {
         "linear evaluation of": "the run's encoder, frozen",
         "by": "SGD on one view per image and epoch (SimCLR App. B.6)",
-        "views": f"crop (area from {task.min_area}) and flip",
+        "views": crop_words(task.min_area, task.flip),
         "epochs": f"{SGD_EPOCHS}, and at least {MIN_STEPS} steps",
         "batch": f"{SGD_BATCH}, or the draw where it is smaller",
         "lr_at_batch_256": SGD_RATE,
@@ -151,7 +153,7 @@ def _sgd(task: Task) -> Method:
 
 def _finetuned(task: Task) -> Method:
     images = task.images
-    settings = FinetuneSettings(min_area=task.min_area, bf16=task.bf16)
+    settings = FinetuneSettings(min_area=task.min_area, bf16=task.bf16, flip=task.flip)
 
     def predict(split: Split) -> Fit:
         classifier = finetuned(InitialWeights(task.encoder), images.train, split, settings)

@@ -23,6 +23,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.classifier import logits
 from stepclr.pretraining.run import Run
+from stepclr.views.policies import FLIP, read_policy
 
 MIN_AREA = 0.2  # smallest crop of training where no run has another
 
@@ -178,12 +179,15 @@ def unreduced(images: ImageSet, opened: ImageSet) -> ImageSet:
     return opened.take([index_of[name] for name in images.names])
 
 
-def training_defaults(run: Run) -> tuple[float, bool]:
-    """The smallest crop and whether to train in bfloat16: as in pretraining; MIN_AREA and False for an encoder file."""
+def training_defaults(run: Run) -> tuple[float, bool, float]:
+    """The smallest crop, whether to train in bfloat16, and how often to mirror: as in pretraining.
+
+    MIN_AREA, False and FLIP for an encoder file.
+    """
     if not run.exists():
-        return MIN_AREA, False
+        return MIN_AREA, False, FLIP
     config = run.config
-    return config.min_area, config.precision == "bf16"
+    return config.min_area, config.precision == "bf16", read_policy(config.policy).flip
 
 
 def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:

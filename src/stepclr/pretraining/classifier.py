@@ -26,7 +26,9 @@ from stepclr.model.features import represent
 from stepclr.pretraining.batches import endless, steps_per_epoch
 from stepclr.pretraining.optim import LARS, MOMENTUM, lr_multiplier, not_decayed, parameter_groups, scaled_lr, set_lr
 from stepclr.threads import Progress
+from stepclr.views.geometry import HorizontalFlip
 from stepclr.views.keys import view_keys
+from stepclr.views.policies import FLIP, read_policy
 from stepclr.views.views import Views
 
 # Of the linear layer. Of 0.3 ... 100, rates of 3 to 30 were best on 200 held-out train images of the sample.
@@ -40,7 +42,7 @@ class Supervised:
 
     steps: of `batch_size` images. rate: at the top, as it is. weight_decay: of every weight that learns, except what
     the network excludes (by LARS, as in `parameter_groups`). min_area: smallest crop, share of the image. bf16: train
-    under autocast. freeze: only the linear layer learns. optimizer: "sgd" or "lars".
+    under autocast. freeze: only the linear layer learns. optimizer: "sgd" or "lars". flip: probability of mirroring.
     """
 
     steps: int
@@ -52,6 +54,12 @@ class Supervised:
     label_smoothing: float = 0.0
     freeze: bool = False
     optimizer: str = "sgd"
+    flip: float = FLIP
+
+
+def crop_words(min_area: float, flip: float) -> str:
+    """The views that a classifier is trained on, in words."""
+    return f"crop (area from {min_area}) and flip" + ("" if flip == FLIP else f" with probability {flip:g}")
 
 
 def train_classifier(
@@ -72,7 +80,8 @@ def train_classifier(
     classifier.linear.requires_grad_(True)
     optimizer = _optimizer(classifier, settings)
     encoder = classifier.encoder
-    views = Views("crop", encoder.size, min_area=settings.min_area, views=1, channels=encoder.channels)
+    policy = [HorizontalFlip(settings.flip)]
+    views = Views(policy, encoder.size, min_area=settings.min_area, views=1, channels=encoder.channels)
     feed = islice(endless(images, seed, settings.batch_size, device=device), settings.steps)
     with cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
@@ -117,7 +126,8 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Resolv
     rate = scaled_lr(LINEAR_RATE / float(h.square().sum(1).mean()), batch, "linear")
     steps = epochs * steps_per_epoch(len(labeled), batch)
     bf16 = config.precision == "bf16"
-    settings = Supervised(steps, batch, rate, config.min_area, bf16, label_smoothing=0.05, freeze=True)
+    flip = read_policy(config.policy).flip
+    settings = Supervised(steps, batch, rate, config.min_area, bf16, label_smoothing=0.05, freeze=True, flip=flip)
     return train_classifier(classifier, labeled, settings, config.seed)
 
 
