@@ -255,10 +255,11 @@ def test_scikit_learn_takes_arrays_of_either_order(walked: Walked) -> None:
     np.testing.assert_allclose(h, stepclr.embed(walked.run, batch), atol=1e-5)
 
 
-def test_the_run_resumes_with_its_channels(walked: Walked, tmp_path: Path) -> None:
+def test_the_run_resumes_with_its_channels(walked: Walked, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, Any] = {"encoder": "test_resnet", "batch_size": 8, "size": SIZE, "head": "32-16"}
     stepclr.pretrain(walked.images, tmp_path, progress=False, channels=walked.channels, epochs=1, **options)
-    resumed = stepclr.pretrain(walked.images, tmp_path, progress=False, resume=True, epochs=2)
+    resumed = stepclr.pretrain(walked.images, tmp_path, resume=True, epochs=2)
+    assert "min_area 0.2, rendered by torch\n" in capsys.readouterr().err  # which takes longer than Numba does
     assert resumed.config.channels == resumed.encoder().channels == walked.channels
 
 

@@ -368,6 +368,9 @@ def test_the_command_views_draws_all_policies_or_one(tmp_path: Path, capsys: pyt
     with Image.open(out) as sheet:
         assert sheet.size == (4 * 50 + 2, 2 * 50 + 2)
     assert "stacked 48 px: strength 1 / 0.5 / 0, blur 0.5, warp 0.5, min_area 0.08" in capsys.readouterr().out
+    for option in ("--rows", "--pairs"):
+        assert call(*plain, option, 0) == 2
+        assert f"{option[2:]} must be at least 1, not 0" in capsys.readouterr().err
     assert call(*plain, "--policy", "simclr", "--warp", "0.5") == 2
     assert "does not use warp; these do: simaugment, stacked" in capsys.readouterr().err
     assert call(*plain, "--policy", "simclr+vertical-flip+rotate(30)") == 0

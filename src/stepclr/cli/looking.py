@@ -27,7 +27,7 @@ from stepclr.cli.arguments import (
 )
 from stepclr.config import PretrainConfig, Strength
 from stepclr.data.reading import AS_DECLARED, RGB
-from stepclr.errors import StepclrError, check_suffix
+from stepclr.errors import StepclrError, check_number, check_suffix
 from stepclr.recipes import RECIPES, recipe_config
 
 
@@ -145,6 +145,8 @@ def views(
     from stepclr.views.policies import POLICIES, read_policy
     from stepclr.views.views import Views
 
+    check_number("rows", rows, 1)
+    check_number("pairs", pairs, 1)
     images = open_source(source, classes, reading=reading)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])
