@@ -1,13 +1,15 @@
 """Whether each path of a GPU computes what the CPU computes: one table, in a few minutes, and it needs no images.
 
-    python benchmarks/gpu_correct.py [--rows views,loss,step,curve,waits] [--out FILE.jsonl]
+    python benchmarks/gpu_correct.py [--rows views,loss,step,curve,waits,settings] [--out FILE.jsonl]
     python benchmarks/gpu_correct.py --device cpu --quick  # tries the script: the CPU against itself
+    python benchmarks/gpu_correct.py --device cpu --quick --compile  # and all that is compiled on a GPU, on the CPU
 
 - views: rendered on the device, compiled if that works, against the reference on the CPU with the same parameters.
 - loss: nt_xent, dcl and supcon, value and gradient, against the plain equation in float64 on the CPU.
 - step: the gradient of a ResNet-18 and its head by one step of Algorithm 1, against float32 on the CPU: in float32
   (convolutions may use TF32), in bf16, and by the compiled modules that the loop calls.
 - curve: the logged losses of one epoch of the bundled sample in float32, on the device and on the CPU.
+- settings: that a user's own TF32 setting, in torch's old words, does not break the loss, which sets another inside.
 - waits: that neither views nor loss nor their gradient make the host wait for the device.
 
 Each row has the largest error, what is allowed, and "ok" or "WRONG"; one that fails says why, and the others continue.
@@ -29,9 +31,13 @@ from rows import Stored
 from torch import Tensor
 
 import stepclr
+from stepclr.device import compiles
+from stepclr.loss import tiles
 from stepclr.loss.contrastive import contrastive
 from stepclr.loss.reference import anchor_losses
+from stepclr.pretraining import loop
 from stepclr.pretraining.model import SimCLR
+from stepclr.views import cuda
 from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import view_keys
 from stepclr.views.reference import render_reference
@@ -39,9 +45,23 @@ from stepclr.views.reference import render_reference
 TEMPERATURE, D = 0.2, 128
 CURVE = ["pretrain", "sample:unlabeled", "--encoder", "test_resnet", "--stem", "small-stride2", "--batch-size", "64"]
 CURVE += ["--epochs", "1", "--precision", "fp32"]
+STEPCLR = [sys.executable, "-m", "stepclr"]
+COMPILING = "import gpu_correct; gpu_correct.compile_on_a_cpu(); from stepclr.cli import main; main()"
 
 Check = tuple[str, float, float]  # what is compared, its error, and what is allowed
 Checker = Callable[[torch.device, bool], Iterator[Check]]
+
+
+compiling_on_cpu = False
+
+
+def compile_on_a_cpu() -> None:
+    """From here on this process compiles on the CPU what it would compile on a GPU, and makes tiles twice as there."""
+    global compiling_on_cpu
+    compiling_on_cpu = True
+    tiles.KEPT_NUMBERS = 0
+    for module in (tiles, cuda, loop):
+        module.__dict__["compiles"] = lambda _: True
 
 
 def relative(made: Tensor, expected: Tensor) -> float:
@@ -107,20 +127,21 @@ def step(device: torch.device, quick: bool) -> Iterator[Check]:
     expected = gradient(torch.device("cpu"), half=False, compiled=False)
     yield "gradient of a step, float32", relative(gradient(device, half=False, compiled=False), expected), 0.02
     yield "gradient of a step, bf16", relative(gradient(device, half=True, compiled=False), expected), 0.3
-    if device.type == "cuda":
+    if compiling_on_cpu or compiles(device):
         yield "gradient of a step, float32, compiled", relative(gradient(device, False, compiled=True), expected), 0.02
         yield "gradient of a step, bf16, compiled", relative(gradient(device, True, compiled=True), expected), 0.3
 
 
 def curve(device: torch.device, quick: bool) -> Iterator[Check]:
     losses = []
-    for visible in ("", None if device.type == "cuda" else ""):
-        environment = os.environ if visible is None else {**os.environ, "CUDA_VISIBLE_DEVICES": visible}
+    without_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    here = STEPCLR, dict(os.environ) if device.type == "cuda" else without_gpu
+    if compiling_on_cpu:  # with the folder of this script on the path
+        here = [sys.executable, "-c", COMPILING], without_gpu | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for command, environment in ((STEPCLR, without_gpu), here):
         with tempfile.TemporaryDirectory() as folder:
             words = [*CURVE, "--limit", "256" if quick else "6400", "--out", f"{folder}/run"]
-            done = subprocess.run(
-                [sys.executable, "-m", "stepclr", *words], env=environment, capture_output=True, text=True, check=False
-            )
+            done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(done.stderr.strip().split("\n")[-1])
             losses.append(torch.tensor([line["loss"] for line in stepclr.Run(Path(folder) / "run").metrics]))
@@ -152,12 +173,32 @@ def waits(device: torch.device, quick: bool) -> Iterator[Check]:
     yield "views, loss and gradient wait for nothing", 0.0, 0.0
 
 
+def settings(device: torch.device, quick: bool) -> Iterator[Check]:
+    n = 64 if quick else 1024
+    z = torch.randn(n, D, generator=torch.Generator().manual_seed(0))
+    exact = anchor_losses(z.double(), torch.arange(n // 2).repeat(2), TEMPERATURE).mean()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        z_i, z_j = z.to(device).chunk(2)
+        yield (
+            "loss after set_float32_matmul_precision('high')",
+            relative(stepclr.nt_xent(z_i, z_j, TEMPERATURE), exact),
+            1e-5,
+        )
+        still = torch.get_float32_matmul_precision() == "high"
+        yield "which is 'high' afterwards too", 0.0 if still else 1.0, 0.0
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 CHECKS: dict[str, Checker] = {
     "loss": loss,
     "views": views,
     "waits": waits,
     "step": step,
     "curve": curve,
+    "settings": settings,
 }
 
 
@@ -166,11 +207,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", default=",".join(CHECKS), help="kinds of rows, with commas")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try the script itself")
+    parser.add_argument("--compile", action="store_true", help="with --device cpu: compile there what a GPU compiles")
     parser.add_argument("--out", type=Path, help="file to which each row is added, and that says which are done")
     given = parser.parse_args(arguments)
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no CUDA device; --device cpu --quick tries the script")
+    if given.compile and device.type == "cpu":
+        compile_on_a_cpu()
     stored = Stored(given.out, given.device, given.quick)
     wrong = 0
     print(f"{stored.card}; torch {torch.__version__}, stepclr {stepclr.__version__}\n")

@@ -19,7 +19,7 @@ from PIL import Image
 from touches import Forks
 
 import stepclr
-from stepclr.pretraining import loop
+from stepclr.pretraining import loop, pace
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 N = 40
@@ -126,6 +126,17 @@ def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
     assert taken == 20
     assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
     assert signal.getsignal(signal.SIGTERM) == before == signal.SIG_DFL
+
+
+def test_a_record_has_the_epochs_that_fit_into_its_budget(
+    record: types.ModuleType, jpegs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "measured", lambda *_: pace.Pace(step=100.0, checkpoint=0.0, watch=0.0))
+    asked = arguments(jpegs, tmp_path / "run", budget=750 / 60)  # seven steps, five of which are an epoch
+    assert record.main(asked) == 0
+    run = stepclr.Run(tmp_path / "run")
+    assert (run.config.epochs, run.metrics[-1]["step"]) == (1.4, 7)
+    assert record.main(asked) == 0  # and the same command again finds it done
 
 
 def test_the_score_is_knn_by_hand(record: types.ModuleType, jpegs: Path, tmp_path: Path) -> None:
@@ -299,3 +310,16 @@ def test_what_is_right_is_ok_and_not_tried_again_and_what_is_wrong_fails(
     table = rows(capsys.readouterr().out)
     assert ["views", "ok before", "", ""] in table
     assert [row[3] for row in table if row[0].startswith("its gradient")] == ["ok"] * 3
+
+
+# benchmarks/GPU-RUNBOOK.md
+
+
+def test_the_runbook_names_scripts_and_options_that_exist() -> None:
+    text = (FOLDER / "GPU-RUNBOOK.md").read_text().replace("\\\n", "")
+    commands = re.findall(r"python3 benchmarks/(\w+\.py)([^;\n]*)", text)
+    assert [script for script, _ in commands] == ["gpu_correct.py", "gpu.py", "cifar10_record.py"]
+    for script, words in commands:
+        source = (FOLDER / script).read_text()
+        for option in re.findall(r" (--[a-z-]+)", words):
+            assert f'"{option}"' in source, (script, option)
