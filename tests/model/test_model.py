@@ -663,3 +663,16 @@ def test_representations_of_a_set_come_from_the_frozen_encoder(batch_size: int, 
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
     assert calls[-1] == (11, 11)
     assert len(calls) == math.ceil(11 / batch_size)
+
+
+def test_large_images_are_put_through_the_encoder_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepclr.model.features.CHUNK", 4)
+    encoder = trained(size=72)
+    pixels = np.stack([photo(72, 72 + k)[:, k:] for k in range(9)])
+    with torch.no_grad():
+        expected = encoder(torch.cat([encoder.preprocess(image) for image in pixels]))
+    sizes: list[int] = []
+    encoder.body.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    h, _ = represent(encoder, open_images((pixels, np.zeros(9, int))))
+    assert sizes == [4, 4, 1]
+    torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)

@@ -20,11 +20,11 @@ from stepclr.data.images import ImageSet
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
 from stepclr.model.cpu_conv import cpu_convolutions, use_cpu_convolutions
-from stepclr.model.encoder import Encoder
+from stepclr.model.encoder import SMALL, Encoder
 from stepclr.threads import Progress, read_ahead
 
 CHECKED = 64  # images that show whether an encoder still represents anything
-CHUNK = 32  # images whose feature maps in bfloat16 fit into a processor's cache
+CHUNK = 32  # images whose feature maps fit into a processor's cache, in bfloat16, or mostly in float32
 
 
 class NotFiniteError(StepclrError):
@@ -66,7 +66,7 @@ def represent(
     kept: list[NDArray[np.int64]] = []
     try:
         with torch.inference_mode():
-            features = encoder if dtype == torch.float32 else _in_bfloat16(encoder)
+            features = _in_chunks(encoder) if dtype == torch.float32 else _in_bfloat16(encoder)
             batches = [np.arange(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
             # Each rank takes every `world.size`-th batch.
             for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
@@ -112,6 +112,13 @@ def fill_unreadable(
     filled = np.full((len(images), rows.shape[1]), np.nan, np.float32)
     filled[kept] = rows
     return filled
+
+
+def _in_chunks(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+    """f(.) of an encoder in eval mode, on the CPU of a few images at a time where these are large."""
+    if encoder.size <= SMALL or encoder.mean.device.type != "cpu":
+        return encoder
+    return lambda x: torch.cat([encoder(part) for part in x.split(CHUNK)])
 
 
 def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
