@@ -1,10 +1,13 @@
-"""Where tensors are computed, and in which precision."""
+"""Where tensors are computed, with which random numbers and threads, and in which precision."""
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +17,11 @@ from torch import Tensor, nn
 from stepclr.errors import choose
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]  # `map`, `side_by_side`
+_seeding = threading.RLock()  # torch has one generator for all threads
+_group = threading.local()  # of a thread of `side_by_side`: the event that says it is to stop
 
 
 def default_device() -> torch.device:
@@ -73,7 +81,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     device = default_device()
     gpus = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):
+    with _seeding, torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
         yield
 
@@ -87,6 +95,43 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class Stopped(Exception):
+    """Raised where a thread of `side_by_side` notices that its result is not wanted any more."""
+
+
+def stop_if_unwanted() -> None:
+    """To be called now and then by what may run in `side_by_side`."""
+    event = getattr(_group, "stop", None)
+    if event is not None and event.is_set():
+        raise Stopped
+
+
+def side_by_side(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
+    """`work(item)` of each item, in order: as many at a time as torch has threads, which they divide among them.
+
+    It pays where one item alone is too small to keep more than one thread busy. If an item fails, or nobody asks for
+    the results any more, the other items stop at their next `stop_if_unwanted`.
+    """
+    threads = torch.get_num_threads()
+    together = min(threads, len(items))
+    if together < 2:
+        yield from map(work, items)
+        return
+    stop = threading.Event()
+
+    def begin() -> None:
+        _group.stop = stop
+
+    # A new thread starts with the number of threads that torch has at that moment.
+    with torch_threads(threads // together), ThreadPoolExecutor(together, "stepclr-side", begin) as pool:
+        try:
+            for future in [pool.submit(work, item) for item in items]:
+                yield future.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
 
 
 @cache

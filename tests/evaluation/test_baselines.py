@@ -1,5 +1,6 @@
 """The baselines of step 7: pixels, random initialization, supervised from scratch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from small import checksum, run_config
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Subset
 from torchvision.transforms.v2 import functional as tv
 
 import stepclr
 from stepclr.config import RunConfig
 from stepclr.data.images import ImageSet
+from stepclr.data.order import epoch_order
 from stepclr.data.sources import open_images
+from stepclr.device import side_by_side, torch_threads
 from stepclr.evaluation import baselines, methods
 from stepclr.evaluation.baselines import RATES, Scratch
 from stepclr.evaluation.linear import linear_evaluation
@@ -83,39 +87,36 @@ def test_a_fresh_encoder_has_its_own_weights_and_the_same_preprocessing(encoder:
     assert len({checksum(made) for made in (encoder, one, other)}) == 3
 
 
-def naive_statistics(encoder: Encoder, batches: list[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean over the batches of each BatchNorm's batch mean and unbiased variance, written out."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+def naive_statistics(encoder: Encoder, batch: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and unbiased variance of what each BatchNorm receives, written out."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook(name: str) -> Any:
         def note(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].double().transpose(0, 1).flatten(1)
             mean = x.sum(1) / x.shape[1]
-            seen.setdefault(name, []).append((mean, (x - mean[:, None]).square().sum(1) / (x.shape[1] - 1)))
+            seen[name] = mean, (x - mean[:, None]).square().sum(1) / (x.shape[1] - 1)
 
         return note
 
     norms = {name: module for name, module in encoder.named_modules() if isinstance(module, _BatchNorm)}
-    handles = [norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items()]
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(hook(name))
     encoder.train()
     with torch.no_grad():
-        for batch in batches:
-            encoder(batch)
-    for handle in handles:
-        handle.remove()
-    return {
-        name: (sum(m for m, _ in pairs) / len(pairs), sum(v for _, v in pairs) / len(pairs))  # type: ignore[misc]
-        for name, pairs in seen.items()
-    }
+        encoder(batch)
+    return seen
 
 
-def test_batchnorm_statistics_are_those_of_one_pass_over_train(
-    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most", [9, 256])
+def test_batchnorm_statistics_are_those_of_one_batch_of_train(
+    encoder: Encoder, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baselines, "STATISTICS_BATCH", 8)
-    images = striped(21, 0)  # batches of 7, where 8, 8 and 5 would weigh the last ones more
-    x = encoder.preprocess(images.read(range(21)))
-    expected = naive_statistics(new_encoder(), list(x.split(7)))
+    monkeypatch.setattr(baselines, "STATISTICS_IMAGES", most)
+    images = striped(21, 0)
+    sample = epoch_order(0, 0, 21)[:most]
+    assert set(images.labels[sample]) == {0, 1}
+    expected = naive_statistics(new_encoder(), encoder.preprocess(images.read(sample)))
     baselines.set_batchnorm_statistics(encoder, images)
     assert not any(module.training for module in encoder.modules())
     norms = {name: module for name, module in encoder.named_modules() if isinstance(module, _BatchNorm)}
@@ -186,7 +187,7 @@ def first_split(made: Scratch, labels_per_class: int) -> Split:
 
 def test_scratch_learns_what_can_be_learnt(encoder: Encoder) -> None:
     made = make(encoder, steps=40)
-    logits = all_logits(made.fit(first_split(made, 20).indices, 0.03, seed=0), made.test)
+    logits = all_logits(made.fit(first_split(made, 20).indices, 0.03, 0, made.steps), made.test)
     assert (logits.argmax(1).numpy() == made.test.labels).mean() > 0.9
 
 
@@ -212,7 +213,7 @@ def test_scratch_takes_batches_of_32_by_a_cosine_to_0_of_views_of_their_keys(
 
     monkeypatch.setattr(classifier, "view_keys", spy)
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    made.fit(rows, 0.1, seed=9)
+    made.fit(rows, 0.1, seed=9, steps=5)
     assert [(seed, epoch, len(at)) for seed, epoch, at in seen] == [(9, step // 2, 32) for step in range(5)]
     for first, second in ((0, 1), (2, 3)):
         assert len(set(seen[first][2] + seen[second][2])) == 64
@@ -223,7 +224,7 @@ def test_scratch_takes_batches_of_32_by_a_cosine_to_0_of_views_of_their_keys(
 
 def test_scratch_is_what_it_was_before_it_shared_its_loop(encoder: Encoder) -> None:
     made = make(encoder, steps=12)
-    found = all_logits(made.fit(first_split(made, 20).indices, 0.03, seed=7), made.test)[:3]
+    found = all_logits(made.fit(first_split(made, 20).indices, 0.03, 7, made.steps), made.test)[:3]
     # Other processors round differently, and twelve steps multiply it.
     expected = torch.tensor([[0.41688, -0.77411], [0.32741, -0.62652], [0.43516, -0.79876]])
     torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
@@ -233,16 +234,16 @@ def test_scratch_is_a_function_of_its_arguments(encoder: Encoder) -> None:
     made = make(encoder, steps=3)
     rows = first_split(made, 5).indices
     torch.manual_seed(1)
-    one = checksum(made.fit(rows, 0.03, seed=0))
+    one = checksum(made.fit(rows, 0.03, 0, 3))
     torch.manual_seed(2)
-    assert checksum(made.fit(rows, 0.03, seed=0)) == one
-    assert checksum(made.fit(rows, 0.03, seed=1)) != one
-    assert checksum(made.fit(rows, 0.1, seed=0)) != one
+    assert checksum(made.fit(rows, 0.03, 0, 3)) == one
+    assert checksum(made.fit(rows, 0.03, 1, 3)) != one
+    assert checksum(made.fit(rows, 0.1, 0, 3)) != one
 
 
 def test_scratch_is_tested_in_eval_mode(encoder: Encoder) -> None:
     made = make(encoder, steps=2)
-    model = made.fit(first_split(made, 5).indices, 0.03, seed=0)
+    model = made.fit(first_split(made, 5).indices, 0.03, 0, made.steps)
     before = checksum(model)
     logits = all_logits(model, made.test)
     assert checksum(model) == before
@@ -252,12 +253,12 @@ def test_scratch_is_tested_in_eval_mode(encoder: Encoder) -> None:
 class Fake(Scratch):
     """Scratch whose classifiers are their rates."""
 
-    def fit(self, rows: Any, rate: float, seed: int) -> Any:  # noqa: ARG002
-        fitted.append((rate, sorted(rows.tolist())))
+    def fit(self, rows: Any, rate: float, seed: int, steps: int) -> Any:  # noqa: ARG002
+        fitted.append((rate, steps, sorted(rows.tolist())))
         return rate
 
 
-fitted: list[tuple[float, list[int]]] = []
+fitted: list[tuple[float, int, list[int]]] = []
 
 
 @pytest.mark.parametrize(
@@ -280,15 +281,16 @@ def test_the_rate_is_chosen_on_two_folds_of_the_first_draw_once_a_budget(
 
     monkeypatch.setattr(baselines, "all_logits", told)
     fitted.clear()
-    made = Fake(encoder, striped(40, 1), striped(8, 2), steps=1, min_area=0.2, bf16=False)
+    made = Fake(encoder, striped(40, 1), striped(8, 2), steps=1000, min_area=0.2, bf16=False)
     splits = label_splits(made.train.labels, ["a", "b"], [5, 1], 3, 0)
-    assert [made(split).chosen for split in splits] == [rate, 0.03] * 3
-    choosing = fitted[: 2 * len(RATES)]
-    assert [tried for tried, _ in choosing] == [tried for tried in RATES for _ in range(2)]
-    for (_, one), (_, other) in zip(choosing[::2], choosing[1::2], strict=True):
+    made.decide(splits)
+    choosing = fitted.copy()
+    assert [(tried, steps) for tried, steps, _ in choosing] == [(tried, 125) for tried in RATES for _ in range(2)]
+    for (_, _, one), (_, _, other) in zip(choosing[::2], choosing[1::2], strict=True):
         assert sorted(one + other) == splits[0].indices.tolist()
-    assert fitted[2 * len(RATES) :] == [
-        (chosen, split.indices.tolist()) for split, chosen in zip(splits, [rate, 0.03] * 3, strict=True)
+    assert [made(split).chosen for split in splits] == [rate, 0.03] * 3
+    assert fitted[len(choosing) :] == [
+        (chosen, 1000, split.indices.tolist()) for split, chosen in zip(splits, [rate, 0.03] * 3, strict=True)
     ]
 
 
@@ -310,10 +312,37 @@ def test_precision_and_crop_are_the_run_s_own(
 def test_bf16_trains_under_autocast_and_scores_in_float32(encoder: Encoder) -> None:
     rows = np.arange(8)
     half, full = (make(encoder, steps=2, bf16=bf16) for bf16 in (True, False))
-    models = half.fit(rows, 0.03, 0), full.fit(rows, 0.03, 0)
+    models = half.fit(rows, 0.03, 0, 2), full.fit(rows, 0.03, 0, 2)
     assert checksum(models[0]) != checksum(models[1])
     assert {weight.dtype for weight in models[0].parameters()} == {torch.float32}
     assert all_logits(models[0], half.test).dtype == torch.float32
     # A rounded h would have eight bits only.
     h = features(models[0].encoder, half.test)
     assert not torch.equal(torch.from_numpy(h).bfloat16().float(), torch.from_numpy(h))
+
+
+def test_networks_trained_side_by_side_are_those_trained_one_by_one(encoder: Encoder) -> None:
+    splits = label_splits(striped(80, 1).labels, ["a", "b"], [4, 8, "all"], 2, 0)
+    alone, together = make(encoder, steps=8), make(encoder, steps=8, each=side_by_side)
+    alone.decide(splits)
+    expected = [alone(split) for split in splits]
+    generator = torch.random.get_rng_state()
+    with torch_threads(3):  # one for each of three networks
+        together.decide(splits)
+        fits = list(side_by_side(together, splits))
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert together.rates == alone.rates
+    for fit, one in zip(fits, expected, strict=True):
+        np.testing.assert_array_equal(fit.ranked, one.ranked)
+
+
+def test_only_small_encoders_whose_training_draws_nothing_are_trained_side_by_side(encoder: Encoder) -> None:
+    task = task_of(encoder)
+    assert methods.METHODS["scratch"](task).each is side_by_side
+    assert methods.METHODS["finetuned"](task).each is side_by_side
+    own = replace(task, encoder=Encoder(nn.Flatten(), "module:Net", "own", 16, num_features=768))
+    large = replace(task, encoder=new_encoder(size=96))
+    items = open_images(Subset(striped(4, 0), range(4)))  # a Dataset's are never read by two threads
+    as_read = replace(task, images=replace(task.images, train=items))
+    for each in (own, large, as_read):
+        assert methods.METHODS["scratch"](each).each is map

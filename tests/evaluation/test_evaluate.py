@@ -241,17 +241,19 @@ def test_a_share_of_the_labels_is_said_with_their_number(run: Path, train: Image
 
 def test_what_is_done_is_announced_in_words(run: Path, train: ImageSet, test: ImageSet) -> None:
     said: list[str] = []
-    stepclr.evaluate(run, train, test, (2, "all"), draws=2, probe="linear", baselines="random", announce=said.append)
-    assert said == ["the images and their representations"] + [
-        line
-        for name in ("random", "simclr")
-        for line in (
-            f"{name}: features",
-            f"{name}, 2 labels per class, draw 1 of 2",
-            f"{name}, all labels",
-            f"{name}, 2 labels per class, draw 2 of 2",
-        )
-    ]
+    stepclr.evaluate(
+        run, train, test, (2, "all"), draws=2, probe="linear", baselines="scratch", scratch_steps=1,
+        announce=said.append,
+    )  # fmt: skip
+    first = "the images and their representations"
+    expected = [first, f"{first}, 30 of 30", f"{first}, 24 of 24"]
+    for name in ("scratch", "simclr"):
+        expected.append(f"{name}: features")
+        if name == "scratch":
+            expected.append("scratch: the choice of a rate")
+        draws = [f"{name}, 2 labels per class, draw {number} of 2" for number in (1, 2)]
+        expected += [draws[0], f"{name}, all labels", draws[1]]
+    assert said == expected
 
 
 def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:

@@ -116,7 +116,8 @@ def evaluate(
             such as "simclr over 3 seeds" are added, whose values are each run's mean over the splits: their `std` is
             the spread over pretraining seeds. Nothing is written into these folders.
         progress: called with (done, total) after each split of each method, of each run anew.
-        announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5".
+        announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5"; of small
+            networks that are trained side by side, by their threads.
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores: a `Score` for each method and number of labels, with top-1, balanced accuracy, macro F1, the
@@ -151,11 +152,14 @@ def evaluate(
     folder = Run(Path(run))
     prepared: list[PreparedImages] = []
 
+    def say_images(done: int, total: int) -> None:
+        settings.announce(f"the images and their representations, {done:,} of {total:,}")
+
     def images_of(encoder: Encoder) -> PreparedImages:
         # Runs that differ in their seed see the same images: only the first opens and compares them.
         if prepared:
             return represented_by(encoder, prepared[0], world)
-        prepared.append(prepare(encoder, train, test, per_class, draws, seed, holdout, world))
+        prepared.append(prepare(encoder, train, test, per_class, draws, seed, holdout, world, say_images))
         return prepared[0]
 
     def scores_of(each: Run, names: list[str]) -> Scores:
@@ -288,28 +292,45 @@ def _predict(
         def predict(split: Split, name: str = name, of_name: Method = of_name) -> Fit:
             draw = "" if split.labels_per_class == "all" else f", draw {split.number + 1} of {settings.draws}"
             settings.announce(f"{name}, {labels_words(split.labels_per_class)}{draw}")
-            fit = of_name.predict(split)
-            settings.progress(min(total, next(done)), total)
-            return fit
+            return of_name.predict(split)
 
+        def predicted() -> None:
+            settings.progress(min(total, next(done)), total)
+
+        if of_name.decide:
+            settings.announce(f"{name}: the choice of a {of_name.chooses}")
         chosen: dict[str, list[float]] = {}
-        for split, fit in zip(of_method, _fits(predict, of_name, of_method, world), strict=True):
+        for split, fit in zip(of_method, _fits(predict, of_name, of_method, world, predicted), strict=True):
             predictions.setdefault((name, split.labels_per_class), []).append(fit)
             chosen.setdefault(str(split.labels_per_class), []).append(fit.chosen)
         protocol[name] = {**of_name.settings, of_name.chooses: chosen}
     return predictions, protocol
 
 
-def _fits(predict: Callable[[Split], Fit], method: Method, splits: list[Split], world: World) -> list[Fit]:
-    """A method's fits on all splits. Each rank computes its share of them and receives the others."""
+def _fits(
+    predict: Callable[[Split], Fit],
+    method: Method,
+    splits: list[Split],
+    world: World,
+    predicted: Callable[[], None],
+) -> list[Fit]:
+    """A method's fits on all splits, `predicted` being called after each.
+
+    Each rank computes its share of them and receives the others.
+    """
     per_class = list(dict.fromkeys(split.labels_per_class for split in splits))
-    computed = {}
+    own = {}
     for number, split in enumerate(splits):
         # Splits that share a choice stay on one rank.
-        turn = per_class.index(split.labels_per_class) if method.decides_once else number
+        turn = per_class.index(split.labels_per_class) if method.decide else number
         if turn % world.size == world.rank:
-            fit = predict(split)
-            computed[number] = [fit.ranked.tolist(), fit.chosen]
+            own[number] = split
+    if method.decide:
+        method.decide([*own.values()])
+    computed = {}
+    for number, fit in zip(own, method.each(predict, [*own.values()]), strict=True):
+        computed[number] = [fit.ranked.tolist(), fit.chosen]
+        predicted()
     gathered = {int(number): fit for fits in world.objects(computed) for number, fit in fits.items()}
     return [Fit(np.array(ranked), chosen) for _, (ranked, chosen) in sorted(gathered.items())]
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stepclr.data.images import ImageSet
+from stepclr.data.order import epoch_order
+from stepclr.device import Each, seeded
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.prepare import all_logits
@@ -31,15 +35,18 @@ from stepclr.views.policies import FLIP
 
 START = "start"  # the row of the encoder as training began, where that was not a random initialization
 MAX_SIDE = 32  # pixels; linear evaluation of more would only take longer
-STATISTICS_BATCH = 256
+STATISTICS_IMAGES = 256
 PIXELS = f"the encoder's center crop, reduced (antialiased) to at most {MAX_SIDE} px a side, flattened"
 RANDOM = (
-    "a new initialization for each draw; BatchNorm statistics from one pass over all of train, in batches of about "
-    f"{STATISTICS_BATCH}"
+    "a new initialization for each draw; BatchNorm statistics of one batch, "
+    f"{STATISTICS_IMAGES} random images of train (all, if there are fewer)"
 )
 RATES = (0.01, 0.03, 0.1)
 RATE_AT_1_LABEL = 0.03  # with one label per class there is nothing left to choose the rate on
+# A rate is chosen after an eighth of the steps, but at least so many. On the sample, that is what all steps choose.
+TRIAL, MIN_TRIAL = 8, 125
 SCRATCH_BATCH, WEIGHT_DECAY = 32, 5e-4
+Trial = tuple[Split, tuple[Indices, Indices], float]  # of a rate on one fold: the indices to fit on and held out
 
 
 class _Pixels(nn.Module):
@@ -89,8 +96,7 @@ def start_encoder(encoder: Encoder, weights: str) -> Encoder:
 
 def random_encoder(encoder: Encoder, seed: int) -> Encoder:
     """The same architecture and preprocessing, newly initialized from `seed`; torch's generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         own = encoder.name.startswith(OWN_MODULE)
         initialized = _initialized_again(encoder) if own else _built_like(encoder)
     return initialized.preprocess_as(encoder)
@@ -117,9 +123,10 @@ def _initialized_again(encoder: Encoder) -> Encoder:
 
 
 def set_batchnorm_statistics(encoder: Encoder, images: ImageSet) -> None:
-    """Set every BatchNorm to the mean of its batch statistics over one pass of `images`; leaves the encoder in eval.
+    """Set every BatchNorm to the statistics of one batch of random `images`; leaves the encoder in eval mode.
 
-    Without it a new network would normalize by mean 0 and variance 1, which its features do not have.
+    Without it a new network would normalize by mean 0 and variance 1, which its features do not have. The batch is the
+    same for every network.
     """
     encoder.eval()
     norms = [module for module in encoder.modules() if isinstance(module, _BatchNorm)]
@@ -127,12 +134,11 @@ def set_batchnorm_statistics(encoder: Encoder, images: ImageSet) -> None:
         return
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative mean
+        norm.momentum = None  # the first batch counts whole
         norm.train()
-    # Nearly equal batches, because a small last one would weigh as much as the others.
-    for batch in np.array_split(np.arange(len(images)), -(-len(images) // STATISTICS_BATCH)):
-        with torch.inference_mode():
-            encoder(encoder.preprocess(images.read(batch)).contiguous(memory_format=torch.channels_last))
+    batch = images.read(epoch_order(0, 0, len(images))[:STATISTICS_IMAGES])
+    with torch.inference_mode():
+        encoder(encoder.preprocess(batch).contiguous(memory_format=torch.channels_last))
     encoder.eval()
 
 
@@ -142,6 +148,7 @@ class Scratch:
 
     steps: of training, with 32 images each. min_area: smallest crop, share of the image. bf16: train under autocast.
     flip: probability of mirroring.
+    each: how networks that do not depend on each other are trained. rates: what `decide` chose.
     """
 
     encoder: Encoder
@@ -151,6 +158,7 @@ class Scratch:
     min_area: float
     bf16: bool
     flip: float = FLIP
+    each: Each = map
     rates: dict[LabelsPerClass, float] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
@@ -165,38 +173,58 @@ class Scratch:
             "tested": "eval mode, float32, center crop",
             "rates": list(RATES),
             "rate_chosen_by": "top-1, then log-loss, on 2 stratified folds of the first draw for each labels_per_class",
+            "rate_chosen_after_steps": self.trial_steps,
             "rate_at_1_label": RATE_AT_1_LABEL,
         }
 
     def __call__(self, split: Split) -> Fit:
-        # Splits come in order, so this is the first one with that number of labels.
-        if split.labels_per_class not in self.rates:
-            self.rates[split.labels_per_class] = self.choose_rate(split)
         rate = self.rates[split.labels_per_class]
-        logits = all_logits(self.fit(split.indices, rate, split.seed), self.test)
+        logits = all_logits(self.fit(split.indices, rate, split.seed, self.steps), self.test)
         return Fit(ranking(logits.numpy()), rate)
 
-    def choose_rate(self, split: Split) -> float:
-        """The rate with the highest top-1 on held-out images of two folds; of equal ones, that of least log-loss."""
-        parts = folds(self.train.labels[split.indices], 2, split.seed)
-        if not parts:
-            return RATE_AT_1_LABEL
+    @property
+    def trial_steps(self) -> int:
+        """Steps, with a cosine of their own, after which a rate shows whether it is the best one."""
+        return min(self.steps, max(MIN_TRIAL, self.steps // TRIAL))
 
-        def merit(rate: float) -> tuple[int, float]:
-            correct, loss = 0, 0.0
-            for fitted, held_out in parts:
-                held_out = split.indices[held_out]
-                logits = all_logits(self.fit(split.indices[fitted], rate, split.seed), self.train.take(held_out))
-                truth = torch.from_numpy(self.train.labels[held_out])
-                correct += int((logits.argmax(1) == truth).sum())
-                loss += float(F.cross_entropy(logits, truth, reduction="sum"))
-            return correct, -loss if math.isfinite(loss) else -math.inf
+    def decide(self, splits: Sequence[Split]) -> None:
+        """Choose a rate for each number of labels, on the first split that has it: the one with the highest top-1 on
+        held-out images of two folds; of equal ones, that of least log-loss."""
+        firsts: dict[LabelsPerClass, Split] = {}
+        for split in splits:
+            firsts.setdefault(split.labels_per_class, split)
+        trials = []
+        for split in firsts.values():
+            self.rates[split.labels_per_class] = RATE_AT_1_LABEL
+            parts = folds(self.train.labels[split.indices], 2, split.seed)
+            trials += [(split, part, rate) for rate in RATES for part in parts]
 
-        return max(RATES, key=merit)
+        # All trials at once, so that the last ones of one number of labels do not wait for the first ones of the next.
+        merits: dict[LabelsPerClass, dict[float, NDArray[np.float64]]] = {}
+        for (split, _, rate), merit in zip(trials, self.each(self.merit, trials), strict=True):
+            of_rates = merits.setdefault(split.labels_per_class, dict.fromkeys(RATES, np.zeros(2)))
+            of_rates[rate] = of_rates[rate] + merit
+        for per_class, of_rates in merits.items():
+            self.rates[per_class] = _best(of_rates)
 
-    def fit(self, indices: Indices, rate: float, seed: int) -> Classifier:
+    def merit(self, trial: Trial) -> tuple[int, float]:
+        """How many held-out images are predicted right, and minus the sum of their log-losses."""
+        split, (fitted, held_out), rate = trial
+        held_out = split.indices[held_out]
+        classifier = self.fit(split.indices[fitted], rate, split.seed, self.trial_steps)
+        logits = all_logits(classifier, self.train.take(held_out))
+        truth = torch.from_numpy(self.train.labels[held_out])
+        loss = float(F.cross_entropy(logits, truth, reduction="sum"))
+        return int((logits.argmax(1) == truth).sum()), -loss if math.isfinite(loss) else -math.inf
+
+    def fit(self, indices: Indices, rate: float, seed: int, steps: int) -> Classifier:
         """Encoder and linear layer trained on these images of train; a function of the arguments."""
-        given = self.steps, SCRATCH_BATCH, rate, self.min_area, self.bf16
+        given = steps, SCRATCH_BATCH, rate, self.min_area, self.bf16
         settings = Supervised(*given, weight_decay=WEIGHT_DECAY, flip=self.flip)
         classifier = InitialWeights(random_encoder(self.encoder, seed)).classifier(self.train.classes, seed)
         return train_classifier(classifier, self.train.take(indices), settings, seed)
+
+
+def _best(merits: dict[float, NDArray[np.float64]]) -> float:
+    """The first rate with the most held-out images right; of equally many, with the least log-loss."""
+    return max(merits, key=lambda rate: tuple(merits[rate]))

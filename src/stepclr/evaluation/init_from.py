@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stepclr.device import seeded
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
@@ -32,8 +33,7 @@ class InitialWeights:
 
     def classifier(self, classes: Sequence[str], seed: int) -> Classifier:
         """A copy with a new linear layer on top, a function of `seed`; torch's generator is left alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with seeded(seed):
             encoder = copy.deepcopy(self.encoder).cpu()
             classifier = Classifier(encoder, classes, self.head, self.kept_layers)
         classifier.neck.load_state_dict(self.neck)

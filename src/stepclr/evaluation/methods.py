@@ -1,6 +1,6 @@
 """The methods of the table: each predicts the classes of the test images from one label split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from stepclr.data.reading import Reading
+from stepclr.device import Each, side_by_side
 from stepclr.evaluation import baselines
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.finetune import MIN_STEPS, FinetuneSettings, finetuned
@@ -19,7 +20,8 @@ from stepclr.evaluation.prepare import PreparedImages, all_logits, features, unr
 from stepclr.evaluation.results import Fit, ranking
 from stepclr.evaluation.splits import Split, mix_seed
 from stepclr.metrics import knn_votes
-from stepclr.model.encoder import Encoder
+from stepclr.model.build import OWN_MODULE
+from stepclr.model.encoder import SMALL, Encoder
 from stepclr.model.features import resized
 from stepclr.model.files import state_checksum
 from stepclr.model.timm_weights import timm_name
@@ -54,13 +56,15 @@ class Task:
 class Method:
     """`predict` fits on a label split and predicts; `chooses` names what it decides from that split alone.
 
-    `decides_once`: the first split with that number of labels decides for the others.
+    `decide`, where there is one, is called with all splits before the first is predicted: there, the first split with a
+    number of labels decides for the others. `each` is the way to go through the splits.
     """
 
     predict: Callable[[Split], Fit]
     chooses: str
     settings: dict[str, Any]
-    decides_once: bool = False
+    decide: Callable[[Sequence[Split]], object] | None = None
+    each: Each = map
 
 
 def _pixels(task: Task) -> Method:
@@ -88,8 +92,8 @@ def _random(task: Task) -> Method:
 def _scratch(task: Task) -> Method:
     images = task.images
     given = task.encoder, images.train, images.test, task.scratch_steps, task.min_area, task.bf16
-    scratch = baselines.Scratch(*given, flip=task.flip)
-    return Method(scratch, "rate", scratch.describe(), decides_once=True)
+    scratch = baselines.Scratch(*given, flip=task.flip, each=_each(task))
+    return Method(scratch, "rate", scratch.describe(), scratch.decide, scratch.each)
 
 
 def _simclr(task: Task) -> Method:
@@ -148,7 +152,7 @@ def _sgd(task: Task) -> Method:
         "precision": "bf16" if task.bf16 else "fp32",
         "tested": "eval mode, float32, center crop",
     }
-    return Method(predict, "steps", settings)
+    return Method(predict, "steps", settings, each=_each(task))
 
 
 def _finetuned(task: Task) -> Method:
@@ -160,7 +164,7 @@ def _finetuned(task: Task) -> Method:
         steps = settings.training(len(split.indices)).steps
         return Fit(ranking(all_logits(classifier, images.test).numpy()), steps)
 
-    return Method(predict, "steps", settings.describe())
+    return Method(predict, "steps", settings.describe(), each=_each(task))
 
 
 def _knn(task: Task) -> Method:
@@ -187,6 +191,17 @@ def _linear(task: Task, features_of: Callable[[int], Features], description: str
         return linear_evaluation(h[split.indices], labels[split.indices], h_test, split.seed)
 
     return Method(predict, "l2", {"linear evaluation of": description})
+
+
+def _each(task: Task) -> Each:
+    """How the networks of several splits are trained: on the CPU side by side where each is small.
+
+    A module of the user's own may draw from torch's generator while it is trained (dropout), so that the order counts,
+    and images that are decoded as they are read are not for several threads.
+    """
+    encoder, store = task.encoder, task.images.train.store
+    small = encoder.size <= SMALL and encoder.mean.device.type == "cpu"
+    return side_by_side if small and store.decoded and not encoder.name.startswith(OWN_MODULE) else map
 
 
 def _features(task: Task, encoder: Encoder) -> Features:

@@ -23,6 +23,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.classifier import logits
 from stepclr.pretraining.run import Run
+from stepclr.threads import Progress
 from stepclr.views.policies import FLIP, read_policy
 
 MIN_AREA = 0.2  # smallest crop of training where no run has another
@@ -57,6 +58,7 @@ def prepare(
     seed: int,
     holdout: float | None = None,
     world: World = ALONE,
+    progress: Progress | None = None,
 ) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
@@ -74,10 +76,10 @@ def prepare(
         labels = labels[~held_out(labels, classes, holdout, seed)]
     label_splits(labels, classes, labels_per_class, 1, seed)
 
-    train, h, train_counts = _readable(encoder, train, classes, world)
+    train, h, train_counts = _readable(encoder, train, classes, world, progress)
     test_counts, shared, clean, drawn = None, None, np.ones(0, bool), None
     if test is not None:
-        test, h_test, test_counts = _readable(encoder, test, classes, world)
+        test, h_test, test_counts = _readable(encoder, test, classes, world, progress)
         shared, clean = find_overlap(train, test, world)
     elif holdout is not None:
         versions, near = version_groups(train, world)
@@ -145,14 +147,14 @@ def _present(images: ImageSet) -> list[str]:
 
 
 def _readable(
-    encoder: Encoder, images: ImageSet, classes: list[str], world: World
+    encoder: Encoder, images: ImageSet, classes: list[str], world: World, progress: Progress | None
 ) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
     """The readable images of these classes (labels in their order), their h, and how many were left out."""
     labeled = images.keep(images.classes)
     of_classes = of_these_classes(labeled, classes)
     with world.in_turn():
-        decoded = of_classes.decoded(source_side(encoder.size))
-    h, kept = represent(encoder, decoded, world=world)
+        decoded = of_classes.decoded(source_side(encoder.size), progress=progress)
+    h, kept = represent(encoder, decoded, world=world, progress=progress)
     counts = {
         "source": as_words(sources_of(images)),
         "images": len(kept),

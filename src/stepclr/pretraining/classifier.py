@@ -19,6 +19,7 @@ from torch.optim import SGD, Optimizer
 from stepclr.config import ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
+from stepclr.device import seeded, stop_if_unwanted
 from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
 from stepclr.model.encoder import Encoder
@@ -85,6 +86,7 @@ def train_classifier(
     feed = islice(endless(images, seed, settings.batch_size, device=device), settings.steps)
     with cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
+            stop_if_unwanted()
             set_lr(optimizer, lr_multiplier(step, settings.steps, warmup_steps=0))
             view = views(batch.images, view_keys(seed, epoch, batch.samples))[0]
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
@@ -118,8 +120,7 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Resolv
     has it, wants a rate a hundred times that of a plain ResNet's. A function of the arguments.
     """
     labeled = images.keep(images.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with seeded(config.seed):
         classifier = Classifier(copy.deepcopy(encoder), labeled.classes).to(encoder.mean.device)
     h, _ = represent(encoder, labeled.take(epoch_order(config.seed, 0, len(labeled))[:LENGTHS]))
     batch = min(config.batch_size, len(labeled))
