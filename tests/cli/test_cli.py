@@ -40,6 +40,10 @@ def test_progress_says_what_is_next_and_how_long_it_all_takes(
     seconds = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: seconds)
     counter = Counter()
+    counter.announce("the images")  # at once
+    counter.announce("more images")
+    assert capsys.readouterr().err == "the images\n"
+    counter = Counter()
     for done in range(1, 4):
         seconds += 20
         counter(done, 3)
@@ -63,6 +67,17 @@ def test_minutes_count_from_the_start_of_a_command_that_trains(command: str, mon
     teacher = ["teacher"] if command == "distill" else []
     assert call(command, *teacher, "sample:test", "--out", "run", "--minutes", "1") == 2
     assert time.monotonic() - asked["since"] >= PAGE_SECONDS
+
+
+def test_what_takes_only_three_seconds_counts_nothing_aloud(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    counter = Counter()
+    for seconds in (1.0, 3.0, 4.0, 5.0):
+        counter(int(seconds), 5)
+    assert capsys.readouterr().err == "4 of 5, about 0:01 left\n"
 
 
 def test_help_is_instant_because_it_imports_no_torch() -> None:

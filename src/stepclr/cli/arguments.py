@@ -81,6 +81,12 @@ def first_rank() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
 
 
+def say_loading() -> None:
+    """Print on standard error that torch is about to be imported, unless it was."""
+    if "torch" not in sys.modules:
+        _note(["loading PyTorch, which takes a few seconds"])
+
+
 def say(text: object) -> None:
     """Print a result to standard output, on the first rank only."""
     if not first_rank():
@@ -169,10 +175,11 @@ def page_of(run: str | os.PathLike[str]) -> None:
 
 class Counter:
     """Progress on standard error, what is done next and the time left if all that is counted takes equally long: one
-    changing line on a terminal, else a line every 15 seconds."""
+    changing line on a terminal, else what comes first and then a line every 15 seconds."""
 
     def __init__(self) -> None:
-        self.began = self.printed = time.monotonic()
+        self.began = time.monotonic()
+        self.printed = self.began - 12  # what takes only 3 seconds prints nothing
         self.counted = self.next = ""
 
     def __call__(self, done: int, total: int) -> None:
@@ -186,17 +193,18 @@ class Counter:
 
     def announce(self, words: str) -> None:
         """Say in words what is done next."""
+        first = not (self.counted or self.next)
         self.next = one_line(words)
-        self._print()
+        self._print(first=first)
 
-    def _print(self, last: bool = False) -> None:
+    def _print(self, last: bool = False, first: bool = False) -> None:
         if not first_rank():
             return
         line = self.counted if last else ": ".join(filter(None, [self.counted, self.next]))
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width].ljust(width)}", end="\n" if last else "", file=sys.stderr, flush=True)
-        elif time.monotonic() - self.printed > 15:
+        elif first or time.monotonic() - self.printed > 15:
             self.printed = time.monotonic()
             print(line, file=sys.stderr, flush=True)
 

@@ -18,11 +18,11 @@ from stepclr.cli.arguments import (
     Names,
     OptionalSources,
     Read,
-    first_rank,
     image_format,
     open_source,
     page_of,
     say,
+    say_loading,
     say_unread,
 )
 from stepclr.config import PretrainConfig, Strength
@@ -47,8 +47,7 @@ def demo(
     """
     from dataclasses import replace
 
-    if first_rank():
-        print("loading PyTorch, which takes a few seconds", file=sys.stderr, flush=True)
+    say_loading()
     import stepclr
     from stepclr.pretraining.run import free_folder
     from stepclr.tools.scores import loading_snippet, score_summary
@@ -63,6 +62,7 @@ def demo(
     say(f"step 6  pretraining on all of sample:unlabeled, into {out}")
     run = stepclr.pretrain("sample:unlabeled", out, config=config, limit=limit, monitor="sample:train")
     say("step 7  evaluation: 10 labels per class of sample:train (5 draws), and all; scratch uses these labels alone")
+    counter = Counter()
     scores = stepclr.evaluate(
         run,
         "sample:train",
@@ -70,7 +70,8 @@ def demo(
         labels_per_class=(10, "all"),
         baselines=("pixels", "random", "scratch"),
         scratch_steps=scratch_steps,
-        progress=Counter(),
+        progress=counter,
+        announce=counter.announce,
     )
     for part in score_summary(scores):
         say(part)
@@ -198,6 +199,7 @@ def doctor(
     """
     from json import dumps
 
+    say_loading()
     import stepclr
     from stepclr.data.sources import open_images, open_train_test
     from stepclr.io import write_whole
