@@ -65,8 +65,10 @@ def ours(train: Path, minutes: float, seed: int, out: Path) -> Trained:
 
 def lightly(train: Path, minutes: float, seed: int, out: Path, bf16: bool) -> Trained:
     """lightly's loop, for as many steps as fit."""
-    recipe = recipe_config(RECIPE)
-    network, stem = (recipe.encoder, recipe.stem) if bf16 else ("resnet18", "small")
+    network, stem = "resnet18", "small"
+    if bf16:
+        recipe = recipe_config(RECIPE)
+        network, stem = str(recipe.encoder), str(recipe.stem)
 
     def loop(length: int) -> LightlyLoop:
         torch.manual_seed(seed)
