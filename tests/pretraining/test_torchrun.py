@@ -130,6 +130,47 @@ def test_a_killed_rank_and_a_restart_end_as_if_nothing_had_happened(two: Path, t
     assert all(tensor.equal(expected[name]) for name, tensor in trained.items())
 
 
+TIMED = """
+import os, signal, sys
+from stepclr.cli import main
+from stepclr.pretraining import loop, pace
+
+step, measured, taken, trial = loop.train_step, pace.measured, [], []
+def tried(config, seconds, *rest):
+    measured(config, 1.0, *rest)
+    trial.append(len(taken))
+    return pace.Pace(step=100.0 + 50 * int(os.environ["RANK"]), checkpoint=0.0, watch=0.0)
+def fated(*arguments):
+    taken.append(1)
+    if trial and len(taken) == trial[0] + 5 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+loop.train_step, pace.measured = fated, tried
+main(sys.argv[1:])
+"""
+EIGHT_STEPS = 850 / 60  # minutes, by the pace of rank 0; rank 1 would take 5
+
+
+def test_ranks_agree_on_the_epochs_that_fit_and_resume_a_progressive_run_exactly(tmp_path: Path) -> None:
+    script = tmp_path / "timed.py"
+    script.write_text(TIMED)
+    counted, timed = tmp_path / "counted", tmp_path / "timed"
+    words = [*PRETRAIN, "--progressive"]
+    done = world(2, *words, "--epochs", "2.667", "--out", str(counted))
+    assert not done.returncode, done.stderr
+    done = world(2, str(script), *words[2:], "--minutes", str(EIGHT_STEPS), "--out", str(timed), restarts=1)
+    assert not done.returncode, done.stderr
+    assert done.stderr.count("minutes: 2.667 epochs") == 1  # the resumed run has them from config.json
+    assert "resuming after step 3" in done.stderr  # rank 1 died in step 5, in the second epoch
+    settings = [json.loads((out / "config.json").read_text()) for out in (counted, timed)]
+    assert settings[1].pop("minutes") == EIGHT_STEPS
+    assert settings[0].pop("minutes") is None
+    assert settings[0] == settings[1]
+    assert [line["step"] for line in stepclr.Run(timed).metrics] == [3, 6, 8]
+    trained, expected = load_file(timed / "encoder.safetensors"), load_file(counted / "encoder.safetensors")
+    assert all(tensor.equal(expected[name]) for name, tensor in trained.items())
+
+
 @pytest.mark.parametrize(
     ("fate", "words"),
     [
