@@ -79,6 +79,11 @@ class Reading:
         )
 
 
+def readable_as(held: int, wanted: int) -> bool:
+    """Whether images of `held` channels can be read with `wanted` ones: gray becomes RGB, others stay as they are."""
+    return held == wanted or (held, wanted) == (1, RGB)
+
+
 def channels_words(channels: int) -> str:
     """ "1 channel", "4 channels"."""
     return f"{channels} channel{'s' * (channels > 1)}"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stepclr.data.decode import decoded, decoder_of, from_pil, reduced, size_of
 from stepclr.data.formats import File, UnreadableError, reasons
-from stepclr.data.reading import AS_DECLARED, RGB, Reading, channels_words
+from stepclr.data.reading import AS_DECLARED, RGB, Reading, channels_words, readable_as
 from stepclr.data.recall import Stamp, recall
 from stepclr.errors import StepclrError
 from stepclr.io import checksum_of
@@ -171,7 +171,7 @@ class Pixels(Store):
 
     def read_as(self, reading: Reading) -> Store:
         channels = self.array.shape[1]
-        if reading.bands != channels and (channels, reading.bands) != (1, RGB):
+        if not readable_as(channels, reading.bands):
             raise StepclrError(f"the array has images of {channels_words(channels)}, not of {reading.bands}")
         return super().read_as(reading)
 
@@ -261,8 +261,7 @@ def as_image(item: object, reading: Reading = AS_DECLARED) -> UInt8[Tensor, "c h
     elif isinstance(item, np.ndarray) and image.ndim == 3:
         image = image.permute(2, 0, 1)
     bands = reading.bands
-    fits = image.ndim == 3 and 0 not in image.shape and (image.shape[0] == bands or (image.shape[0], bands) == (1, RGB))
-    if not fits:
+    if image.ndim != 3 or 0 in image.shape or not readable_as(image.shape[0], bands):
         raise UnreadableError(f"an image must be [{bands}, H, W] (or an array [H, W, {bands}]), not {list(item.shape)}")
     return image.cpu().expand(bands, -1, -1).contiguous()
 

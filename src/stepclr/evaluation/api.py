@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from stepclr.data.images import ImageSet
-from stepclr.data.reading import RGB, channels_words
+from stepclr.data.reading import channels_words, readable_as
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.distributed import World, join
@@ -266,8 +266,8 @@ def _other_encoders(
         names = [os.fspath(run) if name == "simclr" else name for name in names]
         others[os.fspath(run)] = encoder
     for name, other in others.items():
-        # Gray images can be read as RGB. Before the long part, see whether the others can be read at all.
-        if other.channels != encoder.channels and (encoder.channels, other.channels) != (1, RGB):
+        # Before the long part, see whether the others can read these images at all.
+        if not readable_as(encoder.channels, other.channels):
             raise StepclrError(
                 f"{name} takes images of {channels_words(other.channels)}, and {run.folder} of {encoder.channels}: "
                 "leave it out of baselines"
