@@ -35,7 +35,14 @@ File = BytesIO | BufferedReader  # open for reading
 
 
 class UnreadableError(StepclrError):
-    """An image that cannot be read; the message is the reason alone, without the image's name."""
+    """An image that cannot be read; the message is the reason alone, without the image's name.
+
+    `fault`: the message without the `option` that would help, for commands that do not have it.
+    """
+
+    def __init__(self, fault: str, option: str = "") -> None:
+        super().__init__(f"{fault}; {option}" if option else fault)
+        self.fault = fault
 
 
 class UnsupportedError(UnreadableError):
@@ -93,8 +100,10 @@ def check_bands(number: int, reading: Reading) -> None:
     """Raise `UnsupportedError` if an image of this number of bands is not what `reading` asks for."""
     if number == reading.bands:
         return
-    hint = f"--channels {number} reads such images" if number <= MAX_CHANNELS else f"at most {MAX_CHANNELS} are read"
-    raise UnsupportedError(f"{number} band{'s' * (number > 1)}, not {reading.bands}; {hint}")
+    fault = f"{number} band{'s' * (number > 1)}, not {reading.bands}"
+    if number > MAX_CHANNELS:
+        raise UnsupportedError(f"{fault}; at most {MAX_CHANNELS} are read")
+    raise UnsupportedError(fault, f"--channels {number} reads such images")
 
 
 def silence_pillow() -> None:
@@ -150,10 +159,11 @@ def _unknown_tiff(file: File) -> UnreadableError:
         kind = SAMPLE_FORMATS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "numbers of an unknown kind")
     except Exception:  # a hostile file raises what the parser raises
         return UnreadableError("not an image in a known format: a TIFF whose description is broken")
-    hint = f"; --channels {bands} reads all bands" if bands != RGB and 1 < bands <= MAX_CHANNELS else ""
+    option = f"--channels {bands} reads all bands" if bands != RGB and 1 < bands <= MAX_CHANNELS else ""
     return UnsupportedError(
         f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}; what is read is RGB of 8 or 16 bits, "
-        f"and one band of 8, 16 or 32{hint}"
+        "and one band of 8, 16 or 32",
+        option,
     )
 
 

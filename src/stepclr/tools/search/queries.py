@@ -157,8 +157,7 @@ def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "c h w"]:
             return decode(file, short_side, reading)
     except UnreadableError as reason:
         # A query is read as the encoder takes images, whatever option would read it otherwise.
-        why = str(reason).partition("; --channels")[0]
-        raise StepclrError(f"{path} cannot be read: {why}") from reason
+        raise StepclrError(f"{path} cannot be read: {reason.fault}") from reason
 
 
 def sheet_of(
