@@ -154,8 +154,7 @@ def bf16_helps() -> bool:
 
 
 def _bf16_is_correct() -> bool:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         convolution = nn.Conv2d(16, 32, 3, padding=1).to(memory_format=torch.channels_last)
         x = torch.randn(8, 16, 12, 12).to(memory_format=torch.channels_last)
     results = []
