@@ -66,7 +66,7 @@ def represent(
     kept: list[NDArray[np.int64]] = []
     try:
         with torch.inference_mode():
-            features = _in_chunks(encoder) if dtype == torch.float32 else _in_bfloat16(encoder)
+            features = _in_float32(encoder) if dtype == torch.float32 else _in_bfloat16(encoder)
             batches = [np.arange(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
             # Each rank takes every `world.size`-th batch.
             for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
@@ -114,11 +114,16 @@ def fill_unreadable(
     return filled
 
 
-def _in_chunks(encoder: Encoder) -> Callable[[Tensor], Tensor]:
+def _in_float32(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     """f(.) of an encoder in eval mode, on the CPU of a few images at a time where these are large."""
     if encoder.size <= SMALL or encoder.mean.device.type != "cpu":
         return encoder
-    return lambda x: torch.cat([encoder(part) for part in x.split(CHUNK)])
+    return _in_chunks(encoder)
+
+
+def _in_chunks(of_few: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function of as many images as one likes."""
+    return lambda x: torch.cat([of_few(part) for part in x.split(CHUNK)])
 
 
 def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
@@ -138,10 +143,10 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
     half = body.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def by_copy(x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
-        parts = [half(((part - encoder.mean) / encoder.std).bfloat16()).float() for part in x.split(CHUNK)]
-        return F.normalize(torch.cat(parts)) if encoder.normalize_h else torch.cat(parts)
+        h: Tensor = half(((x - encoder.mean) / encoder.std).bfloat16()).float()
+        return F.normalize(h) if encoder.normalize_h else h
 
-    return by_copy
+    return _in_chunks(by_copy)
 
 
 def fold_batch_norm(body: nn.Module) -> bool:
