@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -200,12 +199,13 @@ class Scratch:
             trials += [(split, part, rate) for rate in RATES for part in parts]
 
         # All trials at once, so that the last ones of one number of labels do not wait for the first ones of the next.
-        merits: dict[LabelsPerClass, dict[float, NDArray[np.float64]]] = {}
+        merits = {(split.labels_per_class, rate): np.zeros(2) for split, _, rate in trials}
         for (split, _, rate), merit in zip(trials, self.each(self.merit, trials), strict=True):
-            of_rates = merits.setdefault(split.labels_per_class, dict.fromkeys(RATES, np.zeros(2)))
-            of_rates[rate] = of_rates[rate] + merit
-        for per_class, of_rates in merits.items():
-            self.rates[per_class] = _best(of_rates)
+            merits[split.labels_per_class, rate] += merit
+        best: dict[LabelsPerClass, tuple[float, ...]] = {}
+        for (per_class, rate), merit in merits.items():  # of equal rates, the first stays
+            if per_class not in best or tuple(merit) > best[per_class]:
+                best[per_class], self.rates[per_class] = tuple(merit), rate
 
     def merit(self, trial: Trial) -> tuple[int, float]:
         """How many held-out images are predicted right, and minus the sum of their log-losses."""
@@ -223,8 +223,3 @@ class Scratch:
         settings = Supervised(*given, weight_decay=WEIGHT_DECAY, flip=self.flip)
         classifier = InitialWeights(random_encoder(self.encoder, seed)).classifier(self.train.classes, seed)
         return train_classifier(classifier, self.train.take(indices), settings, seed)
-
-
-def _best(merits: dict[float, NDArray[np.float64]]) -> float:
-    """The first rate with the most held-out images right; of equally many, with the least log-loss."""
-    return max(merits, key=lambda rate: tuple(merits[rate]))
