@@ -320,6 +320,11 @@ class RunConfig(ResolvedConfig):
         settings = {name: getattr(self, name) for name in SETTINGS}
         return PretrainConfig(**settings | ({"epochs": None} if self.minutes else {}))
 
+    @property
+    def sources(self) -> list[str]:
+        """Where the images are, one by one."""
+        return self.source if isinstance(self.source, list) else [self.source]
+
     def write(self, run: Path) -> None:
         """Write config.json in the run's folder, all or nothing."""
         text = json.dumps(asdict(self), indent=2)

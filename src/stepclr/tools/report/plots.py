@@ -296,7 +296,7 @@ def _names(curves: Sequence[Curve], across: Axis, up: Axis) -> Markup:
         leader = _tag("svg", line, x=_percent(x), class_="area", **box)
         rows = []
         for k, words in enumerate(lines):
-            down = k - (len(lines) - 1) / 2 if k == 0 else 1  # lines below the one before, or from the middle
+            down = 1 if k else -(len(lines) - 1) / 2  # in lines, from the one before, or from the middle
             rows.append(_tag("tspan", words, x=_percent(x), dy=f"{LINE_EM * down:.2f}em"))
         name = _tag("text", *rows, x=_percent(x), y=_percent(y), class_="end led")
         parts.append(_tag("g", leader, name, class_=f"k{curve.tone}"))

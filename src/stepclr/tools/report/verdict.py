@@ -174,7 +174,6 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
 def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: Gain | None) -> tuple[str, str]:
     """What to do next, and the command."""
     config, run = context.config, context.run.folder
-    source = config.source if isinstance(config.source, list) else [config.source]
     mended: dict[str, dict[str, object]] = {
         "rate too high": {"lr": float(f"{config.lr / 10:.2g}")},
         "nothing learned": {"lr": OPTIMIZERS[config.optimizer][0]},
@@ -185,19 +184,20 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
     if diagnosis in mended:
         return "Train again with what is most likely to mend it:", _command(_again(context, mended[diagnosis]))
     if diagnosis == "collapsed":
-        return "Look for what is wrong with the images or the settings:", _command(["stepclr", "doctor", *source])
+        examined = ["stepclr", "doctor", *config.sources]
+        return "Look for what is wrong with the images or the settings:", _command(examined)
+    resumed: list[Any] = ["stepclr", "pretrain", *config.sources, "--out", run, "--resume"]
     if any(one.name == "schedule" for one in attention):
-        return "Finish the run:", _command(["stepclr", "pretrain", *source, "--out", run, "--resume"])
+        return "Finish the run:", _command(resumed)
     if over_teacher and over_teacher.level == "bad":
-        longer = ["--resume", "--epochs", f"{2 * config.epochs:g}"]
-        return "Let the student learn for longer:", _command(["stepclr", "pretrain", *source, "--out", run, *longer])
+        return "Let the student learn for longer:", _command([*resumed, "--epochs", f"{2 * config.epochs:g}"])
     if (run / CLASSIFIER).is_file():
         words = ["stepclr", "predict", run, "NEW_IMAGES", "--out", "predictions.csv"]
         return "Classify new images:", _command(words)
     if (run / EVALUATION).is_file() and context.scores and context.scores.rows:
         return "Turn the encoder into a classifier:", _command(_finetune(run, context.scores))
     if config.labeled or config.monitor:
-        labeled = [config.monitor] if config.monitor else source
+        labeled = [config.monitor] if config.monitor else config.sources
         words = ["stepclr", "evaluate", run, "--train", *labeled, "--holdout", f"{USUAL_SHARE:g}"]
         return "Score it on labeled images:", _command(words)
     words = ["stepclr", "label", run, "--classes", "CLASS,CLASS"]
@@ -207,12 +207,11 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
 def _again(context: Context, mended: dict[str, object]) -> list[Any]:
     """`pretrain` as it was, but for what is mended."""
     config = context.config
-    source = config.source if isinstance(config.source, list) else [config.source]
     chosen: dict[str, object] = {"labels": config.labels or None, "limit": config.limit}
     chosen["classes"] = ",".join(config.classes) or None
     asked = asked_for(config, context.images) | mended
     end = [*reading_words(config.reading), *option_words(asked), "--out", f"{context.run.folder}-2"]
-    return ["stepclr", "pretrain", *source, *option_words(chosen), *end]
+    return ["stepclr", "pretrain", *config.sources, *option_words(chosen), *end]
 
 
 def _finetune(run: Path, scores: Scores) -> list[Any]:
