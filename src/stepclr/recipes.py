@@ -42,8 +42,8 @@ SAMPLE = PretrainConfig(
     min_area=0.4,
 )
 
-# Chosen by what a few minutes on two CPU cores reach: benchmarks/results/accuracy.md. A ResNet-18 learns more from each
-# image, but sees a fifth as many in the same time.
+# Chosen by what a few minutes on two CPU cores reach: benchmarks/results/accuracy.md. A ResNet-18 sees a fifth as many
+# images in the same time.
 CIFAR10 = PretrainConfig(
     encoder="resnet10x0.5",
     stem="small-stride2",

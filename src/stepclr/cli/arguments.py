@@ -173,13 +173,16 @@ def page_of(run: str | os.PathLike[str]) -> None:
         print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
 
 
+SILENT, EVERY = 3, 15  # seconds: what takes no longer prints nothing; from one line to the next
+
+
 class Counter:
     """Progress on standard error, what is done next and the time left if all that is counted takes equally long: one
-    changing line on a terminal, else what comes first and then a line every 15 seconds."""
+    changing line on a terminal, else what comes first, and then a line every 15 seconds."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self.printed = self.began - 12  # what takes only 3 seconds prints nothing
+        self.printed = self.began + SILENT - EVERY
         self.counted = self.next = ""
 
     def __call__(self, done: int, total: int) -> None:
@@ -204,7 +207,7 @@ class Counter:
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width].ljust(width)}", end="\n" if last else "", file=sys.stderr, flush=True)
-        elif first or time.monotonic() - self.printed > 15:
+        elif first or time.monotonic() - self.printed > EVERY:
             self.printed = time.monotonic()
             print(line, file=sys.stderr, flush=True)
 
