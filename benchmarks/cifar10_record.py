@@ -3,7 +3,7 @@
     python benchmarks/cifar10_record.py TRAIN TEST [--out runs/record] [--budget 8.5 | --epochs 500] [--minutes 9.7]
 
 With --budget the run has as many epochs as fit into so many minutes, by the pace of its first steps, so that its
-schedule ends inside one lease of a card; otherwise it has 500.
+schedule ends while the card is there; otherwise it has 500.
 
 TRAIN and TEST are class folders, zips, or `.npz` files of JPEGs (arrays `jpeg`: the files end to end, `offsets`
 [n + 1], `labels` [n]). The same command resumes where it was stopped by `--minutes`, Ctrl-C or SIGTERM; its exit
