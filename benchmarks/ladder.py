@@ -13,12 +13,17 @@ is a loop, a number of minutes and a seed; it is trained from the beginning, wit
   whose stem keeps the full resolution. Its M minutes are those of the steps alone: a trial of a minute, which does
   not count, decides how many.
 - lightly-bf16: the same under bfloat16 autocast, with channels_last and with the network of stepclr's recipe.
+- lightly-recipe: that, with the recipe's settings too (rate and its warm-up, decay, temperature, head and crops): what
+  is left of the difference is how many images each loop gets through.
 
 Each encoder is scored by `stepclr.evaluate` with all labels of TRAIN on all of TEST, with the preprocessing that it was
 trained with: weighted kNN (k = 20, T = 0.1) and linear evaluation. The recipe was chosen on images of TRAIN alone.
 
-With --out, each row is added to the file as it comes, and a later call skips those that are there. Run it on a machine
-that does nothing else: minutes are wall time.
+With --out, each row is added to the file as it comes, and a later call skips those that are there. Minutes are wall
+time: run it on a machine that does nothing else. What a row reaches depends only on its number of epochs, so with
+`--pace-of 10` the length of a row follows from the row of 10 minutes of the same loop in --out (its epochs per second),
+and the machine may do other things meanwhile. Such rows are not "clocked", and a folder beside --out has what a stopped
+row of stepclr goes on from.
 """
 
 import argparse
@@ -28,19 +33,26 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightly_loop import NAMES, LightlyLoop
+from lightly_loop import NAMES, LightlyLoop, Settings
 from rows import Stored
 
 import stepclr
+from stepclr.config import ResolvedConfig
 from stepclr.model.files import save_encoder
+from stepclr.pretraining.optim import scaled_lr
+from stepclr.pretraining.resolve import resolve
 from stepclr.recipes import recipe_config
 
 RECIPE = "cifar10"
 BATCH = 128  # of lightly's benchmark
 TRIAL = 60.0  # seconds
 WARM_UP = 3  # steps
+WITH_RECIPE = "lightly-recipe"
+LOOPS = ("stepclr", *NAMES, WITH_RECIPE)
+SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -53,41 +65,71 @@ class Trained:
     epochs: float
 
 
-def ours(train: Path, minutes: float, seed: int, out: Path) -> Trained:
+def ours(train: Path, minutes: float, epochs: float | None, seed: int, out: Path) -> Trained:
     """`stepclr.pretrain`, given images without their labels: there is no kNN to watch."""
     images = stepclr.open_images(train)
     images = replace(images, classes=[], labels=images.labels * 0 - 1)
-    config = replace(recipe_config(RECIPE), epochs=None, minutes=minutes, seed=seed)
+    config = replace(recipe_config(RECIPE), epochs=epochs, minutes=None if epochs else minutes, seed=seed)
     begun = time.perf_counter()
-    run = stepclr.pretrain(images, out, config=config, progress=False)
+    run = stepclr.pretrain(images, out, config=config, progress=False, resume=True)
     return Trained(str(out), time.perf_counter() - begun, run.config.epochs)
 
 
-def lightly(train: Path, minutes: float, seed: int, out: Path, bf16: bool) -> Trained:
-    """lightly's loop, for as many steps as fit."""
-    network, stem = "resnet18", "small"
-    if bf16:
-        recipe = recipe_config(RECIPE)
-        network, stem = str(recipe.encoder), str(recipe.stem)
+def lightly(train: Path, minutes: float, epochs: float | None, seed: int, out: Path, name: str) -> Trained:
+    """lightly's loop, for so many epochs, or for as many steps as fit."""
+    images = stepclr.open_images(train)
+    network, stem, bf16, settings = "resnet18", "small", False, Settings()
+    if name != "lightly":
+        recipe = resolve(recipe_config(RECIPE), images)
+        network, stem, bf16 = recipe.encoder, recipe.stem, True
+        if name == WITH_RECIPE:
+            settings = settings_of(recipe)
 
     def loop(length: int) -> LightlyLoop:
         torch.manual_seed(seed)
-        return LightlyLoop(train, 32, stem, length, BATCH, bf16, network)
+        return LightlyLoop(train, SIZE, stem, length, BATCH, bf16, network, settings=settings)
 
+    length = int(epochs * len(images) / BATCH) if epochs else int(60 * minutes / pace_of(loop(10**6)))
+    training = loop(length)
+    begun = time.perf_counter()
+    seen = sum(training.steps())
+    seconds = time.perf_counter() - begun
+    save_encoder(training.encoder, out)
+    return Trained(str(out), seconds, seen / len(images))
+
+
+def settings_of(recipe: ResolvedConfig) -> Settings:
+    """The settings of a recipe of stepclr in the terms of lightly's loop; a run here is shorter than 100 epochs."""
+    return Settings(
+        lr=scaled_lr(recipe.lr, BATCH, recipe.lr_scaling) / BATCH,
+        warmup=0.1,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        temperature=recipe.temperature,
+        hidden=int(str(recipe.head).split("-")[0]),
+        min_area=recipe.min_area,
+    )
+
+
+def pace_of(loop: LightlyLoop) -> float:
+    """Seconds that a step takes, by a trial of a minute."""
     taken, begun = 0, 0.0
-    for taken, _ in enumerate(loop(10**6).steps(endless=True)):
+    for taken, _ in enumerate(loop.steps(endless=True)):
         if taken == WARM_UP:
             begun = time.perf_counter()
         if taken > WARM_UP and time.perf_counter() - begun > TRIAL:
             break
-    pace = (time.perf_counter() - begun) / (taken - WARM_UP)
+    return (time.perf_counter() - begun) / (taken - WARM_UP)
 
-    training = loop(int(60 * minutes / pace))
-    begun = time.perf_counter()
-    images = sum(training.steps())
-    seconds = time.perf_counter() - begun
-    save_encoder(training.encoder, out)
-    return Trained(str(out), seconds, images / len(stepclr.open_images(train)))
+
+def paced(done: dict[str, Any], name: str, of: str, minutes: float) -> float:
+    """How many epochs fit into `minutes` at the pace of a row of `of` minutes; the recipe's settings cost no time."""
+    loop = "lightly-bf16" if name == WITH_RECIPE else name
+    rows = [result for row, result in done.items() if row.startswith(f"{loop}, {of} minutes")]
+    if not rows:
+        raise SystemExit(f"--pace-of {of}: --out has no row of {loop} with {of} minutes")
+    per_second = float(rows[0]["epochs"] / rows[0]["seconds"])
+    return round(per_second * 60 * minutes, 2)
 
 
 def main() -> None:
@@ -96,9 +138,12 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--minutes", default="10,30,60")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--loops", default=",".join(("stepclr", *NAMES)))
+    parser.add_argument("--loops", default=",".join(LOOPS))
+    parser.add_argument("--pace-of", metavar="MINUTES")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
+    if given.pace_of and not given.out:
+        parser.error("--pace-of needs --out, the file with the rows whose pace counts")
     versions = f"torch {torch.__version__}, lightly {version('lightly')}"
     print(f"{torch.get_num_threads()} threads, {versions}, recipe {RECIPE}", flush=True)
     stored = Stored(given.out, "cpu", quick=False)
@@ -106,22 +151,31 @@ def main() -> None:
         row = f"{name}, {minutes} minutes, seed {seed}"
         if row in stored.done:
             continue
-        result = measured(name, given.train, given.test, float(minutes), int(seed))
+        with tempfile.TemporaryDirectory() as temporary:
+            epochs, folder = None, Path(temporary)
+            if given.pace_of:
+                epochs = paced(stored.done, name, given.pace_of, float(minutes))
+                folder = given.out.with_suffix(".runs") / row.replace(", ", "-").replace(" ", "-")
+                folder.mkdir(parents=True, exist_ok=True)
+            trained = train(name, given.train, float(minutes), epochs, int(seed), folder)
+            clock = {"seconds": trained.seconds, "epochs": trained.epochs, "clocked": not given.pace_of}
+            result = scored(trained, given.train, given.test) | clock
         stored.add(row, result, measured=True)
         print(f"{row}: {result}", flush=True)
 
 
-def measured(name: str, train: Path, test: Path, minutes: float, seed: int) -> dict[str, float]:
-    """Train and score one row."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "encoder.safetensors"
-        if name == "stepclr":
-            trained = ours(train, minutes, seed, Path(folder) / "run")
-        else:
-            trained = lightly(train, minutes, seed, out, NAMES[name])
-        scores = stepclr.evaluate(trained.encoder, train, test, baselines=())
+def train(name: str, images: Path, minutes: float, epochs: float | None, seed: int, folder: Path) -> Trained:
+    """Train the encoder of a row, for so many epochs, or for as many as fit."""
+    if name == "stepclr":
+        return ours(images, minutes, epochs, seed, folder / "run")
+    return lightly(images, minutes, epochs, seed, folder / "encoder.safetensors", name)
+
+
+def scored(trained: Trained, train: Path, test: Path) -> dict[str, float]:
+    """Its accuracies."""
+    scores = stepclr.evaluate(trained.encoder, train, test, baselines=())
     top1 = {one.method: one.mean for one in scores.rows}
-    return {"knn": top1["knn"], "linear": top1["simclr"], "seconds": trained.seconds, "epochs": trained.epochs}
+    return {"knn": top1["knn"], "linear": top1["simclr"]}
 
 
 if __name__ == "__main__":

@@ -5,21 +5,23 @@ rate 0.06 at batch 128, momentum 0.9 and decay 5e-4 on everything, a cosine to 0
 of strength 0.5 and no blur at 32 px, and ImageNet's mean and std, in training and when scored. Above 32 px, the
 transform's defaults. What differs from its page is the images, the encoder (built by stepclr), its number of workers,
 and that the cosine falls at every step instead of every epoch: runs of less than an epoch have one too. "bf16" adds
-what any PyTorch user can: autocast to bfloat16 around the step, and channels_last.
+what any PyTorch user can: autocast to bfloat16 around the step, and channels_last. Both can be given other `Settings`.
 """
 
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
 import stepclr
+from stepclr.pretraining.optim import lr_multiplier
 
 try:
     from lightly.data import LightlyDataset
@@ -31,6 +33,23 @@ except ModuleNotFoundError as missing:
     sys.exit(f"this compares with lightly, and {missing.name} is not installed: pip install '.[bench]'")
 
 NAMES = {"lightly": False, "lightly-bf16": True}  # the two rows: without and with bf16 and channels_last
+
+
+@dataclass(frozen=True)
+class Settings:
+    """By default, those of lightly's benchmark."""
+
+    lr: float = 0.06 / 128
+    """For each image of a batch."""
+    warmup: float = 0.0
+    """Share of the steps in which the rate grows."""
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    temperature: float = 0.5
+    hidden: int | None = None
+    """Width of the head's hidden layer; by default, that of the encoder."""
+    min_area: float = 0.08
+    """Smallest share of an image that a crop takes."""
 
 
 class LightlyLoop:
@@ -47,9 +66,10 @@ class LightlyLoop:
         encoder: str = "resnet18",
         workers: int = 2,
         device: torch.device | None = None,
+        settings: Settings = Settings(),
     ) -> None:
         small: dict[str, Any] = {"cj_strength": 0.5, "gaussian_blur": 0.0} if size <= 32 else {}
-        transform = SimCLRTransform(input_size=size, **small)
+        transform = SimCLRTransform(input_size=size, min_scale=settings.min_area, **small)
         dataset = LightlyDataset(str(images), transform=transform) if isinstance(images, Path) else images(transform)
         self.length, self.device, self.bf16 = length, device or torch.device("cpu"), bf16
         self.loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, num_workers=workers)
@@ -59,14 +79,21 @@ class LightlyLoop:
         for name, value in IMAGENET_NORMALIZE.items():
             self.encoder.get_buffer(name).copy_(torch.tensor(value).view(3, 1, 1))
         width = self.encoder.num_features
-        self.model = nn.Sequential(self.encoder.body, SimCLRProjectionHead(width, width, 128)).to(self.device)
+        head = SimCLRProjectionHead(width, settings.hidden or width, 128)
+        self.model = nn.Sequential(self.encoder.body, head).to(self.device)
         if bf16:
             self.model.to(memory_format=torch.channels_last)
 
-        self.loss = NTXentLoss()
-        rate = 0.06 * batch / 128
-        self.optimizer = torch.optim.SGD(self.model.parameters(), rate, momentum=0.9, weight_decay=5e-4)
-        self.schedule = CosineAnnealingLR(self.optimizer, length)
+        self.loss = NTXentLoss(settings.temperature)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            settings.lr * batch,
+            momentum=0.9,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+        )
+        warmup_steps = round(settings.warmup * length)
+        self.schedule = LambdaLR(self.optimizer, lambda step: lr_multiplier(step, length, warmup_steps))
 
     def steps(self, endless: bool = False) -> Iterator[int]:
         """Train, and yield the number of images after each step. endless: for a measurement of speed."""
