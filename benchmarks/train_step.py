@@ -1,10 +1,11 @@
 """Images a second of the whole training loop: stepclr's against lightly's SimCLR loop, in one run.
 
     pip install '.[bench]'
-    python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--seconds 60] [--alone]
+    python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--encoder resnet18]
+        [--seconds 60] [--alone]
 
-FOLDER holds images (any class folders are ignored). Both train a ResNet-18 of the same shape on the same images
-with the same batch. "lightly" is the loop of its own benchmark (lightly_loop.py) with two DataLoader workers, in
+FOLDER holds images (any class folders are ignored). Both train the same ResNet on the same images with the
+same batch. "lightly" is the loop of its own benchmark (lightly_loop.py) with two DataLoader workers, in
 float32; "lightly-bf16" the same under autocast and with channels_last, so that engineering and precision are told
 apart. stepclr's side is `stepclr pretrain` with its defaults. Each side runs for the given time after a warm-up;
 loading and start-up do not count. They take turns, twice. With --alone, stepclr runs without lightly.
@@ -46,16 +47,28 @@ WARM_UP = 3  # steps
 Stem = Literal["imagenet", "small", "small-stride2"]
 
 
-def lightly_images_a_second(folder: Path, size: int, batch: int, stem: Stem, seconds: float, bf16: bool) -> float:
+@dataclass(frozen=True)
+class Setting:
+    """What both sides train, and for how long."""
+
+    folder: Path
+    size: int
+    batch: int
+    stem: Stem
+    encoder: str
+    seconds: float
+
+
+def lightly_images_a_second(setting: Setting, bf16: bool) -> float:
     """Images over time of lightly's loop."""
     images, begun = 0, 0.0
-    loop = LightlyLoop(folder, size, stem, length=10**6, batch=batch, bf16=bf16)
+    loop = LightlyLoop(setting.folder, setting.size, setting.stem, 10**6, setting.batch, bf16, setting.encoder)
     for step, count in enumerate(loop.steps(endless=True), 1):
         if step == WARM_UP:
             begun = time.perf_counter()
         elif step > WARM_UP:
             images += count
-            if time.perf_counter() - begun > seconds:
+            if time.perf_counter() - begun > setting.seconds:
                 break
     return images / (time.perf_counter() - begun)
 
@@ -95,8 +108,8 @@ class Pace:
         return call
 
 
-def stepclr_pace(folder: Path, size: int, batch: int, stem: Stem, seconds: float) -> Pace:
-    """The real `pretrain`, stopped after `seconds`."""
+def stepclr_pace(setting: Setting) -> Pace:
+    """The real `pretrain`, stopped after its seconds."""
     pace, ended = Pace(), [0.0]
     step = loop.train_step
 
@@ -105,7 +118,7 @@ def stepclr_pace(folder: Path, size: int, batch: int, stem: Stem, seconds: float
         if len(pace.begun) > WARM_UP:
             pace.spent["feed"] += now - ended[0]
         pace.begun.append(now)
-        if pace.steps > 0 and now - pace.begun[WARM_UP] > seconds:
+        if pace.steps > 0 and now - pace.begun[WARM_UP] > setting.seconds:
             raise TimeoutError
         views, loss, *batch_of_step = inputs
         inputs = (pace.timed("views", views), pace.timed("loss", loss), *batch_of_step)
@@ -119,8 +132,10 @@ def stepclr_pace(folder: Path, size: int, batch: int, stem: Stem, seconds: float
 
     try:
         with tempfile.TemporaryDirectory() as out, patch.object(loop, "train_step", timed):
-            config = PretrainConfig("resnet18", stem=stem, size=size, batch_size=batch, epochs=1000)
-            stepclr.pretrain(folder, Path(out) / "run", config=config, progress=False)
+            config = PretrainConfig(
+                setting.encoder, stem=setting.stem, size=setting.size, batch_size=setting.batch, epochs=1000
+            )
+            stepclr.pretrain(setting.folder, Path(out) / "run", config=config, progress=False)
     except TimeoutError:
         pass
     return pace
@@ -177,12 +192,14 @@ def convolutions(network: nn.Module, size: int, images: int) -> list[Convolution
     return met
 
 
-def seconds_and_flops(size: int, images: int, stem: Stem) -> tuple[float, float]:
-    """Of the network's convolutions alone, forward and backward, for so many images."""
-    network = stepclr.build_encoder("resnet18", stem, size=size).to(memory_format=torch.channels_last)
+def seconds_and_flops(setting: Setting) -> tuple[float, float]:
+    """Of the network's convolutions alone, forward and backward, for the images of a step."""
+    network = stepclr.build_encoder(setting.encoder, setting.stem, size=setting.size).to(
+        memory_format=torch.channels_last
+    )
     seconds, known = 0.0, dict[tuple[Any, ...], float]()
     with freed_memory_kept(), cpu_convolutions(network):
-        all_of_them = convolutions(network, size, images)
+        all_of_them = convolutions(network, setting.size, 2 * setting.batch)
         for each in all_of_them:
             shape = (each.seen, each.module.weight.shape, each.module.stride, each.first)
             if shape not in known:
@@ -203,9 +220,9 @@ def roof() -> float:
     return 2 * ROOF_SIDE**3 / min(times)
 
 
-def where_it_goes(pace: Pace, size: int, batch: int, stem: Stem) -> str:
+def where_it_goes(pace: Pace, setting: Setting) -> str:
     """The second line of a turn."""
-    seconds, flops = seconds_and_flops(size, 2 * batch, stem)
+    seconds, flops = seconds_and_flops(setting)
     most = roof()
     parts = [f"{part} {pace.share(part):.1%}" for part in ("views", "loss", "zero_grad", "optimizer", "feed")]
     rest = 1 - seconds / pace.step - sum(pace.spent.values()) / pace.steps / pace.step
@@ -223,24 +240,25 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--stem", default="small", choices=get_args(Stem))
+    parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--alone", action="store_true")
     given = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, bf16 {bf16_helps()}; "
         f"torch {version('torch')}, lightly {version('lightly')}, stepclr {stepclr.__version__}\n"
-        f"ResNet-18, stem {given.stem}, {given.size} px, batch {given.batch}, {given.seconds:g} s each"
+        f"{given.encoder}, stem {given.stem}, {given.size} px, batch {given.batch}, {given.seconds:g} s each"
     )
-    setting = (given.folder, given.size, given.batch, given.stem, given.seconds)
+    setting = Setting(given.folder, given.size, given.batch, given.stem, given.encoder, given.seconds)
     for turn in (1, 2):
         theirs: dict[str, float] = {}
         if not given.alone:
-            theirs = {name: lightly_images_a_second(*setting, bf16) for name, bf16 in NAMES.items()}
-        pace = stepclr_pace(*setting)
+            theirs = {name: lightly_images_a_second(setting, bf16) for name, bf16 in NAMES.items()}
+        pace = stepclr_pace(setting)
         ours = given.batch / pace.step
         words = [f", {name} {speed:.1f} images/s (ratio {ours / speed:.2f})" for name, speed in theirs.items()]
         print(f"turn {turn}: stepclr {ours:.1f} images/s{''.join(words)}", flush=True)
-        print(f"  {where_it_goes(pace, given.size, given.batch, given.stem)}", flush=True)
+        print(f"  {where_it_goes(pace, setting)}", flush=True)
 
 
 if __name__ == "__main__":
