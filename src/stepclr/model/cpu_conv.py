@@ -1,8 +1,9 @@
 """Convolutions that oneDNN does slowly in bfloat16 on the CPU, done another way: the same sums, in less time.
 
 Small maps: where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN leaves most of the
-processor idle. Written out as patches, one row of (tap, channel) for each position that goes out, the sums are one
-product of matrices (`benchmarks/small_conv.py` prints both).
+processor idle, and with strides it takes long for the gradient of the weight. Written out as patches, one row of (tap,
+channel) for each position that goes out, the sums are one product of matrices. Where that is faster depends on the
+processor: `LIMITS` follow what `benchmarks/small_conv.py` printed on one of each kind.
 
 Depthwise, as in EfficientNet and MobileNet: the gradient of x with strides, and that of the weight with kernels above
 3x3, take a multiple of their time in float32 (`benchmarks/depthwise_conv.py`), so they are computed in float32.
@@ -12,6 +13,7 @@ Only bfloat16 on the CPU uses this; scores are computed by the plain convolution
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +23,31 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-FEW = 16  # positions of the map that goes out, up to which patches are the faster way
-SMALL = 36  # and up to which they are for the weights' gradient
+from stepclr.device import is_amd
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most positions of a map, up to which patches are the faster way for each of the three sums."""
+
+    value: int
+    """Of the map that goes out, in convolutions with at least so many channels out:"""
+    wide: int
+    to_x: int
+    """For the gradient of x, with stride 1: of x."""
+    to_weight: int
+    """For the gradient of the weight: of the map that goes out, with stride 1,"""
+    to_weight_strided: int
+    """and with larger strides."""
+
+
+INTEL = Limits(value=16, wide=1, to_x=16, to_weight=36, to_weight_strided=36)  # with AMX
+AMD = Limits(value=4, wide=512, to_x=0, to_weight=9, to_weight_strided=36)
+
+
+def limits() -> Limits:
+    """Those of this processor."""
+    return AMD if is_amd() else INTEL
 
 
 class StandIn(nn.Conv2d):
@@ -48,7 +73,7 @@ class StandIn(nn.Conv2d):
 
 
 class _ByPatches(torch.autograd.Function):
-    """The convolution of x with a weight, and its two gradients."""
+    """The convolution of x with a weight, and its two gradients: by patches, or by oneDNN where that is faster."""
 
     @staticmethod
     def forward(
@@ -56,22 +81,22 @@ class _ByPatches(torch.autograd.Function):
     ) -> BFloat16[Tensor, "n o p q"]:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad = stride, pad
-        seen = patches(x, weight.shape[2], stride, pad)
-        if seen.shape[1] * seen.shape[2] > FEW:
-            return F.conv2d(x, weight, None, stride, pad)
-        return F.linear(seen.flatten(3), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
+        here = limits()
+        if len(weight) >= here.wide and positions(x, weight.shape[2], stride, pad) <= here.value:
+            return value_by_patches(x, weight, stride, pad)
+        return F.conv2d(x, weight, None, stride, pad)
 
     @staticmethod
     def backward(ctx: Any, g: BFloat16[Tensor, "n o p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        stride, pad, side = ctx.stride, ctx.pad, weight.shape[2]
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            to_x = _pushed_back(g, x, weight, stride, pad)
+            if ctx.stride == 1 and x.shape[2] * x.shape[3] <= limits().to_x:
+                to_x = to_x_by_patches(g, weight, ctx.pad)
+            else:
+                to_x = gradient((g, x, weight), ctx.stride, ctx.pad, of=0)
         if ctx.needs_input_grad[1]:
-            out = g.permute(0, 2, 3, 1).flatten(0, 2)
-            to_weight = out.T @ patches(x, side, stride, pad).flatten(3).flatten(0, 2)
-            to_weight = to_weight.view(len(weight), side, side, -1).permute(0, 3, 1, 2)
+            to_weight = to_weight_by_patches(g, x, weight.shape[2], ctx.stride, ctx.pad)
         return to_x, to_weight, None, None
 
 
@@ -81,26 +106,43 @@ class SmallConv2d(StandIn):
     way = _ByPatches
 
     def pays(self, x: Tensor) -> bool:
-        side, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
-        return down * across <= SMALL
+        stride, here = self.stride[0], limits()
+        most = here.to_weight if stride == 1 else here.to_weight_strided
+        return positions(x, self.kernel_size[0], stride, int(self.padding[0])) <= most
 
 
-def _pushed_back(g: Tensor, x: Tensor, weight: Tensor, stride: int, pad: int) -> BFloat16[Tensor, "n c h w"]:
-    """The gradient of x: with stride 1 the convolution of g with the weight rotated by 180°."""
+def positions(x: Tensor, side: int, stride: int, pad: int) -> int:
+    """Of the map that goes out."""
+    down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
+    return down * across
+
+
+def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n p q kkc"]:
+    """What the kernel sees at each position that goes out, tap by tap, written out."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+    return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+
+def value_by_patches(x: Tensor, weight: Tensor, stride: int, pad: int) -> BFloat16[Tensor, "n o p q"]:
+    """The convolution: patches times taps."""
+    taps = weight.permute(0, 2, 3, 1).flatten(1)
+    return F.linear(patches(x, weight.shape[2], stride, pad), taps).permute(0, 3, 1, 2)
+
+
+def to_x_by_patches(g: Tensor, weight: Tensor, pad: int) -> BFloat16[Tensor, "n c h w"]:
+    """The gradient of x, with stride 1: the convolution of g with the weight rotated by 180°."""
     out, channels, side, _ = weight.shape
-    if stride > 1 or x.shape[2] * x.shape[3] > FEW:
-        return _gradient((g, x, weight), stride, pad, of=0)
     # (o, tap, c) -> (c, tap turned, o), first by a plain transposition, which is the quick part
     turned = weight.permute(0, 2, 3, 1).reshape(out, -1).T.contiguous().view(side * side, channels, out)
     turned = turned.flip(0).transpose(0, 1).reshape(channels, -1)
-    return F.linear(patches(g, side, 1, side - 1 - pad).flatten(3), turned).permute(0, 3, 1, 2)
+    return F.linear(patches(g, side, 1, side - 1 - pad), turned).permute(0, 3, 1, 2)
 
 
-def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n p q k k c"]:
-    """What the kernel sees at each position that goes out: a view, which `flatten` writes out."""
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
-    return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3)
+def to_weight_by_patches(g: Tensor, x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "o c k k"]:
+    """The gradient of the weight: what came back at each position times what the kernel saw there."""
+    out = g.permute(0, 2, 3, 1).flatten(0, 2)
+    taps = out.T @ patches(x, side, stride, pad).flatten(0, 2)
+    return taps.view(out.shape[1], side, side, -1).permute(0, 3, 1, 2)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -121,9 +163,9 @@ class _Depthwise(torch.autograd.Function):
         strided, wide = ctx.stride > 1, given[2].shape[2] > 3
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            to_x = _gradient(in_full if strided else given, ctx.stride, ctx.pad, of=0).bfloat16()
+            to_x = gradient(in_full if strided else given, ctx.stride, ctx.pad, of=0).bfloat16()
         if ctx.needs_input_grad[1]:
-            to_weight = _gradient(in_full if wide else given, ctx.stride, ctx.pad, of=1).bfloat16()
+            to_weight = gradient(in_full if wide else given, ctx.stride, ctx.pad, of=1).bfloat16()
         return to_x, to_weight, None, None
 
 
@@ -140,7 +182,7 @@ class SameDepthwiseConv2d(DepthwiseConv2d):
         return super().forward(pad_same(x, list(self.kernel_size), list(self.stride)))
 
 
-def _gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[Tensor, "..."]:
+def gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[Tensor, "..."]:
     """The gradient of x (`of` = 0) or of the weight (`of` = 1), given (g, x, weight); by oneDNN, in their type."""
     g, x, weight = given
     groups = x.shape[1] // weight.shape[1]
