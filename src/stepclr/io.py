@@ -13,8 +13,6 @@ from io import BufferedWriter
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
-
 from stepclr.errors import StepclrError, check_suffix, installed
 
 Record = TypeVar("Record")
@@ -74,6 +72,9 @@ def from_json(kind: type[Record], values: object, where: str | Path) -> Record:
     JSON has lists only: where a field takes a tuple, a list becomes one. Raises StepclrError that names the first field
     that is missing or of another type.
     """
+    # Its import takes a third of the time of --help, which reads no JSON.
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
     if not isinstance(values, dict):
         raise StepclrError(f"{where} is corrupt: it is not a JSON object")
     read = {}

@@ -98,6 +98,25 @@ for command in ([], *([name] for name in COMMANDS)):
     assert shown.stdout.count("show this help message") >= len(COMMANDS)
 
 
+def test_a_command_says_that_it_loads_torch_before_it_does() -> None:
+    """The import takes seconds, or minutes on a slow disk."""
+    code = """
+import sys
+from stepclr.cli import main
+
+class Loads:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            sys.exit("now")
+
+sys.meta_path.insert(0, Loads())
+main(sys.argv[1:])
+"""
+    for words in (["pretrain", "sample:test", "--out", "run"], ["find", "outliers", "index"]):
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert ended.stderr == "loading PyTorch, which takes a few seconds\nnow\n"
+
+
 def test_help_names_every_command_source_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out

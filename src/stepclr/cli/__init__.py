@@ -7,14 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import NoReturn
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
-from stepclr.cli.arguments import first_line
+from stepclr.cli.arguments import first_line, say_loading
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
@@ -111,7 +111,7 @@ def as_options(message: str) -> str:
 
 
 def _run(name: str, arguments: list[str]) -> None:
-    command = COMMANDS[name]
+    command = _announced(COMMANDS[name])
     # The defaults of the options are those of the recipe or, with --resume, those of the run.
     if name in ("pretrain", "doctor"):
         run = _peek(arguments, "--out") if "--resume" in arguments else None
@@ -120,6 +120,17 @@ def _run(name: str, arguments: list[str]) -> None:
         base = length_as_asked(base, [length for length in ("epochs", "minutes") if _peek(arguments, f"--{length}")])
         command = partial(command, config=base)
     tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))
+
+
+def _announced(command: Command) -> Command:
+    """The command, which first prints a line: each one imports torch before it can print anything else."""
+
+    @wraps(command)
+    def announced(*arguments: object, **options: object) -> None:
+        say_loading()
+        command(*arguments, **options)
+
+    return announced
 
 
 def _peek(arguments: Sequence[str], option: str) -> str | None:

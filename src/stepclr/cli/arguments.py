@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -93,6 +92,8 @@ def say(text: object) -> None:
         return
     if isinstance(text, str):  # else it is a table
         text = "\n".join(map(one_line, text.split("\n")))
+    from rich.console import Console  # --help prints without it
+
     # Names of runs and classes are text, never markup or an emoji such as :train:.
     Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
 

@@ -22,7 +22,6 @@ from stepclr.cli.arguments import (
     open_source,
     page_of,
     say,
-    say_loading,
     say_unread,
 )
 from stepclr.config import PretrainConfig, Strength
@@ -47,7 +46,6 @@ def demo(
     """
     from dataclasses import replace
 
-    say_loading()
     import stepclr
     from stepclr.pretraining.run import free_folder
     from stepclr.tools.scores import loading_snippet, score_summary
@@ -199,7 +197,6 @@ def doctor(
     """
     from json import dumps
 
-    say_loading()
     import stepclr
     from stepclr.data.sources import open_images, open_train_test
     from stepclr.io import write_whole

@@ -23,7 +23,6 @@ from stepclr.cli.arguments import (
     open_train_test,
     page_of,
     say,
-    say_loading,
     say_unread,
 )
 from stepclr.config import CONFIG_FILE
@@ -71,7 +70,6 @@ def evaluate(
         seeds: Runs that differ in their seed alone: adds the mean and the spread over pretraining seeds.
     """
     options = dict(locals())  # under the names of the library's arguments
-    say_loading()
     import stepclr
     from stepclr.evaluation.results import EVALUATION
     from stepclr.tools.label_chart import write_label_chart
