@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from touches import Forks
 
 import stepclr
+from stepclr.config import PretrainConfig
 from stepclr.pretraining import loop, pace
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -126,6 +128,21 @@ def test_a_record_goes_on_where_it_was_stopped_and_counts_all_its_seconds(
     assert taken == 20
     assert printed.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
     assert signal.getsignal(signal.SIGTERM) == before == signal.SIG_DFL
+
+
+def test_each_try_changes_the_published_settings_and_an_option_changes_those(
+    record: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: dict[str, PretrainConfig] = {}
+    monkeypatch.setattr(record, "measure", lambda given: tried.update({given.tried: record.settings(given)}))
+    for name in record.TRIES:
+        assert record.main([str(tmp_path), str(tmp_path), "--try", name]) == 0
+    published = tried["published"]
+    assert (published.lr, published.temperature, published.loss, published.views) == (0.03, 0.5, "nt-xent", 2)
+    for name, changes in record.TRIES.items():
+        assert tried[name] == replace(published, **changes)
+    assert record.main([str(tmp_path), str(tmp_path), "--try", "dcl", "--lr", "0.02"]) == 0
+    assert (tried["dcl"].loss, tried["dcl"].lr) == ("dcl", 0.02)
 
 
 def test_a_record_has_the_epochs_that_fit_into_its_budget(

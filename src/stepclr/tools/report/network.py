@@ -48,8 +48,9 @@ def network(context: Context) -> Json:
     }
     if context.contrastive:
         try:
+            head = context.trained.head  # outside: weights that are made in inference mode cannot be trained
             with torch.inference_mode():
-                section["head"] = _parts(context.trained.head, encoder(x))
+                section["head"] = _parts(head, encoder(x))
         except StepclrError as error:
             section["why"] = str(error)
     return section
