@@ -83,7 +83,7 @@ def first_rank() -> bool:
 def say_loading() -> None:
     """Print on standard error that torch is about to be imported, unless it was."""
     if "torch" not in sys.modules:
-        _note(["loading PyTorch, which takes a few seconds"])
+        note("loading PyTorch, which takes a few seconds")
 
 
 def say(text: object) -> None:
@@ -137,17 +137,18 @@ def _noted(images: "ImageSet", labels_elsewhere: bool = False) -> "ImageSet":
     """The images, of which standard error says what they are."""
     from stepclr.data.labels import heading
 
-    _note(heading(images, labels_elsewhere).split("\n"))
+    note(*heading(images, labels_elsewhere).split("\n"))
     return images
 
 
 def say_unread(*opened: "ImageSet | None") -> None:
     """Print on standard error what was found while the images of opened sources were read."""
     for images in filter(None, opened):
-        _note([f"{images.source}: {line}" for line in images.ledger.lines_of_read()])
+        note(*(f"{images.source}: {line}" for line in images.ledger.lines_of_read()))
 
 
-def _note(lines: list[str]) -> None:
+def note(*lines: str) -> None:
+    """Print lines to standard error, on the first rank only."""
     if lines and first_rank():
         print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
 

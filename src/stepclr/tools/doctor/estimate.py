@@ -1,7 +1,7 @@
 """How long a run on these images would take here, and how much memory, measured by two short trials."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from stepclr.tools.doctor.scan import Scan
 from stepclr.tools.doctor.trial import Trial, proc_bytes, trial
 from stepclr.views.keys import view_keys
 
-FIRST, LARGEST = 32, 256  # images at once: in the first trial, and at most in the second
-STEP_SECONDS, TIMED_SECONDS = 8.0, 10.0  # of the second trial: a step at most, and about all timed steps
+FIRST, LARGEST = 16, 256  # images at once: in the first trial, and at most in the second
+STEP_SECONDS, TIMED_SECONDS = 4.0, 10.0  # of the second trial: a step at most, and about all timed steps
 MAX_STEPS = 30
-READ = 512  # images that are decoded, and of which views are made, to time both
+READ = 256  # images that are decoded, and of which views are made, to time both
 USABLE = 0.9  # share of the free memory
 
 
@@ -98,11 +98,12 @@ def throughput(prepared: Prepared, config: ResolvedConfig) -> Throughput:
     return Throughput(decoded, config.views * viewed)
 
 
-def trials(prepared: Prepared, config: ResolvedConfig) -> Iterator[Trial]:
-    """A small trial, and one as large as a real step or as STEP_SECONDS allow."""
+def trials(prepared: Prepared, config: ResolvedConfig, announce: Callable[[str], object]) -> Iterator[Trial]:
+    """A small trial, and one as large as a real step or as STEP_SECONDS allow; `announce` is told of each."""
     wanted = min(config.micro_batch or config.batch_size, len(prepared.images))
 
     def run(at_once: int, steps: int) -> Trial:
+        announce(f"training briefly, {at_once} images at once, to measure time and memory")
         if not config.micro_batch:
             return trial(prepared.images, config, at_once, steps, prepared.cached)
         batch = min(2 * at_once, config.batch_size)

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -56,6 +56,7 @@ def doctor(
     config: PretrainConfig | None = None,
     test: Source | None = None,
     progress: Progress | None = None,
+    announce: Callable[[str], object] | None = None,
 ) -> Diagnosis:
     """Examine images before training: findings, time and memory of a run with these settings, a suggested recipe.
 
@@ -66,19 +67,23 @@ def doctor(
         config: the settings of the planned run; by default those of `pretrain`.
         test: images to score on later; those that are also training images are reported.
         progress: called with (images read, images in all).
+        announce: called with what is done next in words, such as "reading 2,000 images".
 
     Raises StepclrError for settings that cannot be used, and where a trial run fails.
     """
     config = config or PretrainConfig()
     images, test = open_train_test(images, test, **asdict(config.reading))
     test = of_these_classes(test, images.chosen) if test is not None and images.chosen else test
+    announce = announce or _silent
     seconds: dict[str, float] = {}
     with _timed(seconds, "looking"):
+        announce(f"reading {len(images) + (len(test) if test else 0):,} images")
         scanned = scan(images, progress)
         test_scanned = scan(test, progress) if test is not None else None
     settings = resolve(replace(config, size=config.size or view_size(scanned.images)), images)
 
     with _timed(seconds, "duplicates"):
+        announce("comparing the images, to find duplicates")
         findings = findings_of(images, scanned, test_scanned, settings.size)
 
     # With one image or none there is nothing to train on.
@@ -90,9 +95,10 @@ def doctor(
     else:
         ready = prepared(scanned, settings)
         with _timed(seconds, "throughput"):
+            announce("timing the decoding of images and the making of views")
             speed = throughput(ready, settings)
         with _timed(seconds, "trials"):
-            estimated = estimate(ready, settings, list(trials(ready, settings)), speed.decoded_per_second)
+            estimated = estimate(ready, settings, list(trials(ready, settings, announce)), speed.decoded_per_second)
         if config.minutes:
             settings = with_epochs(settings, config, estimated.epochs)
         learnable = _learnable(images)
@@ -129,6 +135,10 @@ def doctor(
         },
         seconds=seconds,
     )
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _learnable(images: ImageSet) -> int:
