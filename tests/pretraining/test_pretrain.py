@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from stepclr.config import ADAPTING_EPOCHS, ADAPTING_RATE, PretrainConfig
 from stepclr.pretraining import loop
 from stepclr.pretraining.batches import batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import checkpoints
+from stepclr.pretraining.logging import Printer
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.resolve import resolve
 from stepclr.views.keys import view_keys
@@ -77,6 +79,19 @@ def test_a_run_is_a_folder_that_explains_itself(unbroken: stepclr.Run) -> None:
     assert [line["epoch"] for line in lines] == [1, 2, 3, 3]
     assert not (unbroken.folder / "skipped.csv").exists()
     assert len(checkpoints(unbroken.folder / "checkpoint")) == 2
+
+
+def test_a_run_of_large_steps_is_not_silent_until_the_tenth(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of 256 photos takes 20 seconds on two cores."""
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    printer = Printer(enabled=True)
+    for step in (1, 2, 3, 4):
+        seconds = 20.0 * step
+        printer.stepped(step, 10)
+    assert capsys.readouterr().err == "1/10, 3:00 left\n3/10, 2:20 left\n"
 
 
 def test_the_encoder_of_a_run_is_the_one_that_was_trained(unbroken: stepclr.Run) -> None:

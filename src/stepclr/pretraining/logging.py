@@ -83,6 +83,7 @@ class Printer:
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, emoji=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.spoke = time.monotonic()
+        self.silence = EVERY / 5  # seconds; shorter before the first line
         self.begun = (0.0, 0)
         self.knn = ""
 
@@ -115,7 +116,8 @@ class Printer:
             + (f"\n  resuming after step {step:,}" if step else ""),
             markup=False,
         )
-        self.begun = (time.monotonic(), step)
+        self.spoke = time.monotonic()
+        self.begun = (self.spoke, step)
         self.events = Events(run) if self.tensorboard else None
         if self.console.is_terminal and not self.console.quiet:
             text = TextColumn("{task.description}")
@@ -123,6 +125,13 @@ class Printer:
             self.bar = Progress(*columns, console=self.console)
             self.bar.add_task("", total=steps, completed=step)
             self.bar.start()
+
+    def stepped(self, step: int, steps: int) -> None:
+        """Show that a step without metrics is done: where steps take seconds, those with metrics are minutes apart."""
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=step)
+        elif time.monotonic() - self.spoke > 2 * self.silence:
+            self._print(step, steps, "")
 
     def line(self, line: Fields, steps: int) -> None:
         """Show one line of metrics."""
@@ -135,14 +144,16 @@ class Printer:
             # Next to the bar, within 80 columns.
             short = f"loss {line['loss']:.2f}{speed}, waiting {line['waiting']:.0%}"
             self.bar.update(self.bar.task_ids[0], completed=line["step"], description=short)
-        elif time.monotonic() - self.spoke > EVERY or line["step"] == steps:
-            self.spoke = time.monotonic()
-            begun, first = self.begun
-            left = (self.spoke - begun) / (line["step"] - first) * (steps - line["step"])
-            self.console.print(
-                f"{line['step']:,}/{steps:,} epoch {line['epoch']}: loss {line['loss']:.3f}"
-                f"{_top1(line)}{speed}, waiting {line['waiting']:.0%}, {_minutes(left)} left"
-            )
+        elif time.monotonic() - self.spoke > self.silence or line["step"] == steps:
+            loss = f" epoch {line['epoch']}: loss {line['loss']:.3f}"
+            self._print(line["step"], steps, f"{loss}{_top1(line)}{speed}, waiting {line['waiting']:.0%}")
+
+    def _print(self, step: int, steps: int, metrics: str) -> None:
+        """A line that says how many steps are done, and how long the others take."""
+        self.spoke, self.silence = time.monotonic(), EVERY
+        begun, first = self.begun
+        left = int((self.spoke - begun) / (step - first) * (steps - step))
+        self.console.print(f"{step:,}/{steps:,}{metrics}, {left // 60}:{left % 60:02d} left")
 
     def __enter__(self) -> "Printer":
         return self
@@ -159,10 +170,6 @@ def _top1(line: Fields) -> str:
         if name in line:
             return f", {words} {100 * line[name]:.0f} %"
     return ""
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class Events:

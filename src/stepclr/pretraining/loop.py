@@ -177,6 +177,8 @@ def train(
                         run.log(line)
                     printer.line(line, schedule.steps)
                     meter.restart()
+                else:
+                    printer.stepped(step, schedule.steps)
 
                 # ------------------------------------------------------------------------------------------------------
                 # Checkpoint: all that the next step depends on. Then stop, if a signal asked for it.
