@@ -1,10 +1,14 @@
-"""Work that is done side by side, in threads that share torch's."""
+"""Work that is done side by side, in threads that share torch's; and that all of it is done on the device."""
 
+import json
+import subprocess
 import time
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 import torch
+from touches import Forks
 
 from stepclr.device import seeded, side_by_side, stop_if_unwanted, torch_threads
 
@@ -65,3 +69,12 @@ def test_seeded_numbers_are_the_same_whatever_other_threads_draw() -> None:
     with torch_threads(4):
         assert list(side_by_side(work, range(4))) == alone
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_whole_commands_leave_no_tensor_on_the_cpu_and_a_step_waits_for_nothing(forked: Forks, tmp_path: Path) -> None:
+    # In a process of its own: torch keeps a device until the process ends.
+    command = [forked.python, str(Path(__file__).with_name("gpu_stand_in.py")), str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    waits_by_steps = json.loads(ended.stdout)
+    assert waits_by_steps["3"] == waits_by_steps["6"] > 0

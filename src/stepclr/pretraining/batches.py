@@ -69,7 +69,7 @@ def batches(
 
     def read(samples: NDArray[np.int64]) -> Callable[[], Batch]:
         pixels, readable = images.read_readable(samples % n)
-        receive = (lambda: pixels) if device.type == "cpu" else upload(pixels, device)
+        receive = upload(pixels, device) if device.type != "cpu" else lambda: pixels
         samples = samples[np.isin(samples % n, readable)]
         return lambda: Batch(receive(), to_device(images.labels[samples % n], device), samples)
 
