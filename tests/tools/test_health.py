@@ -62,7 +62,7 @@ def test_a_run_that_diverged_had_a_rate_too_high(seed: int, tmp_path: Path) -> N
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_too_short_is_not_judged(seed: int, tmp_path: Path) -> None:
     overall, *_ = planted("healthy", tmp_path / "run", seed=seed, epochs=2, limit=200)
-    assert (overall.name, overall.level) == ("not enough log", "watch")
+    assert (overall.name, overall.level) == ("too short to judge", "watch")
 
 
 CONFIG = RunConfig(
@@ -186,6 +186,11 @@ def test_kNN_that_falls_while_the_loss_falls_is_reported() -> None:
     assert "while the loss falls" in judged(knn=lambda at: 0.6 - 0.3 * at)["knn"].words
 
 
+@pytest.mark.parametrize(("images", "words"), [(9, "no better"), (1000, "worse while the loss falls")])
+def test_a_kNN_score_of_few_images_is_not_judged_by_one_of_them(images: int, words: str) -> None:
+    assert words in judged(knn=lambda at: 2 / 9 if at < 1 else 1 / 9, knn_images=images)["knn"].words
+
+
 def test_scores_stand_beside_their_baselines() -> None:
     def scores(**means: float) -> Scores:
         return Scores([Score(method, 10, mean, 0.01, []) for method, mean in means.items()], {})
@@ -225,7 +230,7 @@ def test_supcon_may_draw_its_classes_together() -> None:
 def test_a_missing_field_is_no_error(missing: str) -> None:
     lines = [{name: value for name, value in line.items() if name != missing} for line in log_of()]
     overall, *others = health(CONFIG, lines)
-    assert overall.name == ("not enough log" if missing in ("step", "loss") else "healthy"), others
+    assert overall.name == ("too short to judge" if missing in ("step", "loss") else "healthy"), others
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
@@ -242,4 +247,4 @@ def test_next_to_nothing_is_not_enough_log(count: int) -> None:
     logs: list[list[dict[str, Any]]] = [log_of()[:count], [{}] * count]
     for lines in logs:
         overall, *_ = health(CONFIG, lines)
-        assert (overall.name, overall.level) == ("not enough log", "watch")
+        assert (overall.name, overall.level) == ("too short to judge", "watch")

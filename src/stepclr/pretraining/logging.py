@@ -16,6 +16,7 @@ from stepclr.pretraining.run import Fields, Run
 from stepclr.views.views import Views
 
 EVERY = 15  # seconds between two lines where there is no terminal
+FEW = 500  # images that kNN is the score of: of fewer, it has a standard error of 2 points or more
 
 
 class Meter:
@@ -105,7 +106,7 @@ class Printer:
         self.console.print(
             f"pretraining {config.encoder} on {images:,} images: {config.epochs:g} epochs, {steps:,} steps of "
             f"{config.batch_size} images, into {run.folder}\n"
-            f"  {config.views} views of an image, {views.describe()}"
+            f"  {config.views} view{'s' * (config.views != 1)} of an image, {views.describe()}"
             + (", rendered by torch" if views.renderer == "torch" and default_device().type == "cpu" else "")
             + (", at half and three quarters of the size first" if config.progressive else "")
             + f"\n  loss {config.loss}{scale}, temperature {config.temperature:g}; {config.optimizer}, "
@@ -139,6 +140,8 @@ class Printer:
             self.events.add(line)
         if "knn" in line:
             self.knn = f", kNN {100 * line['knn']:.1f} %"
+            if line["knn_images"] < FEW:
+                self.knn += f" of {line['knn_images']}"
         speed = f"{self.knn}, {line['images_per_second']:,.0f} images/s"
         if self.bar:
             # Next to the bar, within 80 columns.

@@ -17,6 +17,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 
 BANK, QUERIES = 4000, 1000  # enough to see a trend, and cheap compared with an epoch
+MIN_QUERIES = 100  # of fewer, one image is more than a point: then every labeled image is a query in its turn
 RANK_IMAGES = 1000  # of the queries, then the bank: the effective rank grows with their number, so runs share one
 
 
@@ -53,7 +54,10 @@ def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
 
 
 class Monitor:
-    """A fixed split of labeled images into a bank (4 of 5) and held-out queries, scored by weighted kNN."""
+    """A fixed split of labeled images into a bank (4 of 5) and held-out queries, scored by weighted kNN.
+
+    With fewer than MIN_QUERIES queries, each fifth of the images is held out in its turn.
+    """
 
     def __init__(self, images: ImageSet) -> None:
         labeled = np.flatnonzero(images.labels >= 0)
@@ -68,15 +72,23 @@ class Monitor:
         return len(labels) >= 10 and len(np.unique(labels)) > 1 and not split_folders(images)
 
     def __call__(self, encoder: Encoder, precision: str, world: World = ALONE) -> dict[str, float]:
-        """Top-1 of the queries, and the effective rank of h of `effective_rank_images`, at the run's own precision."""
+        """Top-1 of `knn_images`, and the effective rank of h of `effective_rank_images`, at the run's own precision."""
         dtype = dtype_of(precision)
         bank, bank_rows = represent(encoder, self.bank, dtype, world=world)
         h, rows = represent(encoder, self.queries, dtype, world=world)
-        predicted = weighted_knn(bank, torch.from_numpy(self.bank.labels[bank_rows]), h)
-        truth = torch.from_numpy(self.queries.labels[rows])
-        ranked = torch.cat([h, bank])[:RANK_IMAGES]
+        labels = torch.from_numpy(np.concatenate([self.queries.labels[rows], self.bank.labels[bank_rows]]))
+        fold = torch.arange(len(labels)) // max(1, len(rows))  # the queries are fold 0
+        folds = int(fold.max()) + 1 if len(rows) < MIN_QUERIES else 1
+        h = torch.cat([h, bank])
+        correct = []
+        for k in range(folds):
+            held_out = fold == k
+            predicted = weighted_knn(h[~held_out], labels[~held_out], h[held_out])
+            correct.append(predicted == labels[held_out])
+        ranked = h[:RANK_IMAGES]
         return {
-            "knn": (predicted == truth).double().mean().item(),
+            "knn": torch.cat(correct).double().mean().item(),
+            "knn_images": sum(map(len, correct)),
             "effective_rank": effective_rank(ranked),
             "effective_rank_images": len(ranked),
         }

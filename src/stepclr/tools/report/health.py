@@ -41,7 +41,7 @@ FORGETS = 0.1  # of a weight in the optimizer's memory: 0.075 cost a third of th
 EASY, EARLY, ENOUGH = 0.4, 100, 60  # contrastive top-1, by which step, of how many: crop from 0.57, SimCLR to 0.28
 FEW_NEGATIVES = 62  # a batch of 32; SimCLR figure 9 begins at 256 and finds small batches worst in short runs
 BARELY = 8  # times chance that contrastive top-1 is at the end: broken runs 1.2 to 7, healthy ones from 9.9
-SLUMP = 0.05  # of kNN below its best: broken runs lost up to 0.57, healthy ones at most 0.03
+SLUMP = 0.05  # of kNN below its best: broken runs lost up to 0.57, healthy ones at most 0.03; of few images, 2 errors
 UNFINISHED = 0.05  # of all that the loss fell, in the last quarter
 WAITS = 0.2  # of the time: a quarter faster without
 
@@ -76,7 +76,7 @@ def health(config: RunConfig, metrics: list[Json], scores: Scores | None = None)
     """The overall verdict, then one for everything that this log is long enough to judge.
 
     Args: metrics: the lines of metrics.jsonl; none needs all fields.
-    The first verdict's name is "healthy", "not enough log" or one of DIAGNOSES.
+    The first verdict's name is "healthy", "too short to judge" or one of DIAGNOSES.
     """
     facts = facts_of(config, Log([line for line in metrics if isinstance(line.get("step"), int)]), scores)
     verdicts = []
@@ -93,7 +93,7 @@ def _overall(verdicts: dict[str, Verdict]) -> Verdict:
         if name in verdicts and verdicts[name].level == "bad":
             return verdicts[name]._replace(name=diagnosis)
     if "loss" not in verdicts:
-        return Verdict("not enough log", "watch", "too few steps to judge: a few dozen are enough", "")
+        return Verdict("too short to judge", "watch", f"health is judged from {MIN_STEPS} steps on", "")
     watched = ", ".join(verdict.name for verdict in verdicts.values() if verdict.level == "watch")
     words = f"learning normally, but watch {watched}" if watched else "learning normally"
     return Verdict("healthy", "good", words, verdicts["loss"].figure)
@@ -147,7 +147,8 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
 
     knn, waiting = log.of("knn"), log.of("waiting")[1:]  # the first line includes the start of the loader
     f.first_knn, f.best_knn, f.last_knn = (knn[0], knn.max(), knn[-1]) if len(knn) > 1 else (math.nan,) * 3
-    f.slump = f.last_knn < f.best_knn - SLUMP
+    images = log.last("knn_images")  # NaN in logs of earlier versions
+    f.slump = f.best_knn - f.last_knn > np.fmax(SLUMP, 2 * math.sqrt(f.best_knn * (1 - f.best_knn) / images))
     f.knn_words = f", kNN {f.first_knn:.0%} to {f.last_knn:.0%}" if len(knn) > 1 else ""
     f.waiting = float(np.median(waiting)) if len(waiting) else math.nan
     f.all_images = config.images + config.skipped
