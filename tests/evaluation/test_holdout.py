@@ -147,7 +147,8 @@ def test_the_protocol_and_the_summary_say_what_was_held_out(run: Path, labeled: 
         "images_in_groups": 1 + COPIES, "names_checksum": test.names_checksum(),
     }  # fmt: skip
     assert holdout_words(scores) == (
-        f"Held out: 25 % of each class (seed 0), {len(test)} images to score on; {len(train)} are left to learn from. "
+        f"Held out: 25 % of each class (seed 0), {len(test)} images to score on "
+        f"(each is {100 / len(test):.1f} points); {len(train)} are left to learn from. "
         f"Versions of one image are on one side: 1 group of {1 + COPIES} images."
     )
 

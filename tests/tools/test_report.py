@@ -234,7 +234,11 @@ def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.Capt
     run = tmp_path / "run"
     words = ["--encoder", "test_resnet", "--size", 32, "--epochs", 1, "--batch-size", 16]
     assert call("pretrain", photos, "--out", run, *words) == 0
-    assert "report.html" in capsys.readouterr().out
+    out, notes = capsys.readouterr()
+    assert "report.html\ntoo short to judge: health is judged from 50 steps on\n" in out
+    assert " % of 90, " in notes  # of how many images kNN is the score
+    command = out.splitlines()[-1].strip()
+    assert command.startswith(f"stepclr evaluate {run} --train ")
     unscored = (run / "report.html").read_text()
     assert "Not evaluated yet" in unscored
     parts = ["--train", photos, "--test", turned(photos, tmp_path)]
@@ -348,6 +352,7 @@ def test_the_verdict_is_the_score_and_what_it_beats(run: stepclr.Run, tmp_path: 
         "75.0 ± 7.1 %",
         "of the 46 test images classified correctly, with 2 labels per class",
     )
+    assert "Only 46 test images: each is 2.2 points." in page["cautions"]
     assert [tuple(gain) for gain in page["gains"]] == [
         ("+4.0", "the untrained encoder", "even"),
         ("+25.0", "raw pixels", "good"),
@@ -430,9 +435,26 @@ def test_a_student_is_judged_by_the_images_that_one_of_the_two_gets_right(
 
 def test_without_scores_the_verdict_claims_none(run: stepclr.Run, tmp_path: Path) -> None:
     page = told(run, tmp_path)
+    assert page["words"].startswith("of 90 labeled images ")
     assert "not a score" in page["words"]
+    assert page["cautions"] == ["Only 90 labeled images: each is 1.1 points."]
     assert page["gains"] == []
     assert page["next"][1].split()[:2] == ["stepclr", "evaluate"]
+    assert page["next"][1].endswith("--holdout 0.2")
+
+
+def test_the_command_that_scores_a_run_has_its_labels(run: stepclr.Run, tmp_path: Path) -> None:
+    page = told(run, tmp_path, labels=["a.csv", "my labels.csv"], source="photos")
+    assert page["next"][1].endswith("--train photos --labels a.csv 'my labels.csv' --holdout 0.2")
+    shutil.rmtree(tmp_path / "copy")
+    page = told(run, tmp_path, labels=["a.csv"], source="photos", split="train")  # the table says what is for testing
+    assert page["next"][1].endswith("--train photos --labels a.csv")
+
+
+def test_the_ticks_of_a_small_range_differ() -> None:
+    svg = line("kNN", [0.0, 1.0], [0.017, 0.035], "share", share=True).svg
+    names = re.findall(r'class="left"[^>]*>([^<]+)<', svg)
+    assert names == ["1.5%", "2.0%", "2.5%", "3.0%", "3.5%"]
 
 
 def test_scores_of_an_earlier_encoder_are_not_the_verdict(run: stepclr.Run, tmp_path: Path) -> None:

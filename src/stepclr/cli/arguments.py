@@ -17,6 +17,7 @@ from stepclr.errors import StepclrError, one_line
 
 if TYPE_CHECKING:
     from stepclr.data.images import ImageSet
+    from stepclr.tools.report.writing import RunPage
 
 ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
@@ -163,16 +164,25 @@ def image_format(out: Path, option: str = "--out") -> str:
     return extensions[out.suffix.lower()]
 
 
-def page_of(run: str | os.PathLike[str]) -> None:
+def page_of(run: str | os.PathLike[str]) -> "RunPage | None":
     """Write report.html of a run; a failure is printed, and does not fail the command."""
     if not first_rank():
-        return
-    import stepclr
+        return None
+    from stepclr.tools.report.writing import run_page
 
     try:
-        say(f"report written to {stepclr.report(run)}")
+        page = run_page(run)
     except StepclrError as error:
         print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
+        return None
+    say(f"report written to {page.path}")
+    return page
+
+
+def say_next(page: "RunPage | None") -> None:
+    """Print what a page says is to be done next, and the command."""
+    if page:
+        say("\n{}\n    {}".format(*page.next))
 
 
 SILENT, EVERY = 3, 15  # seconds: what takes no longer prints nothing; from one line to the next
@@ -180,16 +190,21 @@ SILENT, EVERY = 3, 15  # seconds: what takes no longer prints nothing; from one 
 
 class Counter:
     """Progress on standard error, what is done next and the time left if all that is counted takes equally long: one
-    changing line on a terminal, else what comes first, and then a line every 15 seconds."""
+    changing line on a terminal, else what comes first, and then a line every 15 seconds.
 
-    def __init__(self) -> None:
+    Args:
+        unit: of what is counted, such as images.
+    """
+
+    def __init__(self, unit: str = "") -> None:
+        self.unit = unit and f" {unit}"
         self.began = time.monotonic()
         self.printed = self.began + SILENT - EVERY
         self.counted = self.next = ""
 
     def __call__(self, done: int, total: int) -> None:
         left = (time.monotonic() - self.began) / max(done, 1) * (total - done)
-        self.counted = f"{done:,} of {total:,}"
+        self.counted = f"{done:,} of {total:,}{self.unit}"
         if done < total:
             self.counted += f", about {int(left) // 60}:{int(left) % 60:02d} left"
         self._print(last=done == total)

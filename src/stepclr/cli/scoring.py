@@ -23,6 +23,7 @@ from stepclr.cli.arguments import (
     open_train_test,
     page_of,
     say,
+    say_next,
     say_unread,
 )
 from stepclr.config import CONFIG_FILE
@@ -45,7 +46,7 @@ def evaluate(
     finetune: bool = False,
     knn_k: int = 20,
     knn_temperature: float = 0.1,
-    seeds: Annotated[tuple[Path, ...], arg(metavar="RUN ...")] = (),
+    seeds: Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint="(default: none)")] = (),
     reading: Read = AS_DECLARED,
 ) -> None:
     """Evaluate a run's frozen encoder with few labels and compare it with baselines.
@@ -90,7 +91,7 @@ def evaluate(
         write_label_chart(scores, run / "evaluation.png")
         say(f"chart: {run / 'evaluation.png'}")
     if (run / CONFIG_FILE).is_file():
-        page_of(run)
+        say_next(page_of(run))
 
 
 def compare(
@@ -134,15 +135,15 @@ def predict(
     if out:
         check_table(out)
     format = image_format(sheet, "--sheet") if sheet else ""
-    images = open_source(source, limit=limit, reading=reading)
-    predictions = classify(classifier, images, Counter())
+    images = open_source(source, limit=limit, reading=reading, labels_elsewhere=True)
+    predictions = classify(classifier, images, Counter("images"))
     if sort:
         predictions = predictions.least_certain_first()
     say_unread(images)
     rows, skipped = len(predictions.images), predictions.skipped
     if out:
         predictions.write(out)
-        say(f"{out}: {rows:,} predictions{_unreadable(skipped)}")
+        say(f"{out}: {rows:,} predictions{_unreadable(skipped, out.with_suffix('.skipped.csv'))}")
     else:
         say(prediction_table(predictions))
         if rows > SCREEN_ROWS:
@@ -179,15 +180,15 @@ def embed(
 
     images = open_source(source, classes, limit, damaged_shards, reading, labels)
     if out.suffix and not out.is_dir():
-        written = write_embeddings(run, images, out, precision, Counter())
+        written = write_embeddings(run, images, out, precision, Counter("images"))
         say_unread(images)
-        say(f"{out}: {written.rows:,} embeddings{_unreadable(written.skipped)}")
+        say(f"{out}: {written.rows:,} embeddings{_unreadable(written.skipped, out.with_suffix('.skipped.csv'))}")
         return
-    built = build_index(run, images, out, precision, Counter())
+    built = build_index(run, images, out, precision, Counter("images"))
     say_unread(images)
     say(
         f"{out}: {built.rows:,} embeddings, {built.added:,} of them new, {built.removed:,} removed"
-        + _unreadable(built.skipped)
+        + _unreadable(built.skipped, out / "skipped.csv")
         + (f"; approximate search, recall at 10 {built.recall:.3f}" if built.recall is not None else "")
     )
 
@@ -213,5 +214,5 @@ def export(
     say(f"{done.card}: how to load it, data, recipe, scores, limits")
 
 
-def _unreadable(skipped: int) -> str:
-    return f"; {skipped:,} images could not be read" if skipped else ""
+def _unreadable(skipped: int, where: Path) -> str:
+    return f"; {skipped:,} images could not be read, see {where}" if skipped else ""

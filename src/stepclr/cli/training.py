@@ -3,6 +3,7 @@
 torch is imported inside them: help is instant.
 """
 
+import shlex
 import sys
 import time
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from stepclr.cli.arguments import (
     open_train_test,
     page_of,
     say,
+    say_next,
     say_unread,
 )
 from stepclr.config import CONFIG_FILE, Number, PretrainConfig
@@ -61,7 +63,7 @@ def pack(
     from stepclr.data.shards.packing import pack as write_shards
 
     images = open_source(source, classes, limit, reading=reading, labels=labels)
-    packed = write_shards(images, out, per_shard, short_side, quality, Counter())
+    packed = write_shards(images, out, per_shard, short_side, quality, Counter("images"))
     say_unread(images)
     skipped = f"; {packed.skipped:,} could not be read, see {out / 'skipped.csv'}" if packed.skipped else ""
     say(f"{out}: {packed.images:,} images in {packed.shards:,} shards{skipped}")
@@ -117,8 +119,11 @@ def pretrain(
     except Diverged:
         page_of(out)  # its health says what went wrong
         raise
-    page_of(out)
+    page = page_of(out)
+    if page:
+        say(page.health)
     say(f"\nthe run is in {out}; to load its encoder:\n\n{loading_snippet(run)}")
+    say_next(page)
 
 
 def finetune(
@@ -164,12 +169,12 @@ def finetune(
     import stepclr
     from stepclr.evaluation.splits import labels_words
     from stepclr.tools.report.writing import classifier_page
-    from stepclr.tools.scores import measures_words, score_summary, scored_images, shown_measures
+    from stepclr.tools.scores import measures_words, score_summary, scored_images, shown_measures, test_counts
 
     holds_out = holdout is None
     reading = options.pop("reading")
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
-    scores = stepclr.finetune(**options, progress=Counter())
+    scores = stepclr.finetune(**options, progress=Counter("steps"))
     say_unread(options["train"], options["test"])
     for part in score_summary(scores):
         say(part)
@@ -180,11 +185,16 @@ def finetune(
         file, count = Path(made["file"]).name, scores.protocol["test"]["images"]
         measures = measures_words(made, shown_measures(scores))
         say(f"{file}: {measures} on the {count:,} {scored_images(scores)}")
+        if made["top1"] <= max(test_counts(scores).values()) / count:
+            say("this is no better than always naming the most frequent class")
+    classifier = out or Path(made["file"])
     if (run / CONFIG_FILE).is_file() and Path(made["file"]).parent.samefile(run):
         page_of(run)
+        classifier = out or run
     else:
         say(f"report written to {classifier_page(scores, str(run))}")
-    say(f"stepclr predict {made['file']} SOURCE --out predictions.csv classifies new images")
+    words = ["stepclr", "predict", str(classifier), "NEW_IMAGES", "--out", "predictions.csv"]
+    say(f"\nClassify new images:\n    {shlex.join(words)}")
 
 
 def distill(
@@ -233,5 +243,6 @@ def distill(
     import stepclr
 
     stepclr.distill(images=options.pop("source"), since=since, **options)
-    page_of(out)
-    say(f"\nthe run is in {out}; stepclr predict {out} SOURCE --out predictions.csv classifies new images")
+    page = page_of(out)
+    say(f"\nthe run is in {out}")
+    say_next(page)

@@ -142,7 +142,7 @@ def _present(images: ImageSet) -> list[str]:
     """The classes that have images; StepclrError where none has."""
     present = present_classes(images)
     if not present:
-        raise StepclrError(f"{images.source} has no labels; train and test both need them")
+        raise StepclrError(f"{images.source} has no labels, which train and test need: pass labels=labels.csv")
     return present
 
 

@@ -149,9 +149,11 @@ def holdout_words(scores: Scores) -> str:
     drawn = scores.protocol.get("holdout")
     if not drawn:
         return ""
+    scored = sum(drawn["test"].values())
+    coarse = f" (each is {100 / scored:.1f} points)" if scored < 100 else ""
     words = (
-        f"Held out: {100 * drawn['share']:g} % of each class (seed {drawn['seed']}), {sum(drawn['test'].values()):,} "
-        f"images to score on; {sum(drawn['train'].values()):,} are left to learn from"
+        f"Held out: {100 * drawn['share']:g} % of each class (seed {drawn['seed']}), {scored:,} "
+        f"images to score on{coarse}; {sum(drawn['train'].values()):,} are left to learn from"
     )
     groups = drawn["groups_kept_together"]
     if groups:

@@ -101,7 +101,7 @@ def line(title: str, x: Sequence[float], y: Sequence[float], unit: str, note: st
     kept = spread(len(x), MAX_POINTS)
     curve = Curve("", [x[k] for k in kept], [y[k] for k in kept], [0.0] * len(kept))
     across = _linear(min(0.0, x[0]), x[-1])
-    up = _linear(min(y), max(y), "{:.0%}" if share else "{:.4g}")
+    up = _linear(min(y), max(y), share)
     svg = _svg("lines", f"{title}. {words}", _frame(across, up, "epoch"), _curve(curve, across, up, marks=False),
                _end(curve, across, up, shown.format(y[-1])))  # fmt: skip
     rows = [(f"{x[k]:.2f}", shown.format(y[k])) for k in spread(len(x), MAX_ROWS)]
@@ -129,7 +129,7 @@ def label_budget(scores: Scores) -> Plot:
     budgets = Axis(low, high, list(names.items()), log=True)
     lowest = min(y - std for curve in curves for y, std in zip(curve.y, curve.std, strict=True))
     highest = max(y + std for curve in curves for y, std in zip(curve.y, curve.std, strict=True))
-    up = _linear(max(0.0, lowest), min(1.0, highest), "{:.0%}")
+    up = _linear(max(0.0, lowest), min(1.0, highest), share=True)
     svg = _svg("budget", f"Label budget. {words}", _frame(budgets, up, "labels per class (log scale)"),
                *(_curve(curve, budgets, up) for curve in curves), _names(curves, budgets, up))  # fmt: skip
     table = [(row.method, row.labels_per_class, percent(row)) for row in rows]
@@ -234,8 +234,8 @@ def _text(x: float, y: float, words: str, **attributes: object) -> Markup:
     return _tag("text", words, x=_percent(x), y=_percent(y), **attributes)
 
 
-def _linear(low: float, high: float, shown: str = "{:.4g}", wanted: int = 4) -> Axis:
-    """A scale with round ticks that covers low to high."""
+def _linear(low: float, high: float, share: bool = False, wanted: int = 4) -> Axis:
+    """A scale with round ticks that covers low to high; shares in percent, with the decimals that tell ticks apart."""
     if not high - low > 1e-9 * max(abs(low), abs(high)):  # rounding errors are no range
         low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
     rough = (high - low) / wanted
@@ -243,6 +243,7 @@ def _linear(low: float, high: float, shown: str = "{:.4g}", wanted: int = 4) -> 
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [k * step for k in range(first, last + 1)]
+    shown = f"{{:.{max(0, -2 - math.floor(math.log10(step) + 1e-9))}%}}" if share else "{:.4g}"
     return Axis(ticks[0], ticks[-1], [(tick, shown.format(tick)) for tick in ticks])
 
 

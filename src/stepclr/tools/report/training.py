@@ -10,9 +10,9 @@ from stepclr.tools.report.plots import Plot, line
 Json = dict[str, Any]
 # Fields of metrics.jsonl: title of the chart, unit, and how to read it. A unit of "share" is shown in percent.
 LEARNING = {
-    "loss": ("Loss", "nats", "Falls fast, then levels off."),
+    "loss": ("Loss", "nats", "Of a run that learns, it falls fast, then levels off."),
     "contrastive_top1": ("Contrastive top-1", "share", "How often an anchor finds its positive first."),
-    "knn": ("Weighted kNN", "share", "Top-1 on labeled images while training; labels only watch."),
+    "knn": ("Weighted kNN", "share", "Top-1 of labeled images, by the labels of their nearest neighbors."),
     "top1": ("Top-1 of the batch", "share", "How often the class of a view is predicted."),
 }
 GEOMETRY = {

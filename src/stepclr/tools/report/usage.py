@@ -27,7 +27,7 @@ OUTLIERS, DUPLICATES = 8, 8
 
 def usage(context: Context) -> Json:
     """What the encoder makes of images of the source."""
-    section: Json = {"run": context.run.folder, "why": context.no_encoder or context.why}
+    section: Json = {"why": context.no_encoder or context.why}
     if context.no_encoder:
         return section
     section["snippet"] = loading_snippet(context.run)

@@ -25,6 +25,7 @@ OVER = {
     "scratch": "training from scratch",
 }
 HOUR, MINUTE = 3600, 60  # seconds
+FEW = 100  # images to score on: of fewer, each is more than a point
 EARLIER = "evaluation.json is of an earlier encoder: the run has been trained further since."
 
 
@@ -86,6 +87,7 @@ def _scored(scores: Scores, row: Score) -> Json:
         cautions.append(
             "No baseline was scored: add --baselines pixels,random,scratch to see what pretraining is worth."
         )
+    cautions += _few(scored_images(scores), scores.protocol["test"]["images"])
     if row.clean_mean is not None:
         cautions.append("Some test images are in train too: section 7 has the scores without them.")
     method = method_of(row.method, scores)
@@ -128,6 +130,11 @@ def _cautions(who: str, gains: list[Lead], pairs: str) -> list[str]:
     return cautions
 
 
+def _few(kind: str, count: int) -> list[str]:
+    """How coarse a score of so few images is."""
+    return [f"Only {count:,} {kind}: each is {100 / count:.1f} points."] if count < FEW else []
+
+
 def _unscored(context: Context, classifier: Json) -> Json:
     """What stands in the place of a score of the encoder: that of its classifier, or what the log says."""
     if classifier.get("top1") is not None:
@@ -143,10 +150,15 @@ def _unscored(context: Context, classifier: Json) -> Json:
     if context.no_encoder:
         return {"score": "No encoder", "words": "this run has not ended; what its log says is below"}
     if "knn" in last:
-        return {
+        images = f"{last['knn_images']:,} " if "knn_images" in last else ""
+        told = {
             "score": f"{100 * last['knn']:.1f} %",
-            "words": "kNN on the labeled images that watched the training. It is not a score of held-out images yet.",
+            "words": f"of {images}labeled images have the class of their nearest labeled neighbors (kNN). It shows how "
+            "training went, and is not a score next to baselines yet.",
         }
+        if "knn_images" in last:
+            told["cautions"] = _few("labeled images", last["knn_images"])
+        return told
     if "contrastive_top1" in last:
         return {
             "score": f"{100 * last['contrastive_top1']:.0f} %",
@@ -161,7 +173,9 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
     config = context.config
     facts = []
     if training["seconds"]:
-        facts.append(("Time", _time(training["seconds"]), f"{training['epochs']} of {training['wanted']} epochs"))
+        facts.append(
+            ("Training time", _time(training["seconds"]), f"{training['epochs']} of {training['wanted']} epochs")
+        )
     facts.append(
         ("Images", f"{config.images:,}", f"{config.labeled:,} with a label" if config.labeled else "no labels")
     )
@@ -197,9 +211,7 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
     if (run / EVALUATION).is_file() and context.scores and context.scores.rows:
         return "Turn the encoder into a classifier:", _command(_finetune(run, context.scores))
     if config.labeled or config.monitor:
-        labeled = [config.monitor] if config.monitor else config.sources
-        words = ["stepclr", "evaluate", run, "--train", *labeled, "--holdout", f"{USUAL_SHARE:g}"]
-        return "Score it on labeled images:", _command(words)
+        return "Score it on labeled images:", _command(_evaluate(context))
     words = ["stepclr", "label", run, "--classes", "CLASS,CLASS"]
     return "Label a few images, chosen by the encoder, on a page of their own:", _command(words)
 
@@ -212,6 +224,18 @@ def _again(context: Context, mended: dict[str, object]) -> list[Any]:
     asked = asked_for(config, context.images) | mended
     end = [*reading_words(config.reading), *option_words(asked), "--out", f"{context.run.folder}-2"]
     return ["stepclr", "pretrain", *config.sources, *option_words(chosen), *end]
+
+
+def _evaluate(context: Context) -> list[Any]:
+    """`evaluate` on the labels that the run knows."""
+    config = context.config
+    words: list[Any] = ["stepclr", "evaluate", context.run.folder, "--train"]
+    if config.monitor:
+        words.append(config.monitor)
+    else:
+        words += [*config.sources, *option_words({"labels": config.labels or None})]
+    # A table that says which images are for testing leaves nothing to hold out.
+    return words if config.split else [*words, "--holdout", f"{USUAL_SHARE:g}"]
 
 
 def _finetune(run: Path, scores: Scores) -> list[Any]:

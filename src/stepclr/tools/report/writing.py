@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stepclr.data.sources import Source
 from stepclr.evaluation.results import Scores
@@ -21,6 +21,14 @@ from stepclr.tools.report.usage import usage
 from stepclr.tools.report.verdict import verdict
 
 
+class RunPage(NamedTuple):
+    """A page that was written, and of its verdict the health in words and (what to do next, the command)."""
+
+    path: Path
+    health: str
+    next: tuple[str, str]
+
+
 def report(run: str | os.PathLike[str], source: Source | None = None) -> Path:
     """Write `report.html` into a run's folder: the eight steps on the run's own images, in a single file.
 
@@ -29,6 +37,11 @@ def report(run: str | os.PathLike[str], source: Source | None = None) -> Path:
     The same holds for a run that has not ended, or diverged, and has no encoder.
     Raises StepclrError where there is no run, or where evaluation.json or finetune.json cannot be read.
     """
+    return run_page(run, source).path
+
+
+def run_page(run: str | os.PathLike[str], source: Source | None = None) -> RunPage:
+    """`report`, with the verdict of the page."""
     context = open_context(Run(Path(run)), source)
     settings = asdict(context.config).items()
     sections: dict[str, dict[str, Any]] = {
@@ -41,16 +54,18 @@ def report(run: str | os.PathLike[str], source: Source | None = None) -> Path:
         "classifier": classifier(context),
         "usage": usage(context),
     }
+    told = verdict(context, sections)
     page = template("report").render(
         title=context.run.folder.resolve().name,
         style=asset("style.css") + asset("report/page.css"),
         script=asset("report/page.js"),
         settings={name: value for name, value in settings if value is not None and not isinstance(value, dict)},
         self_supervised=context.contrastive and not context.by_label,
-        verdict=verdict(context, sections),
+        verdict=told,
         **sections,
     )
-    return _write(page, context.run.folder / "report.html")
+    path = _write(page, context.run.folder / "report.html")
+    return RunPage(path, f"{told['health'].name}: {told['health'].words}", told["next"])
 
 
 def classifier_page(scores: Scores, start: str) -> Path:
