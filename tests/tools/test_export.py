@@ -281,6 +281,7 @@ def test_the_card_tells_of_the_run(run: stepclr.Run, exported: Exported) -> None
     assert "- test: sample:test, 60 images" in text
     assert "- Pretrained on: sample:unlabeled\n- Images: 48, labeled 0" in text
     assert "| temperature | 0.2 |" in text
+    assert "| None |" not in text  # what was not set has no line
     assert "on 64 images of sample:train" in text
     assert f"onnxruntime {onnxruntime.__version__}" in text
     assert "Your weights are yours" in text

@@ -157,7 +157,7 @@ def _license(encoder: Encoder) -> list[str]:
 
 def _recipe(config: RunConfig) -> Iterable[str]:
     rows = [(name, getattr(config, name)) for name in (*SETTINGS, "steps_per_epoch", "ranks", "device")]
-    return _table(("setting", "value"), rows)
+    return _table(("setting", "value"), [row for row in rows if row[1] is not None])
 
 
 def _scores(source: Path, network: Network) -> Iterator[str]:
