@@ -103,6 +103,20 @@ def test_planted_duplicates_are_found_first(index: Path, tmp_path: Path, capsys:
     assert "listing the 1 most certain" in capsys.readouterr().out
 
 
+def test_an_encoder_finds_in_images_without_an_index(
+    encoder: Path, index: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    for what in ("duplicates", "outliers"):
+        assert call("find", what, index, "-n", "3", "--out", tmp_path / "of-index") == 0
+        assert call("find", what, encoder, photos, "-n", "3", "--out", tmp_path) == 0
+        assert read(tmp_path / f"{what}.csv") == read(tmp_path / "of-index" / f"{what}.csv")
+    assert f"{tmp_path / 'find-index'}: 66 images, 0 of them new" in capsys.readouterr().out  # both share an index
+    assert call("find", "outliers", index, photos) == 2
+    assert "is an index and has its images: leave out" in capsys.readouterr().err
+    assert call("find", "outliers", encoder) == 2
+    assert "is an encoder: pass a source of images, or an index" in capsys.readouterr().err
+
+
 def test_the_functions_find_what_the_command_writes(index: Path, tmp_path: Path) -> None:
     opened = stepclr.open_index(index)
     for what in ("duplicates", "outliers", "next"):
@@ -128,7 +142,9 @@ def test_doubtful_labels_are_shown_and_are_what_the_function_finds(
     paths = [found.index.paths[i] for i in found.indices]
     assert paths == [row["path"] for row in read(tmp_path / "odd.csv")]
     assert len(paths) == 6
-    assert f"{found.suspected} of 60 labels are suspected" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{found.suspected} of 60 labels are suspected" in said
+    assert ("most of these suspicions are wrong" in said) == (found.agreement < 0.7)
     assert (tmp_path / "odd.png").is_file()
 
 

@@ -319,6 +319,7 @@ def test_answers_by_keys_survive_a_reload_and_are_saved_exactly(
     assert rows[0] == ["path", "label"]
     assert rows[1:] == [list(pair) for pair in zip(order, given, strict=True)]
     assert window.text("counts") == "12 of 12 answered · 1 not sure"
+    assert window.text("status") == "labels.csv is among this browser's downloads."
     assert window.unharmed()
     labeled = stepclr.suggest_labels(index, labels=[tmp_path / "labels.csv"]).index  # every reader of labels takes it
     assert [labeled.class_name(NAMES.index(path)) or "" for path in order] == given

@@ -66,18 +66,22 @@ def search(
 
 def find(
     what: Positional[Annotated[str, arg(metavar="{duplicates,outliers,mislabeled,next}")]],
-    index: Positional[Annotated[Path, arg(metavar="INDEX|RUN")]],
+    index: Positional[Annotated[Path, arg(metavar="INDEX|RUN|FILE|timm:NAME")]],
+    source: Positional[Annotated[OptionalSources, arg(help_behavior_hint="(default: those of the index)")]] = None,
     n: Annotated[int, arg(aliases=["-n"], metavar="N")] = 50,
     labels: Annotated[tuple[Path, ...], arg(metavar="FILE.csv", help_behavior_hint="(default: the index's own)")] = (),
     seed: int = 0,
     out: Annotated[Path | None, arg(metavar="FOLDER|FILE.csv", help_behavior_hint="(default: WHAT.csv)")] = None,
+    reading: Read = AS_DECLARED,
 ) -> None:
     """Find near-duplicates, outliers, wrong labels, or what to label next; write a CSV and a contact sheet.
 
     Args:
         what: duplicates; outliers; mislabeled: labels that differ from what the other labels predict; or next:
             unlabeled images that best represent the ones not yet covered by a label.
-        index: What stepclr embed wrote: a folder, a .parquet or an .npz. For a run, its own index RUN/index.
+        index: What stepclr embed wrote: a folder, a .parquet or an .npz. For a run, its own index RUN/index is built or
+            updated first; for another encoder (an encoder.safetensors, or timm:NAME), find-index next to --out.
+        source: The images of an encoder, or those of a run where it has not seen them.
         n: Number of groups or images to report.
         labels: Extra labels for `next` and `mislabeled`: the CSV that either wrote, with its `label` column filled in
             or corrected. Repeatable.
@@ -95,9 +99,15 @@ def find(
     from stepclr.tools.curate.mislabeled import find_mislabeled
     from stepclr.tools.curate.outliers import find_outliers
     from stepclr.tools.curate.suggest import suggest_labels
+    from stepclr.tools.label.writing import index_for
     from stepclr.tools.search.index import open_index
 
-    index, _ = _index_of(index)
+    images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
+    index, updated = index_for(index, images, path.with_name("find-index"), Counter("images"))
+    if updated:
+        say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+    elif images:
+        raise StepclrError(f"{index} is an index and has its images: leave out {images.source}")
     opened = open_index(index)
     if what == "duplicates":
         table = find_duplicates(opened).table(n)
@@ -125,7 +135,7 @@ def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
         return given, None
     from stepclr.tools.search.table import update_run_index
 
-    updated, encoder = update_run_index(given, Counter())
+    updated, encoder = update_run_index(given, Counter("images"))
     index = given / "index"
     say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
     return index, encoder
@@ -163,7 +173,7 @@ def label(
 
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     run = Run(index)
-    index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter())
+    index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter("images"))
     if updated:
         say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
     if images is None and updated:
@@ -174,7 +184,7 @@ def label(
         say(f"note: {note}")
     say(
         f"{page.path}: {page.images:,} images to label, of {page.total:,}; {page.known:,} have a label already. Open "
-        "it in a browser, and save labels.csv. Then:"
+        "it in a browser, save labels.csv, and move it here. Then:"
     )
     for what, command in page.commands:
         say(f"\n{what}:\n    {command}")

@@ -58,7 +58,8 @@ class Duplicates:
                 caption += f" +{len(group) - COLUMNS} more"
             sheet.append([(i, caption) for i in group[:COLUMNS]])
         count = sum(len(group) for group in self.groups)
-        summary = f"{count:,} of {len(self.index):,} images are versions of another image: {len(self.groups):,} groups"
+        groups = f"{len(self.groups):,} group{'s' * (len(self.groups) != 1)}"
+        summary = f"{count:,} of {len(self.index):,} images are versions of another image: {groups}"
         if len(self.groups) > n:
             summary += f"; listing the {n:,} most certain"
         return Table(("group", "path", "other", "score"), rows, sheet, summary)

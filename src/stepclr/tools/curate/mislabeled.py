@@ -20,6 +20,7 @@ from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 L2 = 0.01  # of the linear layer; choosing it on folds takes much longer and finds no more
 SUSPICIOUS = 0.2  # times 1/C: a label with less probability is suspected to be wrong
+WEAK = 0.7  # of the labels predicted: where fewer are, rather the predictions are wrong
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Mislabeled:
             f"{self.suspected:,} of {self.checked:,} labels are suspected to be wrong; {self.agreement:.1%} agree with "
             f"the prediction for their image; listing the {len(rows):,} most doubtful"
         )
+        if self.agreement < WEAK:
+            summary += ". The predictions are weak: if most labels are right, most of these suspicions are wrong"
         header = ("path", "label", "suggested", "score", "suggested_score")
         return Table(header, rows, [cells] if cells else [], summary)
 

@@ -4,7 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const data = JSON.parse(byId("data").textContent);
 const CLASS_KEYS = [..."123456789abcdefghijklmnopqtvwxyz"]; // r, s and u have a meaning of their own
-const SMALL_PX = 128; // up to this width an image is shown with sharp pixels, at most ENLARGED times as large
+const SMALL_PX = 64; // up to this width an image is shown with sharp pixels, at most ENLARGED times as large
 const ENLARGED = 12;
 
 let state = restored();
@@ -125,7 +125,7 @@ function save() {
   state.changes = 0;
   keep();
   render();
-  announce("labels.csv was saved.");
+  announce("labels.csv is among this browser's downloads.");
 }
 
 // --- what is shown ---
