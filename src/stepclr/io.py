@@ -35,7 +35,7 @@ def new_file(path: Path) -> Iterator[BufferedWriter]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with named(path), temporary.open("wb") as file:
+        with named(path, temporary), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -136,13 +136,25 @@ def _as_text(value: object) -> object:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Name this file in the system's errors that name none: the error of a full disk does not."""
+def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Name this file in the system's errors that name none, as that of a full disk, or that name its temporary file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
+        if error.filename in (None, os.fspath(temporary or path)):
+            error.filename = os.fspath(path)
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Raise StepclrError unless this file or folder can be written; to be called before the long part."""
+    folder = path if path.is_dir() else path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent  # the others are made
+    if not folder.is_dir():
+        raise StepclrError(f"{path} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK):
+        raise StepclrError(f"{path} cannot be written: {folder} is read-only, or belongs to another user")
 
 
 def temporary_files(folder: Path) -> list[Path]:

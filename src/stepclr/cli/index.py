@@ -95,6 +95,7 @@ def find(
     for file in labels:
         if file.exists() and path.exists() and file.samefile(path):
             raise StepclrError(f"{path} contains the labels and would be overwritten: choose another --out")
+    from stepclr.io import check_writable
     from stepclr.tools.curate.duplicates import find_duplicates
     from stepclr.tools.curate.mislabeled import find_mislabeled
     from stepclr.tools.curate.outliers import find_outliers
@@ -102,6 +103,7 @@ def find(
     from stepclr.tools.label.writing import index_for
     from stepclr.tools.search.index import open_index
 
+    check_writable(path)
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     index, updated = index_for(index, images, path.with_name("find-index"), Counter("images"))
     if updated:
@@ -168,9 +170,11 @@ def label(
         out: Page to write.
     """
     check_suffix(out, [".html"])
+    from stepclr.io import check_writable
     from stepclr.pretraining.run import Run
     from stepclr.tools.label.writing import index_for, write_label_page
 
+    check_writable(out)
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     run = Run(index)
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter("images"))

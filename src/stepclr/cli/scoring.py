@@ -73,9 +73,12 @@ def evaluate(
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.evaluation.results import EVALUATION
+    from stepclr.io import check_writable
     from stepclr.tools.label_chart import write_label_chart
     from stepclr.tools.scores import score_summary
 
+    if run.is_dir():
+        check_writable(run)
     holds_out = holdout is None
     reading = options.pop("reading")
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
@@ -129,12 +132,14 @@ def predict(
         sheet: Also draw a contact sheet: of each predicted class the most and the least certain images.
     """
     from stepclr.evaluation.predict import classify
-    from stepclr.io import check_table, write_whole
+    from stepclr.io import check_table, check_writable, write_whole
     from stepclr.tools.predicted import SCREEN_ROWS, labeled_words, prediction_sheet, prediction_table
 
     if out:
         check_table(out)
     format = image_format(sheet, "--sheet") if sheet else ""
+    for file in filter(None, (out, sheet)):
+        check_writable(file)
     images = open_source(source, limit=limit, reading=reading, labels_elsewhere=True)
     predictions = classify(classifier, images, Counter("images"))
     if sort:
@@ -176,8 +181,10 @@ def embed(
         precision: Precision of the encoder: fp32, bf16.
         damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
+    from stepclr.io import check_writable
     from stepclr.tools.search.table import build_index, write_embeddings
 
+    check_writable(out)
     images = open_source(source, classes, limit, damaged_shards, reading, labels)
     if out.suffix and not out.is_dir():
         written = write_embeddings(run, images, out, precision, Counter("images"))

@@ -55,7 +55,7 @@ def heading(images: ImageSet, labels_elsewhere: bool = False) -> str:
     Classes that are named like splits are a warning. labels_elsewhere: whether the images may have labels that the
     source does not know of, such as those of an index.
     """
-    words = f"{images.source}: {len(images):,} images"
+    words = f"{images.source}: {len(images):,} image{'s' * (len(images) != 1)}"
     if (images.labels >= 0).any() or not labels_elsewhere:
         words += f", {describe_classes(class_counts(images), int((images.labels < 0).sum()))}"
     lines = [words, *source_lines(images)]

@@ -31,6 +31,7 @@ from stepclr.evaluation.results import (
     score,
 )
 from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
+from stepclr.io import check_writable
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, save_classifier
@@ -263,4 +264,5 @@ def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
         if not OBJECTIVES[config.loss].contrastive or config.linear_epochs:
             raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
     check_suffix(path, [".safetensors"])
+    check_writable(path)
     return path

@@ -18,7 +18,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.reading import RGB
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError, check_suffix, choose, first_line, installed
-from stepclr.io import write_whole
+from stepclr.io import check_writable, write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
@@ -117,6 +117,7 @@ def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
         name = "classifier" if isinstance(network, Classifier) else "encoder"
         out = out / f"{name}{writer.suffix}"
     check_suffix(out, [writer.suffix])
+    check_writable(out)
     if out.exists() and source.exists() and out.samefile(source):
         raise StepclrError(f"out {out} is the same file as the encoder; choose another")
     return out
