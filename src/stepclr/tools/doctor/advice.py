@@ -97,7 +97,7 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
     steps = max(1, images // batch)
     if steps * epochs < MIN_STEPS:
         epochs = min(MAX_EPOCHS, -(-MIN_STEPS // steps))
-        why.append(f"--epochs {epochs}: about {MIN_STEPS:,} steps, which learning takes even with few images")
+        why.append(f"--epochs {epochs}: about {MIN_STEPS:,} steps, since shorter runs learn little")
     micro_batch = None
     if facts.largest is not None and facts.largest < batch:
         micro_batch = 1 << (max(2, facts.largest).bit_length() - 1)  # the largest power of two that fits
@@ -127,9 +127,9 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
 
 def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:
     """(recipe, view size if it differs from the images', why)."""
-    for largest, recipe, measured in ((28, "sample", 28), (48, "cifar10", 32), (128, "imagenette", 96)):
+    for largest, recipe, made_for in ((28, "sample", 28), (48, "cifar10", 32), (128, "imagenette", 96)):
         if size <= largest:
-            return recipe, None, f"recipe {recipe}: measured on images of {measured} px; your views have {size} px"
+            return recipe, None, f"recipe {recipe}: made for images of {made_for} px; your views have {size} px"
     if gpu:
         return "imagenet", None, "recipe imagenet: ResNet-50 on views of 224 px (published, not reproduced here)"
     slower = (size / 96) ** 2
