@@ -85,7 +85,7 @@ class Printer:
         self.bar: Progress | None = None
         self.spoke = time.monotonic()
         self.silence = EVERY / 5  # seconds; shorter before the first line
-        self.begun = (0.0, 0)
+        self.first, self.clocked = 1, 0.0
         self.knn = ""
 
     def say(self, text: str) -> None:
@@ -118,7 +118,7 @@ class Printer:
             markup=False,
         )
         self.spoke = time.monotonic()
-        self.begun = (self.spoke, step)
+        self.first = step + 1
         self.events = Events(run) if self.tensorboard else None
         if self.console.is_terminal and not self.console.quiet:
             text = TextColumn("{task.description}")
@@ -129,6 +129,7 @@ class Printer:
 
     def stepped(self, step: int, steps: int) -> None:
         """Show that a step without metrics is done: where steps take seconds, those with metrics are minutes apart."""
+        self._clock(step)
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=step)
         elif time.monotonic() - self.spoke > 2 * self.silence:
@@ -136,6 +137,7 @@ class Printer:
 
     def line(self, line: Fields, steps: int) -> None:
         """Show one line of metrics."""
+        self._clock(line["step"])
         if self.events:
             self.events.add(line)
         if "knn" in line:
@@ -151,12 +153,19 @@ class Printer:
             loss = f" epoch {line['epoch']}: loss {line['loss']:.3f}"
             self._print(line["step"], steps, f"{loss}{_top1(line)}{speed}, waiting {line['waiting']:.0%}")
 
+    def _clock(self, step: int) -> None:
+        """The first step also loads and compiles, and may take many times as long: the pace is that of the others."""
+        if step == self.first:
+            self.clocked = time.monotonic()
+
     def _print(self, step: int, steps: int, metrics: str) -> None:
-        """A line that says how many steps are done, and how long the others take."""
+        """A line that says how many steps are done and, once there is a pace, how long the others take."""
         self.spoke, self.silence = time.monotonic(), EVERY
-        begun, first = self.begun
-        left = int((self.spoke - begun) / (step - first) * (steps - step))
-        self.console.print(f"{step:,}/{steps:,}{metrics}, {left // 60}:{left % 60:02d} left")
+        words = f"{step:,}/{steps:,}{metrics}"
+        if step > self.first or step == steps:
+            left = int((self.spoke - self.clocked) / max(1, step - self.first) * (steps - step))
+            words += f", {left // 60}:{left % 60:02d} left"
+        self.console.print(words)
 
     def __enter__(self) -> "Printer":
         return self
