@@ -1,4 +1,4 @@
-"""The processor's cores, the threads that read and decode images, and reading ahead in a thread."""
+"""The processor's cores, the threads that read and decode images, reading ahead in a thread, and progress."""
 
 import os
 from collections import deque
@@ -8,8 +8,13 @@ from functools import cache
 from typing import TypeVar
 
 Progress = Callable[[int, int], None]  # is called with (images done, images in all)
+Announce = Callable[[str], object]  # is called with what is done next, in words
 Batch = TypeVar("Batch")
 Content = TypeVar("Content")
+
+
+def silent(*_: object) -> None:
+    """A `Progress` or `Announce` where nobody wants to know."""
 
 
 def cores() -> int:

@@ -52,6 +52,13 @@ def test_progress_says_what_is_next_and_how_long_it_all_takes(
     seconds += 20
     counter(1, 3)  # those of another run
     assert capsys.readouterr().err == "1 of 3, about 0:40 left: random, all labels\n"
+    counter = Counter()
+    counter.announce("the images")
+    seconds += 100  # say nothing of how long the training takes
+    counter.announce("fine-tuning")
+    seconds += 20
+    counter(1, 3)
+    assert capsys.readouterr().err == "the images\nfine-tuning\n1 of 3, about 0:40 left: fine-tuning\n"
 
 
 @pytest.mark.parametrize("command", ["pretrain", "distill"])

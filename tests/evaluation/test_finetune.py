@@ -273,11 +273,13 @@ def test_the_same_call_gives_the_same_and_test_labels_change_scores_alone(
 
 
 def test_without_test_there_is_no_score_and_one_training(run: Path, train: ImageSet) -> None:
-    seen: list[tuple[int, int]] = []
-    result = stepclr.finetune(run, train, None, "2,all", 3, progress=lambda *now: seen.append(now), **SHORT)
+    seen: list[Any] = []
+    progress: Any = {"progress": lambda *now: seen.append(now), "announce": seen.append}
+    result = stepclr.finetune(run, train, None, "2,all", 3, **progress, **SHORT)
     assert result.rows == []
     assert result.protocol["classifier"]["labels_per_class"] == "all"
-    assert seen == [(step, 14) for step in range(1, 15)]  # 2 epochs of 7 batches
+    assert seen[0] == "the images and their representations"
+    assert seen[-15:] == ["fine-tuning, all labels", *((step, 14) for step in range(1, 15))]  # 2 epochs of 7 batches
 
 
 def test_small_draws_get_enough_steps() -> None:

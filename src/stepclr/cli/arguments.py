@@ -212,7 +212,9 @@ class Counter:
             self.began = time.monotonic()
 
     def announce(self, words: str) -> None:
-        """Say in words what is done next."""
+        """Say in words what is done next; before the first count, this is what is counted first."""
+        if not self.counted:
+            self.began = time.monotonic()
         first = not (self.counted or self.next)
         self.next = one_line(words)
         self._print(first=first)

@@ -209,7 +209,7 @@ def doctor(
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images, test_images = open_train_test(source, test, labels or None, missing="list")
     images = open_images(images, classes or None, limit)
-    diagnosis = stepclr.doctor(images, config, test_images, Counter(), note)
+    diagnosis = stepclr.doctor(images, config, test_images, Counter("images"), note)
     text = dumps(diagnosis.to_dict(), indent=2)
     if out:
         write_whole(out, lambda file: file.write(text.encode()))

@@ -174,7 +174,8 @@ def finetune(
     holds_out = holdout is None
     reading = options.pop("reading")
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
-    scores = stepclr.finetune(**options, progress=Counter("steps"))
+    counter = Counter("steps")
+    scores = stepclr.finetune(**options, progress=counter, announce=counter.announce)
     say_unread(options["train"], options["test"])
     for part in score_summary(scores):
         say(part)

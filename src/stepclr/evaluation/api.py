@@ -41,16 +41,12 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.timm_weights import from_anywhere, timm_name
 from stepclr.pretraining.run import Run
-from stepclr.threads import Progress
+from stepclr.threads import Announce, Progress, silent
 
 PROBES = {"linear": "simclr", "sgd": "sgd", "knn": "knn"}  # and the method that each adds to the table
 BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
 Json = dict[str, Any]
 Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
-
-
-def _silent(*_: object) -> None:
-    """What is called where nobody wants to know how far the evaluation is."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class _Settings:
     knn_k: int
     knn_temperature: float
     progress: Progress
-    announce: Callable[[str], object]
+    announce: Announce
     module: nn.Module | None
 
 
@@ -85,7 +81,7 @@ def evaluate(
     knn_temperature: float = KNN_TEMPERATURE,
     seeds: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
-    announce: Callable[[str], object] | None = None,
+    announce: Announce | None = None,
     module: nn.Module | None = None,
 ) -> Scores:
     """Scores of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
@@ -146,20 +142,17 @@ def evaluate(
     if test is None and holdout is None:
         raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
     settings = _Settings(
-        per_class, draws, seed, scratch_steps, knn_k, knn_temperature, progress or _silent, announce or _silent, module
+        per_class, draws, seed, scratch_steps, knn_k, knn_temperature, progress or silent, announce or silent, module
     )
     world = join()
     folder = Run(Path(run))
     prepared: list[PreparedImages] = []
 
-    def say_images(done: int, total: int) -> None:
-        settings.announce(f"the images and their representations, {done:,} of {total:,}")
-
     def images_of(encoder: Encoder) -> PreparedImages:
         # Runs that differ in their seed see the same images: only the first opens and compares them.
         if prepared:
             return represented_by(encoder, prepared[0], world)
-        prepared.append(prepare(encoder, train, test, per_class, draws, seed, holdout, world, say_images))
+        prepared.append(prepare(encoder, train, test, per_class, draws, seed, holdout, world, settings.announce))
         return prepared[0]
 
     def scores_of(each: Run, names: list[str]) -> Scores:

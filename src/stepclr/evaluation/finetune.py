@@ -30,7 +30,7 @@ from stepclr.evaluation.results import (
     ranking,
     score,
 )
-from stepclr.evaluation.splits import LabelsPerClass, Split, parse_labels_per_class
+from stepclr.evaluation.splits import LabelsPerClass, Split, labels_words, parse_labels_per_class
 from stepclr.io import check_writable
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
@@ -42,7 +42,7 @@ from stepclr.pretraining.classifier import Supervised, crop_words, train_classif
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 from stepclr.pretraining.run import Run
-from stepclr.threads import Progress
+from stepclr.threads import Announce, Progress, silent
 from stepclr.views.policies import FLIP
 
 EPOCHS, MIN_STEPS = 60, 500
@@ -125,6 +125,7 @@ def finetune(
     min_area: float | None = None,
     zero_init: bool = False,
     progress: Progress | None = None,
+    announce: Announce = silent,
     module: nn.Module | None = None,
 ) -> Scores:
     """Train a classifier, the whole network, from a run's encoder and few labels (SimCLR App. B.5).
@@ -154,6 +155,7 @@ def finetune(
         min_area: smallest crop, share of the image; by default the run's.
         zero_init: start the linear layer at 0, where torch draws it at random.
         progress: called with (steps done, steps in all).
+        announce: called with what is done next in words, such as "fine-tuning, 10 labels per class".
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores, whose rows are empty where there is nothing to score on; `protocol["classifier"]` names the file
@@ -175,7 +177,8 @@ def finetune(
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
     train, test = open_train_test(train, test, holds_out=holdout is None)
-    images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout)
+    announce("the images and their representations")
+    images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout, announce=announce)
 
     saved = max(images.splits, key=lambda split: len(split.indices))  # the first of those with the most labels
     scored = len(images.test) > 0
@@ -189,6 +192,7 @@ def finetune(
     predictions: dict[LabelsPerClass, list[NDArray[np.int64]]] = {}
     probabilities = np.zeros((0, 0), np.float32)  # of the classifier that is saved
     for split in splits:
+        announce(f"fine-tuning, {labels_words(split.labels_per_class)}")
         classifier = finetuned(initial, images.train, split, settings, after_step)
         if split is saved:
             save_classifier(classifier, path)

@@ -23,7 +23,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.classifier import logits
 from stepclr.pretraining.run import Run
-from stepclr.threads import Progress
+from stepclr.threads import Announce, Progress, silent
 from stepclr.views.policies import FLIP, read_policy
 
 MIN_AREA = 0.2  # smallest crop of training where no run has another
@@ -58,11 +58,12 @@ def prepare(
     seed: int,
     holdout: float | None = None,
     world: World = ALONE,
-    progress: Progress | None = None,
+    announce: Announce = silent,
 ) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
     holdout: the share of train that becomes test, where there is no test.
+    announce: called with how many images are done, in words.
     Raises StepclrError for a class that test has and train lacks, a class with too few labels, a test set that is all
     in train, and a holdout that leaves a class without an image on one side.
     """
@@ -75,6 +76,9 @@ def prepare(
     if holdout is not None:
         labels = labels[~held_out(labels, classes, holdout, seed)]
     label_splits(labels, classes, labels_per_class, 1, seed)
+
+    def progress(done: int, total: int) -> None:
+        announce(f"the images and their representations, {done:,} of {total:,}")
 
     train, h, train_counts = _readable(encoder, train, classes, world, progress)
     test_counts, shared, clean, drawn = None, None, np.ones(0, bool), None
@@ -147,7 +151,7 @@ def _present(images: ImageSet) -> list[str]:
 
 
 def _readable(
-    encoder: Encoder, images: ImageSet, classes: list[str], world: World, progress: Progress | None
+    encoder: Encoder, images: ImageSet, classes: list[str], world: World, progress: Progress
 ) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
     """The readable images of these classes (labels in their order), their h, and how many were left out."""
     labeled = images.keep(images.classes)

@@ -1,7 +1,7 @@
 """How long a run on these images would take here, and how much memory, measured by two short trials."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from stepclr.device import default_device
 from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.resolve import views_of
+from stepclr.threads import Announce
 from stepclr.tools.doctor.scan import Scan
 from stepclr.tools.doctor.trial import Trial, proc_bytes, trial
 from stepclr.views.keys import view_keys
@@ -98,7 +99,7 @@ def throughput(prepared: Prepared, config: ResolvedConfig) -> Throughput:
     return Throughput(decoded, config.views * viewed)
 
 
-def trials(prepared: Prepared, config: ResolvedConfig, announce: Callable[[str], object]) -> Iterator[Trial]:
+def trials(prepared: Prepared, config: ResolvedConfig, announce: Announce) -> Iterator[Trial]:
     """A small trial, and one as large as a real step or as STEP_SECONDS allow; `announce` is told of each."""
     wanted = min(config.micro_batch or config.batch_size, len(prepared.images))
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.pretraining.resolve import resolve, view_size, with_epochs
-from stepclr.threads import Progress, cores
+from stepclr.threads import Announce, Progress, cores, silent
 from stepclr.tools.doctor.advice import Advice, Facts, advice
 from stepclr.tools.doctor.estimate import Estimate, Throughput, available, estimate, prepared, throughput, trials
 from stepclr.tools.doctor.findings import Finding, finding, findings_of, ordered
@@ -56,7 +56,7 @@ def doctor(
     config: PretrainConfig | None = None,
     test: Source | None = None,
     progress: Progress | None = None,
-    announce: Callable[[str], object] | None = None,
+    announce: Announce | None = None,
 ) -> Diagnosis:
     """Examine images before training: findings, time and memory of a run with these settings, a suggested recipe.
 
@@ -74,7 +74,7 @@ def doctor(
     config = config or PretrainConfig()
     images, test = open_train_test(images, test, **asdict(config.reading))
     test = of_these_classes(test, images.chosen) if test is not None and images.chosen else test
-    announce = announce or _silent
+    announce = announce or silent
     seconds: dict[str, float] = {}
     with _timed(seconds, "looking"):
         announce(f"reading {len(images) + (len(test) if test else 0):,} images")
@@ -135,10 +135,6 @@ def doctor(
         },
         seconds=seconds,
     )
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _learnable(images: ImageSet) -> int:
