@@ -39,7 +39,7 @@ def score(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, floa
     out = arguments.out / f"{name.replace(' ', '-')}-{seed}"
     train = first_of_each_class(arguments.train, arguments.per_class)
     if not (out / "evaluation.json").exists():
-        config = recipe_config("imagenette")
+        config = recipe_config("stl10")
         stepclr.pretrain(
             train, out, config=config, resume=(out / "config.json").exists(), epochs=arguments.epochs, batch_size=128,
             seed=seed, **POLICIES[name],

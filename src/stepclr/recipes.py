@@ -42,8 +42,8 @@ SAMPLE = PretrainConfig(
     min_area=0.4,
 )
 
-# Chosen by what a few minutes on two CPU cores reach: benchmarks/results/accuracy.md. A ResNet-18 sees a fifth as many
-# images in the same time.
+# Both are chosen by what a few minutes on two CPU cores reach: benchmarks/results/accuracy.md. A ResNet-18 sees a fifth
+# as many images in the same time.
 CIFAR10 = PretrainConfig(
     encoder="resnet10x0.5",
     stem="small-stride2",
@@ -54,6 +54,7 @@ CIFAR10 = PretrainConfig(
     temperature=0.1,
     min_area=0.2,
 )
+IMAGENETTE = replace(CIFAR10, stem="imagenet", epochs=100)
 
 # SupContrast's README and flags (github.com/HobbitLong/SupContrast): batch 1024, rate 0.5 (0.125 at batch 256), decay
 # 1e-4, a loss times tau/0.07, crops from 0.2, a head without BatchNorm. It differs from this in plain momentum (here
@@ -133,8 +134,7 @@ RECIPES = {
         "STL-10, few classes: airplane and car, linear 85.6 ± 1.8 % with 10 labels per class (measured, 1 run).",
         replace(STL10, epochs=60, batch_size=128),
     ),
-    # With 12 epochs of batch 128 on 2,000 images, kNN reached 37.7% (2 runs): benchmarks/results/views.md.
-    "imagenette": Recipe("Imagenette (96 px), ResNet-18, 100 epochs (not measured).", STL10),
+    "imagenette": Recipe("Imagenette (96 px), narrow ResNet-10, 100 epochs (not measured).", IMAGENETTE),
     "imagenet": Recipe(
         "ImageNet on one machine, ResNet-50, batch 256, 100 epochs: linear 62.8% (published, 2002.05709 App. B.1).",
         replace(PAPER, lr_scaling="sqrt", lr=0.075 * 16, epochs=100, batch_size=256),
@@ -181,7 +181,7 @@ RECIPES = {
         _with_labels(STL10, linear_epochs=20, normalize_h=True),
     ),
     "imagenette-supcon": Recipe(
-        "Imagenette with labels (not measured).", _with_labels(STL10, linear_epochs=20, normalize_h=True)
+        "Imagenette with labels (not measured).", _with_labels(IMAGENETTE, linear_epochs=20, normalize_h=True)
     ),
     "imagenet-supcon": Recipe(
         "ImageNet with labels, AutoAugment, as SupCon, which reports 78.7% (not measured).", IMAGENET_SUPCON

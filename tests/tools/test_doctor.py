@@ -376,6 +376,7 @@ def test_advice() -> None:
     assert advised().command == "stepclr pretrain 'a b/' --recipe cifar10 --out runs/doctor"
     assert "--recipe imagenette --size 96" in advised(size=224).command
     assert "--recipe imagenet " in advised(size=224, gpu=True).command
+    assert "--recipe cifar10 --encoder resnet18 " in advised(gpu=True).command
     few = advised(images=200)
     assert "--batch-size 32 --epochs 250" in few.command
     assert len(few.why) == 3

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from stepclr.data.reading import AS_DECLARED, RGB, Reading
 from stepclr.evaluation.holdout import USUAL_SHARE
-from stepclr.pretraining.resolve import epochs_of
+from stepclr.pretraining.resolve import ENCODER, epochs_of
 from stepclr.recipes import recipe_config
 from stepclr.tools.doctor.findings import Finding
 from stepclr.tools.options import option_words, reading_words
@@ -18,11 +18,12 @@ MIN_STEPS = 1500  # of a run, as many as the sample's recipe takes: shorter runs
 MAX_EPOCHS = 1000  # no published recipe takes more
 MIN_BATCH = 32
 MOSTLY_LABELED = 0.5  # share of the images with a label from which supcon is worth trying
-CHANGED = ("size", "batch_size", "micro_batch", "epochs")  # settings of a recipe that the advice may change
+CHANGED = ("encoder", "size", "batch_size", "micro_batch", "epochs")  # settings of a recipe that the advice may change
 
 FROM_SCRATCH, ADAPTED = "runs/doctor", "runs/adapted"  # the runs of the suggested commands
 # Fewer images than this are the case that was measured here; from MANY on, more images add little (2105.05837).
 FEW, MANY = 10_000, 500_000
+FOR_CPUS = ("sample", "cifar10", "imagenette")  # recipes with a network so small that a CPU trains it in minutes
 SMALLEST = 96  # pixels of a view: these networks reduce it 32-fold, and would leave less than 3 x 3 of a smaller one
 # Trained without label smoothing and mixing of images, which make features worse for a linear layer (1805.08974).
 ON_CPU, ON_GPU = "timm:resnet18.tv_in1k", "timm:resnet50.tv_in1k"
@@ -103,7 +104,12 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
         micro_batch = 1 << (max(2, facts.largest).bit_length() - 1)  # the largest power of two that fits
         why.append(f"--micro-batch {micro_batch}: free memory holds about {facts.largest:,} images at once")
 
-    wanted = replace(config, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
+    encoder = config.encoder
+    if facts.gpu and recipe in FOR_CPUS:
+        encoder = ENCODER
+        why.append(f"--encoder {encoder}: the recipe's own network is small, for a CPU")
+
+    wanted = replace(config, encoder=encoder, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
     changed = {name: getattr(wanted, name) for name in CHANGED if getattr(wanted, name) != getattr(config, name)}
     read = reading_words(facts.reading)
     chosen = [*facts.label_options, *(["--classes", ",".join(facts.chosen)] if facts.chosen else [])]
@@ -127,7 +133,7 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
 
 def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:
     """(recipe, view size if it differs from the images', why)."""
-    for largest, recipe, made_for in ((28, "sample", 28), (48, "cifar10", 32), (128, "imagenette", 96)):
+    for largest, recipe, made_for in ((28, "sample", 28), (64, "cifar10", 32), (128, "imagenette", 96)):
         if size <= largest:
             return recipe, None, f"recipe {recipe}: made for images of {made_for} px; your views have {size} px"
     if gpu:
