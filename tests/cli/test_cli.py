@@ -201,7 +201,7 @@ def test_bad_input_gets_the_right_word_and_exit_code_2(
     ("message", "shown"),
     [
         ("batch_size must be at least 2, not 1", "--batch-size must be at least 2, not 1"),
-        ("use resume=True to continue it, or another out", "use --resume to continue it, or another out"),
+        ("use resume=True to continue it, or another out", "use --resume to continue it, or another --out"),
         ("give stem=small", "give --stem small"),
         ("size must lie between 4 and 8", "size must lie between 4 and 8"),
         ("no images in /data/batch_size.png", "no images in /data/batch_size.png"),

@@ -80,7 +80,7 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(
         second = subprocess.run([forked.python, "-m", "stepclr", *words], capture_output=True, text=True, check=False)
         assert second.returncode == 2
         assert second.stderr.splitlines()[-1] == (
-            f"stepclr: another process is training in {out}: wait for it to finish, or choose another out"
+            f"stepclr: another process is training in {out}: wait for it to finish, or choose another --out"
         )
         assert sorted(path.name for path in (out / "checkpoint").iterdir()) == before
     assert same(whole, resumed(out))  # it is free again

@@ -183,7 +183,7 @@ def test_another_encoder_precision_or_source_is_refused(
     for words, said in (
         ([other, photos], "was made by another encoder"),
         ([encoder, photos, "--precision", "bf16"], "was built with precision fp32"),
-        ([encoder, "sample:test", "--limit", "3"], "choose another out"),
+        ([encoder, "sample:test", "--limit", "3"], "choose another --out"),
     ):
         assert call("embed", *words, "--out", index) == 2
         *_, error = capsys.readouterr().err.splitlines()  # under the heading of the source
@@ -376,7 +376,7 @@ def test_two_at_a_time_are_refused(index: Path, encoder: Path, photos: Path) -> 
 def test_what_is_no_index_is_left_alone(encoder: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     before = sorted(photos.rglob("*"))
     assert call("embed", encoder, photos, "--out", photos) == 2
-    assert "exists and is not an index; choose another out" in capsys.readouterr().err
+    assert "exists and is not an index; choose another --out" in capsys.readouterr().err
     assert sorted(photos.rglob("*")) == before
     for where in (photos, tmp_path / "none", tmp_path / "none.parquet", photos / "odd" / "001.jpg"):
         assert call("search", where, photos / "odd" / "001.jpg") == 2

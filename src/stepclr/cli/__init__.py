@@ -94,7 +94,8 @@ def usage() -> str:
 def as_options(message: str) -> str:
     """A library error with its arguments spelled as options: batch_size as --batch-size, resume=True as --resume.
 
-    A name of one word is left as it is: `size must be ...` reads well, and may be an ordinary word.
+    A name of one word is left as it is: `size must be ...` reads well, and may be an ordinary word, which
+    `another out` at the end is not.
     """
     names = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
     names |= {field.name for field in fields(PretrainConfig)}
@@ -106,6 +107,7 @@ def as_options(message: str) -> str:
         flag = "--" + name.replace("_", "-")
         return flag if value in (None, "=True") else f"{flag} {value.strip('=')}"
 
+    message = re.sub(r"\banother out$", "another --out", message)
     # Not inside of a path, a quoted value or another name.
     return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.-]*\w)?(?![\w/'\"(-])", option, message)
 
