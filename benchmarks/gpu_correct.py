@@ -7,8 +7,11 @@
 - views: rendered on the device, compiled if that works, against the reference on the CPU with the same parameters.
 - loss: nt_xent, dcl and supcon, value and gradient, against the plain equation in float64 on the CPU.
 - step: the gradient of a ResNet-18 and its head by one step of Algorithm 1, against float32 on the CPU: in float32
-  (convolutions may use TF32), in bf16, and by the compiled modules that the loop calls.
-- curve: the logged losses of one epoch of the bundled sample in float32, on the device and on the CPU.
+  (whose convolutions may use TF32: rounded like that on a CPU, they change it by 3 to 4%), in bf16, and by the compiled
+  modules that the loop calls.
+- curve: the losses of a run on one batch of the bundled sample in float32, on the device and on the CPU: of the first
+  step, of the second, which the first has changed, and their mean. The third may differ by percents on a path that is
+  right, as the rounding of TF32 grows quickly.
 - settings: that a user's own TF32 setting, in torch's old words, does not break the loss, which sets another inside.
 - waits: that neither views nor loss nor their gradient make the host wait for the device.
 
@@ -43,8 +46,8 @@ from stepclr.views.keys import view_keys
 from stepclr.views.reference import render_reference
 
 TEMPERATURE, D = 0.2, 128
-CURVE = ["pretrain", "sample:unlabeled", "--encoder", "test_resnet", "--stem", "small-stride2", "--batch-size", "64"]
-CURVE += ["--epochs", "1", "--precision", "fp32"]
+CURVE = ["pretrain", "sample:unlabeled", "--encoder", "test_resnet", "--stem", "small-stride2", "--precision", "fp32"]
+CURVE += ["--limit", "64", "--batch-size", "64"]  # each step is an epoch, so that its loss is logged
 STEPCLR = [sys.executable, "-m", "stepclr"]
 COMPILING = "import gpu_correct; gpu_correct.compile_on_a_cpu(); from stepclr.cli import main; main()"
 
@@ -125,10 +128,10 @@ def step(device: torch.device, quick: bool) -> Iterator[Check]:
         return torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
 
     expected = gradient(torch.device("cpu"), half=False, compiled=False)
-    yield "gradient of a step, float32", relative(gradient(device, half=False, compiled=False), expected), 0.02
+    yield "gradient of a step, float32", relative(gradient(device, half=False, compiled=False), expected), 0.1
     yield "gradient of a step, bf16", relative(gradient(device, half=True, compiled=False), expected), 0.3
     if compiling_on_cpu or compiles(device):
-        yield "gradient of a step, float32, compiled", relative(gradient(device, False, compiled=True), expected), 0.02
+        yield "gradient of a step, float32, compiled", relative(gradient(device, False, compiled=True), expected), 0.1
         yield "gradient of a step, bf16, compiled", relative(gradient(device, True, compiled=True), expected), 0.3
 
 
@@ -140,14 +143,15 @@ def curve(device: torch.device, quick: bool) -> Iterator[Check]:
         here = [sys.executable, "-c", COMPILING], without_gpu | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for command, environment in ((STEPCLR, without_gpu), here):
         with tempfile.TemporaryDirectory() as folder:
-            words = [*CURVE, "--limit", "256" if quick else "6400", "--out", f"{folder}/run"]
+            words = [*CURVE, "--epochs", "3" if quick else "30", "--out", f"{folder}/run"]
             done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(done.stderr.strip().split("\n")[-1])
             losses.append(torch.tensor([line["loss"] for line in stepclr.Run(Path(folder) / "run").metrics]))
     on_cpu, there = losses
-    yield "loss after 10 steps or fewer", relative(there[:1], on_cpu[:1]), 0.01
-    yield f"loss at {len(on_cpu)} places of an epoch", relative(there, on_cpu), 0.03
+    yield "loss of the first step", relative(there[0], on_cpu[0]), 0.001
+    yield "loss of the second", relative(there[1], on_cpu[1]), 0.001
+    yield f"mean loss of {len(on_cpu)} steps", relative(there.mean(), on_cpu.mean()), 0.03
 
 
 def waits(device: torch.device, quick: bool) -> Iterator[Check]:
