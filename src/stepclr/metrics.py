@@ -1,6 +1,7 @@
 """Pure functions of stored h, z and labels: nearest neighbors, contrastive accuracy, alignment, uniformity, rank."""
 
 import math
+from typing import SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,17 @@ from stepclr.loss.tiles import log_sums
 
 NEIGHBORS, KNN_TEMPERATURE = 20, 0.1  # of weighted kNN, by default
 ROWS = 1024  # rows compared with all others at a time, so that memory stays bounded
+
+
+def in_percent(share: SupportsFloat, std: float | None = None, digits: int = 1) -> str:
+    """A share from 0 to 1 as people read it, with its standard deviation if there is one: "82.0 ± 1.2 %"."""
+    spread = "" if std is None else f" ± {100 * std:.{digits}f}"
+    return f"{100 * float(share):.{digits}f}{spread} %"
+
+
+def whole_percent(share: SupportsFloat) -> str:
+    """`in_percent` without decimals: "82 %"."""
+    return in_percent(share, digits=0)
 
 
 def nearest(

@@ -25,7 +25,7 @@ def profiled(out: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> d
     stepclr.pretrain("sample:unlabeled", out, profile=True, **{**SETTINGS, **options})
     printed = capsys.readouterr().err
     assert f"{STEPS - WARM_UP} steps" in printed
-    rows = re.findall(r"^  (\w+) +([\d.,]+) ms per step +([\d.]+)%$", printed, re.MULTILINE)
+    rows = re.findall(r"^  (\w+) +([\d.,]+) ms per step +([\d.]+) %$", printed, re.MULTILINE)
     assert [name for name, _, _ in rows] == list(PARTS)
     assert sum(float(share) for _, _, share in rows) == pytest.approx(100, abs=0.5)
     return {name: float(spent.replace(",", "")) for name, spent, _ in rows}

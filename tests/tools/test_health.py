@@ -147,18 +147,18 @@ def test_a_healthy_log_is_good_all_through() -> None:
         ("rate", "watch", {}, {"uniformity": lambda at: -0.8 if at < 0.4 else -2.2}, "up to -0.80"),
         ("rate", "watch", {"lr": 10.0}, {}, "83 times"),
         ("loss", "bad", {}, {"loss": 6.3}, "6.30 (chance: 6.24)"),
-        ("loss", "watch", {}, {"loss": 6.2}, "2% of the way"),
-        ("views", "bad", {"policy": "crop"}, {"contrastive_top1": 0.7}, "70% by step 100"),
-        ("views", "bad", {"policy": "Blur(p=0.5)"}, {"contrastive_top1": 0.7}, "70% by step 100"),
-        ("views", "watch", {"policy": "crop"}, {"contrastive_top1": 0.2}, "20% by step 100"),
-        ("views", "watch", {}, {"contrastive_top1": 0.7}, "70% by step 100"),
+        ("loss", "watch", {}, {"loss": 6.2}, "2 % of the way"),
+        ("views", "bad", {"policy": "crop"}, {"contrastive_top1": 0.7}, "70 % by step 100"),
+        ("views", "bad", {"policy": "Blur(p=0.5)"}, {"contrastive_top1": 0.7}, "70 % by step 100"),
+        ("views", "watch", {"policy": "crop"}, {"contrastive_top1": 0.2}, "20 % by step 100"),
+        ("views", "watch", {}, {"contrastive_top1": 0.7}, "70 % by step 100"),
         ("views", "good", {"policy": "ColorJitter(strength=0.5)+Blur(p=0.5)"}, {}, "by step 100"),
-        ("views", "good", {"weights": "timm"}, {"contrastive_top1": 0.7}, "70%"),
+        ("views", "good", {"weights": "timm"}, {"contrastive_top1": 0.7}, "70 %"),
         ("contrast", "watch", {}, {"contrastive_top1": 0.004}, "2.0 times chance"),
-        ("knn", "watch", {}, {"knn": lambda at: 0.6 - 0.3 * at}, "30.0% at the end"),
+        ("knn", "watch", {}, {"knn": lambda at: 0.6 - 0.3 * at}, "30.0 % at the end"),
         ("trend", "watch", {}, {"loss": lambda at: 6.0 - at}, "in the last quarter"),
         ("schedule", "watch", {"epochs": 40}, {}, "step 200 of 400"),
-        ("data", "watch", {}, {"waiting": 0.6}, "60% of the time"),
+        ("data", "watch", {}, {"waiting": 0.6}, "60 % of the time"),
         ("skipped", "watch", {"skipped": 7, "images": 93}, {}, "7 of 100"),
     ],
 )
@@ -217,7 +217,7 @@ def test_other_losses_are_judged_by_what_they_log(loss: str) -> None:
 def test_chance_of_a_decoupled_loss_is_the_log_of_its_negatives(negatives: int, views: int, chance: str) -> None:
     loss = math.log(negatives) - 1 / 0.5  # its least value: positives coincide, at right angles to all others
     verdicts = judged({"loss": "dcl", "views": views}, negatives=negatives, loss=loss)
-    assert f"(chance: {chance}), 100% of the way" in verdicts["loss"].figure
+    assert f"(chance: {chance}), 100 % of the way" in verdicts["loss"].figure
 
 
 def test_supcon_may_draw_its_classes_together() -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
+from stepclr.metrics import in_percent, whole_percent
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.run import Fields, Run
 from stepclr.views.views import Views
@@ -141,17 +142,17 @@ class Printer:
         if self.events:
             self.events.add(line)
         if "knn" in line:
-            self.knn = f", kNN {100 * line['knn']:.1f} %"
+            self.knn = f", kNN {in_percent(line['knn'])}"
             if line["knn_images"] < FEW:
                 self.knn += f" of {line['knn_images']}"
         speed = f"{self.knn}, {line['images_per_second']:,.0f} images/s"
         if self.bar:
             # Next to the bar, within 80 columns.
-            short = f"loss {line['loss']:.2f}{speed}, waiting {line['waiting']:.0%}"
+            short = f"loss {line['loss']:.2f}{speed}, waiting {whole_percent(line['waiting'])}"
             self.bar.update(self.bar.task_ids[0], completed=line["step"], description=short)
         elif time.monotonic() - self.spoke > self.silence or line["step"] == steps:
             loss = f" epoch {line['epoch']}: loss {line['loss']:.3f}"
-            self._print(line["step"], steps, f"{loss}{_top1(line)}{speed}, waiting {line['waiting']:.0%}")
+            self._print(line["step"], steps, f"{loss}{_top1(line)}{speed}, waiting {whole_percent(line['waiting'])}")
 
     def _clock(self, step: int) -> None:
         """The first step also loads and compiles, and may take many times as long: the pace is that of the others."""
@@ -180,7 +181,7 @@ class Printer:
 def _top1(line: Fields) -> str:
     for name, words in (("contrastive_top1", "contrastive top-1"), ("top1", "top-1")):
         if name in line:
-            return f", {words} {100 * line[name]:.0f} %"
+            return f", {words} {whole_percent(line[name])}"
     return ""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from stepclr.metrics import in_percent
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.model import SimCLR
 
@@ -95,5 +96,5 @@ class Profile:
             return f"no profile: the run ended within the first {WARM_UP} steps, which are not counted"
         rows = [f"where the time of {self.steps:,} steps went (the first {WARM_UP} are not counted):"]
         for part, spent in self.spent.items():
-            rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms per step {spent / total:7.1%}")
+            rows.append(f"  {part:10}{1000 * spent / self.steps:10,.1f} ms per step {in_percent(spent / total):>9}")
         return "\n".join(rows)

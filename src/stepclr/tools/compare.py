@@ -9,6 +9,7 @@ from rich.table import Table
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
+from stepclr.metrics import in_percent
 from stepclr.pretraining.run import Run
 from stepclr.tools.methods import method_of
 from stepclr.tools.scores import MEASURES, Json, percents, scored_on, shown_measures, stored_scores
@@ -44,7 +45,7 @@ def _facts(run: Run) -> dict[str, str]:
         "images": f"{config.images:,}",
         "epochs": f"{last['epoch']}{unfinished}" if unfinished else f"{config.epochs:g}",
         "minutes": f"{last.get('seconds', 0) / 60:.1f}",
-        "monitored kNN": f"{100 * knn[-1]:.1f} %" if knn else "",
+        "monitored kNN": in_percent(knn[-1]) if knn else "",
     }
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from stepclr.errors import one_line
 from stepclr.evaluation.predict import Classified
 from stepclr.evaluation.results import measures, ranking
+from stepclr.metrics import in_percent
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
 from stepclr.tools.scores import measures_for, measures_words
 
@@ -29,7 +30,7 @@ def prediction_table(predictions: Classified) -> Table:
         best, second = np.argsort(-row, kind="stable")[:2]
         cells = [predictions.images.names[i]]
         for label in (best, second):
-            cells += [predictions.classes[label], f"{100 * row[label]:.1f} %"]
+            cells += [predictions.classes[label], in_percent(row[label])]
         table.add_row(*map(one_line, cells))
     return table
 

@@ -16,6 +16,7 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
+from stepclr.metrics import in_percent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
@@ -87,7 +88,7 @@ def percent(row: Score, measure: str = "top1", clean: bool = False) -> str:
     clean: on the test images that are not in train too. "" where there is no such figure.
     """
     summary = row.summary(measure, clean)
-    return "" if summary is None else _percent(summary.mean, summary.std)
+    return "" if summary is None else in_percent(summary.mean, summary.std)
 
 
 def percents(row: Score, measure: str = "top1") -> str:
@@ -121,12 +122,7 @@ def shown_measures(scores: Scores) -> list[str]:
 
 def measures_words(values: dict[str, Any], shown: Iterable[str]) -> str:
     """Measures in words, such as "top-1 76.5 %, balanced accuracy 60.1 %, macro F1 58.2 %"."""
-    return ", ".join(f"{MEASURES[name]} {100 * values[name]:.1f} %" for name in shown if values.get(name) is not None)
-
-
-def _percent(mean: float, std: float | None) -> str:
-    spread = "" if std is None else f" ± {100 * std:.1f}"
-    return f"{100 * mean:.1f}{spread} %"
+    return ", ".join(f"{MEASURES[name]} {in_percent(values[name])}" for name in shown if values.get(name) is not None)
 
 
 def overlap_words(scores: Scores) -> str:
@@ -264,7 +260,9 @@ def class_table(scores: Scores) -> Table | None:
     for head in ("training images", scored_images(scores), "accuracy"):
         table.add_column(head, justify="right")
     for name, of_class in lowest:
-        table.add_row(name, f"{counts['train'][name]:,}", f"{of_class.images:,}", _percent(of_class.mean, of_class.std))
+        table.add_row(
+            name, f"{counts['train'][name]:,}", f"{of_class.images:,}", in_percent(of_class.mean, of_class.std)
+        )
     return table
 
 

@@ -17,7 +17,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.device import seeded
 from stepclr.loss.contrastive import nt_xent
-from stepclr.metrics import contrastive_top1, effective_rank
+from stepclr.metrics import contrastive_top1, effective_rank, in_percent, whole_percent
 from stepclr.model.encoder import Encoder
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.model import SimCLR, build_model
@@ -130,15 +130,15 @@ class Walk:
         return (
             f"z_i, z_j {list(z_i.shape)} each; temperature {self.config.temperature:g}: "
             f"{len(self.z)} anchors, {len(self.z) - 2} negatives each",
-            f"NT-Xent {loss:.3f}; {contrastive_top1(z_i, z_j):.0%} of the anchors find their positive first "
-            f"(chance: {chance:.1%})",
+            f"NT-Xent {loss:.3f}; {whole_percent(contrastive_top1(z_i, z_j))} of the anchors find their positive first "
+            f"(chance: {in_percent(chance)})",
         )
 
     def _pretraining(self) -> tuple[str, str]:
         last, _, _ = self.trained
         return (
             f"steps 1 to 5 in a loop: {last['step']} steps of {self.config.batch_size} images",
-            f"a run folder; loss {last['loss']:.3f}, contrastive top-1 {last['contrastive_top1']:.0%}",
+            f"a run folder; loss {last['loss']:.3f}, contrastive top-1 {whole_percent(last['contrastive_top1'])}",
         )
 
     def _evaluation(self) -> tuple[str, str]:
@@ -152,7 +152,7 @@ class Walk:
         monitor = Monitor(self.images)
         return (
             f"the frozen encoder, {len(monitor.bank)} labeled images, {len(monitor.queries)} images to classify",
-            f"weighted kNN top-1 {monitor(encoder, 'fp32')['knn']:.0%} (tiny run; not a meaningful score)",
+            f"weighted kNN top-1 {whole_percent(monitor(encoder, 'fp32')['knn'])} (tiny run; not a meaningful score)",
         )
 
     def _use(self) -> tuple[str, str]:

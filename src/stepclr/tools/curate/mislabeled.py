@@ -14,6 +14,7 @@ from stepclr.errors import StepclrError, check_number
 from stepclr.evaluation.linear import FOLDS, principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.evaluation.splits import folds
+from stepclr.metrics import in_percent
 from stepclr.tools.curate.suggest import with_labels
 from stepclr.tools.curate.table import Table
 from stepclr.tools.search.index import EmbeddingIndex, open_index
@@ -55,9 +56,10 @@ class Mislabeled:
             scores = round(self.scores[rank].item(), 4), round(self.suggested_scores[rank].item(), 4)
             rows.append((self.index.paths[i], label, suggested, *scores))
             cells.append((i, f"{label} -> {suggested}"))
+        agreeing = in_percent(self.agreement)
         summary = (
-            f"{self.suspected:,} of {self.checked:,} labels are suspected to be wrong; {self.agreement:.1%} agree with "
-            f"the prediction for their image; listing the {len(rows):,} most doubtful"
+            f"{self.suspected:,} of {self.checked:,} labels are suspected to be wrong; {agreeing} agree with the "
+            f"prediction for their image; listing the {len(rows):,} most doubtful"
         )
         if self.agreement < WEAK:
             summary += ". The predictions are weak: if most labels are right, most of these suspicions are wrong"

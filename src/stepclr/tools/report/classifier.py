@@ -13,6 +13,7 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain
 from stepclr.evaluation.splits import labels_words
+from stepclr.metrics import in_percent
 from stepclr.model.files import CLASSIFIER, load_classifier
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
@@ -87,7 +88,7 @@ def _student(context: Context, teacher: Path) -> Json:
     protocol = scores.protocol
     top1, part = protocol["classifier"]["top1"], protocol["test"]
     section: Json = {"test": f"{part['images']:,} images of {part['source']}"}
-    section["scores"] = [Bar(f"teacher, {load_classifier(teacher).encoder.name}", top1, f"{100 * top1:.1f} %", 1)]
+    section["scores"] = [Bar(f"teacher, {load_classifier(teacher).encoder.name}", top1, in_percent(top1), 1)]
     test = None if protocol["holdout"] else context.opened(part)
     if test is None:
         return section | {"why": "The images that the teacher was scored on are not at hand: the student has no score."}
@@ -101,7 +102,7 @@ def _student(context: Context, teacher: Path) -> Json:
     of_teacher = classify(teacher, test)
     if of_teacher.skipped == predicted.skipped:  # paired by image: which of them each gets right
         section["gain"] = paired("the teacher", best == truth, of_teacher.probabilities.argmax(1) == truth)
-    section["scores"].insert(0, Bar(f"student, {context.config.encoder}", own, f"{100 * own:.1f} %", 0))
+    section["scores"].insert(0, Bar(f"student, {context.config.encoder}", own, in_percent(own), 0))
     names, classes = predicted.images.names, predicted.classes
     matrix = None
     if len(classes) <= MAX_CLASSES:

@@ -15,6 +15,7 @@ from stepclr.errors import StepclrError
 from stepclr.loss.contrastive import contrastive, own_class
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.loss.reference import anchor_losses, positives
+from stepclr.metrics import whole_percent
 from stepclr.pretraining.model import SimCLR
 from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
@@ -158,5 +159,5 @@ def _matrix_words(title: str, z: Float[Tensor, "m d"], groups: Tensor) -> str:
     right = positive[torch.arange(len(z)), nearest].float().mean()
     return (
         f"{title}, {len(z)} x {len(z)} cosines: positive pairs {cosine[positive].mean():.2f} on "
-        f"average, negatives {negative.mean():.2f}; {right:.0%} of the anchors are nearest to a positive."
+        f"average, negatives {negative.mean():.2f}; {whole_percent(right)} of the anchors are nearest to a positive."
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from stepclr.data.labels import class_counts
 from stepclr.data.order import spread
 from stepclr.data.reading import RGB
+from stepclr.metrics import whole_percent
 from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Bar
@@ -150,7 +151,7 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
         _card(
             "crop, resized",
             crop[0],
-            f"{width} x {height} px from ({left}, {top}), {area[key]:.0%} of the area, to {size} px",
+            f"{width} x {height} px from ({left}, {top}), {whole_percent(area[key])} of the area, to {size} px",
         ),
         _card("flip", view[0], "mirrored" if params.flip[0] else "not mirrored", _probability(run_views.flip)),
     ]
@@ -213,7 +214,7 @@ def _op_words(params: OpParams, k: int) -> str:
             return f"blur, sigma {params.sigma[k]:.2f} px"
         case WarpParams() if params.warp[k]:
             moves = np.linalg.norm(params.knots[k] - CONTROL_POINTS, axis=1)
-            return f"warp, control points moved by up to {moves.max():.0%} of the side"
+            return f"warp, control points moved by up to {whole_percent(moves.max())} of the side"
         case TableParams():
             applied = zip(params.op[k], params.magnitude[k], strict=True)
             return ", ".join(f"{OPS[op]} {magnitude:.3g}" for op, magnitude in applied if op)

@@ -8,6 +8,7 @@ from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
+from stepclr.metrics import in_percent
 from stepclr.tools.images import page_uri
 from stepclr.tools.methods import method_of, tone_of
 from stepclr.tools.report.context import Context
@@ -79,7 +80,7 @@ def _per_class(scores: Scores) -> Json | None:
         return None
     bars = []
     for name, of_class in sorted(row.per_class.items(), key=lambda item: item[1].mean):
-        text = f"{100 * of_class.mean:.1f} % of {of_class.images:,} images"
+        text = f"{in_percent(of_class.mean)} of {of_class.images:,} images"
         bars.append(Bar(name, of_class.mean, text, tone_of(row.method, scores)))
     return {"title": f"{row.method} with {labels_words(row.labels_per_class, row.labels)}", "bars": bars}
 

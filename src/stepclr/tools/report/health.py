@@ -22,6 +22,7 @@ from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.loss.objectives import OBJECTIVES
+from stepclr.metrics import whole_percent
 from stepclr.pretraining.optim import scaled_lr
 from stepclr.views.ops import AutoAugment, ColorJitter, Equalize, Grayscale, RandAugment, Solarize
 from stepclr.views.policies import read_policy
@@ -83,7 +84,8 @@ def health(config: RunConfig, metrics: list[Json], scores: Scores | None = None)
     for name, figure, *outcomes in RULES:
         for level, condition, words in outcomes:
             if condition(facts):
-                verdicts.append(Verdict(name, level, words, figure.format(**vars(facts))))
+                shown = figure.format(**vars(facts)).replace("%", " %").replace("  %", " %")  # as `in_percent` has it
+                verdicts.append(Verdict(name, level, words, shown))
                 break
     return [_overall({verdict.name: verdict for verdict in verdicts}), *verdicts]
 
@@ -149,7 +151,7 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     f.first_knn, f.best_knn, f.last_knn = (knn[0], knn.max(), knn[-1]) if len(knn) > 1 else (math.nan,) * 3
     images = log.last("knn_images")  # NaN in logs of earlier versions
     f.slump = f.best_knn - f.last_knn > np.fmax(SLUMP, 2 * math.sqrt(f.best_knn * (1 - f.best_knn) / images))
-    f.knn_words = f", kNN {f.first_knn:.0%} to {f.last_knn:.0%}" if len(knn) > 1 else ""
+    f.knn_words = f", kNN {whole_percent(f.first_knn)} to {whole_percent(f.last_knn)}" if len(knn) > 1 else ""
     f.waiting = float(np.median(waiting)) if len(waiting) else math.nan
     f.all_images = config.images + config.skipped
 
@@ -193,7 +195,7 @@ def _loss_facts(f: Facts, log: Log) -> None:
         f.loss_words = f"loss {f.loss:.2f}" + ("" if math.isnan(f.chance) else f" (chance: {f.chance:.2f})")
     f.way_words = f"{f.loss_words}, {f.first_loss:.2f} at first"
     if not math.isnan(f.way):
-        f.way_words = f"{f.loss_words}, {min(1, max(0, f.way)):.0%} of the way to its least value"
+        f.way_words = f"{f.loss_words}, {whole_percent(min(1, max(0, f.way)))} of the way to its least value"
 
 
 def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:

@@ -5,8 +5,9 @@ An SVG is as wide as its place on the page: positions in it are percentages, let
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from stepclr.data.order import spread
 from stepclr.evaluation.results import Scores
+from stepclr.metrics import in_percent, whole_percent
 from stepclr.tools.images import data_uri, page_uri
 from stepclr.tools.label_chart import label_curves
 from stepclr.tools.methods import TONES, tone_of
@@ -25,6 +27,7 @@ from stepclr.tools.pages import lines_of
 from stepclr.tools.scores import percent, start_words
 
 Json = dict[str, Any]
+Words = Callable[[float], str]  # a number as a reader sees it
 MAX_ROWS = 12  # of the table under a line
 MAX_POINTS = 300  # of a line
 MAX_CLASSES = 20  # of a confusion matrix with numbers in its cells
@@ -93,18 +96,18 @@ class Axis(NamedTuple):
 
 def line(title: str, x: Sequence[float], y: Sequence[float], unit: str, note: str = "", share: bool = False) -> Plot:
     """One logged quantity over the epochs; shares are shown in percent."""
-    shown = "{:.1%}" if share else "{:.4g}"
+    shown: Words = in_percent if share else "{:.4g}".format
     words = (
-        f"{title} over {x[-1]:g} epochs: {shown.format(y[0])} at first, {shown.format(y[-1])} at last, "
-        f"between {shown.format(min(y))} and {shown.format(max(y))}."
+        f"{title} over {x[-1]:g} epochs: {shown(y[0])} at first, {shown(y[-1])} at last, "
+        f"between {shown(min(y))} and {shown(max(y))}."
     )
     kept = spread(len(x), MAX_POINTS)
     curve = Curve("", [x[k] for k in kept], [y[k] for k in kept], [0.0] * len(kept))
     across = _linear(min(0.0, x[0]), x[-1])
     up = _linear(min(y), max(y), share)
     svg = _svg("lines", f"{title}. {words}", _frame(across, up, "epoch"), _curve(curve, across, up, marks=False),
-               _end(curve, across, up, shown.format(y[-1])))  # fmt: skip
-    rows = [(f"{x[k]:.2f}", shown.format(y[k])) for k in spread(len(x), MAX_ROWS)]
+               _end(curve, across, up, shown(y[-1])))  # fmt: skip
+    rows = [(f"{x[k]:.2f}", shown(y[k])) for k in spread(len(x), MAX_ROWS)]
     return Plot(title, note or words, svg, "lines", ("epoch", f"{title}, {unit}"), rows)
 
 
@@ -160,14 +163,14 @@ def confusion(title: str, classes: Sequence[str], matrix: Int[np.ndarray, "c c"]
     best, worst = int(right.argmax()), int(right.argmin())
     words = (
         f"Rows are the true classes, columns the predicted ones. Of {len(classes)} classes, {classes[best]} is "
-        f"recognized best ({right[best]:.0%}) and {classes[worst]} worst ({right[worst]:.0%})."
+        f"recognized best ({whole_percent(right[best])}) and {classes[worst]} worst ({whole_percent(right[worst])})."
     )
     if len(classes) > MAX_CLASSES:
         hover = {"captions": list(classes), "values": np.round(1000 * share).astype(int).tolist()}
         return Plot(title, words, _matrix(f"{title}. {words}", share), "matrix", hover=hover)
     rows = []
     for name, of_class in zip(classes, share.tolist(), strict=True):
-        rows.append([name, *((f"{value:.0%}" if value else "", math.ceil(SHADES * value)) for value in of_class)])
+        rows.append([name, *((whole_percent(value) if value else "", math.ceil(SHADES * value)) for value in of_class)])
     return Plot(title, words, Markup(""), "confusion", list(classes), rows)
 
 
@@ -243,8 +246,9 @@ def _linear(low: float, high: float, share: bool = False, wanted: int = 4) -> Ax
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [k * step for k in range(first, last + 1)]
-    shown = f"{{:.{max(0, -2 - math.floor(math.log10(step) + 1e-9))}%}}" if share else "{:.4g}"
-    return Axis(ticks[0], ticks[-1], [(tick, shown.format(tick)) for tick in ticks])
+    digits = max(0, -2 - math.floor(math.log10(step) + 1e-9))
+    shown: Words = partial(in_percent, digits=digits) if share else "{:.4g}".format
+    return Axis(ticks[0], ticks[-1], [(tick, shown(tick)) for tick in ticks])
 
 
 def _frame(across: Axis, up: Axis, unit: str) -> Markup:
@@ -272,7 +276,7 @@ def _curve(curve: Curve, across: Axis, up: Axis, marks: bool = True) -> Markup:
         ends = {"y1": _percent(1 - up.place(mean + std)), "y2": _percent(1 - up.place(mean - std))}
         if std:
             parts.append(_tag("line", x1=_percent(x), x2=_percent(x), **ends, class_="whisker"))
-        words = f"{curve.name}, {labels:,.4g} labels per class: {mean:.1%}" + (f" ± {100 * std:.1f}" if std else "")
+        words = f"{curve.name}, {labels:,.4g} labels per class: {in_percent(mean, std or None)}"
         parts.append(_tag("circle", _tag("title", words), cx=_percent(x), cy=_percent(y), r=4))
     return _tag("g", *parts, class_=f"k{curve.tone}")
 
@@ -287,7 +291,7 @@ def _end(curve: Curve, across: Axis, up: Axis, words: str) -> Markup:
 def _names(curves: Sequence[Curve], across: Axis, up: Axis) -> Markup:
     """The name of each line beside its last point; where it has to make room for others, a leader goes to the point."""
     ends = [(across.place(curve.x[-1]), 1 - up.place(curve.y[-1])) for curve in curves]
-    names = [lines_of(f"{curve.name} {curve.y[-1]:.1%}", NAME_WIDTH) for curve in curves]
+    names = [lines_of(f"{curve.name} {in_percent(curve.y[-1])}", NAME_WIDTH) for curve in curves]
     places = _apart([y for _, y in ends], [NAME_GAP + LINE_HEIGHT * len(lines) for lines in names])
     parts = []
     for curve, (x, end), lines, y in zip(curves, ends, names, places, strict=True):

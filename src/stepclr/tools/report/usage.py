@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stepclr.data.details import gray_thumbnail
 from stepclr.data.order import spread
-from stepclr.metrics import nearest
+from stepclr.metrics import nearest, whole_percent
 from stepclr.tools.curate.duplicates import duplicate_pairs
 from stepclr.tools.curate.outliers import outlier_scores, pixel_statistics
 from stepclr.tools.images import page_uri
@@ -84,7 +84,8 @@ def _maps(context: Context, h: Float[Tensor, "n f"]) -> list[Plot]:
     centered = (h - h.mean(0)).double()
     u, singular, _ = torch.linalg.svd(centered, full_matrices=False)
     share = (singular[:2].square().sum() / singular.square().sum()).item()
-    words = f"{len(h):,} images on the two directions in which h varies most; they hold {share:.0%} of its variance."
+    held = whole_percent(share)
+    words = f"{len(h):,} images on the two directions in which h varies most; they hold {held} of its variance."
     maps = [plot("Map of the images: PCA of h", words, (u[:, :2] * singular[:2]).numpy())]
     with suppress(ImportError):
         from umap import UMAP

@@ -10,6 +10,7 @@ from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
+from stepclr.metrics import in_percent, whole_percent
 from stepclr.model.files import CLASSIFIER
 from stepclr.pretraining.resolve import asked_for
 from stepclr.tools.methods import method_of
@@ -51,7 +52,7 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
         of_classifier = sections["classifier"]
         if of_classifier.get("top1") is not None:
             learned = of_classifier.get("labels", "distilled")
-            told["facts"].append(("Classifier", f"{100 * of_classifier['top1']:.1f} %", learned))
+            told["facts"].append(("Classifier", in_percent(of_classifier["top1"]), learned))
     else:
         told |= _unscored(context, sections["classifier"])
         if scores:
@@ -138,7 +139,7 @@ def _few(kind: str, count: int) -> list[str]:
 def _unscored(context: Context, classifier: Json) -> Json:
     """What stands in the place of a score of the encoder: that of its classifier, or what the log says."""
     if classifier.get("top1") is not None:
-        told: Json = {"score": f"{100 * classifier['top1']:.1f} %", "words": f"top-1 of {classifier['file'].name} on "}
+        told: Json = {"score": in_percent(classifier["top1"]), "words": f"top-1 of {classifier['file'].name} on "}
         told["words"] += classifier["test"]
         if "gain" in classifier:
             told["gains"] = [_lead(classifier["gain"])]
@@ -152,7 +153,7 @@ def _unscored(context: Context, classifier: Json) -> Json:
     if "knn" in last:
         images = f"{last['knn_images']:,} " if "knn_images" in last else ""
         told = {
-            "score": f"{100 * last['knn']:.1f} %",
+            "score": in_percent(last["knn"]),
             "words": f"of {images}labeled images have the class of their nearest labeled neighbors (kNN). It shows how "
             "training went, and is not a score next to baselines yet.",
         }
@@ -161,7 +162,7 @@ def _unscored(context: Context, classifier: Json) -> Json:
         return told
     if "contrastive_top1" in last:
         return {
-            "score": f"{100 * last['contrastive_top1']:.0f} %",
+            "score": whole_percent(last["contrastive_top1"]),
             "words": "of the views find the other view of their image first, in a batch. "
             "There are no labels, so nothing says yet what the encoder is worth.",
         }
