@@ -142,6 +142,16 @@ def test_the_grid_is_45_values_from_strong_to_weak() -> None:
     assert all(stronger > weaker for stronger, weaker in pairwise(STRENGTHS))
 
 
+@pytest.mark.parametrize("n", [20, 100])
+def test_where_classes_are_well_apart_the_smallest_lambda_is_chosen_and_hardly_matters(n: int) -> None:
+    h, labels = clouds(n, 64, 10, 0.5)
+    x, _ = standardize(h, h)
+    assert choose_strength(x, labels, seed=0) == STRENGTHS[-1]
+    for strength in (1e-3, 1e-6):
+        layer = solve(x, labels, np.full((n, 1), 1 / n), strength)
+        assert (layer.logits(x)[:, 0].argmax(1) == labels).all()
+
+
 def test_a_tie_goes_to_the_larger_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "losses", lambda layers, x, _: np.ones((len(x), len(layers.bias))))
     h, labels = clouds(12, 4, 2)

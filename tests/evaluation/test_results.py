@@ -114,6 +114,20 @@ def test_unbalanced_classes_bring_their_measures_into_the_table() -> None:
     ]  # fmt: skip
 
 
+def test_a_choice_at_the_end_of_the_grid_of_lambda_is_said() -> None:
+    same = dict.fromkeys("ab", 10)
+    scores = scores_of(same, same)
+    scores.protocol["linear_evaluation"] = {"l2_smallest": 1e-6}
+    methods = {"pixels": {"l2": {"1": [10.0], "all": [0.01]}}, "simclr": {"l2": {"all": [0.1, 1e-6]}}, "knn": {}}
+    scores.protocol["methods"] = methods
+    (words,) = notes(scores)
+    assert words.startswith(
+        "Linear evaluation of simclr chose the smallest lambda that it tries, 1e-06, for some labels"
+    )
+    methods["simclr"] = methods["pixels"]
+    assert not notes(scores)
+
+
 @pytest.mark.parametrize(
     ("counts", "unbalanced"),
     [((4, 6, 5), False), ((1, 2), False), ((22, 30), False), ((1, 3), True), ((4, 8), True), ((40, 62, 50), True)],

@@ -74,3 +74,18 @@ def baselines_of(name: str, scores: Scores) -> list[str]:
     if name in ("simclr", scores.protocol["run"]):
         named += [other for other in scores.protocol.get("methods", {}) if other not in (*METHODS, name)]
     return named
+
+
+def lambda_words(scores: Scores) -> str:
+    """Which methods have the smallest lambda that linear evaluation tries, in a sentence; "" where none has."""
+    smallest = scores.protocol.get("linear_evaluation", {}).get("l2_smallest")
+    at_smallest = []
+    for name, facts in scores.protocol.get("methods", {}).items():
+        if any(smallest in chosen for chosen in facts.get("l2", {}).values()):
+            at_smallest.append(name)
+    if not at_smallest:
+        return ""
+    return (
+        f"Linear evaluation of {', '.join(at_smallest)} chose the smallest lambda that it tries, {smallest:g}, for "
+        "some labels: their classes are so well apart that lambda hardly matters."
+    )

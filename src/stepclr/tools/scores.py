@@ -20,7 +20,7 @@ from stepclr.metrics import in_percent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
-from stepclr.tools.methods import baselines_of, method_of
+from stepclr.tools.methods import baselines_of, lambda_words, method_of
 
 Json = dict[str, Any]
 CLEAR = 2  # standard errors of a paired difference from which it is called one
@@ -186,7 +186,7 @@ def unbalanced_words(scores: Scores) -> str:
 def notes(scores: Scores) -> list[str]:
     """What has to be known to read the scores, in sentences."""
     sentences = (start_words(scores), holdout_words(scores), unbalanced_words(scores), overlap_words(scores))
-    return [words for words in sentences if words]
+    return [words for words in (*sentences, lambda_words(scores)) if words]
 
 
 def scored_images(scores: Scores) -> str:
