@@ -290,6 +290,16 @@ def test_a_run_of_several_sources_is_labeled_as_it_reads_them(
     assert call(*shlex.split(again)[1:], "-n", 4) == 0
     assert "note:" not in capsys.readouterr().out
 
+    # The index knows its sources too, and so does a table of one file.
+    assert call("embed", "run", "a", "b", "--value-range", "0,4095", "--out", "both.parquet") == 0
+    capsys.readouterr()
+    for index in ("run/index", "both.parquet"):
+        assert call("label", index, "--classes", "x,y", "-n", 4) == 0
+        screen = capsys.readouterr().out
+        assert "note:" not in screen
+        assert "stepclr predict run a b --out predictions.csv" in screen
+        assert all(image["src"].startswith("data:image/png") for image in data_of(Path("label.html"))["images"])
+
 
 # --- in a browser ---
 

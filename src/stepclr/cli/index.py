@@ -171,17 +171,13 @@ def label(
     """
     check_suffix(out, [".html"])
     from stepclr.io import check_writable
-    from stepclr.pretraining.run import Run
     from stepclr.tools.label.writing import index_for, write_label_page
 
     check_writable(out)
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
-    run = Run(index)
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter("images"))
     if updated:
         say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
-    if images is None and updated:
-        images = run.images()  # of all its sources, whose words alone an index knows
     page = write_label_page(index, images, classes, n, labels, out, seed)
     say_unread(images)
     for note in page.notes:

@@ -125,7 +125,7 @@ def with_labels(index: EmbeddingIndex, files: Sequence[Path]) -> EmbeddingIndex:
     if not files:
         return index
     labels, classes = index.labels.copy(), list(index.classes)
-    root = index.source if os.path.isdir(index.source) else None
+    root = index.source if isinstance(index.source, str) and os.path.isdir(index.source) else None
     given = read_labels(files, [Section(index.paths, 0, root)], "the index")
     check_found(given, "the index")
     for i, row in given.rows.items():

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stepclr.config import as_words
 from stepclr.data.images import ImageSet
 from stepclr.data.reading import Reading
 from stepclr.data.sources import Source, open_images
@@ -108,7 +109,7 @@ def write_label_page(
     data = _data(images, _found(images, source))
     known = int((images.index.labels >= 0).sum())
     page = template("label").render(
-        title=Path(images.index.source or "images").name,
+        title=", ".join(Path(source).name for source in _sources(images.index)) or "images",
         style=asset("style.css") + asset("label/page.css"),
         script=asset("label/page.js"),
         count=len(data["images"]),
@@ -255,7 +256,9 @@ def _found(images: _Round, source: Source | None) -> _Found:
     large |= {i: stored[i] for i in chosen if i not in large and i in stored}
     small |= {j: stored[j] for j in nearby if j in stored}
     if not large:
-        raise StepclrError(f"the images of {index.source or 'the index'} cannot be shown: pass the source they are in")
+        raise StepclrError(
+            f"the images of {as_words(index.source) or 'the index'} cannot be shown: pass the source they are in"
+        )
     return _Found(large, small, neighbors)
 
 
@@ -267,7 +270,8 @@ def _opened(index: EmbeddingIndex, source: Source | None, notes: list[str]) -> I
         if source is not None:
             raise
         notes.append(
-            f"the page shows thumbnails: the images of {index.source!r} cannot be opened; pass the source they are in"
+            f"the page shows thumbnails: the images of {as_words(index.source)!r} cannot be opened; pass the source "
+            "they are in"
         )
         return None
     asked = opened.store.reading
@@ -308,7 +312,7 @@ def _commands(
     index: str | os.PathLike[str] | EmbeddingIndex, images: _Round, source: Source | None, named: bool
 ) -> list[tuple[str, str]]:
     """The commands that use labels.csv. What is not known is a word in capitals."""
-    run, where, places = "RUN", "INDEX", ["SOURCE"]
+    run, where, places = "RUN", "INDEX", _sources(images.index) or ["SOURCE"]
     if not isinstance(index, EmbeddingIndex):
         where = os.fspath(index)
         metadata = read_metadata(Path(index))
@@ -318,9 +322,10 @@ def _commands(
         if Path(index, ENCODER_FILE).is_file() and not Path(run).exists() and timm_name(run) is None:
             run = os.path.join(index, ENCODER_FILE)
     if isinstance(source, ImageSet):
-        places = [_short(part) for part in source.parts or (source.source,)]
-    elif isinstance(source, str | Path) or images.index.source:
-        places = [_short(os.fspath(source) if isinstance(source, str | Path) else images.index.source)]
+        places = [*(source.parts or (source.source,))]
+    elif isinstance(source, str | Path):
+        places = [os.fspath(source)]
+    places = [_short(place) for place in places]
     train = ["stepclr", "finetune", run, "--train", *places, "--labels", "labels.csv", "--holdout", f"{USUAL_SHARE:g}"]
     classifier = run
     if not Path(run).is_dir():  # an encoder file, or the name of weights, is no place for a classifier
@@ -332,6 +337,11 @@ def _commands(
     predict = ["stepclr", "predict", classifier, *places, "--out", "predictions.csv"]
     lines = {"Train a classifier": train, "Classify all images": predict, "Choose and label the next images": again}
     return [(what, shlex.join(words)) for what, words in lines.items()]
+
+
+def _sources(index: EmbeddingIndex) -> list[str]:
+    """Where the images of an index are, one by one; none where that is not known."""
+    return index.source if isinstance(index.source, list) else list(filter(None, [index.source]))
 
 
 def _short(path: str) -> str:

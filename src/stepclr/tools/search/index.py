@@ -39,7 +39,7 @@ class IndexMetadata:
         checksum: of the encoder and its weights.
         name, size, features: of the encoder.
         precision: of its arithmetic.
-        source, classes: of the images.
+        source, classes: of the images; a list where there are several sources.
         run: where the encoder was read from.
         recall: at 10, of the approximate search; None if search is exact, or building the index was interrupted.
         partitioned_rows: how many rows there were when the approximate search was last partitioned into cells.
@@ -51,7 +51,7 @@ class IndexMetadata:
     size: int
     features: int
     precision: str
-    source: str
+    source: str | list[str]
     classes: list[str]
     run: str
     recall: float | None = None
@@ -83,7 +83,7 @@ class EmbeddingIndex:
         paths: of each image, relative to `source`.
         labels: int64 `[n]`, indices into `classes`; -1 where an image has none.
         thumbnails: a small JPEG per image; empty for an .npz, which has none.
-        source: what the images were opened from; "" if unknown.
+        source: what the images were opened from, a list where that is several; "" if unknown.
         channels, value_range: of the images; of an .npz not known, and RGB as each file declares.
     """
 
@@ -92,7 +92,7 @@ class EmbeddingIndex:
     labels: Int64[np.ndarray, " n"]
     classes: list[str]
     thumbnails: list[bytes]
-    source: str
+    source: str | list[str]
     channels: int = RGB
     value_range: Range | None = None
 

@@ -200,7 +200,7 @@ def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | o
         size=encoder.size,
         features=encoder.num_features,
         precision=precision,
-        source=as_words(sources_of(source)),
+        source=sources_of(source),
         classes=list(source.classes),
         run=from_anywhere(run),
         channels=encoder.channels,
@@ -243,8 +243,8 @@ class _TableWriter:
         # Another source that shares no image with the index is a mistyped name rather than a reason to delete all rows.
         if stored and len(gone) == len(stored) and old.source != self.metadata.source:
             raise StepclrError(
-                f"{self.folder} is an index of {old.source}, and {self.metadata.source} has none of its images: "
-                "choose another out"
+                f"{self.folder} is an index of {as_words(old.source)}, and {as_words(self.metadata.source)} has none "
+                "of its images: choose another out"
             )
         new = sorted(index for id, index in index_of.items() if id not in stored)
         # The recall is measured again once the table has changed.
