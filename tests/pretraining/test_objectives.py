@@ -160,6 +160,17 @@ def test_a_student_comes_to_predict_what_its_teacher_does(teacher: stepclr.Run, 
         stepclr.distill(tmp_path / "another", "sample:unlabeled", tmp_path / "run", resume=True, progress=False)
 
 
+def test_a_student_sees_the_crops_and_flips_of_its_teacher(tmp_path: Path) -> None:
+    teacher = small_run(tmp_path / "teacher", loss="cross-entropy", policy="domain:document", epochs=1)
+    of_teacher = load_classifier(teacher)
+    assert (of_teacher.min_area, of_teacher.flip) == (0.5, 0)
+    options = {"student": "test_resnet", "limit": 64, "batch_size": 32, "epochs": 1, "progress": False}
+    run = stepclr.distill(teacher, "sample:unlabeled", tmp_path / "run", **options)  # type: ignore[arg-type]
+    assert (run.config.min_area, stepclr.Views(run.config.policy).flip) == (0.5, 0)
+    student = load_classifier(run)  # which may teach another
+    assert (student.min_area, student.flip) == (0.5, 0)
+
+
 def test_the_command_line_distills(teacher: stepclr.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["distill", str(teacher.folder), "sample:unlabeled", "--student", "test_resnet", "--epochs", "1"]
     with pytest.raises(SystemExit) as stop:

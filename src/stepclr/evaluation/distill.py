@@ -7,10 +7,13 @@ from typing import Unpack
 
 from stepclr.config import PretrainConfig, PretrainOptions, RunConfig
 from stepclr.data.sources import Source
+from stepclr.model.classifier import Classifier
+from stepclr.model.files import load_classifier
 from stepclr.pretraining.api import pretrain
 from stepclr.pretraining.run import Run
+from stepclr.views.geometry import HorizontalFlip
+from stepclr.views.policies import FLIP
 
-# One view of crop and flip per image, as in fine-tuning (SimCLRv2 App. B).
 SETTINGS = PretrainConfig(loss="distill", policy="crop", views=1)
 
 
@@ -28,7 +31,9 @@ def distill(
 ) -> Run:
     """Train a student on a teacher's predictions (SimCLRv2 eq. 2) into the run folder `out`.
 
-    The run is like any other, with checkpoints and exact resume; its classifier is `classifier.safetensors`.
+    The run is like any other, with checkpoints and exact resume; its classifier is `classifier.safetensors`. It sees
+    one view of crop and flip per image (SimCLRv2 App. B), with the smallest crop and the flips that the teacher was
+    trained with.
 
     Args:
         classifier: the teacher that `finetune` wrote: a file, or a run's folder.
@@ -41,7 +46,16 @@ def distill(
     Raises what `pretrain` raises.
     """
     stored = RunConfig.read(Path(out)) if resume else None
-    config = replace(stored.settings() if stored else SETTINGS, teacher=os.fspath(classifier))
+    config = stored.settings() if stored else _as_trained(load_classifier(classifier))
+    config = replace(config, teacher=os.fspath(classifier))
     if student is not None:
         options["encoder"] = student
     return pretrain(images, out, config=config, limit=limit, resume=resume, progress=progress, since=since, **options)
+
+
+def _as_trained(teacher: Classifier) -> PretrainConfig:
+    """The settings of a student, with the views that the teacher was trained on: a policy may do without flips."""
+    policy = SETTINGS.policy
+    if teacher.flip != FLIP:
+        policy += f"+{HorizontalFlip(teacher.flip)!r}"
+    return replace(SETTINGS, policy=policy, min_area=teacher.min_area)

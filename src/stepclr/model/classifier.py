@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from stepclr.model.encoder import Encoder
 from stepclr.model.head import ProjectionHead
+from stepclr.views.policies import FLIP
 
 
 class Classifier(nn.Module):
@@ -18,7 +19,13 @@ class Classifier(nn.Module):
         classes: names of the C classes.
         head: the projection head as `parse_head` reads it, of which the first `kept_layers` stay (fine-tuning from a
             middle layer of the head, SimCLRv2 section 4.2). None stay by default.
+
+    Attributes: min_area, flip: of the views that it was trained on, the smallest crop (None: not known) and the
+    probability of mirroring. A student sees such views too.
     """
+
+    min_area: float | None = None
+    flip: float = FLIP
 
     def __init__(self, encoder: Encoder, classes: Sequence[str], head: str = "", kept_layers: int = 0) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.head import parse_head
 from stepclr.model.timm_weights import TIMM, timm_name
 from stepclr.model.weights import ENCODER_FILE, check_finite, load_weights
+from stepclr.views.policies import FLIP
 from stepclr.views.reference import Interpolation
 
 CLASSIFIER = "classifier.safetensors"
@@ -33,6 +34,8 @@ OLDER: dict[str, Any] = {
     "interpolation": "bicubic",
     "squash": False,
     "weights": "",
+    "min_area": None,
+    "flip": FLIP,
 }
 MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
 
@@ -83,6 +86,8 @@ class ClassifierMetadata(EncoderMetadata):
     labels: list[str]
     head: str
     kept_layers: int
+    min_area: float | None
+    flip: float
 
 
 Metadata = TypeVar("Metadata", bound=EncoderMetadata)
@@ -131,6 +136,8 @@ def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> Non
         "labels": classifier.classes,
         "head": classifier.head,
         "kept_layers": classifier.kept_layers,
+        "min_area": classifier.min_area,
+        "flip": classifier.flip,
     }
     _save(classifier, classifier.encoder, values, path)
 
@@ -161,6 +168,7 @@ def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = Non
     except (RuntimeError, SafetensorError, OSError) as error:
         raise StepclrError(f"{path} does not fit the network that its metadata describes: {error}") from error
     check_finite(classifier, path)
+    classifier.min_area, classifier.flip = facts.min_area, facts.flip
     return classifier.eval()
 
 

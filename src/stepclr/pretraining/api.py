@@ -265,6 +265,7 @@ def _save(
     if isinstance(head, nn.Linear):
         classifier = Classifier(encoder, teacher.classes if teacher else images.classes)
         classifier.linear = head
+        classifier.min_area, classifier.flip = config.min_area, read_policy(config.policy).flip
     elif config.linear_epochs:
         printer.say(f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs")
         classifier = linear_layer(encoder, images, config.linear_epochs, config)

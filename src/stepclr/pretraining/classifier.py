@@ -76,6 +76,7 @@ def train_classifier(
     views come from `seed`. With `freeze` the encoder, its BatchNorm statistics and kept head layers stay bit for bit.
     """
     device = classifier.device
+    classifier.min_area, classifier.flip = settings.min_area, settings.flip
     classifier.to(memory_format=torch.channels_last)
     classifier.train(not settings.freeze).requires_grad_(not settings.freeze)
     classifier.linear.requires_grad_(True)
