@@ -23,28 +23,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+import tifffile
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 from small import SETTINGS
 from torch import nn
 
 import stepclr
 from stepclr.config import RunConfig
 from stepclr.data import cache, decode, named, recall
-from stepclr.data.reading import AS_DECLARED
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.model.files import save_classifier
 from stepclr.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from stepclr.tools.compare import compare_table
+from stepclr.tools.search.index import open_index
+from stepclr.tools.search.table import write_embeddings
 
 IN_ALL = int(os.environ.get("STEPCLR_FUZZ", "2000"))
-SECONDS = 5  # that reading one file may take
+# What parsers say to their programmers; a user is told which file is damaged.
+JARGON = re.compile(r"unpack|buffer|\wError\b|codec|Errno|NoneType|out of range|literal|object has no|pickle")
+SECONDS = 5  # of the processor, that reading one file may take
 # How often each is tried, of so many: a network is built for each encoder, which takes its time.
 SHARES = {
     "JPEG": 12,
     "PNG": 12,
+    "GIF": 3,
+    "TIFF": 6,
     "zip": 12,
     "tar": 6,
     "encoder": 2,
@@ -56,6 +65,11 @@ SHARES = {
     "npz": 10,
     "cache": 6,
     "cache's index": 6,
+    "weights": 3,
+    "labels.csv": 6,
+    "labels.parquet": 4,
+    "index.npz": 4,
+    "index.parquet": 3,
 }
 GIB = 1.5  # that all of them may add to the process; an image of 89 million pixels takes half a GiB
 NUMBERS = [0, 1, 2, 127, 128, 255, 256, 32_767, 32_768, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
@@ -192,13 +206,13 @@ def in_time() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise TimeoutError(f"took more than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 # Formats
@@ -214,6 +228,8 @@ def images(kind: str) -> list[bytes]:
     if kind == "PNG":
         deep = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
         made += [(rgb.convert("RGBA"), {}), (rgb.convert("P"), {"transparency": 3}), (deep, {})]
+    elif kind == "GIF":
+        made = [(rgb, {}), (rgb, {"save_all": True, "append_images": [rgb.rotate(9)]})]
     else:
         made += [(rgb, {"progressive": True, "quality": 95}), (rgb.convert("CMYK"), {"icc_profile": b"profile" * 9})]
     return [saved(image, kind, **options) for image, options in made]
@@ -223,6 +239,26 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     content = io.BytesIO()
     image.save(content, kind, **options)
     return content.getvalue()
+
+
+def tiffs() -> list[bytes]:
+    """Of four bands, in strips or one behind the other, compressed or of 16 bits."""
+    bands = 13 * np.arange(30 * 40 * 4, dtype=np.uint16).reshape(30, 40, 4)
+    small = (bands % 256).astype(np.uint8)
+    interleaved = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    apart = {"photometric": "minisblack", "planarconfig": "separate"}
+    made: list[tuple[Any, dict[str, Any]]] = [
+        (small, interleaved),
+        (small, {**interleaved, "compression": "zlib"}),
+        (small.transpose(2, 0, 1), apart),
+    ]
+    made += [(small.transpose(2, 0, 1), {"photometric": "minisblack"}), (bands, {**interleaved, "bigtiff": True})]
+    contents = []
+    for pixels, options in made:
+        content = io.BytesIO()
+        tifffile.imwrite(content, pixels, **options)
+        contents.append(content.getvalue())
+    return contents
 
 
 def zips() -> list[bytes]:
@@ -260,11 +296,19 @@ def read_image(path: Path) -> None:
         assert decode.reduced_size(*decode.size_of(io.BytesIO(content)), short_side) == tuple(decoded.shape[1:])
 
 
+def read_bands(path: Path) -> None:
+    content, reading = path.read_bytes(), Reading(channels=4)
+    assert decode.decode(io.BytesIO(content), 8, reading).shape[0] == 4
+    decode.size_of(io.BytesIO(content), reading)
+    decode.kind_of(io.BytesIO(content), reading)
+
+
 def read_archive(path: Path) -> None:
     images = stepclr.open_images(path)
     _, kept = images.read_readable(range(len(images)))
     assert len(images.sizes()) == len(images) == len(images.labels)
     assert len(kept) + len(images.skipped) >= len(images)
+    assert not [why for _, why in images.skipped if JARGON.search(why)]
 
 
 def read_config(path: Path) -> None:
@@ -327,12 +371,33 @@ def formats(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fo
         assert (step, facts) == (3, {"seconds": 1.0})
         assert not said
 
+    prepared = tmp_path_factory.mktemp("given")
+    photos = prepared / "photos"
+    photos.mkdir()
+    for label, name in (("cat", "a.png"), ("dog", "b.jpg")):
+        (photos / label).mkdir()
+        (photos / label / name).write_bytes(images("JPEG" if name.endswith("jpg") else "PNG")[1])
+    for suffix in (".npz", ".parquet"):
+        write_embeddings(run, photos, prepared / f"index{suffix}")
+    table = {"path": ["cat/a.png", "dog/b.jpg"], "label": ["x", "y"]}
+    parquet.write_table(pyarrow.table(table), prepared / "labels.parquet")
+    labels = ['path,label,split\ncat/a.png,x,train\ndog/b.jpg,"y, z",test\n', "path\tlabel\ndog/b.jpg\ty\n"]
+    torch.save({"state_dict": encoder.body.state_dict(), "epoch": 3}, prepared / "weights.pt")
+
+    def read_labels(path: Path) -> None:
+        assert len(stepclr.open_images(photos, labels=path)) == 2
+
+    def read_weights(path: Path) -> None:
+        stepclr.build_encoder(encoder.name, encoder.stem, path, encoder.size)
+
     def text(name: str) -> list[bytes]:
         return [(run / name).read_bytes()]
 
     made = {
         "JPEG": Format(images("JPEG"), read_image, "a.jpg"),
         "PNG": Format(images("PNG"), read_image, "a.png"),
+        "GIF": Format(images("GIF"), read_image, "a.gif"),
+        "TIFF": Format(tiffs(), read_bands, "a.tif"),
         "zip": Format(zips(), read_archive, "a.zip"),
         "tar": Format(tars(), read_archive, "a.tar"),
         "encoder": Format(text("encoder.safetensors"), stepclr.load_encoder, "encoder.safetensors"),
@@ -348,6 +413,11 @@ def formats(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Fo
         "npz": Format([sample.getvalue()], read_sample, "sample/fashion_mnist.npz"),
         "cache": Format([decoded], read_cache, "a.pixels"),
         "cache's index": Format([json.dumps({"a": "1 2 3 answer", "b": "no"}).encode()], read_index, "index.json"),
+        "weights": Format([(prepared / "weights.pt").read_bytes()], read_weights, "weights.pt"),
+        "labels.csv": Format([table.encode() for table in labels], read_labels, "labels.csv"),
+        "labels.parquet": Format([(prepared / "labels.parquet").read_bytes()], read_labels, "labels.parquet"),
+        "index.npz": Format([(prepared / "index.npz").read_bytes()], open_index, "index.npz"),
+        "index.parquet": Format([(prepared / "index.parquet").read_bytes()], open_index, "index.parquet"),
     }
     assert made.keys() == SHARES.keys()
     for name, known in made.items():
@@ -403,14 +473,17 @@ def test_altered_files(
             altered = with_right_length(altered, known.valid[0])
         shutil.rmtree(tmp_path)
         watch.seen = []
+        said: list[str] = []
         try:
             try_one(known, fresh(tmp_path, run), altered)
             counts["read"] += 1
-        except stepclr.StepclrError:
+        except stepclr.StepclrError as error:
             counts["refused"] += 1
+            said.append(str(error))
         finally:
             seen, watch.seen = watch.seen, None
         assert not seen
+        assert not [text for text in said if JARGON.search(text) or "\n" in text]
 
     read()
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 2**20

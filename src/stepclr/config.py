@@ -14,7 +14,7 @@ from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from stepclr.data.reading import RGB, Channels, MaxPixels, Range, Reading, ValueRange
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.io import from_json, write_whole
 
 Number = int | float
@@ -339,7 +339,7 @@ class RunConfig(ResolvedConfig):
         except (FileNotFoundError, NotADirectoryError):  # the second for the path of a file
             return None
         except (ValueError, RecursionError) as error:
-            raise StepclrError(f"{path} is corrupt: {error}") from None
+            raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
         if isinstance(stored, dict):
             stored = OLDER | stored
         return from_json(cls, stored, path)

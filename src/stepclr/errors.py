@@ -2,10 +2,14 @@
 
 import difflib
 import importlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+
+# Modules whose errors say nothing to people who did not write the parser that raises them.
+PARSERS = {"builtins", "struct", "zlib", "_lzma", "_pickle", "pickle", "tokenize", "pyarrow.lib"}
 
 
 class StepclrError(ValueError):
@@ -20,6 +24,24 @@ def one_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class."""
     return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def fault_of(error: BaseException) -> str:
+    """What is wrong with a file, from the error of whatever could not read it, for people who did not write its parser.
+
+    The words of the system, of this package and of the JSON parser, which names a place, stand as they are. Sentences
+    of other libraries follow; what Python's own parsers trip over, such as "unpack requires a buffer of 4 bytes", is
+    left out.
+    """
+    if isinstance(error, StepclrError | json.JSONDecodeError):
+        return first_line(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    fault = "the file is damaged, cut off or of another kind"
+    # torch and Pillow write sentences into these two.
+    if type(error).__module__ in PARSERS and type(error) not in (RuntimeError, OSError):
+        return fault
+    return f"{fault}: {first_line(error).split('. ')[0]}"
 
 
 def installed(package: str, extra: str, by: str) -> ModuleType:

@@ -142,7 +142,9 @@ SHORT = npy(ANY[0, ..., :4])[:-1]
         (SHORT, 4, "a NumPy array that is damaged"),
         (b"\x93NUMPY\1\0", 4, "a NumPy array that is damaged"),
         (npy(ANY[0, ..., :4]) + b"more", 4, "a NumPy array that is damaged"),
-        (b"II*\0" + bytes(30), 4, "."),
+        (b"II*\0" + bytes(30), 4, "the file is damaged"),
+        (tiff(ANY[0, ..., :4], 1, (0,))[:-300], 4, "the file is damaged"),
+        (pages(ANY[0, ..., :4])[:-300], 4, "the file is damaged"),
         (b"text", 4, "not an image in a known format"),
     ],
 )

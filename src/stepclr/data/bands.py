@@ -27,6 +27,7 @@ from stepclr.data.reading import MAX_CHANNELS, RGB, Reading
 
 TIFFFILE = version("tifffile") if importlib.util.find_spec("tifffile") else None
 NEEDS_TIFFFILE = "a TIFF of several channels needs the package tifffile: pip install 'stepclr[tiff]'"
+NEEDS_IMAGECODECS = "the compression of this TIFF needs the package imagecodecs: pip install 'stepclr[tiff]'"
 NO_ARRAY = "not an image in a known format but a NumPy array that is damaged"
 
 
@@ -83,7 +84,12 @@ def array_size(file: File, reading: Reading) -> tuple[int, int]:
 def read_stack(file: File, reading: Reading) -> UInt8[np.ndarray, "h w c"]:
     """The bands of a TIFF's first page, or its gray pages of one size, as channels, 8 bits each."""
     with _pages(file, reading) as pages:
-        numbers = np.stack([page.asarray(maxworkers=1) for page in pages], axis=-1)
+        try:
+            numbers = np.stack([page.asarray(maxworkers=1) for page in pages], axis=-1)
+        except ValueError as error:  # tifffile's own message for a compression that needs it
+            if "imagecodecs" not in str(error):
+                raise
+            raise UnsupportedError(NEEDS_IMAGECODECS) from error
         tags = {tag.code: tag.value for tag in pages[0].tags} | {BITS: (pages[0].bitspersample,)}
     # Several bands are interleaved, or one behind the other.
     if numbers.ndim == 4:

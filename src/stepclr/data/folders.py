@@ -18,7 +18,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.ledger import Ignored, Ledger, suffix_of_name
 from stepclr.data.recall import Stamp, checksums, known_checksums, stamps
 from stepclr.data.stores import Files, LocalFiles, Rows
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 
 LARGEST = 2**30  # bytes; a member of a zip is read whole
 
@@ -114,7 +114,7 @@ def open_zip(path: Path) -> ImageSet:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # on a hostile directory zipfile raises what its parsers raise, not only its own errors
-        raise StepclrError(f"{path} cannot be read as a zip: {error}") from error
+        raise StepclrError(f"{path} cannot be read as a zip: {fault_of(error)}") from error
     named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
     ledger = Ledger()
     members = {}

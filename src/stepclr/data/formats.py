@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from stepclr.data.reading import MAX_CHANNELS, RGB, Reading
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"}
@@ -155,13 +155,13 @@ def _unknown_tiff(file: File) -> UnreadableError:
         tags = ImageFileDirectory_v2(file.read(16 if big else 8))
         file.seek(tags.next)
         tags.load(file)
-        bits, bands = tags[BITS], tags.get(SAMPLES, 1)
+        bits, bands = int(tags[BITS][0]), int(tags.get(SAMPLES, 1))
         kind = SAMPLE_FORMATS.get(tags.get(SAMPLE_FORMAT, (1,))[0], "numbers of an unknown kind")
     except Exception:  # a hostile file raises what the parser raises
         return UnreadableError("not an image in a known format: a TIFF whose description is broken")
     option = f"--channels {bands} reads all bands" if bands != RGB and 1 < bands <= MAX_CHANNELS else ""
     return UnsupportedError(
-        f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits[0]}-bit {kind}; what is read is RGB of 8 or 16 bits, "
+        f"a TIFF of {bands} band{'s' * (bands > 1)} of {bits}-bit {kind}; what is read is RGB of 8 or 16 bits, "
         "and one band of 8, 16 or 32",
         option,
     )
@@ -178,13 +178,22 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def reasons() -> Iterator[None]:
-    """Turn whatever Pillow's readers raise for a broken file into one `UnreadableError` that says why."""
+def reasons(of_file: bool = True) -> Iterator[None]:
+    """Turn whatever readers raise for a broken file into one `UnreadableError` that says why.
+
+    of_file: what a parser trips over tells a user nothing but that the file is damaged. Without it, the error is one of
+    the user's own code and stands as it is.
+    """
     try:
         yield
     except (UnreadableError, DamagedError, MemoryError):
         raise
-    except OSError as error:
-        raise UnreadableError(" ".join((error.strerror or str(error)).split())) from error
     except Exception as error:
-        raise UnreadableError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        words = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.strerror:
+            words = error.strerror
+        elif not of_file:
+            words = f"{type(error).__name__}: {words}"
+        elif isinstance(error, RecursionError) or not isinstance(error, RuntimeError):  # these say what a zip lacks
+            words = fault_of(error)
+        raise UnreadableError(words) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepclr.errors import StepclrError, installed
+from stepclr.errors import StepclrError, fault_of, installed
 
 DELIMITERS = ",;\t"
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "img")
@@ -153,7 +153,7 @@ def _read_file(file: Path) -> LabelTable:
     try:
         columns = _columns_of_frame(parquet.read_table(file))
     except (OSError, ValueError) as error:
-        raise StepclrError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        raise StepclrError(f"{file} cannot be read: {fault_of(error)}") from error
     return _table(str(file), file.parent, columns, zip(*columns.values(), strict=True))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepclr.data.recall import recall, stamps
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.io import user_folder
 
 SPLITS = {
@@ -35,7 +35,7 @@ def read_sample(split: str) -> NamedSet:
             images = sample[split]
             labels = np.full(len(images), -1) if split == "unlabeled" else sample[f"{split}_labels"]
     except Exception as error:  # NumPy and zipfile raise errors of many types for a corrupt file
-        raise StepclrError(f"the bundled sample cannot be read ({error}); install stepclr again") from error
+        raise StepclrError(f"the bundled sample cannot be read: {fault_of(error)}; install stepclr again") from error
     return images, labels.astype(np.int64), FASHION
 
 

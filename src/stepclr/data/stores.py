@@ -231,7 +231,7 @@ class Items(Store):
     items: Any
 
     def image(self, row: int, short_side: int | None) -> Tensor:
-        with reasons():
+        with reasons(of_file=False):
             item = self.items[row]
             item = item[0] if isinstance(item, tuple | list) else item
             if isinstance(item, Image.Image):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepclr.device import seeded
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, choose, fault_of
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -73,7 +73,7 @@ def trained_head(run: Run, encoder: Encoder) -> ProjectionHead:
     try:
         tensors = load_file(paths[-1])
     except (SafetensorError, OSError) as error:
-        raise StepclrError(f"{paths[-1]} cannot be read: {error}") from None
+        raise StepclrError(f"{paths[-1]} cannot be read: {fault_of(error)}") from None
     for name, value in encoder.state_dict().items():
         stored = tensors.get(f"model.encoder.{name}")
         if stored is None or not torch.equal(value.cpu(), stored):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from stepclr.data.reading import RGB, Range
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.io import from_json, in_order, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder, off_the_shelf
 from stepclr.model.classifier import Classifier
@@ -165,8 +165,10 @@ def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = Non
     classifier = Classifier(facts.build(path, module), facts.labels, facts.head, facts.kept_layers)
     try:
         classifier.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError, OSError) as error:
-        raise StepclrError(f"{path} does not fit the network that its metadata describes: {error}") from error
+    except RuntimeError as error:  # a line for each tensor
+        raise StepclrError(f"{path} does not fit the network that its metadata describes") from error
+    except (SafetensorError, OSError) as error:
+        raise StepclrError(f"{path} cannot be read: {fault_of(error)}") from error
     check_finite(classifier, path)
     classifier.min_area, classifier.flip = facts.min_area, facts.flip
     return classifier.eval()
@@ -209,7 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise StepclrError(f"{path} cannot be read: {error}") from error
+        raise StepclrError(f"{path} cannot be read: {fault_of(error)}") from error
 
 
 def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stepclr.data.reading import channels_words
-from stepclr.errors import StepclrError, first_line
+from stepclr.errors import StepclrError, fault_of
 from stepclr.model.encoder import Encoder
 from stepclr.model.foreign import find_backbone, parse_mean_std, read_pickled
 
@@ -94,7 +94,7 @@ def _read(path: Path) -> tuple[object, dict[str, Any]]:
             own = metadata if "name" in metadata else {}
             return load_file(path), {name: json.loads(value) for name, value in own.items()}
     except Exception as error:  # an unpickler can fail in any way on a file that is not a checkpoint
-        raise StepclrError(f"{path} cannot be read as a checkpoint: {first_line(error)}") from error
+        raise StepclrError(f"{path} cannot be read as a checkpoint: {fault_of(error)}") from error
     raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its encoder")
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
@@ -60,7 +60,7 @@ def stored_scores(run: Run) -> Scores | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StepclrError(f"{path} is corrupt: {error}") from None
+        raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
     if scored is not None and scored != _encoder_checksum(run):
         return Scores([], scores.protocol)
     return scores

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from stepclr.data.images import Names
 from stepclr.data.order import ShardOrder
 from stepclr.data.reading import AS_DECLARED, Reading
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.io import checksum, new_file
 
 FORMAT = "stepclr shards 1"
@@ -210,7 +210,8 @@ def load_index(text: bytes, locate: Callable[[str, str], Path], where: str) -> I
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         if not ours:
             return None
-        raise StepclrError(f"{where} is corrupt: {type(error).__name__}: {error}") from error
+        why = error if type(error) is ValueError else fault_of(error)  # the former are of this file
+        raise StepclrError(f"{where} is corrupt: {why}") from error
 
 
 def _ignored(stored: Any) -> list[tuple[str, str, str, int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from stepclr.config import SETTINGS, RunConfig
 from stepclr.data.reading import RGB
-from stepclr.errors import StepclrError, one_line
+from stepclr.errors import StepclrError, fault_of, one_line
 from stepclr.evaluation.results import EVALUATION, FINETUNING, Scores
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP, Encoder
@@ -187,7 +187,7 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
         yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise StepclrError(f"{path} is corrupt: {error}") from None
+        raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
 
 
 def _is_of(protocol: dict[str, Any], source: Path, network: Network) -> bool:

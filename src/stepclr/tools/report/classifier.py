@@ -9,7 +9,7 @@ import numpy as np
 
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import of_these_classes
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain
 from stepclr.evaluation.splits import labels_words
@@ -74,7 +74,7 @@ def _stored(folder: Path) -> Scores | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StepclrError(f"{path} is corrupt: {error}") from None
+        raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
     return scores
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from stepclr.data.images import ImageSet
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.metrics import in_percent
@@ -34,7 +34,7 @@ def evaluation(context: Context) -> Json:
     try:
         return _section(context, context.scores)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise StepclrError(f"{context.run.folder / 'evaluation.json'} is corrupt: {error}") from None
+        raise StepclrError(f"{context.run.folder / 'evaluation.json'} is corrupt: {fault_of(error)}") from None
 
 
 def _section(context: Context, scores: Scores) -> Json:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from stepclr.data.reading import RGB, Range
-from stepclr.errors import StepclrError, first_line, installed
+from stepclr.errors import StepclrError, fault_of, installed
 from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import state_checksum
@@ -213,7 +213,7 @@ def reading(where: Path) -> Iterator[None]:
     except BaseException as error:
         if DISK_FULL in str(error):  # LanceDB reports a full disk in words only
             raise OSError(errno.ENOSPC, DISK_FULL, os.fspath(where)) from error
-        raise StepclrError(f"{where} cannot be read: {first_line(error)}") from error
+        raise StepclrError(f"{where} cannot be read: {fault_of(error)}") from error
 
 
 def _read_table(where: Path, metadata: IndexMetadata) -> EmbeddingIndex:
@@ -247,7 +247,7 @@ def _read_npz(where: Path) -> EmbeddingIndex:
             with where.open("rb") as content, np.load(content, allow_pickle=False) as file:
                 vectors, paths, labels, classes = (file[name] for name in ("embeddings", "paths", "labels", "classes"))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise StepclrError(f"{where} is not an .npz written by stepclr embed: {error}") from error
+            raise StepclrError(f"{where} is not an .npz written by stepclr embed: {fault_of(error)}") from error
         same_length = vectors.ndim == 2 and len(vectors) == len(paths) == len(labels)
         if not same_length or paths.dtype.kind != "U" or classes.dtype.kind != "U":
             raise StepclrError(f"{where} is not an .npz written by stepclr embed: its arrays do not match each other")
