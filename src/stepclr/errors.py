@@ -79,6 +79,12 @@ def check_range(name: str, value: float | int, low: float | int, high: float | i
         raise StepclrError(f"{name} must lie between {low} and {high}, not {value}")
 
 
+def check_used(name: str, given: bool, used: bool, what: str) -> None:
+    """Raise StepclrError if the argument `name` is given where it has no effect; `what` it is for instead."""
+    if given and not used:
+        raise StepclrError(f"{name} has no effect here: it is for {what}")
+
+
 def choose(what: str, given: str, choices: Iterable[str]) -> str:
     """`given` if it is one of `choices`; else raise `StepclrError` that names the nearest choice and them all."""
     known = list(choices)

@@ -415,7 +415,7 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
             Image.fromarray(image).save(path)
         (tmp_path / name / "bee" / "00.png").write_bytes(b"no image")
         Image.fromarray(images[0]).save(tmp_path / name / "loose.png")
-    told = stepclr.evaluate(run, str(tmp_path / "train"), tmp_path / "test", 2, draws=1, scratch_steps=2).protocol
+    told = stepclr.evaluate(run, str(tmp_path / "train"), tmp_path / "test", 2, draws=1).protocol
     for name in ("train", "test"):
         assert told[name] == {
             "source": str(tmp_path / name), "images": 13, "left_out_without_label": 1, "left_out_of_other_classes": 0,
@@ -439,6 +439,9 @@ def test_folders_with_a_broken_image(run: Path, tmp_path: Path) -> None:
         ({"scratch_steps": 0}, r"scratch_steps must be at least 1"),
         ({"knn_k": 0}, r"knn_k must be at least 1, not 0"),
         ({"knn_temperature": 0.0}, r"knn_temperature must be above 0, not 0"),
+        ({"scratch_steps": 9}, r"scratch_steps has no effect here: it is for baselines=scratch"),
+        ({"probe": "linear", "knn_k": 9}, r"knn_k has no effect here: it is for probe=knn"),
+        ({"probe": "linear", "knn_temperature": 0.2}, r"knn_temperature has no effect here: it is for probe=knn"),
         ({"probe": (), "baselines": ()}, r"no probe and no baseline"),
         ({"run": "nowhere"}, r"nowhere has no encoder\.safetensors"),
     ],

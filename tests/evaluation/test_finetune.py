@@ -273,9 +273,12 @@ def test_the_same_call_gives_the_same_and_test_labels_change_scores_alone(
 
 
 def test_without_test_there_is_no_score_and_one_training(run: Path, train: ImageSet) -> None:
+    for several in ({"labels_per_class": "2,all"}, {"draws": 3}):
+        with pytest.raises(stepclr.StepclrError, match="has no effect here: it is for scores: give test, or holdout"):
+            stepclr.finetune(run, train, **several, **SHORT)
     seen: list[Any] = []
     progress: Any = {"progress": lambda *now: seen.append(now), "announce": seen.append}
-    result = stepclr.finetune(run, train, None, "2,all", 3, **progress, **SHORT)
+    result = stepclr.finetune(run, train, **progress, **SHORT)
     assert result.rows == []
     assert result.protocol["classifier"]["labels_per_class"] == "all"
     assert seen[0] == "the images and their representations"

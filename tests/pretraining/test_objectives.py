@@ -18,7 +18,8 @@ from stepclr.model.files import load_classifier, save_encoder
 from stepclr.pretraining.batches import batches
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.model import build_model
-from stepclr.pretraining.resolve import resolve
+from stepclr.pretraining.resolve import changed, resolve
+from stepclr.recipes import recipe_config
 from stepclr.views.keys import view_keys
 from stepclr.views.ops import ColorJitter, Warp
 from stepclr.views.views import Views
@@ -244,6 +245,21 @@ def test_settings_that_do_not_go_together(source: str, options: dict[str, Any], 
         small_run(tmp_path / "run", source, **options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_has_no_effect_is_not_taken_from_a_recipe_and_said_of_an_option() -> None:
+    sample = recipe_config("sample")
+    assert (sample.blur, sample.head, sample.temperature) == (0.5, "512-128", 0.2)
+    cropped, lines = changed(sample, {"policy": "domain:xray"})
+    assert (cropped.strength, cropped.blur, cropped.head, lines) == (None, None, "512-128", [])
+    supervised, lines = changed(sample, {"loss": "cross-entropy"})
+    assert (supervised.blur, supervised.head, supervised.temperature, lines) == (0.5, None, None, [])
+    assert changed(sample, {"minutes": 2})[0].epochs is None
+    _, lines = changed(sample, {"loss": "cross-entropy", "temperature": 0.2, "head": None})
+    others = "nt-xent, supcon, dcl, distill"
+    assert lines == [f"temperature 0.2 has no effect with the loss cross-entropy: it is for {others}"]
+    _, lines = changed(sample, {"loss": "distill", "head": "32-16"})
+    assert lines == ["head 32-16 has no effect with the loss distill: it is for nt-xent, supcon, dcl"]
 
 
 def test_a_teacher_must_be_one(teacher: stepclr.Run, tmp_path: Path) -> None:

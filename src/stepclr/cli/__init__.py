@@ -14,14 +14,14 @@ from typing import NoReturn
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
-from stepclr.cli.arguments import first_line, say_loading
+from stepclr.cli.arguments import base_settings, first_line, say_loading
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.training import distill, finetune, pack, pretrain
-from stepclr.config import PretrainConfig, RunConfig, length_as_asked
+from stepclr.config import PretrainConfig, length_as_asked
 from stepclr.errors import StepclrError, choose, one_line
-from stepclr.recipes import RECIPES, recipe_config
+from stepclr.recipes import RECIPES
 
 SOURCES = """A SOURCE is a folder or zip file of images (class folders or --labels give labels), shards (a folder
 written by 'stepclr pack', x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT; where
@@ -117,8 +117,7 @@ def _run(name: str, arguments: list[str]) -> None:
     # The defaults of the options are those of the recipe or, with --resume, those of the run.
     if name in ("pretrain", "doctor"):
         run = _peek(arguments, "--out") if "--resume" in arguments else None
-        stored = RunConfig.read(Path(run)) if run else None
-        base = stored.settings() if stored else recipe_config(_peek(arguments, "--recipe"))
+        base = base_settings(_peek(arguments, "--recipe"), Path(run) if run else None)
         base = length_as_asked(base, [length for length in ("epochs", "minutes") if _peek(arguments, f"--{length}")])
         command = partial(command, config=base)
     tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from stepclr.config import SETTINGS, PretrainConfig, RunConfig
 from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.errors import StepclrError, one_line
+from stepclr.recipes import recipe_config
 
 if TYPE_CHECKING:
     from stepclr.data.images import ImageSet
@@ -79,6 +81,17 @@ Limit = Annotated[int | None, arg(metavar="N", help="Keep at most this many imag
 def first_rank() -> bool:
     """Whether this is the only process, or the first of those that torchrun started: the one that prints results."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
+def base_settings(recipe: str | None, resumed: Path | None = None) -> PretrainConfig:
+    """The settings that options change: those of a run that is resumed, or of a recipe."""
+    stored = RunConfig.read(resumed) if resumed else None
+    return stored.settings() if stored else recipe_config(recipe)
+
+
+def given_settings(config: PretrainConfig, base: PretrainConfig) -> dict[str, Any]:
+    """The settings in which `config` differs from `base`: those that the options give."""
+    return {name: getattr(config, name) for name in SETTINGS if getattr(config, name) != getattr(base, name)}
 
 
 def say_loading() -> None:

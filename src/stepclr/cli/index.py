@@ -1,5 +1,6 @@
 """Commands that query an index: search, find, label. torch is imported inside them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,7 @@ from tyro.conf import Positional, arg
 from stepclr.cli.arguments import Counter, OptionalSources, Read, image_format, open_source, say, say_unread
 from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED
-from stepclr.errors import StepclrError, check_suffix, choose, one_line
+from stepclr.errors import StepclrError, check_suffix, check_used, choose, one_line
 
 if TYPE_CHECKING:
     from stepclr.model.encoder import Encoder
@@ -89,8 +90,8 @@ def find(
         out: CSV to write, or a folder to put it in; the contact sheet is the .png alongside it.
     """
     choose("thing to find", what, ("duplicates", "outliers", "mislabeled", "next"))
-    if labels and what not in ("mislabeled", "next"):
-        raise StepclrError(f"--labels is for find next and find mislabeled, not for find {what}")
+    for option, given in (("labels", bool(labels)), ("seed", seed != 0)):
+        check_used(f"--{option}", given, what in ("mislabeled", "next"), "find next and find mislabeled")
     path = _csv_path(what, out)
     for file in labels:
         if file.exists() and path.exists() and file.samefile(path):
@@ -174,6 +175,8 @@ def label(
     from stepclr.tools.label.writing import index_for, write_label_page
 
     check_writable(out)
+    for option, value in asdict(reading).items():
+        check_used(option, value is not None, bool(source), "the images of a source: name it after the index")
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter("images"))
     if updated:

@@ -18,6 +18,8 @@ from stepclr.cli.arguments import (
     Names,
     OptionalSources,
     Read,
+    base_settings,
+    given_settings,
     image_format,
     note,
     open_source,
@@ -27,8 +29,10 @@ from stepclr.cli.arguments import (
 )
 from stepclr.config import PretrainConfig, Strength
 from stepclr.data.reading import AS_DECLARED, RGB
-from stepclr.errors import StepclrError, check_number, check_suffix
+from stepclr.errors import StepclrError, check_number, check_suffix, check_used
 from stepclr.recipes import RECIPES, recipe_config
+
+PAIRS = 4  # of views of an image, on a sheet
 
 
 def demo(
@@ -113,7 +117,7 @@ def views(
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: by size)")] = None,
     views: int = 2,
     rows: int = 8,
-    pairs: int = 4,
+    pairs: int = PAIRS,
     seed: int = 0,
     classes: Names = None,
     reading: Read = AS_DECLARED,
@@ -147,6 +151,7 @@ def views(
 
     check_number("rows", rows, 1)
     check_number("pairs", pairs, 1)
+    check_used("pairs", pairs != PAIRS, policy != "all", "one policy; with policy=all, each image has one view of each")
     images = open_source(source, classes, reading=reading)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])
@@ -201,12 +206,17 @@ def doctor(
     import stepclr
     from stepclr.data.sources import open_images, open_train_test
     from stepclr.io import write_whole
+    from stepclr.pretraining.resolve import changed
     from stepclr.tools.doctor.screen import screen
 
     if out:
         check_suffix(out, [".json"])
     if recipe:
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
+    base = base_settings(recipe)
+    config, unused = changed(base, given_settings(config, base))
+    for line in unused:
+        print(line, file=sys.stderr)
     images, test_images = open_train_test(source, test, labels or None, missing="list")
     images = open_images(images, classes or None, limit)
     diagnosis = stepclr.doctor(images, config, test_images, Counter("images"), note)

@@ -24,7 +24,9 @@ from stepclr.cli.arguments import (
     OptionalSources,
     Read,
     Sources,
+    base_settings,
     first_rank,
+    given_settings,
     open_source,
     open_train_test,
     page_of,
@@ -97,9 +99,11 @@ def pretrain(
     import stepclr
     from stepclr.data.sources import open_images
     from stepclr.pretraining.loop import Diverged
+    from stepclr.pretraining.run import Run
     from stepclr.tools.scores import loading_snippet
 
-    if recipe and first_rank():
+    base = base_settings(recipe, out if resume else None)
+    if recipe and first_rank() and not (resume and Run(out).exists()):
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images: Any = source
     if labels or damaged_shards != "refuse":
@@ -108,13 +112,14 @@ def pretrain(
         run = stepclr.pretrain(
             images,
             out,
-            config=config,
+            recipe=recipe,
             classes=classes or None,
             limit=limit,
             resume=resume,
             profile=profile,
             tensorboard=tensorboard,
             since=since,
+            **given_settings(config, base),
         )
     except Diverged:
         page_of(out)  # its health says what went wrong

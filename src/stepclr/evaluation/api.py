@@ -20,20 +20,13 @@ from stepclr.data.reading import channels_words, readable_as
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.distributed import World, join
-from stepclr.errors import StepclrError, check_number, choose
+from stepclr.errors import StepclrError, check_number, check_used, choose
 from stepclr.evaluation import linear
 from stepclr.evaluation.baselines import START, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.methods import METHODS, Method, Task, method
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
-from stepclr.evaluation.results import (
-    EVALUATION,
-    MAX_CLASSES,
-    Fit,
-    Scores,
-    confusion,
-    score,
-)
+from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Fit, Scores, confusion, score
 from stepclr.evaluation.seeds import OF_THE_RUN, other_seeds, over_seeds
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, labels_words, parse_labels_per_class
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS
@@ -44,6 +37,7 @@ from stepclr.pretraining.run import Run
 from stepclr.threads import Announce, Progress, silent
 
 PROBES = {"linear": "simclr", "sgd": "sgd", "knn": "knn"}  # and the method that each adds to the table
+SCRATCH_STEPS = 1000
 BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
 Json = dict[str, Any]
 Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
@@ -75,7 +69,7 @@ def evaluate(
     holdout: float | None = None,
     probe: str | Iterable[str] = ("linear", "knn"),
     baselines: str | Iterable[str] = ("pixels", "random"),
-    scratch_steps: int = 1000,
+    scratch_steps: int = SCRATCH_STEPS,
     finetune: bool = False,
     knn_k: int = NEIGHBORS,
     knn_temperature: float = KNN_TEMPERATURE,
@@ -137,6 +131,9 @@ def evaluate(
     check_number("scratch_steps", scratch_steps, 1)
     check_number("knn_k", knn_k, 1)
     check_number("knn_temperature", knn_temperature, above=0)
+    check_used("scratch_steps", scratch_steps != SCRATCH_STEPS, "scratch" in names, "baselines=scratch")
+    check_used("knn_k", knn_k != NEIGHBORS, "knn" in names, "probe=knn")
+    check_used("knn_temperature", knn_temperature != KNN_TEMPERATURE, "knn" in names, "probe=knn")
     check_holdout(test, holdout)
     train, test = open_train_test(train, test, holds_out=holdout is None)
     if test is None and holdout is None:

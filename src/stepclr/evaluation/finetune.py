@@ -16,7 +16,7 @@ from torch import nn
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, check_number, check_suffix, choose
+from stepclr.errors import StepclrError, check_number, check_suffix, check_used, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
@@ -177,11 +177,14 @@ def finetune(
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
     train, test = open_train_test(train, test, holds_out=holdout is None)
+    scored = test is not None or holdout is not None
+    to_score = "scores: give test, or holdout=0.2"
+    check_used("draws", draws != 1, scored, to_score)
+    check_used("more than one number in labels_per_class", len(per_class) > 1, scored, to_score)
     announce("the images and their representations")
     images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout, announce=announce)
 
     saved = max(images.splits, key=lambda split: len(split.indices))  # the first of those with the most labels
-    scored = len(images.test) > 0
     splits = images.splits if scored else [saved]
     done, total = count(1), sum(settings.training(len(split.indices)).steps for split in splits)
 

@@ -28,6 +28,7 @@ class Objective:
 
     contrastive: z are projections; else logits, and a linear layer replaces the head. needs_labels: the images
     must have some. needs_teacher: `labels` are a teacher's logits `[V N, C]` of the same views.
+    uses_temperature: whether the loss has one.
     positives_in_denominator: as in `contrastive`; the loss of projections that all coincide follows from it.
     temperatures: the default tau for views of at most SMALL_VIEWS pixels, and for larger ones.
     """
@@ -36,12 +37,18 @@ class Objective:
     contrastive: bool = True
     needs_labels: bool = False
     needs_teacher: bool = False
+    uses_temperature: bool = True
     positives_in_denominator: bool = True
     temperatures: tuple[float, float] = (0.2, 0.1)
 
     def temperature(self, size: int) -> float:
         """The default temperature for views of this side."""
         return self.temperatures[size > SMALL_VIEWS]
+
+    @property
+    def uses(self) -> dict[str, bool]:
+        """Whether the loss uses these settings of a run."""
+        return {"temperature": self.uses_temperature, "head": self.contrastive}
 
     def bind(self, temperature: Temperature, world: World) -> BoundLoss:
         """The loss as Algorithm 1 calls it: of projections and labels alone."""
@@ -81,6 +88,6 @@ OBJECTIVES = {
     "nt-xent": Objective(_nt_xent),
     "supcon": Objective(_supcon, needs_labels=True, temperatures=(SUPCON_TEMPERATURE, SUPCON_TEMPERATURE)),
     "dcl": Objective(_decoupled, positives_in_denominator=False),
-    "cross-entropy": Objective(_cross_entropy, contrastive=False, needs_labels=True),
+    "cross-entropy": Objective(_cross_entropy, contrastive=False, needs_labels=True, uses_temperature=False),
     "distill": Objective(_distillation, contrastive=False, needs_teacher=True, temperatures=(1.0, 1.0)),
 }

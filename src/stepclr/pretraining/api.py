@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig, length_as_asked
+from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedConfig, RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, heading, of_these_classes, to_learn_from
@@ -33,7 +33,7 @@ from stepclr.pretraining.logging import Printer
 from stepclr.pretraining.loop import Diverged, list_skipped, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.pace import fitted
-from stepclr.pretraining.resolve import ENCODER, resolve, views_of
+from stepclr.pretraining.resolve import ENCODER, changed, resolve, views_of
 from stepclr.pretraining.resume import check_same_choice, extended, resumed
 from stepclr.pretraining.run import Run
 from stepclr.recipes import recipe_config
@@ -91,7 +91,8 @@ def pretrain(
     module = _own_module(options, stored, run)
     if "policy" in options:
         options["policy"] = read_policy(options["policy"]).name  # a list of ops has a name too
-    config = _with_absolute_paths(replace(config, **options))
+    config, unused = changed(config, options)
+    config = _with_absolute_paths(config)
     if stored:
         check_same_choice(classes, limit, stored, run)
         config = resumed(config, stored, run)
@@ -107,6 +108,10 @@ def pretrain(
     watched = _watched(decided, images)
     views = views_of(decided, stored.renderer if stored else "auto")
     printer = Printer(progress and world.first, tensorboard and world.first)
+    if stored and recipe:
+        unused.append(f"recipe {recipe}: not used, because {run.folder} resumes with its own settings")
+    for line in unused:
+        printer.say(line)
     printer.say(heading(images))
     if watched:
         printer.say(f"monitor: {heading(watched)}")
@@ -160,9 +165,9 @@ def _before_options(
         choose("option", name, SETTINGS)
     if recipe and config:
         raise StepclrError("recipe and config are two ways to give all settings: give one of them")
-    if config is None:
-        config = stored.settings() if stored else recipe_config(recipe)
-    return length_as_asked(config, [name for name, value in options.items() if value is not None])
+    if config is not None:
+        return config
+    return stored.settings() if stored else recipe_config(recipe)
 
 
 def _own_module(options: PretrainOptions, stored: RunConfig | None, run: Run) -> nn.Module | None:

@@ -1,5 +1,6 @@
 """Decide what the settings leave open, once, before step 1: config.json records it, and a resumed run reuses it."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from stepclr.config import (
     ResolvedConfig,
     RunConfig,
     Scaling,
+    length_as_asked,
 )
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
@@ -25,7 +27,7 @@ from stepclr.errors import StepclrError, check_number, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import network_of
 from stepclr.model.classifier import Classifier
-from stepclr.views.policies import read_policy
+from stepclr.views.policies import TUNABLE, read_policy
 from stepclr.views.views import Renderer, Views
 
 ENCODER = "resnet18"  # the default
@@ -70,6 +72,30 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     settings |= {"size": size, "channels": images.channels}
     settings |= {"value_range": images.value_range, "max_pixels": images.store.reading.limit}
     return ResolvedConfig(**settings)
+
+
+def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[PretrainConfig, list[str]]:
+    """`config` with these settings instead of its own, and a line for each of them that has no effect.
+
+    Settings of its own that the options leave without effect are gone: a recipe's blur is of no use to a policy without
+    one, nor its head to a loss without one.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    config = replace(length_as_asked(config, given), **options)
+    unused, lines = [], []
+    if "policy" in given:
+        policy = read_policy(config.policy)
+        unused = [name for name in TUNABLE if name not in given and policy.value(name) is None]
+    objective = OBJECTIVES[choose("loss", config.loss, OBJECTIVES)]
+    for name, used in objective.uses.items():
+        if used:
+            continue
+        unused.append(name)
+        if name in given:
+            others = ", ".join(loss for loss, other in OBJECTIVES.items() if other.uses[name])
+            lines.append(f"{name} {options[name]} has no effect with the loss {config.loss}: it is for {others}")
+    dropped: dict[str, Any] = dict.fromkeys(unused)
+    return replace(config, **dropped), lines
 
 
 def asked_for(config: RunConfig, images: ImageSet | None) -> dict[str, object]:
