@@ -346,7 +346,7 @@ def test_ctrl_c_then_resume(forked: Forks, tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGINT
     assert "--resume" in said.splitlines()[-1]
     assert "Traceback" not in said

@@ -328,7 +328,7 @@ def build(python: str, photos: Path, wait: float) -> subprocess.Popen[str]:
 
 def test_two_processes_may_build_at_once(forked: Forks, photos: Path, cache: Path) -> None:
     builders = [build(forked.python, photos, 0.02) for _ in range(2)]
-    ends = [builder.communicate(timeout=60) for builder in builders]
+    ends = [builder.communicate(timeout=300) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], ends
     expected = int(open_images(photos).decoded(SIDE).read([3])[0].sum())
     assert [int(out.split()[-1]) for out, _ in ends] == [expected] * 2

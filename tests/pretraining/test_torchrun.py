@@ -215,7 +215,7 @@ def test_sigterm_stops_all_ranks_after_the_same_step(tmp_path: Path) -> None:
     try:
         _wait(lambda: (out / "metrics.jsonl").exists() and bool((out / "metrics.jsonl").read_text()))
         job.send_signal(signal.SIGTERM)
-        said = job.communicate(timeout=60)[1]
+        said = job.communicate(timeout=300)[1]
     finally:
         job.kill()
     assert said.count("stopped by SIGTERM after step") == 2
