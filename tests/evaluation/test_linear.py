@@ -91,7 +91,7 @@ def test_the_layer_is_the_optimum_of_the_stated_objective(n: int, features: int,
     x, _ = standardize(h, h)
     along, basis = principal_axes(x)
     layer = solve(along, labels, one_problem(n), strength)
-    weight, bias = basis @ layer.weight[:, 0], layer.bias[0]
+    weight, bias = basis @ layer.weight[0].T, layer.bias[0]
     best_weight, best_bias = independent_optimum(x, labels, strength)
     ours = naive_objective(x, labels, strength, weight, bias)
     best = naive_objective(x, labels, strength, best_weight, best_bias)
@@ -117,7 +117,7 @@ def test_problems_solved_together_are_those_solved_alone() -> None:
     together = solve(x, labels, fold_shares(labels, 0), 0.1)
     for part, (rows, _) in enumerate(folds(labels, 5, 0)):
         alone = solve(x[rows], labels[rows], one_problem(len(rows)), 0.1)
-        np.testing.assert_allclose(together.weight[:, part], alone.weight[:, 0], atol=1e-3)
+        np.testing.assert_allclose(together.weight[part], alone.weight[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("spread", [1.5, 3.0, 30.0])
@@ -134,6 +134,17 @@ def test_lambda_is_the_best_of_all_45_by_brute_force(spread: float) -> None:
         losses.append(loss)
     chosen = linear_evaluation(h, labels, h, seed=7).chosen
     assert chosen == STRENGTHS[np.argmin(losses)]
+
+
+@pytest.mark.parametrize("spread", [1.5, 2.0, 5.0])
+def test_a_loose_walk_chooses_what_a_strict_one_does(spread: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: dict[float, list[float]] = {}
+    for walk in (linear.WALK, (1.0, 0.0)):
+        monkeypatch.setattr(linear, "WALK", walk)
+        for seed in range(4):
+            h, labels = clouds(60, 30, 4, spread, seed)
+            chosen.setdefault(walk[0], []).append(linear_evaluation(h, labels, h[:1], seed).chosen)
+    assert chosen[1.0] == chosen[100.0]
 
 
 def test_the_grid_is_45_values_from_strong_to_weak() -> None:
@@ -203,7 +214,7 @@ def test_the_strongest_lambda_takes_the_step_that_the_gradient_at_0_says(classes
     labels = np.repeat(np.arange(classes), 3)
     x, _ = standardize(clouds_of(labels, 8), clouds_of(labels, 8))
     x, _ = principal_axes(x)
-    weight = solve(x, labels, one_problem(len(x)), 1e5).weight[:, 0]
+    weight = solve(x, labels, one_problem(len(x)), 1e5).weight[0].T
     slope = x.T @ (1 / classes - np.eye(classes)[labels]) / len(x)
     np.testing.assert_allclose(weight, -slope / 1e5, atol=1e-3 * np.abs(slope).max() / 1e5)
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from threadpoolctl import threadpool_limits
 
 from stepclr.evaluation.results import Fit, ranking
-from stepclr.evaluation.solver import TOLERANCE, Layers, losses, solve
+from stepclr.evaluation.solver import TOLERANCE, Layers, losses, slope_at_zero, solve
 from stepclr.evaluation.splits import folds
 
 # Lambda, from strong to weak. Where classes are well apart, the log-loss falls up to the end of any grid. A longer one
@@ -22,8 +21,11 @@ from stepclr.evaluation.splits import folds
 STRENGTHS = np.logspace(5, -6, 45)
 FOLDS = 5
 PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search, once it has fallen at all
-SEVERAL_THREADS = 2**22  # numbers in h from which on BLAS takes all cores
 WIDE = 1.25  # columns for each row from which on it is faster to go over to as many columns as rows first
+# Times the stated tolerance, where the log-loss is 1 or more, and the share above the lowest log-loss up to which a
+# value of lambda still contends. The walk is solved loosely, which moves a log-loss by about 0.1 %; what contends then
+# is solved again, the last time with the stated tolerance.
+WALK, *FINER = (100.0, 0.01), (10.0, 0.001), (1.0, 0.0)
 HOPELESS = 2.0  # times the log-loss of the largest lambda, which is about that of W = 0, ends the search anyway
 # With one label per class there are no folds to choose lambda with, and the score hardly changes with it. Where some
 # classes have more, but fewer rows can be held out than there are classes, these are no guide; and a large lambda would
@@ -42,6 +44,8 @@ SETTINGS: dict[str, str | int | float] = {
     "l2_walk": f"from large to small, each starts where the last three fits point; stops {PATIENCE} values after the "
     f"lowest log-loss, once it has fallen, or at {HOPELESS:g} times that of the largest",
     "l2_at_smallest": "the classes of the split are so well apart that a smaller one always lowers the log-loss",
+    "l2_walk_tolerance": f"up to {WALK[0]:g} times looser; of the values up to {100 * WALK[1]:g} % above the lowest "
+    "log-loss, the best one is found with the tolerance that is stated, or before that if only one is left",
     "l2_at_1_label": STRENGTH_AT_1_LABEL,
     "l2_where_fewer_can_be_held_out_than_there_are_classes": STRENGTH_AT_FEW,
 }
@@ -54,13 +58,11 @@ def linear_evaluation(
 
     Returns the predictions and the chosen lambda. Raises RuntimeError if the solver does not converge.
     """
-    # Most matrices are so narrow that BLAS threads mostly wait.
-    with threadpool_limits(1 if h.size < SEVERAL_THREADS else None, "blas"):
-        x, x_test = standardize(h, h_test)
-        x, basis = principal_axes(x)
-        strength = choose_strength(x, labels, seed)
-        layer = solve(x, labels, np.full((len(x), 1), 1 / len(x)), strength)
-        return Fit(ranking(layer.logits(x_test @ basis)[:, 0]), strength)
+    x, x_test = standardize(h, h_test)
+    x, basis = principal_axes(x)
+    strength = choose_strength(x, labels, seed)
+    layer = solve(x, labels, np.full((len(x), 1), 1 / len(x)), strength)
+    return Fit(ranking(layer.logits(x_test @ basis)[:, 0]), strength)
 
 
 def standardize(
@@ -102,22 +104,45 @@ def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "
 
 
 def choose_strength(x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], seed: int) -> float:
-    """The lambda with the least held-out log-loss, tried from strong to weak, each fit starting at the one before."""
+    """The lambda with the least held-out log-loss; of equal ones, the larger."""
     shares = fold_shares(labels, seed)
     held_out = shares == 0
     if not shares.size:
         return STRENGTH_AT_1_LABEL
     if held_out.sum() < labels.max() + 1:
         return STRENGTH_AT_FEW
-    fits: list[Layers] = []
-    merits: list[float] = []
-    for strength in STRENGTHS:
-        fits = [*fits[-2:], solve(x, labels, shares, strength, extrapolated(fits))]
-        merits.append(float(losses(fits[-1], x, labels)[held_out].mean()))
-        best = int(np.argmin(merits))  # the first of equal ones, so the larger lambda
-        if (best and len(merits) - 1 - best >= PATIENCE) or merits[-1] > HOPELESS * merits[0]:
+    at_zero = slope_at_zero(x, labels, shares)
+    merits: dict[float, float] = {}
+
+    def tried(strength: float, start: Layers | None, looser: float) -> tuple[Layers, float]:
+        # Where classes are told apart well, the log-loss is small, and the difference of two is smaller still.
+        looser = max(1.0, looser * min([1.0, *merits.values()]) ** 2)
+        layers = solve(x, labels, shares, strength, start, looser, at_zero)
+        return layers, float(losses(layers, x, labels)[held_out].mean())
+
+    # From strong to weak, each fit starting where the ones before it point.
+    latest: list[Layers] = []
+    contenders: dict[float, Layers] = {}
+    for strength in map(float, STRENGTHS):
+        layers, merits[strength] = tried(strength, extrapolated(latest), WALK[0])
+        latest = [*latest[-2:], layers]
+        contenders = contending(contenders | {strength: layers}, merits, WALK[1])
+        best = list(merits.values()).index(min(merits.values()))
+        since = len(merits) - 1 - best
+        if (best and since >= PATIENCE) or merits[strength] > HOPELESS * merits[float(STRENGTHS[0])]:
             break
-    return float(STRENGTHS[best])
+    for looser, within in FINER:
+        if len(contenders) > 1:
+            again = {strength: tried(strength, layers, looser) for strength, layers in contenders.items()}
+            merits = {strength: merit for strength, (_, merit) in again.items()}
+            contenders = contending({strength: layers for strength, (layers, _) in again.items()}, merits, within)
+    return float(next(iter(contenders)))  # of equal ones the larger lambda
+
+
+def contending(fits: dict[float, Layers], merits: dict[float, float], within: float) -> dict[float, Layers]:
+    """The fits whose log-loss is above the lowest by at most the share `within`."""
+    limit = (1 + within) * min(merits.values())
+    return {strength: layers for strength, layers in fits.items() if merits[strength] <= limit}
 
 
 def extrapolated(fits: Sequence[Layers]) -> Layers | None:

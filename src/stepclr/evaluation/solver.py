@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from stepclr.device import stop_if_unwanted
+
 # Largest entry of the gradient, in the solver's coordinates: as a share of that at W = 0, which falls with the number
 # of classes and with lambda; and where rounding errors keep the search from that.
 TOLERANCE, ROUNDING = 1e-4, 1e-5
@@ -22,14 +24,14 @@ Array = NDArray[np.float64]
 
 
 class Layers(NamedTuple):
-    """P linear layers x -> x W + b."""
+    """P linear layers x -> W x + b."""
 
-    weight: Float[np.ndarray, "r p c"]
+    weight: Float[np.ndarray, "p c r"]
     bias: Float[np.ndarray, "p c"]
 
     def logits(self, x: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n p c"]:
-        """x W + b of each layer."""
-        product: Array = x @ self.weight.reshape(len(self.weight), self.bias.size)
+        """W x + b of each layer."""
+        product: Array = x @ self.weight.reshape(self.bias.size, x.shape[1]).T
         logits: Array = product.reshape(len(x), *self.bias.shape) + self.bias
         return logits
 
@@ -40,44 +42,63 @@ def solve(
     shares: Float[np.ndarray, "n p"],
     strength: float,
     start: Layers | None = None,
+    looser: float = 1.0,
+    at_zero: Float[np.ndarray, "p c r"] | None = None,
 ) -> Layers:
     """The optimum of each of the P problems at the head of this file, searched from `start` (zero by default).
 
     x should be in the coordinates of its principal axes: in others the search takes longer.
+    looser: times the tolerance. at_zero: `slope_at_zero`, where it is known.
     Raises RuntimeError if the solver does not converge.
     """
-    layout = (x.shape[1], shares.shape[1], int(labels.max()) + 1)
+    # Both products of an evaluation take less time where the weights of each class lie side by side.
+    layout = (shares.shape[1], int(labels.max()) + 1, x.shape[1])
     bias_at = int(np.prod(layout))
     # At W = 0 the Hessian along axis j is mean(x_j^2) / C + lambda. Divided by its root, all directions have about the
     # same curvature, and a weak lambda takes 30 iterations instead of 700.
-    unit = 1 / np.sqrt(np.square(x).mean(0) / layout[2] + strength)[:, None, None]
+    unit = 1 / np.sqrt(np.square(x).mean(0) / layout[1] + strength)
 
     def layers_at(flat: Array) -> Layers:
-        return Layers(unit * flat[:bias_at].reshape(layout), flat[bias_at:].reshape(layout[1:]))
+        return Layers(unit * flat[:bias_at].reshape(layout), flat[bias_at:].reshape(layout[:2]))
 
     def objective(flat: Array) -> tuple[float, Array]:
+        stop_if_unwanted()
         layers = layers_at(flat)
         value = strength / 2 * float(np.square(layers.weight).sum())
-        slope, slope_of_bias = strength * layers.weight, np.zeros(layout[1:])
+        slope, slope_of_bias = strength * layers.weight, np.zeros(layout[:2])
         for rows in blocks(len(x), layers.bias.size):
             share = shares[rows]
             loss, gradient = cross_entropy(layers.logits(x[rows]), labels[rows])
             gradient *= share[:, :, None]
             value += float((share * loss).sum())
-            slope += (x[rows].T @ gradient.reshape(len(gradient), -1)).reshape(layout)
+            slope += (gradient.reshape(len(gradient), -1).T @ x[rows]).reshape(layout)
             slope_of_bias += gradient.sum(0)
         return value, np.concatenate([(unit * slope).ravel(), slope_of_bias.ravel()])
 
-    first = np.zeros(bias_at + layout[1] * layout[2])
-    steepest = np.abs(objective(first)[1][:bias_at]).max(initial=0.0)
+    if at_zero is None:
+        at_zero = slope_at_zero(x, labels, shares)
+    steepest = np.abs(unit * at_zero).max(initial=0.0)
+    first = np.zeros(bias_at + layout[0] * layout[1])
     if start is not None:
         first = np.concatenate([(start.weight / unit).ravel(), start.bias.ravel()])
-    tolerance = min(TOLERANCE * steepest or ROUNDING, ROUNDING)
+    tolerance = looser * min(TOLERANCE * steepest or ROUNDING, ROUNDING)
     options = {"gtol": tolerance, "ftol": 0.0, "maxiter": 10_000, "maxfun": 100_000, "maxls": 50}
     result = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
     if not result.success and not np.abs(result.jac).max() <= ROUNDING:
         raise RuntimeError(f"linear evaluation did not converge at lambda {strength:.1e}: {result.message}")
     return layers_at(result.x)
+
+
+def slope_at_zero(
+    x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], shares: Float[np.ndarray, "n p"]
+) -> Float[np.ndarray, "p c r"]:
+    """The gradient of each mean cross-entropy with respect to W at W = 0, b = 0, which no lambda changes."""
+    classes = int(labels.max()) + 1
+    slope = np.zeros((shares.shape[1], classes, x.shape[1]))
+    for rows in blocks(len(x), shares.shape[1] * classes):
+        gradient = shares[rows, :, None] * (1 / classes - (labels[rows, None, None] == np.arange(classes)))
+        slope += (gradient.reshape(len(gradient), -1).T @ x[rows]).reshape(slope.shape)
+    return slope
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
