@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]  # `map`, `side_by_side`
 _seeding = threading.RLock()  # torch has one generator for all threads
-_group = threading.local()  # of a thread of `side_by_side`: the event that says it is to stop
+_group = threading.local()  # of a thread of `beside`: the event that says it is to stop
 
 
 def default_device() -> torch.device:
@@ -98,11 +98,11 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """Raised where a thread of `side_by_side` notices that its result is not wanted any more."""
+    """Raised where a thread of `beside` notices that its result is not wanted any more."""
 
 
 def stop_if_unwanted() -> None:
-    """To be called now and then by what may run in `side_by_side`."""
+    """To be called now and then by what may run in `beside`."""
     event = getattr(_group, "stop", None)
     if event is not None and event.is_set():
         raise Stopped
@@ -119,16 +119,23 @@ def side_by_side(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterato
     if together < 2:
         yield from map(work, items)
         return
+    # A new thread starts with the number of threads that torch has at that moment.
+    with torch_threads(threads // together), beside(together) as pool:
+        for future in [pool.submit(work, item) for item in items]:
+            yield future.result()
+
+
+@contextmanager
+def beside(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that work beside this one. What is not done at the end stops at its next `stop_if_unwanted`."""
     stop = threading.Event()
 
     def begin() -> None:
         _group.stop = stop
 
-    # A new thread starts with the number of threads that torch has at that moment.
-    with torch_threads(threads // together), ThreadPoolExecutor(together, "stepclr-side", begin) as pool:
+    with ThreadPoolExecutor(count, "stepclr-side", begin) as pool:
         try:
-            for future in [pool.submit(work, item) for item in items]:
-                yield future.result()
+            yield pool
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)

@@ -61,6 +61,23 @@ def test_progress_says_what_is_next_and_how_long_it_all_takes(
     assert capsys.readouterr().err == "the images\nfine-tuning\n1 of 3, about 0:40 left: fine-tuning\n"
 
 
+def test_a_known_time_left_takes_the_place_of_that_by_the_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    counter = Counter()
+    counter.announce("the images")
+    for seconds in (20.0, 40.0):
+        counter.left(100 - seconds)
+        counter(1, 3)
+    seconds = 100.0
+    counter(3, 3)
+    assert capsys.readouterr().err == (
+        "the images\nabout 1:20 left: the images\n1 of 3, about 1:00 left: the images\n3 of 3\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["pretrain", "distill"])
 def test_minutes_count_from_the_start_of_a_command_that_trains(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it did before, and the page that it writes afterwards, are part of them."""

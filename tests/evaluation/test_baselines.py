@@ -163,7 +163,9 @@ def test_random_is_one_prepared_initialisation_a_draw_for_all_budgets(
     monkeypatch.setattr(methods, "linear_evaluation", spy)
     random = methods.METHODS["random"](task)
     for split in task.images.splits:
-        random.predict(split)
+        fit = random.predict(split)
+        assert callable(fit)
+        fit()
     for (h, h_test), split in zip(seen, task.images.splits, strict=True):
         made = baselines.random_encoder(encoder, mix_seed(5, split.number))
         baselines.set_batchnorm_statistics(made, task.images.train)

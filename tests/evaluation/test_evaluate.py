@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from small import checksum, run_config, untrained_run
 
 import stepclr
+from stepclr.data import decode
 from stepclr.data.copies import Fingerprints, fingerprints
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
@@ -22,6 +24,7 @@ from stepclr.evaluation import api, methods, overlap, prepare
 from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.results import Fit, Scores
 from stepclr.evaluation.splits import label_splits
+from stepclr.evaluation.work import DECODED, Work, expected_sizes
 from stepclr.metrics import weighted_knn
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -247,13 +250,51 @@ def test_what_is_done_is_announced_in_words(run: Path, train: ImageSet, test: Im
     )  # fmt: skip
     first = "the images and their representations"
     expected = [first, f"{first}, 30 of 30", f"{first}, 24 of 24"]
-    for name in ("scratch", "simclr"):
+    for name in ("simclr", "scratch"):  # first what has its features already
         expected.append(f"{name}: features")
         if name == "scratch":
             expected.append("scratch: the choice of a rate")
         draws = [f"{name}, 2 labels per class, draw {number} of 2" for number in (1, 2)]
         expected += [draws[0], f"{name}, all labels", draws[1]]
-    assert said == expected
+    assert said == [*expected, "the rest of the linear evaluations"]
+
+
+def test_each_file_is_decoded_once_however_many_encoders_see_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, images, labels in (("train", *striped(12, seed=1)), ("test", *striped(6, seed=2))):
+        for number, label in enumerate(labels):
+            folder = tmp_path / name / CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[number]).save(folder / f"{number}.png")
+    files: list[str] = []
+
+    def decoded(file: Any, *given: Any) -> Any:
+        files.append(file.name)
+        return decode.decoded(file, *given)
+
+    monkeypatch.setattr("stepclr.data.stores.decoded", decoded)
+    seconds: list[float] = []
+    stepclr.evaluate(run, tmp_path / "train", tmp_path / "test", (2, "all"), draws=3, left=seconds.append)
+    assert len(files) == len(set(files)) == 18
+    assert min(seconds) >= 0
+    assert seconds[-1] < 0.01  # nothing is left at the end
+
+
+def test_the_time_left_is_right_where_work_takes_as_long_as_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the images decoded; then all of them represented, and the baselines."""
+    now, said = 100.0, [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    work = Work(said.append, classes=3, features=8, pixels=12, scratch_steps=10, began=now)
+    sizes = {name: expected_sizes((2, "all"), 2, 90, 3) for name in ("pixels", "random", "simclr", "knn")}
+    assert sizes["knn"] == [(0, 6), (0, 90), (1, 6)]
+    work.expect(sizes, 90, 10, opened=100)
+    whole = work.total
+    count = work.images(DECODED)
+    for done in (30, 90):
+        now = 100 + DECODED * done
+        count(done, 90)
+        assert said[-1] == pytest.approx(whole - DECODED * done)
 
 
 def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:

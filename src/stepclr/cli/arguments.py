@@ -202,8 +202,9 @@ SILENT, EVERY = 3, 15  # seconds: what takes no longer prints nothing; from one 
 
 
 class Counter:
-    """Progress on standard error, what is done next and the time left if all that is counted takes equally long: one
-    changing line on a terminal, else what comes first, and then a line every 15 seconds.
+    """Progress on standard error, what is done next and the time left, which is as if all that is counted took equally
+    long where nobody knows better: one changing line on a terminal, else what comes first, and then a line every 15
+    seconds.
 
     Args:
         unit: of what is counted, such as images.
@@ -213,35 +214,49 @@ class Counter:
         self.unit = unit and f" {unit}"
         self.began = time.monotonic()
         self.printed = self.began + SILENT - EVERY
-        self.counted = self.next = ""
+        self.counted = self.time = self.next = ""
+        self.estimated = False
 
     def __call__(self, done: int, total: int) -> None:
-        left = (time.monotonic() - self.began) / max(done, 1) * (total - done)
+        last = done == total
         self.counted = f"{done:,} of {total:,}{self.unit}"
-        if done < total:
-            self.counted += f", about {int(left) // 60}:{int(left) % 60:02d} left"
-        self._print(last=done == total)
-        if done == total:  # what is counted next begins now
-            self.began = time.monotonic()
+        if not self.estimated:
+            self.time = _left((time.monotonic() - self.began) / max(done, 1) * (total - done))
+        if last:
+            self.time = ""
+        self._print(last=last)
+        if last:  # what is counted next begins now
+            self.began, self.estimated = time.monotonic(), False
+
+    def left(self, seconds: float) -> None:
+        """Show an estimate of the time that is left, which is better than that by the count."""
+        self.time, self.estimated = _left(seconds), True
+        self._print()
 
     def announce(self, words: str) -> None:
         """Say in words what is done next; before the first count, this is what is counted first."""
         if not self.counted:
             self.began = time.monotonic()
-        first = not (self.counted or self.next)
+        first = not (self.counted or self.time or self.next)
         self.next = one_line(words)
         self._print(first=first)
 
     def _print(self, last: bool = False, first: bool = False) -> None:
         if not first_rank():
             return
-        line = self.counted if last else ": ".join(filter(None, [self.counted, self.next]))
+        line = ", ".join(filter(None, [self.counted, self.time]))
+        if not last:
+            line = ": ".join(filter(None, [line, self.next]))
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width].ljust(width)}", end="\n" if last else "", file=sys.stderr, flush=True)
         elif first or time.monotonic() - self.printed > EVERY:
             self.printed = time.monotonic()
             print(line, file=sys.stderr, flush=True)
+
+
+def _left(seconds: float) -> str:
+    return f"about {int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
 def first_line(command: Callable[..., Any]) -> str:

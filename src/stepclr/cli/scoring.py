@@ -84,7 +84,7 @@ def evaluate(
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)
     options["baselines"] = "" if baselines == "none" else baselines
     counter = Counter()
-    scores = stepclr.evaluate(**options, progress=counter, announce=counter.announce)
+    scores = stepclr.evaluate(**options, progress=counter, announce=counter.announce, left=counter.left)
     say_unread(options["train"], options["test"])
     for part in score_summary(scores):
         say(part)

@@ -5,30 +5,32 @@ All predictions are made first; then the labels of the test images are read, onc
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import count
+from concurrent.futures import Future, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
-from stepclr.data.images import ImageSet
 from stepclr.data.reading import channels_words, readable_as
 from stepclr.data.sources import Source, open_train_test
-from stepclr.device import default_device
+from stepclr.device import beside, default_device
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_number, check_used, choose
 from stepclr.evaluation import linear
-from stepclr.evaluation.baselines import START, start_encoder, started_from
+from stepclr.evaluation.baselines import START, pixels, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
-from stepclr.evaluation.methods import METHODS, Method, Task, method
+from stepclr.evaluation.methods import METHODS, Method, Task, fits, gathered, method
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
-from stepclr.evaluation.results import EVALUATION, MAX_CLASSES, Fit, Scores, confusion, score
+from stepclr.evaluation.results import EVALUATION, Fit, Predictions, Scores, first_confusion, score
 from stepclr.evaluation.seeds import OF_THE_RUN, other_seeds, over_seeds
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, labels_words, parse_labels_per_class
+from stepclr.evaluation.work import DECODED, Work, expected_sizes
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
@@ -39,8 +41,8 @@ from stepclr.threads import Announce, Progress, silent
 PROBES = {"linear": "simclr", "sgd": "sgd", "knn": "knn"}  # and the method that each adds to the table
 SCRATCH_STEPS = 1000
 BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
+READY = ("simclr", "knn")  # methods whose features there are from the start
 Json = dict[str, Any]
-Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class _Settings:
     knn_temperature: float
     progress: Progress
     announce: Announce
+    left: Callable[[float], object]
     module: nn.Module | None
 
 
@@ -76,6 +79,7 @@ def evaluate(
     seeds: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
     announce: Announce | None = None,
+    left: Callable[[float], object] | None = None,
     module: nn.Module | None = None,
 ) -> Scores:
     """Scores of a run's frozen encoder with few labels, compared with baselines (SimCLR section 4, App. B).
@@ -108,6 +112,7 @@ def evaluate(
         progress: called with (done, total) after each split of each method, of each run anew.
         announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5"; of small
             networks that are trained side by side, by their threads.
+        left: called with about how many seconds are left, often.
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores: a `Score` for each method and number of labels, with top-1, balanced accuracy, macro F1, the
@@ -138,19 +143,25 @@ def evaluate(
     train, test = open_train_test(train, test, holds_out=holdout is None)
     if test is None and holdout is None:
         raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
-    settings = _Settings(
-        per_class, draws, seed, scratch_steps, knn_k, knn_temperature, progress or silent, announce or silent, module
-    )
+    said = progress or silent, announce or silent, left or silent
+    settings = _Settings(per_class, draws, seed, scratch_steps, knn_k, knn_temperature, *said, module)
     world = join()
     folder = Run(Path(run))
     prepared: list[PreparedImages] = []
 
-    def images_of(encoder: Encoder) -> PreparedImages:
+    def images_of(encoder: Encoder, names: list[str]) -> tuple[PreparedImages, Work]:
+        of_pixels = pixels(encoder).num_features
+        work = Work(settings.left, len(train.classes), encoder.num_features, of_pixels, scratch_steps)
+        representing = work.images(1.0, measured=True)
         # Runs that differ in their seed see the same images: only the first opens and compares them.
         if prepared:
-            return represented_by(encoder, prepared[0], world)
-        prepared.append(prepare(encoder, train, test, per_class, draws, seed, holdout, world, settings.announce))
-        return prepared[0]
+            return represented_by(encoder, prepared[0], world, representing), work
+        n, m = len(train), 0 if test is None else len(test)
+        sizes = expected_sizes(per_class, draws, n, len(train.classes))
+        work.expect(dict.fromkeys(names, sizes), n, m, opened=n + m)
+        given = encoder, train, test, per_class, draws, seed, holdout, world, settings.announce
+        prepared.append(prepare(*given, work.images(DECODED), representing))
+        return prepared[0], work
 
     def scores_of(each: Run, names: list[str]) -> Scores:
         return _evaluate(each, images_of, names, settings, world)
@@ -167,7 +178,7 @@ def evaluate(
 
 def _evaluate(
     run: Run,
-    images_of: Callable[[Encoder], PreparedImages],
+    images_of: Callable[[Encoder, list[str]], tuple[PreparedImages, Work]],
     names: list[str],
     settings: _Settings,
     world: World,
@@ -178,7 +189,7 @@ def _evaluate(
     weights = started_from(run, encoder)
     names, others = _other_encoders(names, run, encoder, weights)
     settings.announce("the images and their representations")
-    images = images_of(encoder)
+    images, work = images_of(encoder, names)
     knn = settings.knn_k, settings.knn_temperature
     min_area, bf16, flip = training_defaults(run)
     task = Task(encoder, others, images, settings.seed, settings.scratch_steps, *knn, min_area, bf16, flip)
@@ -188,7 +199,9 @@ def _evaluate(
     if "knn" in splits:
         with_all = list(dict.fromkeys([*settings.per_class, "all"]))
         splits["knn"] = label_splits(images.train.labels, images.classes, with_all, settings.draws, settings.seed)
-    predictions, methods = _predict(task, splits, settings, world)
+    sizes = {name: [(split.number, len(split.indices)) for split in of_method] for name, of_method in splits.items()}
+    work.expect(sizes, len(images.train), len(images.test))
+    predictions, methods = _predict(task, splits, settings, world, work)
     after = state_checksum(encoder.state_dict())
     if after != before:
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated; its scores are not valid")
@@ -209,8 +222,8 @@ def _evaluate(
             **images.protocol,
             "linear_evaluation": linear.SETTINGS,
             "methods": methods,
-            "confusion": _confusion(
-                predictions, labels, [os.fspath(run), *OF_THE_RUN], truth, images.classes, images.test
+            "confusion": first_confusion(
+                predictions, labels, [os.fspath(run), *OF_THE_RUN], truth, images.classes, images.test.names
             ),
         },
     )
@@ -268,81 +281,76 @@ def _other_encoders(
 
 
 def _predict(
-    task: Task, splits: dict[str, list[Split]], settings: _Settings, world: World
+    task: Task, splits: dict[str, list[Split]], settings: _Settings, world: World, work: Work
 ) -> tuple[Predictions, dict[str, Json]]:
-    """Every method's fits, by (method, labels per class), and its settings with what it chose."""
-    done, total = count(world.size, world.size), sum(map(len, splits.values()))
+    """Every method's fits, by (method, labels per class), and its settings with what it chose.
+
+    Linear evaluations run beside the features of what comes next.
+    """
+    total = sum(map(len, splits.values()))
+    reported: set[tuple[str, int]] = set()
+    since: dict[tuple[str, int], float] = {}
+    begun: dict[str, dict[int, Future[Fit]]] = {name: {} for name in splits}
+    methods: dict[str, Method] = {}
+
+    def report() -> None:
+        work.under_way = 0.0
+        for name, futures in begun.items():
+            for number, future in futures.items():
+                labels = len(splits[name][number].indices)
+                if not future.done():
+                    work.under_way += work.part_of_split(name, labels, time.monotonic() - since[name, number])
+                elif (name, number) not in reported:
+                    future.result()  # raises what the fit raised
+                    reported.add((name, number))
+                    work.add(world.size * work.of_split(name, labels))
+                    settings.progress(min(total, len(reported) * world.size), total)
+
+    def counted(each: float) -> Progress:
+        count = work.images(each)
+
+        def represented(done: int, of: int) -> None:
+            count(done, of)
+            report()
+
+        return represented
+
+    task = replace(task, counted=counted)
+    # A fit keeps one core busy: most matrices are so narrow that more threads of BLAS would mostly wait.
+    with threadpool_limits(1, "blas"), beside(torch.get_num_threads()) as pool:
+        # What has its features already comes first: it is fitted while others compute theirs.
+        for name in sorted(splits, key=lambda name: name not in READY):
+            settings.announce(f"{name}: features")
+            methods[name] = method(name, task)
+            say = partial(_say_split, name, settings)
+            report()
+            for number, fit in fits(methods[name], splits[name], say, world):
+                since[name, number] = time.monotonic()
+                begun[name][number] = pool.submit(fit if callable(fit) else partial(_same, fit))
+                report()
+        settings.announce("the rest of the linear evaluations")
+        for _ in as_completed([future for futures in begun.values() for future in futures.values()]):
+            report()
+
     predictions: Predictions = {}
     protocol: dict[str, Json] = {}
-
     for name, of_method in splits.items():
-        settings.announce(f"{name}: features")
-        of_name = method(name, task)
-
-        def predict(split: Split, name: str = name, of_name: Method = of_name) -> Fit:
-            draw = "" if split.labels_per_class == "all" else f", draw {split.number + 1} of {settings.draws}"
-            settings.announce(f"{name}, {labels_words(split.labels_per_class)}{draw}")
-            return of_name.predict(split)
-
-        def predicted() -> None:
-            settings.progress(min(total, next(done)), total)
-
-        if of_name.decide:
-            settings.announce(f"{name}: the choice of a {of_name.chooses}")
         chosen: dict[str, list[float]] = {}
-        for split, fit in zip(of_method, _fits(predict, of_name, of_method, world, predicted), strict=True):
+        for split, fit in zip(of_method, gathered(begun[name], world), strict=True):
             predictions.setdefault((name, split.labels_per_class), []).append(fit)
             chosen.setdefault(str(split.labels_per_class), []).append(fit.chosen)
-        protocol[name] = {**of_name.settings, of_name.chooses: chosen}
+        protocol[name] = {**methods[name].settings, methods[name].chooses: chosen}
     return predictions, protocol
 
 
-def _fits(
-    predict: Callable[[Split], Fit],
-    method: Method,
-    splits: list[Split],
-    world: World,
-    predicted: Callable[[], None],
-) -> list[Fit]:
-    """A method's fits on all splits, `predicted` being called after each.
-
-    Each rank computes its share of them and receives the others.
-    """
-    per_class = list(dict.fromkeys(split.labels_per_class for split in splits))
-    own = {}
-    for number, split in enumerate(splits):
-        # Splits that share a choice stay on one rank.
-        turn = per_class.index(split.labels_per_class) if method.decide else number
-        if turn % world.size == world.rank:
-            own[number] = split
-    if method.decide:
-        method.decide([*own.values()])
-    computed = {}
-    for number, fit in zip(own, method.each(predict, [*own.values()]), strict=True):
-        computed[number] = [fit.ranked.tolist(), fit.chosen]
-        predicted()
-    gathered = {int(number): fit for fits in world.objects(computed) for number, fit in fits.items()}
-    return [Fit(np.array(ranked), chosen) for _, (ranked, chosen) in sorted(gathered.items())]
+def _same(fit: Fit) -> Fit:
+    return fit
 
 
-def _confusion(
-    predictions: Predictions,
-    labels: dict[LabelsPerClass, int],
-    own: Sequence[str],
-    truth: NDArray[np.int64],
-    classes: list[str],
-    test: ImageSet,
-) -> Json | None:
-    """Which classes the first of the `own` methods that is scored confuses, with the most `labels` that it had.
-
-    None where only baselines are scored, or there are too many classes for a readable matrix.
-    """
-    if len(classes) > MAX_CLASSES:
-        return None
-    for name in own:
-        budgets = [per_class for method, per_class in predictions if method == name]
-        if budgets:
-            per_class = max(budgets, key=labels.__getitem__)
-            fits = predictions[name, per_class]
-            return confusion(name, per_class, [fit.predicted for fit in fits], truth, classes, test.names)
-    return None
+def _say_split(name: str, settings: _Settings, what: Split | str) -> None:
+    """Announce the split that is predicted next, or what is done before."""
+    if isinstance(what, str):
+        settings.announce(f"{name}: {what}")
+        return
+    draw = "" if what.labels_per_class == "all" else f", draw {what.number + 1} of {settings.draws}"
+    settings.announce(f"{name}, {labels_words(what.labels_per_class)}{draw}")

@@ -1,6 +1,7 @@
 """The methods of the table: each predicts the classes of the test images from one label split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
+from stepclr.data.images import ImageSet
 from stepclr.data.reading import Reading
 from stepclr.device import Each, side_by_side
+from stepclr.distributed import World
 from stepclr.evaluation import baselines
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.finetune import MIN_STEPS, FinetuneSettings, finetuned
@@ -19,6 +23,7 @@ from stepclr.evaluation.linear import linear_evaluation
 from stepclr.evaluation.prepare import PreparedImages, all_logits, features, unreduced
 from stepclr.evaluation.results import Fit, ranking
 from stepclr.evaluation.splits import Split, mix_seed
+from stepclr.evaluation.work import PIXELS
 from stepclr.metrics import knn_votes
 from stepclr.model.build import OWN_MODULE
 from stepclr.model.encoder import SMALL, Encoder
@@ -28,9 +33,15 @@ from stepclr.model.timm_weights import timm_name
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
 from stepclr.pretraining.optim import MOMENTUM, scaled_lr
+from stepclr.threads import Progress, silent
 
 SGD_EPOCHS, SGD_BATCH, SGD_RATE = 90, 256, 0.1  # SimCLR App. B.6; the rate is that at batch 256
+LARGE, FEW_CORES = 2**22, 2  # numbers in h; cores
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
+
+
+def _uncounted(_: float) -> Progress:
+    return silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,17 +61,20 @@ class Task:
     min_area: float
     bf16: bool
     flip: float
+    counted: Callable[[float], Progress] = _uncounted
+    """What counts images that are represented, each as so many as the run's encoder would represent."""
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
     """`predict` fits on a label split and predicts; `chooses` names what it decides from that split alone.
 
+    It may return a function that does so instead, which may run in another thread, beside the next `predict`.
     `decide`, where there is one, is called with all splits before the first is predicted: there, the first split with a
     number of labels decides for the others. `each` is the way to go through the splits.
     """
 
-    predict: Callable[[Split], Fit]
+    predict: Callable[[Split], Fit | Callable[[], Fit]]
     chooses: str
     settings: dict[str, Any]
     decide: Callable[[Sequence[Split]], object] | None = None
@@ -68,7 +82,7 @@ class Method:
 
 
 def _pixels(task: Task) -> Method:
-    h = _features(task, baselines.pixels(task.encoder))
+    h = _features(task, baselines.pixels(task.encoder), task.images.train, task.images.test, PIXELS)
     return _linear(task, lambda _: h, baselines.PIXELS)
 
 
@@ -80,11 +94,12 @@ def _random(task: Task) -> Method:
     def features_of(number: int) -> Features:
         encoder = baselines.random_encoder(task.encoder, mix_seed(task.seed, number))
         baselines.set_batchnorm_statistics(encoder, train)
+        task.counted(1.0)(baselines.STATISTICS_IMAGES, baselines.STATISTICS_IMAGES)
         # Most of train is in no other split than that of all labels, so that h of it would not be used.
         used = np.unique(np.concatenate([split.indices for split in task.images.splits if split.number == number]))
         h = np.full((len(train), encoder.num_features), np.nan, np.float32)
-        h[used] = features(encoder, train.take(used))
-        return h, features(encoder, task.images.test)
+        h[used], h_test = _features(task, encoder, train.take(used), task.images.test)
+        return h, h_test
 
     return _linear(task, features_of, baselines.RANDOM)
 
@@ -108,7 +123,7 @@ def _other(name: str, task: Task) -> Method:
         images = task.images
         train, test = map(unreduced, (images.train, images.test), images.opened)
         train, test = (some.read_as(Reading(channels=encoder.channels)) for some in (train, test))
-        h = features(encoder, resized(train, encoder)), features(encoder, resized(test, encoder))
+        h = _features(task, encoder, resized(train, encoder), resized(test, encoder))
     what = "the encoder as training began" if name == START else name
     if timm_name(name) is not None:
         what = encoder.weights  # with its tag
@@ -186,9 +201,14 @@ def _linear(task: Task, features_of: Callable[[int], Features], description: str
     """Linear evaluation of the features that `features_of` gives for the splits with a number."""
     labels = task.images.train.labels
 
-    def predict(split: Split) -> Fit:
+    def predict(split: Split) -> Fit | Callable[[], Fit]:
         h, h_test = features_of(split.number)
-        return linear_evaluation(h[split.indices], labels[split.indices], h_test, split.seed)
+        fit = partial(linear_evaluation, h[split.indices], labels[split.indices], h_test, split.seed)
+        # A thread for each fit keeps few cores busy; of many cores, a large fit should have all.
+        if len(split.indices) * h.shape[1] < LARGE or torch.get_num_threads() <= FEW_CORES:
+            return fit
+        with threadpool_limits(torch.get_num_threads(), "blas"):
+            return fit()
 
     return Method(predict, "l2", {"linear evaluation of": description})
 
@@ -204,8 +224,9 @@ def _each(task: Task) -> Each:
     return side_by_side if small and store.decoded and not encoder.name.startswith(OWN_MODULE) else map
 
 
-def _features(task: Task, encoder: Encoder) -> Features:
-    return features(encoder, task.images.train), features(encoder, task.images.test)
+def _features(task: Task, encoder: Encoder, train: ImageSet, test: ImageSet, each: float = 1.0) -> Features:
+    """h of both; each image counts as so many."""
+    return features(encoder, train, task.counted(each)), features(encoder, test, task.counted(each))
 
 
 METHODS: dict[str, Callable[[Task], Method]] = {  # in the order of the table
@@ -223,3 +244,37 @@ METHODS: dict[str, Callable[[Task], Method]] = {  # in the order of the table
 def method(name: str, task: Task) -> Method:
     """The method of that name, or linear evaluation of the other encoder of that name."""
     return METHODS[name](task) if name in METHODS else _other(name, task)
+
+
+def fits(
+    method: Method, splits: list[Split], say: Callable[[Split | str], object], world: World
+) -> Iterator[tuple[int, Fit | Callable[[], Fit]]]:
+    """A method's fits on this rank's share of the splits, or what makes them, by their place in `splits`.
+
+    say: called with each split before it is predicted, and with what is decided before, in words.
+    """
+    per_class = list(dict.fromkeys(split.labels_per_class for split in splits))
+    own = {}
+    for number, split in enumerate(splits):
+        # Splits that share a choice stay on one rank.
+        turn = per_class.index(split.labels_per_class) if method.decide else number
+        if turn % world.size == world.rank:
+            own[number] = split
+
+    def predict(split: Split) -> Fit | Callable[[], Fit]:
+        say(split)
+        return method.predict(split)
+
+    if method.decide:
+        say(f"the choice of a {method.chooses}")
+        method.decide([*own.values()])
+    yield from zip(own, method.each(predict, [*own.values()]), strict=True)
+
+
+def gathered(own: Mapping[int, Future[Fit]], world: World) -> list[Fit]:
+    """The fits of all ranks, in the order of the splits."""
+    computed = {}
+    for number, future in own.items():
+        computed[number] = [future.result().ranked.tolist(), future.result().chosen]
+    every = {int(number): fit for of_rank in world.objects(computed) for number, fit in of_rank.items()}
+    return [Fit(np.array(ranked), chosen) for _, (ranked, chosen) in sorted(every.items())]

@@ -59,11 +59,13 @@ def prepare(
     holdout: float | None = None,
     world: World = ALONE,
     announce: Announce = silent,
+    decoding: Progress = silent,
+    representing: Progress = silent,
 ) -> PreparedImages:
     """Open, choose the classes, decode and represent the images, and draw the label splits.
 
-    holdout: the share of train that becomes test, where there is no test.
-    announce: called with how many images are done, in words.
+    holdout: the share of train that becomes test, where there is no test. announce: called with how many images are
+    done, in words; decoding, representing: with (images done, images in all) of train, and then of test.
     Raises StepclrError for a class that test has and train lacks, a class with too few labels, a test set that is all
     in train, and a holdout that leaves a class without an image on one side.
     """
@@ -77,13 +79,18 @@ def prepare(
         labels = labels[~held_out(labels, classes, holdout, seed)]
     label_splits(labels, classes, labels_per_class, 1, seed)
 
-    def progress(done: int, total: int) -> None:
-        announce(f"the images and their representations, {done:,} of {total:,}")
+    def said(count: Progress) -> Progress:
+        def progress(done: int, total: int) -> None:
+            count(done, total)
+            announce(f"the images and their representations, {done:,} of {total:,}")
 
-    train, h, train_counts = _readable(encoder, train, classes, world, progress)
+        return progress
+
+    decoding, representing = said(decoding), said(representing)
+    train, h, train_counts = _readable(encoder, train, classes, world, decoding, representing)
     test_counts, shared, clean, drawn = None, None, np.ones(0, bool), None
     if test is not None:
-        test, h_test, test_counts = _readable(encoder, test, classes, world, progress)
+        test, h_test, test_counts = _readable(encoder, test, classes, world, decoding, representing)
         shared, clean = find_overlap(train, test, world)
     elif holdout is not None:
         versions, near = version_groups(train, world)
@@ -151,14 +158,19 @@ def _present(images: ImageSet) -> list[str]:
 
 
 def _readable(
-    encoder: Encoder, images: ImageSet, classes: list[str], world: World, progress: Progress
+    encoder: Encoder,
+    images: ImageSet,
+    classes: list[str],
+    world: World,
+    decoding: Progress,
+    representing: Progress,
 ) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
     """The readable images of these classes (labels in their order), their h, and how many were left out."""
     labeled = images.keep(images.classes)
     of_classes = of_these_classes(labeled, classes)
     with world.in_turn():
-        decoded = of_classes.decoded(source_side(encoder.size), progress=progress)
-    h, kept = represent(encoder, decoded, world=world, progress=progress)
+        decoded = of_classes.decoded(source_side(encoder.size), progress=decoding)
+    h, kept = represent(encoder, decoded, world=world, progress=representing)
     counts = {
         "source": as_words(sources_of(images)),
         "images": len(kept),
@@ -173,9 +185,12 @@ def _readable(
     return decoded.take(kept), h.numpy(), counts
 
 
-def represented_by(encoder: Encoder, images: PreparedImages, world: World = ALONE) -> PreparedImages:
+def represented_by(
+    encoder: Encoder, images: PreparedImages, world: World = ALONE, progress: Progress | None = None
+) -> PreparedImages:
     """The same images with h of another encoder, which takes images as the first one does."""
-    h, h_test = (_of_all(some, *represent(encoder, some, world=world)).numpy() for some in (images.train, images.test))
+    sets = images.train, images.test
+    h, h_test = (_of_all(some, *represent(encoder, some, world=world, progress=progress)).numpy() for some in sets)
     return replace(images, h=h, h_test=h_test)
 
 
@@ -196,9 +211,9 @@ def training_defaults(run: Run) -> tuple[float, bool, float]:
     return config.min_area, config.precision == "bf16", read_policy(config.policy).flip
 
 
-def features(encoder: Encoder, images: ImageSet) -> Float32[np.ndarray, "n f"]:
+def features(encoder: Encoder, images: ImageSet, progress: Progress | None = None) -> Float32[np.ndarray, "n f"]:
     """h of every image, float32. Raises StepclrError if one can no longer be read."""
-    return _of_all(images, *represent(encoder, images)).numpy()
+    return _of_all(images, *represent(encoder, images, progress=progress)).numpy()
 
 
 def all_logits(classifier: Classifier, images: ImageSet) -> Float[Tensor, "n c"]:

@@ -1,6 +1,6 @@
 """What evaluation reports: a score for each method and number of labels, and which classes are confused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ class Fit(NamedTuple):
     def predicted(self) -> Int[np.ndarray, " m"]:
         """The most likely class of each test image."""
         return self.ranked[:, 0]
+
+
+Predictions = dict[tuple[str, LabelsPerClass], list[Fit]]  # of each method with each number of labels
 
 
 def ranking(scores: Float[np.ndarray, "m c"]) -> Int[np.ndarray, "m k"]:
@@ -205,6 +208,29 @@ def _counts(predicted: Int[np.ndarray, " m"], truth: Int[np.ndarray, " m"]) -> I
     classes = int(max(truth.max(), predicted.max())) + 1
     counted = [np.bincount(labels, minlength=classes) for labels in (truth, predicted, truth[truth == predicted])]
     return np.stack(counted)
+
+
+def first_confusion(
+    predictions: Predictions,
+    labels: Mapping[LabelsPerClass, int],
+    own: Sequence[str],
+    truth: Int[np.ndarray, " m"],
+    classes: Sequence[str],
+    names: Sequence[str],
+) -> dict[str, Any] | None:
+    """Which classes the first of the `own` methods that is scored confuses, with the most `labels` that it had.
+
+    None where only baselines are scored, or there are too many classes for a readable matrix.
+    """
+    if len(classes) > MAX_CLASSES:
+        return None
+    for name in own:
+        budgets = [per_class for method, per_class in predictions if method == name]
+        if budgets:
+            per_class = max(budgets, key=labels.__getitem__)
+            fits = predictions[name, per_class]
+            return confusion(name, per_class, [fit.predicted for fit in fits], truth, classes, names)
+    return None
 
 
 def confusion(

@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
             taken = f"uint8 images [n, {self.channels}, H, W]"
             raise StepclrError(f"preprocess takes {taken}, not {images.dtype} {list(images.shape)}")
-        x = images.to(self.mean.device).float() / 255
+        x = images.to(self.mean.device).float().div_(255)
         side = self.side
         if x.shape[-2:] != (self.size, self.size) or side != self.size:
             short = min(x.shape[-2:])

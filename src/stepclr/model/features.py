@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stepclr.data.decode import source_side
-from stepclr.data.images import ImageSet
+from stepclr.data.images import ImageBatch, ImageSet
+from stepclr.device import Each, side_by_side
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError
+from stepclr.model.build import OWN_MODULE
 from stepclr.model.cpu_conv import cpu_convolutions, use_cpu_convolutions
 from stepclr.model.encoder import SMALL, Encoder
 from stepclr.threads import Progress, read_ahead
@@ -66,13 +68,23 @@ def represent(
     kept: list[NDArray[np.int64]] = []
     try:
         with torch.inference_mode():
-            features = _in_float32(encoder) if dtype == torch.float32 else _in_bfloat16(encoder)
+            features = encoder if dtype == torch.float32 else _in_bfloat16(encoder)
+            # On the CPU, chunks of a few large images side by side: a thread for each keeps all cores busy, and no
+            # thread waits for another.
+            apart = dtype == torch.float32 and encoder.size > SMALL and encoder.mean.device.type == "cpu"
+            chunk = CHUNK if apart else batch_size
+            each: Each = map if encoder.name.startswith(OWN_MODULE) else side_by_side
+
+            def represented(images: ImageBatch) -> Tensor:
+                with torch.inference_mode():  # each thread has its own
+                    x = encoder.preprocess(images).contiguous(memory_format=torch.channels_last)
+                    return features(x).float().cpu()
+
             batches = [np.arange(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
             # Each rank takes every `world.size`-th batch.
             for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
                 if len(readable):
-                    x = encoder.preprocess(pixels).contiguous(memory_format=torch.channels_last)
-                    parts.append(features(x).float().cpu())
+                    parts += each(represented, [pixels[i : i + chunk] for i in range(0, len(pixels), chunk)])
                     kept.append(np.asarray(readable))
                 if progress:
                     progress(int(batch[-1]) + 1, n)
@@ -112,13 +124,6 @@ def fill_unreadable(
     filled = np.full((len(images), rows.shape[1]), np.nan, np.float32)
     filled[kept] = rows
     return filled
-
-
-def _in_float32(encoder: Encoder) -> Callable[[Tensor], Tensor]:
-    """f(.) of an encoder in eval mode, on the CPU of a few images at a time where these are large."""
-    if encoder.size <= SMALL or encoder.mean.device.type != "cpu":
-        return encoder
-    return _in_chunks(encoder)
 
 
 def _in_chunks(of_few: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
