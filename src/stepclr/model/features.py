@@ -84,7 +84,10 @@ def represent(
             # Each rank takes every `world.size`-th batch.
             for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
                 if len(readable):
-                    parts += each(represented, [pixels[i : i + chunk] for i in range(0, len(pixels), chunk)])
+                    chunks = [pixels]
+                    if len(pixels) > chunk:
+                        chunks = [pixels[i : i + chunk] for i in range(0, len(pixels), chunk)]
+                    parts += each(represented, chunks)
                     kept.append(np.asarray(readable))
                 if progress:
                     progress(int(batch[-1]) + 1, n)
