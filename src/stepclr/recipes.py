@@ -54,7 +54,7 @@ CIFAR10 = PretrainConfig(
     temperature=0.1,
     min_area=0.2,
 )
-IMAGENETTE = replace(CIFAR10, stem="imagenet", epochs=100)
+IMAGENETTE = replace(CIFAR10, stem="imagenet", temperature=0.2, epochs=100)
 
 # SupContrast's README and flags (github.com/HobbitLong/SupContrast): batch 1024, rate 0.5 (0.125 at batch 256), decay
 # 1e-4, a loss times tau/0.07, crops from 0.2, a head without BatchNorm. It differs from this in plain momentum (here
