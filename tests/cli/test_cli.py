@@ -255,8 +255,9 @@ def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: p
         "waiting",
     ):
         assert word in shown.err
-    snippet = shown.out[shown.out.index("import stepclr") :]
-    assert len(snippet.strip().splitlines()) == 3
+    snippet, after = shown.out[shown.out.index("import stepclr") :].split("\n\n", 1)
+    assert len(snippet.splitlines()) == 3
+    assert "    stepclr label " in after  # the next command
     scope: dict[str, Any] = {"image": Image.new("L", (40, 30))}
     exec(snippet, scope)
     assert scope["h"].shape == (1, 96)

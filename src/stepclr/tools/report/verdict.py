@@ -56,7 +56,7 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
     else:
         told |= _unscored(context, sections["classifier"])
         if scores:
-            told["cautions"].append(EARLIER)
+            told["cautions"].insert(0, EARLIER)
     facts = [*told.pop("facts", []), *_facts(context, training)]
     return told | {
         "facts": facts,
