@@ -5,9 +5,7 @@ All predictions are made first; then the labels of the test images are read, onc
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,9 +23,10 @@ from stepclr.errors import StepclrError, check_number, check_used, choose
 from stepclr.evaluation import linear
 from stepclr.evaluation.baselines import START, pixels, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
-from stepclr.evaluation.methods import METHODS, Method, Task, fits, gathered, method
+from stepclr.evaluation.methods import METHODS, Method, Task, fits, method
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
-from stepclr.evaluation.results import EVALUATION, Fit, Predictions, Scores, first_confusion, score
+from stepclr.evaluation.results import EVALUATION, Predictions, Scores, first_confusion, score
+from stepclr.evaluation.running import Running
 from stepclr.evaluation.seeds import OF_THE_RUN, other_seeds, over_seeds
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, labels_words, parse_labels_per_class
 from stepclr.evaluation.work import DECODED, Work, expected_sizes
@@ -287,64 +286,30 @@ def _predict(
 
     Linear evaluations run beside the features of what comes next.
     """
-    total = sum(map(len, splits.values()))
-    reported: set[tuple[str, int]] = set()
-    since: dict[tuple[str, int], float] = {}
-    begun: dict[str, dict[int, Future[Fit]]] = {name: {} for name in splits}
     methods: dict[str, Method] = {}
-
-    def report() -> None:
-        work.under_way = 0.0
-        for name, futures in begun.items():
-            for number, future in futures.items():
-                labels = len(splits[name][number].indices)
-                if not future.done():
-                    work.under_way += work.part_of_split(name, labels, time.monotonic() - since[name, number])
-                elif (name, number) not in reported:
-                    future.result()  # raises what the fit raised
-                    reported.add((name, number))
-                    work.add(world.size * work.of_split(name, labels))
-                    settings.progress(min(total, len(reported) * world.size), total)
-
-    def counted(each: float) -> Progress:
-        count = work.images(each)
-
-        def represented(done: int, of: int) -> None:
-            count(done, of)
-            report()
-
-        return represented
-
-    task = replace(task, counted=counted)
     # A fit keeps one core busy: most matrices are so narrow that more threads of BLAS would mostly wait.
     with threadpool_limits(1, "blas"), beside(torch.get_num_threads()) as pool:
+        running = Running(splits, pool, work, settings.progress, world)
+        task = replace(task, counted=running.images)
         # What has its features already comes first: it is fitted while others compute theirs.
         for name in sorted(splits, key=lambda name: name not in READY):
             settings.announce(f"{name}: features")
             methods[name] = method(name, task)
-            say = partial(_say_split, name, settings)
-            report()
-            for number, fit in fits(methods[name], splits[name], say, world):
-                since[name, number] = time.monotonic()
-                begun[name][number] = pool.submit(fit if callable(fit) else partial(_same, fit))
-                report()
+            running.report()
+            for number, fit in fits(methods[name], splits[name], partial(_say_split, name, settings), world):
+                running.begin(name, number, fit)
         settings.announce("the rest of the linear evaluations")
-        for _ in as_completed([future for futures in begun.values() for future in futures.values()]):
-            report()
+        running.wait()
 
     predictions: Predictions = {}
     protocol: dict[str, Json] = {}
     for name, of_method in splits.items():
         chosen: dict[str, list[float]] = {}
-        for split, fit in zip(of_method, gathered(begun[name], world), strict=True):
+        for split, fit in zip(of_method, running.gathered(name), strict=True):
             predictions.setdefault((name, split.labels_per_class), []).append(fit)
             chosen.setdefault(str(split.labels_per_class), []).append(fit.chosen)
         protocol[name] = {**methods[name].settings, methods[name].chooses: chosen}
     return predictions, protocol
-
-
-def _same(fit: Fit) -> Fit:
-    return fit
 
 
 def _say_split(name: str, settings: _Settings, what: Split | str) -> None:

@@ -1,7 +1,6 @@
 """The methods of the table: each predicts the classes of the test images from one label split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -269,12 +268,3 @@ def fits(
         say(f"the choice of a {method.chooses}")
         method.decide([*own.values()])
     yield from zip(own, method.each(predict, [*own.values()]), strict=True)
-
-
-def gathered(own: Mapping[int, Future[Fit]], world: World) -> list[Fit]:
-    """The fits of all ranks, in the order of the splits."""
-    computed = {}
-    for number, future in own.items():
-        computed[number] = [future.result().ranked.tolist(), future.result().chosen]
-    every = {int(number): fit for of_rank in world.objects(computed) for number, fit in of_rank.items()}
-    return [Fit(np.array(ranked), chosen) for _, (ranked, chosen) in sorted(every.items())]
