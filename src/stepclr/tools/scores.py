@@ -78,6 +78,7 @@ MEASURES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced acc
 # Where the largest class has so many times the test images of the smallest, top-1 is that of the common classes. The
 # counts of a small hold-out are rounded: they must differ as much even if each is ROUNDED off.
 UNBALANCED, ROUNDED = 1.5, 0.5
+FEW = 100  # images to score on: of fewer, each is more than a point
 LISTED = 20  # classes in the table of their accuracies
 PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
 
@@ -140,13 +141,18 @@ def overlap_words(scores: Scores) -> str:
     )
 
 
+def coarse_words(count: int) -> str:
+    """How much one of so few images to score on is worth."""
+    return f"each is {100 / count:.1f} points"
+
+
 def holdout_words(scores: Scores) -> str:
     """What was held out of train to score on, in a sentence; "" where nothing was."""
     drawn = scores.protocol.get("holdout")
     if not drawn:
         return ""
     scored = sum(drawn["test"].values())
-    coarse = f" (each is {100 / scored:.1f} points)" if scored < 100 else ""
+    coarse = f" ({coarse_words(scored)})" if scored < FEW else ""
     words = (
         f"Held out: {100 * drawn['share']:g} % of each class (seed {drawn['seed']}), {scored:,} "
         f"images to score on{coarse}; {sum(drawn['train'].values()):,} are left to learn from"

@@ -16,7 +16,7 @@ from stepclr.pretraining.resolve import asked_for
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import Gain, gains_of, is_unbalanced, percent, scored_images, test_counts
+from stepclr.tools.scores import FEW, Gain, coarse_words, gains_of, is_unbalanced, percent, scored_images, test_counts
 
 Json = dict[str, Any]
 OVER = {
@@ -26,7 +26,6 @@ OVER = {
     "scratch": "training from scratch",
 }
 HOUR, MINUTE = 3600, 60  # seconds
-FEW = 100  # images to score on: of fewer, each is more than a point
 EARLIER = "evaluation.json is of an earlier encoder: the run has been trained further since."
 
 
@@ -133,7 +132,7 @@ def _cautions(who: str, gains: list[Lead], pairs: str) -> list[str]:
 
 def _few(kind: str, count: int) -> list[str]:
     """How coarse a score of so few images is."""
-    return [f"Only {count:,} {kind}: each is {100 / count:.1f} points."] if count < FEW else []
+    return [f"Only {count:,} {kind}: {coarse_words(count)}."] if count < FEW else []
 
 
 def _unscored(context: Context, classifier: Json) -> Json:
