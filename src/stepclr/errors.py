@@ -26,20 +26,19 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def fault_of(error: BaseException) -> str:
+def fault_of(error: BaseException, explained: bool = False) -> str:
     """What is wrong with a file, from the error of whatever could not read it, for people who did not write its parser.
 
     The words of the system, of this package and of the JSON parser, which names a place, stand as they are. Sentences
     of other libraries follow; what Python's own parsers trip over, such as "unpack requires a buffer of 4 bytes", is
-    left out.
+    left out. explained: an OSError has a sentence for people, as Pillow's have.
     """
     if isinstance(error, StepclrError | json.JSONDecodeError):
         return first_line(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     fault = "the file is damaged, cut off or of another kind"
-    # torch and Pillow write sentences into these two.
-    if type(error).__module__ in PARSERS and type(error) not in (RuntimeError, OSError):
+    if type(error).__module__ in PARSERS and not (explained and type(error) is OSError):
         return fault
     return f"{fault}: {first_line(error).split('. ')[0]}"
 

@@ -69,7 +69,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # a command, and what it says of an en
     "predict": ("predict WHERE PHOTOS --out OUT/p.csv", "finetune"),
     "label": ("label WHERE PHOTOS --classes Bag,other -n 4 --out OUT/label.html", ""),
     "search": ("search WHERE PHOTOS/Bag/0.png --out OUT/hits.png", "embed"),
-    "find": ("find outliers WHERE --out OUT/o.csv", "embed"),
+    "find": ("find outliers WHERE PHOTOS --out OUT/o.csv", ""),
     "report": ("report WHERE", "evaluate"),
     "compare": ("compare WHERE", "evaluate"),
 }

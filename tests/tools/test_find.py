@@ -215,7 +215,7 @@ def test_planted_wrong_labels_are_found_and_corrected(tmp_path: Path, capsys: Ca
     scores = [(float(row["score"]), float(row["suggested_score"])) for row in rows]
     assert all(score < 0.07 < 0.5 < suggested for score, suggested in scores)
     assert scores == sorted(scores, key=lambda pair: pair[0])
-    assert "3 of 60 labels are suspected to be wrong; 95.0% agree" in capsys.readouterr().out
+    assert "3 of 60 labels are suspected to be wrong; 95.0 % agree" in capsys.readouterr().out
 
     # The corrected table is given back. Two of its labels win over the index's own; one remains wrong.
     out.write_text(

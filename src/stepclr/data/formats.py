@@ -195,5 +195,5 @@ def reasons(of_file: bool = True) -> Iterator[None]:
         elif not of_file:
             words = f"{type(error).__name__}: {words}"
         elif isinstance(error, RecursionError) or not isinstance(error, RuntimeError):  # these say what a zip lacks
-            words = fault_of(error)
+            words = fault_of(error, explained=True)
         raise UnreadableError(words) from error
