@@ -1,7 +1,9 @@
-"""Pure functions of stored h, z and labels: nearest neighbors, contrastive accuracy, alignment, uniformity, rank."""
+"""Pure functions of stored h, z and labels: nearest neighbors, contrastive accuracy, alignment, uniformity, rank;
+and shares as people read them."""
 
 import math
-from typing import SupportsFloat
+from string import Formatter
+from typing import Any, SupportsFloat
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor
 from stepclr.loss.tiles import log_sums
 
 NEIGHBORS, KNN_TEMPERATURE = 20, 0.1  # of weighted kNN, by default
+FEW = 100  # images to score on: of fewer, each is more than a point
 ROWS = 1024  # rows compared with all others at a time, so that memory stays bounded
 
 
@@ -23,6 +26,20 @@ def in_percent(share: SupportsFloat, std: float | None = None, digits: int = 1) 
 def whole_percent(share: SupportsFloat) -> str:
     """`in_percent` without decimals: "82 %"."""
     return in_percent(share, digits=0)
+
+
+class PercentFormatter(Formatter):
+    """`str.format` with percentages as `in_percent` has them."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec.endswith("%"):
+            return in_percent(value, digits=int(format_spec[1:-1]))
+        return str(super().format_field(value, format_spec))
+
+
+def coarse_words(count: int) -> str:
+    """How much one of so few images to score on is worth."""
+    return f"each is {100 / count:.1f} points"
 
 
 def nearest(

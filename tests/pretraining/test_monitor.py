@@ -44,5 +44,5 @@ def test_of_few_labeled_images_each_is_scored_by_the_others(monkeypatch: pytest.
     encoder = build_encoder(Brightness(), size=28).eval()
     found = watch(encoder, "fp32")
     assert (found["knn"], found["knn_images"]) == (48 / 50, 50)
-    monkeypatch.setattr(monitor, "MIN_QUERIES", 10)
+    monkeypatch.setattr(monitor, "FEW", 10)
     assert watch(encoder, "fp32")["knn_images"] == 10

@@ -12,12 +12,11 @@ from stepclr.device import dtype_of
 from stepclr.distributed import ALONE, World
 from stepclr.loss.contrastive import own_class
 from stepclr.loss.objectives import Objective
-from stepclr.metrics import alignment, contrastive_top1, effective_rank, uniformity, weighted_knn
+from stepclr.metrics import FEW, alignment, contrastive_top1, effective_rank, uniformity, weighted_knn
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 
 BANK, QUERIES = 4000, 1000  # enough to see a trend, and cheap compared with an epoch
-MIN_QUERIES = 100  # of fewer, one image is more than a point: then every labeled image is a query in its turn
 RANK_IMAGES = 1000  # of the queries, then the bank: the effective rank grows with their number, so runs share one
 
 
@@ -56,7 +55,7 @@ def _mean_positives(labels: Int64[Tensor, " n"]) -> float:
 class Monitor:
     """A fixed split of labeled images into a bank (4 of 5) and held-out queries, scored by weighted kNN.
 
-    With fewer than MIN_QUERIES queries, each fifth of the images is held out in its turn.
+    With fewer than FEW (metrics.py) queries, each fifth of the images is held out in its turn.
     """
 
     def __init__(self, images: ImageSet) -> None:
@@ -78,7 +77,7 @@ class Monitor:
         h, rows = represent(encoder, self.queries, dtype, world=world)
         labels = torch.from_numpy(np.concatenate([self.queries.labels[rows], self.bank.labels[bank_rows]]))
         fold = torch.arange(len(labels)) // max(1, len(rows))  # the queries are fold 0
-        folds = int(fold.max()) + 1 if len(rows) < MIN_QUERIES else 1
+        folds = int(fold.max()) + 1 if len(rows) < FEW else 1
         h = torch.cat([h, bank])
         correct = []
         for k in range(folds):

@@ -16,7 +16,7 @@ from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
-from stepclr.metrics import in_percent
+from stepclr.metrics import FEW, coarse_words, in_percent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
@@ -78,7 +78,6 @@ MEASURES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced acc
 # Where the largest class has so many times the test images of the smallest, top-1 is that of the common classes. The
 # counts of a small hold-out are rounded: they must differ as much even if each is ROUNDED off.
 UNBALANCED, ROUNDED = 1.5, 0.5
-FEW = 100  # images to score on: of fewer, each is more than a point
 LISTED = 20  # classes in the table of their accuracies
 PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
 
@@ -139,11 +138,6 @@ def overlap_words(scores: Scores) -> str:
         f"{total - found['clean']:,} of the {total:,} test images are in train too ({found['identical']:,} identical, "
         f"{versions}), such as {found['examples'][0]}; the clean scores are those on the other {found['clean']:,}."
     )
-
-
-def coarse_words(count: int) -> str:
-    """How much one of so few images to score on is worth."""
-    return f"each is {100 / count:.1f} points"
 
 
 def holdout_words(scores: Scores) -> str:

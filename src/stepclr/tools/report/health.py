@@ -11,7 +11,6 @@ The thresholds separate planted runs (benchmarks/health.py: test_resnet and a sm
 
 import math
 from dataclasses import dataclass
-from string import Formatter
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.metrics import in_percent, whole_percent
+from stepclr.metrics import PercentFormatter, whole_percent
 from stepclr.pretraining.optim import scaled_lr
 from stepclr.views.ops import AutoAugment, ColorJitter, Equalize, Grayscale, RandAugment, Solarize
 from stepclr.views.policies import read_policy
@@ -85,18 +84,9 @@ def health(config: RunConfig, metrics: list[Json], scores: Scores | None = None)
     for name, figure, *outcomes in RULES:
         for level, condition, words in outcomes:
             if condition(facts):
-                verdicts.append(Verdict(name, level, words, _Figures().format(figure, **vars(facts))))
+                verdicts.append(Verdict(name, level, words, PercentFormatter().format(figure, **vars(facts))))
                 break
     return [_overall({verdict.name: verdict for verdict in verdicts}), *verdicts]
-
-
-class _Figures(Formatter):
-    """`str.format` with percentages as `in_percent` has them."""
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if format_spec.endswith("%"):
-            return in_percent(value, digits=int(format_spec[1:-1]))
-        return str(super().format_field(value, format_spec))
 
 
 def _overall(verdicts: dict[str, Verdict]) -> Verdict:

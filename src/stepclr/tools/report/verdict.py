@@ -10,13 +10,13 @@ from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
-from stepclr.metrics import in_percent, whole_percent
+from stepclr.metrics import FEW, coarse_words, in_percent, whole_percent
 from stepclr.model.files import CLASSIFIER
 from stepclr.pretraining.resolve import asked_for
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import FEW, Gain, coarse_words, gains_of, is_unbalanced, percent, scored_images, test_counts
+from stepclr.tools.scores import Gain, gains_of, is_unbalanced, percent, scored_images, test_counts
 
 Json = dict[str, Any]
 OVER = {
