@@ -3,7 +3,7 @@
 Small maps: where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN leaves most of the
 processor idle, and with strides it takes long for the gradient of the weight. Written out as patches, one row of (tap,
 channel) for each position that goes out, the sums are one product of matrices. Where that is faster depends on the
-processor: `LIMITS` follow what `benchmarks/small_conv.py` printed on one of each kind.
+processor: `INTEL` and `AMD` follow what `benchmarks/small_conv.py` printed on one of each.
 
 Depthwise, as in EfficientNet and MobileNet: the gradient of x with strides, and that of the weight with kernels above
 3x3, take a multiple of their time in float32 (`benchmarks/depthwise_conv.py`), so they are computed in float32.
