@@ -65,18 +65,17 @@ def compared(channels: int, out: int, side: int, stride: int, batch: int, other:
     x, weight = random(batch, channels, side, side), random(out, channels, 3, 3)
     g = torch.randn_like(F.conv2d(x, weight, None, stride, 1))
     here, after = limits(), positions(x, 3, stride, 1)
-    most = here.to_weight if stride == 1 else here.to_weight_strided
-    small = after <= most
+    small = here.takes_weight(stride, after)
     sums = {
         "value": (
             lambda: F.conv2d(x, weight, None, stride, 1),
             lambda: value_by_patches(x, weight, stride, 1),
-            small and out >= here.wide and after <= here.value,
+            small and here.takes_value(out, after),
         ),
         "x": (
             lambda: gradient((g, x, weight), stride, 1, of=0),
             lambda: to_x_by_patches(g, weight, 1),
-            small and side * side <= here.to_x,
+            small and here.takes_x(stride, side * side),
         ),
         "weight": (
             lambda: gradient((g, x, weight), stride, 1, of=1),

@@ -40,6 +40,18 @@ class Limits:
     to_weight_strided: int
     """and with larger strides."""
 
+    def takes_value(self, out: int, positions: int) -> bool:
+        """Whether the value is computed by patches, of a convolution whose gradient of the weight is."""
+        return out >= self.wide and positions <= self.value
+
+    def takes_x(self, stride: int, positions_of_x: int) -> bool:
+        """Whether the gradient of x is."""
+        return stride == 1 and positions_of_x <= self.to_x
+
+    def takes_weight(self, stride: int, positions: int) -> bool:
+        """Whether the gradient of the weight is."""
+        return positions <= (self.to_weight if stride == 1 else self.to_weight_strided)
+
 
 INTEL = Limits(value=16, wide=1, to_x=16, to_weight=36, to_weight_strided=36)  # with AMX
 AMD = Limits(value=4, wide=512, to_x=0, to_weight=9, to_weight_strided=36)
@@ -81,8 +93,7 @@ class _ByPatches(torch.autograd.Function):
     ) -> BFloat16[Tensor, "n o p q"]:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad = stride, pad
-        here = limits()
-        if len(weight) >= here.wide and positions(x, weight.shape[2], stride, pad) <= here.value:
+        if limits().takes_value(len(weight), positions(x, weight.shape[2], stride, pad)):
             return value_by_patches(x, weight, stride, pad)
         return F.conv2d(x, weight, None, stride, pad)
 
@@ -91,7 +102,7 @@ class _ByPatches(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            if ctx.stride == 1 and x.shape[2] * x.shape[3] <= limits().to_x:
+            if limits().takes_x(ctx.stride, x.shape[2] * x.shape[3]):
                 to_x = to_x_by_patches(g, weight, ctx.pad)
             else:
                 to_x = gradient((g, x, weight), ctx.stride, ctx.pad, of=0)
@@ -106,9 +117,8 @@ class SmallConv2d(StandIn):
     way = _ByPatches
 
     def pays(self, x: Tensor) -> bool:
-        stride, here = self.stride[0], limits()
-        most = here.to_weight if stride == 1 else here.to_weight_strided
-        return positions(x, self.kernel_size[0], stride, int(self.padding[0])) <= most
+        stride = self.stride[0]
+        return limits().takes_weight(stride, positions(x, self.kernel_size[0], stride, int(self.padding[0])))
 
 
 def positions(x: Tensor, side: int, stride: int, pad: int) -> int:
