@@ -15,6 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
+from stepclr.data.images import ImageSet
 from stepclr.data.reading import channels_words, readable_as
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import beside, default_device
@@ -45,9 +46,12 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Settings:
-    """The arguments of `evaluate` that every run of it shares."""
+class _Given:
+    """The arguments of `evaluate` that every run of it shares, and the process group."""
 
+    train: ImageSet
+    test: ImageSet | None
+    holdout: float | None
     per_class: list[LabelsPerClass]
     draws: int
     seed: int
@@ -58,6 +62,7 @@ class _Settings:
     announce: Announce
     left: Callable[[float], object]
     module: nn.Module | None
+    world: World
 
 
 def evaluate(
@@ -143,89 +148,86 @@ def evaluate(
     if test is None and holdout is None:
         raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
     said = progress or silent, announce or silent, left or silent
-    settings = _Settings(per_class, draws, seed, scratch_steps, knn_k, knn_temperature, *said, module)
-    world = join()
+    given = _Given(
+        train, test, holdout, per_class, draws, seed, scratch_steps, knn_k, knn_temperature, *said, module, join()
+    )
     folder = Run(Path(run))
-    prepared: list[PreparedImages] = []
-
-    def images_of(encoder: Encoder, names: list[str]) -> tuple[PreparedImages, Work]:
-        of_pixels = pixels(encoder).num_features
-        work = Work(settings.left, len(train.classes), encoder.num_features, of_pixels, scratch_steps)
-        representing = work.images(1.0, measured=True)
-        # Runs that differ in their seed see the same images: only the first opens and compares them.
-        if prepared:
-            return represented_by(encoder, prepared[0], world, representing), work
-        n, m = len(train), 0 if test is None else len(test)
-        sizes = expected_sizes(per_class, draws, n, len(train.classes))
-        work.expect(dict.fromkeys(names, sizes), n, m, opened=n + m)
-        given = encoder, train, test, per_class, draws, seed, holdout, world, settings.announce
-        prepared.append(prepare(*given, work.images(DECODED), representing))
-        return prepared[0], work
-
-    def scores_of(each: Run, names: list[str]) -> Scores:
-        return _evaluate(each, images_of, names, settings, world)
-
-    scores = scores_of(folder, names)
+    scores, images = _evaluate(folder, names, given)
     if others:
-        of_others = [scores_of(other, of_the_run) for other in others]
+        # Runs that differ in their seed see the same images: only the first opens and compares them.
+        of_others = [_evaluate(other, of_the_run, given, images)[0] for other in others]
         scores.rows.extend(over_seeds([scores, *of_others]))
         scores.protocol["seeds"] = {str(each.folder.resolve()): each.config.seed for each in [folder, *others]}
-    if folder.folder.is_dir() and world.first:
+    if folder.folder.is_dir() and given.world.first:
         folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
     return scores
 
 
 def _evaluate(
-    run: Run,
-    images_of: Callable[[Encoder, list[str]], tuple[PreparedImages, Work]],
-    names: list[str],
-    settings: _Settings,
-    world: World,
-) -> Scores:
-    """The scores of one run by the methods of these names; nothing is written."""
-    encoder = load_encoder(run, settings.module).to(default_device())
+    run: Run, names: list[str], given: _Given, like: PreparedImages | None = None
+) -> tuple[Scores, PreparedImages]:
+    """The scores of one run by the methods of these names, and its images; nothing is written.
+
+    like: the images, prepared for a run with another seed.
+    """
+    encoder = load_encoder(run, given.module).to(default_device())
     before = state_checksum(encoder.state_dict())
     weights = started_from(run, encoder)
     names, others = _other_encoders(names, run, encoder, weights)
-    settings.announce("the images and their representations")
-    images, work = images_of(encoder, names)
-    knn = settings.knn_k, settings.knn_temperature
+    given.announce("the images and their representations")
+    of_pixels = pixels(encoder).num_features
+    work = Work(given.left, len(given.train.classes), encoder.num_features, of_pixels, given.scratch_steps)
+    images = _prepared(encoder, names, given, work, like)
+    knn = given.knn_k, given.knn_temperature
     min_area, bf16, flip = training_defaults(run)
-    task = Task(encoder, others, images, settings.seed, settings.scratch_steps, *knn, min_area, bf16, flip)
+    task = Task(encoder, others, images, given.seed, given.scratch_steps, *knn, min_area, bf16, flip)
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
     splits = dict.fromkeys(names, images.splits)
     if "knn" in splits:
-        with_all = list(dict.fromkeys([*settings.per_class, "all"]))
-        splits["knn"] = label_splits(images.train.labels, images.classes, with_all, settings.draws, settings.seed)
+        with_all = list(dict.fromkeys([*given.per_class, "all"]))
+        splits["knn"] = label_splits(images.train.labels, images.classes, with_all, given.draws, given.seed)
     sizes = {name: [(split.number, len(split.indices)) for split in of_method] for name, of_method in splits.items()}
     work.expect(sizes, len(images.train), len(images.test))
-    predictions, methods = _predict(task, splits, settings, world, work)
+    predictions, methods = _predict(task, splits, given, work)
     after = state_checksum(encoder.state_dict())
     if after != before:
         raise RuntimeError("the encoder's weights or buffers changed while it was evaluated; its scores are not valid")
 
     labels = {split.labels_per_class: len(split.indices) for of_method in splits.values() for split in of_method}
     truth = images.test.labels  # the one place that reads them
-    return Scores(
-        [
-            score(name, budget, labels[budget], [fit.ranked for fit in fits], truth, images.clean, images.classes)
-            for (name, budget), fits in predictions.items()
-        ],
-        {
-            "run": from_anywhere(run),
-            "started_from": weights,
-            "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
-            "encoder_sha256": {"before": before, "after": after},
-            "representation": f"{encoder.num_features} features, float32, eval mode, center crop",
-            **images.protocol,
-            "linear_evaluation": linear.SETTINGS,
-            "methods": methods,
-            "confusion": first_confusion(
-                predictions, labels, [os.fspath(run), *OF_THE_RUN], truth, images.classes, images.test.names
-            ),
-        },
-    )
+    rows = [
+        score(name, budget, labels[budget], [fit.ranked for fit in fits], truth, images.clean, images.classes)
+        for (name, budget), fits in predictions.items()
+    ]
+    whose = [os.fspath(run), *OF_THE_RUN]
+    protocol = {
+        "run": from_anywhere(run),
+        "started_from": weights,
+        "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
+        "encoder_sha256": {"before": before, "after": after},
+        "representation": f"{encoder.num_features} features, float32, eval mode, center crop",
+        **images.protocol,
+        "linear_evaluation": linear.SETTINGS,
+        "methods": methods,
+        "confusion": first_confusion(predictions, labels, whose, truth, images.classes, images.test.names),
+    }
+    return Scores(rows, protocol), images
+
+
+def _prepared(
+    encoder: Encoder, names: list[str], given: _Given, work: Work, like: PreparedImages | None
+) -> PreparedImages:
+    """The images with h by the encoder."""
+    representing = work.images(1.0, measured=True)
+    if like is not None:
+        return represented_by(encoder, like, given.world, representing)
+    n, m = len(given.train), 0 if given.test is None else len(given.test)
+    sizes = expected_sizes(given.per_class, given.draws, n, len(given.train.classes))
+    work.expect(dict.fromkeys(names, sizes), n, m, opened=n + m)
+    drawing = given.per_class, given.draws, given.seed, given.holdout
+    decoding = work.images(DECODED)
+    return prepare(encoder, given.train, given.test, *drawing, given.world, given.announce, decoding, representing)
 
 
 def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], finetune: bool) -> list[str]:
@@ -280,7 +282,7 @@ def _other_encoders(
 
 
 def _predict(
-    task: Task, splits: dict[str, list[Split]], settings: _Settings, world: World, work: Work
+    task: Task, splits: dict[str, list[Split]], given: _Given, work: Work
 ) -> tuple[Predictions, dict[str, Json]]:
     """Every method's fits, by (method, labels per class), and its settings with what it chose.
 
@@ -289,16 +291,16 @@ def _predict(
     methods: dict[str, Method] = {}
     # A fit keeps one core busy: most matrices are so narrow that more threads of BLAS would mostly wait.
     with threadpool_limits(1, "blas"), beside(torch.get_num_threads()) as pool:
-        running = Running(splits, pool, work, settings.progress, world)
+        running = Running(splits, pool, work, given.progress, given.world)
         task = replace(task, counted=running.images)
         # What has its features already comes first: it is fitted while others compute theirs.
         for name in sorted(splits, key=lambda name: name not in READY):
-            settings.announce(f"{name}: features")
+            given.announce(f"{name}: features")
             methods[name] = method(name, task)
             running.report()
-            for number, fit in fits(methods[name], splits[name], partial(_say_split, name, settings), world):
+            for number, fit in fits(methods[name], splits[name], partial(_say_split, name, given), given.world):
                 running.begin(name, number, fit)
-        settings.announce("the rest of the linear evaluations")
+        given.announce("the rest of the linear evaluations")
         running.wait()
 
     predictions: Predictions = {}
@@ -312,10 +314,10 @@ def _predict(
     return predictions, protocol
 
 
-def _say_split(name: str, settings: _Settings, what: Split | str) -> None:
+def _say_split(name: str, given: _Given, what: Split | str) -> None:
     """Announce the split that is predicted next, or what is done before."""
     if isinstance(what, str):
-        settings.announce(f"{name}: {what}")
+        given.announce(f"{name}: {what}")
         return
-    draw = "" if what.labels_per_class == "all" else f", draw {what.number + 1} of {settings.draws}"
-    settings.announce(f"{name}, {labels_words(what.labels_per_class)}{draw}")
+    draw = "" if what.labels_per_class == "all" else f", draw {what.number + 1} of {given.draws}"
+    given.announce(f"{name}, {labels_words(what.labels_per_class)}{draw}")
