@@ -235,7 +235,7 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     assert commands == [
         "stepclr finetune run --train photos --labels labels.csv --holdout 0.2",
         "stepclr predict run photos --out predictions.csv",
-        "stepclr label run/index photos --labels labels.csv --classes top,shoe",
+        "stepclr label run/index photos --labels labels.csv --classes top,shoe --n 7",
     ]
     page = Path("label.html").read_text()
     assert all(line in page for line in commands)
@@ -244,8 +244,12 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     encoder = "run/encoder.safetensors"
     assert call("label", encoder, "--classes", "x") == 2
     assert "run/encoder.safetensors is an encoder: pass a source of images, or an index" in capsys.readouterr().err
-    assert call("label", encoder, "photos", "--classes", "x", "-n", 7, "--out", "other.html") == 0
+    options = ["--classes", "x", "--n", 7, "--seed", 1, "--out", "other.html", "--max-pixels", 10000]
+    assert call("label", encoder, "photos", *options) == 0
     screen = capsys.readouterr().out
+    repeated = " ".join(map(str, options))  # the next round forgets none of them
+    assert f"stepclr label other-index photos --labels labels.csv {repeated}" in screen
+    assert "--labels labels.csv --max-pixels 10000 --holdout 0.2 --out classifier.safetensors" in screen
     assert "other-index: 48 images, 48 of them new" in screen
     assert "stepclr predict classifier.safetensors photos" in screen
     first = data_of(Path("label.html"))["images"]
@@ -285,9 +289,9 @@ def test_a_run_of_several_sources_is_labeled_as_it_reads_them(
     assert all(image["src"].startswith("data:image/png") for image in data_of(Path("label.html"))["images"])
     *_, again = commands = re.findall("^    (stepclr .*)$", screen, re.MULTILINE)
     assert commands[0] == "stepclr finetune run --train a b --labels labels.csv --holdout 0.2"
-    assert again == "stepclr label run/index a b --labels labels.csv --classes x,y"
+    assert again == "stepclr label run/index a b --labels labels.csv --classes x,y --n 4"
     Path("labels.csv").write_text("path,label\na/0.png,x\n")
-    assert call(*shlex.split(again)[1:], "-n", 4) == 0
+    assert call(*shlex.split(again)[1:]) == 0
     assert "note:" not in capsys.readouterr().out
 
     # The index knows its sources too, and so does a table of one file.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stepclr.config import as_words
 from stepclr.data.images import ImageSet
-from stepclr.data.reading import Reading
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError, check_number, check_suffix
 from stepclr.evaluation.holdout import USUAL_SHARE
@@ -31,6 +31,7 @@ from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
 from stepclr.tools.curate.suggest import suggest_labels
 from stepclr.tools.images import data_uri, jpeg_thumbnail, sharp_uri
+from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.pages import asset, template
 from stepclr.tools.search.index import EmbeddingIndex, open_index, read_metadata
 from stepclr.tools.search.table import IndexUpdate, build_index, update_run_index
@@ -41,6 +42,7 @@ IMAGE_BYTES = 48 * 2**20  # of all images of a page
 BATCH = 64  # images read at a time
 NEIGHBORS = 6  # shown with each image
 HEADER = ["path", "label"]  # of labels.csv
+IMAGES, PAGE = 60, "label.html"  # by default: how many images to label, and the page
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def write_label_page(
     index: str | os.PathLike[str] | EmbeddingIndex,
     source: Source | None = None,
     classes: str | Iterable[str] | None = None,
-    n: int = 60,
+    n: int = IMAGES,
     labels: Iterable[str | os.PathLike[str]] = (),
-    out: str | os.PathLike[str] = "label.html",
+    out: str | os.PathLike[str] = PAGE,
     seed: int = 0,
 ) -> LabelPage:
     """Write a page on which a person labels the `n` images of an index to label next, by `suggest_labels`.
@@ -105,7 +107,10 @@ def write_label_page(
     check_suffix(path, [".html"])
     check_number("n", n, 1)
     images = _next_round(open_index(index), _names(classes), n, [Path(file) for file in labels], seed)
-    commands = _commands(index, images, source, bool(classes))
+    named = classes and not any("," in name for name in images.classes)
+    repeated = {"classes": ",".join(images.classes) if named else None, "n": n if n != IMAGES else None}
+    repeated |= {"seed": seed or None, "out": _short(str(path)) if path != Path(PAGE) else None}
+    commands = _commands(index, images, source, option_words(repeated))
     data = _data(images, _found(images, source))
     known = int((images.index.labels >= 0).sum())
     page = template("label").render(
@@ -309,10 +314,11 @@ def _read(images: ImageSet, rows: Mapping[int, int], side: int, to_uri: Callable
 
 
 def _commands(
-    index: str | os.PathLike[str] | EmbeddingIndex, images: _Round, source: Source | None, named: bool
+    index: str | os.PathLike[str] | EmbeddingIndex, images: _Round, source: Source | None, options: list[str]
 ) -> list[tuple[str, str]]:
-    """The commands that use labels.csv. What is not known is a word in capitals."""
+    """The commands that use labels.csv, the next round with the options of this one. Capitals: it is not known."""
     run, where, places = "RUN", "INDEX", _sources(images.index) or ["SOURCE"]
+    reading = AS_DECLARED
     if not isinstance(index, EmbeddingIndex):
         where = os.fspath(index)
         metadata = read_metadata(Path(index))
@@ -322,19 +328,21 @@ def _commands(
         if Path(index, ENCODER_FILE).is_file() and not Path(run).exists() and timm_name(run) is None:
             run = os.path.join(index, ENCODER_FILE)
     if isinstance(source, ImageSet):
-        places = [*(source.parts or (source.source,))]
+        places, reading = [*(source.parts or (source.source,))], source.store.reading
     elif isinstance(source, str | Path):
         places = [os.fspath(source)]
     places = [_short(place) for place in places]
-    train = ["stepclr", "finetune", run, "--train", *places, "--labels", "labels.csv", "--holdout", f"{USUAL_SHARE:g}"]
+    again = ["stepclr", "label", where, *places, "--labels", "labels.csv", *options, *reading_words(reading)]
+    if timm_name(run) is not None:  # weights off the shelf do not know what the index and a run's encoder know
+        reading = Reading(images.index.value_range, channels=images.index.channels).changed(reading)
+    read = reading_words(reading)
+    train = ["stepclr", "finetune", run, "--train", *places, "--labels", "labels.csv", *read]
+    train += ["--holdout", f"{USUAL_SHARE:g}"]
     classifier = run
     if not Path(run).is_dir():  # an encoder file, or the name of weights, is no place for a classifier
         classifier = "classifier.safetensors"
         train += ["--out", classifier]
-    again = ["stepclr", "label", where, *places, "--labels", "labels.csv"]
-    if named and not any("," in name for name in images.classes):
-        again += ["--classes", ",".join(images.classes)]
-    predict = ["stepclr", "predict", classifier, *places, "--out", "predictions.csv"]
+    predict = ["stepclr", "predict", classifier, *places, "--out", "predictions.csv", *read]
     lines = {"Train a classifier": train, "Classify all images": predict, "Choose and label the next images": again}
     return [(what, shlex.join(words)) for what, words in lines.items()]
 
