@@ -22,7 +22,6 @@ from stepclr.evaluation.linear import linear_evaluation
 from stepclr.evaluation.prepare import PreparedImages, all_logits, features, unreduced
 from stepclr.evaluation.results import Fit, ranking
 from stepclr.evaluation.splits import Split, mix_seed
-from stepclr.evaluation.work import PIXELS
 from stepclr.metrics import knn_votes
 from stepclr.model.build import OWN_MODULE
 from stepclr.model.encoder import SMALL, Encoder
@@ -36,6 +35,7 @@ from stepclr.threads import Progress, silent
 
 SGD_EPOCHS, SGD_BATCH, SGD_RATE = 90, 256, 0.1  # SimCLR App. B.6; the rate is that at batch 256
 LARGE, FEW_CORES = 2**22, 2  # numbers in h; cores
+PIXELS = 0.2  # images put through the encoder in the time of one whose pixels are its representation
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
 

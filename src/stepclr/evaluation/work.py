@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from stepclr.evaluation.baselines import SCRATCH_BATCH, STATISTICS_IMAGES
+from stepclr.evaluation.baselines import SCRATCH_BATCH, START, STATISTICS_IMAGES
 from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.linear import FOLDS
+from stepclr.evaluation.methods import METHODS, PIXELS
 from stepclr.evaluation.splits import LabelsPerClass, share_of
 from stepclr.threads import Progress
 
-# Times an image that is put through the encoder: one that is decoded, one whose pixels are its representation, one that
-# a network is trained on.
-DECODED, PIXELS, TRAINED = 0.3, 0.2, 3.0
+DECODED, TRAINED = 0.3, 3.0  # images put through the encoder in the time of one that is decoded, or trained on
 IMAGE_SECONDS = 0.008  # of a core, for an image, until it is measured
 # Of linear evaluation: operations of a core per second; how often the loss of all folds is evaluated; and what the
 # principal axes of n rows take, as a multiple of n^3.
@@ -99,7 +98,7 @@ class Work:
             elif name == "random":
                 drawn = sum(max(size for other, size in splits if other == number) for number in numbers)
                 self.total += drawn + len(numbers) * (STATISTICS_IMAGES + test)
-            elif name not in ("simclr", "knn", "scratch", "sgd", "finetuned"):  # another encoder
+            elif name == START or name not in METHODS:  # another encoder
                 self.total += train + test
             self.total += sum(self.of_split(name, labels) for _, labels in splits)
 
