@@ -402,6 +402,33 @@ def test_a_run_below_its_baselines_says_so(run: stepclr.Run, tmp_path: Path) -> 
     assert "<b>11.0</b> below the weights it began with" in text
 
 
+@pytest.mark.parametrize(
+    ("better", "command"),
+    [
+        ((), "stepclr finetune COPY --train "),
+        (("scratch",), "stepclr finetune COPY --train "),  # fine-tuned, it may be above
+        (("pixels",), "stepclr pretrain PHOTOS --out COPY --resume --epochs 4"),
+        (("random", "scratch"), "stepclr pretrain PHOTOS --out COPY --resume --epochs 4"),
+        (("pixels", "timm:other"), "stepclr finetune timm:other --train "),
+        (("start",), "stepclr pretrain PHOTOS --encoder"),  # again
+    ],
+)
+def test_the_next_step_agrees_with_the_verdict(
+    better: tuple[str, ...], command: str, run: stepclr.Run, photos: Path, tmp_path: Path
+) -> None:
+    def change(scores: dict[str, Any]) -> None:
+        scores["rows"] = [row("simclr", 2, 0.7, 0.7), *(row(name, 2, 0.8, 0.82) for name in better)]
+        scores["protocol"]["methods"] |= {name: {} for name in better}
+
+    [words, next] = told(run, tmp_path, change)["next"]
+    assert next.replace(str(tmp_path / "copy"), "COPY").replace(str(photos), "PHOTOS").startswith(command)
+    if "timm:other" in better:
+        assert words == "Turn timm:other, which scores better, into a classifier:"
+        assert next.endswith("--out classifier.safetensors")
+    if better == ("start",):
+        assert f"--lr {run.config.lr / 10:.2g}" in next
+
+
 def test_the_score_of_a_classifier_is_beside_that_of_the_encoder(run: stepclr.Run) -> None:
     context = open_context(run, None)
     scored = {"top1": 0.815, "labels": "2 labels per class"}

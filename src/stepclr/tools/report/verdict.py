@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stepclr.config import OPTIMIZERS
+from stepclr.config import OPTIMIZERS, RunConfig
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
@@ -189,7 +190,7 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
     """What to do next, and the command."""
     config, run = context.config, context.run.folder
     mended: dict[str, dict[str, object]] = {
-        "rate too high": {"lr": float(f"{config.lr / 10:.2g}")},
+        "rate too high": _lower_rate(config),
         "nothing learned": {"lr": OPTIMIZERS[config.optimizer][0]},
         "weight decay too high": {"weight_decay": OPTIMIZERS[config.optimizer][1]},
         "views too easy": {"policy": "simclr"},
@@ -204,16 +205,42 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
     if any(one.name == "schedule" for one in attention):
         return "Finish the run:", _command(resumed)
     if over_teacher and over_teacher.level == "bad":
-        return "Let the student learn for longer:", _command([*resumed, "--epochs", f"{2 * config.epochs:g}"])
+        return "Let the student learn for longer:", _command([*resumed, *_twice_as_long(config)])
     if (run / CLASSIFIER).is_file():
         words = ["stepclr", "predict", run, "NEW_IMAGES", "--out", "predictions.csv"]
         return "Classify new images:", _command(words)
     if (run / EVALUATION).is_file() and context.scores and context.scores.rows:
-        return "Turn the encoder into a classifier:", _command(_finetune(run, context.scores))
+        return _after_scores(context, context.scores, resumed)
     if config.labeled or config.monitor:
         return "Score it on labeled images:", _command(_evaluate(context))
     words = ["stepclr", "label", run, "--classes", "CLASS,CLASS"]
     return "Label a few images, chosen by the encoder, on a page of their own:", _command(words)
+
+
+def _after_scores(context: Context, scores: Scores, resumed: list[Any]) -> tuple[str, str]:
+    """What to do next with an encoder that has scores, and the command: what it scores below decides."""
+    config, row = context.config, _main(scores)
+    gains = sorted(gains_of(row, scores), key=lambda gain: gain.mean) if row else []
+    below = [gain.over for gain in gains if gain.level == "bad"]
+    better = [name for name in below if name not in OVER]  # other encoders, the best of them first
+    if better:
+        read = reading_words(replace(config.reading, channels=None))  # each encoder has its own
+        words = [*_finetune(better[0], scores), *read, "--out", CLASSIFIER]
+        return f"Turn {better[0]}, which scores better, into a classifier:", _command(words)
+    if START in below:
+        return "Train again at a rate that changes the weights less:", _command(_again(context, _lower_rate(config)))
+    # A linear layer on a frozen encoder may score below a whole network; that is then to be fine-tuned too.
+    if {"pixels", "random"} & set(below) or (below and row and row.method == "finetuned"):
+        return f"Train for longer, to get above {OVER[below[0]]}:", _command([*resumed, *_twice_as_long(config)])
+    return "Turn the encoder into a classifier:", _command(_finetune(context.run.folder, scores))
+
+
+def _lower_rate(config: RunConfig) -> dict[str, object]:
+    return {"lr": float(f"{config.lr / 10:.2g}")}
+
+
+def _twice_as_long(config: RunConfig) -> list[str]:
+    return ["--epochs", f"{2 * config.epochs:g}"]
 
 
 def _again(context: Context, mended: dict[str, object]) -> list[Any]:
@@ -238,7 +265,7 @@ def _evaluate(context: Context) -> list[Any]:
     return words if config.split else [*words, "--holdout", f"{USUAL_SHARE:g}"]
 
 
-def _finetune(run: Path, scores: Scores) -> list[Any]:
+def _finetune(run: Path | str, scores: Scores) -> list[Any]:
     train, test = scores.protocol["train"], scores.protocol["test"]
     words = ["stepclr", "finetune", run, "--train", *(train.get("sources") or [train["source"]])]
     if train.get("labels"):
