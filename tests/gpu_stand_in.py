@@ -22,6 +22,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import stepclr
 from stepclr.device import default_device
 from stepclr.pretraining import batches, gpu_cache
+from stepclr.tools.doctor.estimate import Prepared, throughput
 
 CPU = torch.device("cpu")
 MOVES = {"aten::copy_", "aten::_to_copy", "aten::to"}  # may have tensors of both devices
@@ -158,6 +159,9 @@ def main(folder: Path) -> None:
         before, run = waited, folder / f"{steps}"
         stepclr.pretrain(train, run, **settings, batch_size=48 // steps, progress=False)
         counts[steps] = waited - before
+    before = waited
+    throughput(Prepared(train, 0.0, cached=True, needed=False), stepclr.Run(run).config)
+    assert waited == before + 2, "doctor makes views where training does, and waits for them before and after"
     stepclr.pretrain(train, run, resume=True, epochs=2, progress=False)
     stepclr.evaluate(run, train, test, labels_per_class=2, probe="knn", baselines="random")
     stepclr.finetune(run, train, test, labels_per_class=2, epochs=1, start="head.1")

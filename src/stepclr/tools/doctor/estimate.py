@@ -1,30 +1,34 @@
 """How long a run on these images would take here, and how much memory, measured by two short trials."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from stepclr.config import Number, ResolvedConfig
 from stepclr.data.decode import reduced_size, source_side
-from stepclr.data.images import ImageSet
+from stepclr.data.images import ImageBatch, ImageSet
 from stepclr.data.order import spread
 from stepclr.device import default_device
 from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
+from stepclr.pretraining.gpu_cache import joined, parted
 from stepclr.pretraining.resolve import views_of
 from stepclr.threads import Announce
 from stepclr.tools.doctor.scan import Scan
 from stepclr.tools.doctor.trial import Trial, proc_bytes, trial
+from stepclr.views.cuda import COMPILE_FROM
 from stepclr.views.keys import view_keys
+from stepclr.views.views import Views
 
 FIRST, LARGEST = 16, 256  # images at once: in the first trial, and at most in the second
 STEP_SECONDS, TIMED_SECONDS = 4.0, 10.0  # of the second trial: a step at most, and about all timed steps
 MAX_STEPS = 30
-READ = 256  # images that are decoded, and of which views are made, to time both
+READ, AT_ONCE = 256, 64  # images that are decoded, and of which views are made, to time both; so many at once
 USABLE = 0.9  # share of the free memory
 
 
@@ -85,18 +89,31 @@ def prepared(scan: Scan, config: ResolvedConfig) -> Prepared:
 
 
 def throughput(prepared: Prepared, config: ResolvedConfig) -> Throughput:
-    """Decode some images, and make views of them."""
+    """Decode some images, and make views of them, on the GPU where training makes them there."""
     some = prepared.images.take(spread(len(prepared.images), READ))
     begun = time.perf_counter()
     batch, indices = some.decoded(source_side(config.size), budget=0).read_readable(range(len(some)))
     decoded = len(indices) / (time.perf_counter() - begun)
-    views, keys = views_of(config), view_keys(config.seed, 0, indices)
-    views(batch[:2], keys[:2])  # compiles
+    views, keys, device = views_of(config), view_keys(config.seed, 0, indices), default_device()
+    size = min(AT_ONCE, len(indices))
+    starts = range(0, len(indices) - size + 1, size)  # only batches of one size: each size compiles anew
+    parts = [(_put(batch[start : start + size], device), keys[start : start + size]) for start in starts]
+    _render(views, parts[:1] * (1 if device.type == "cpu" else COMPILE_FROM))  # compiles
     begun = time.perf_counter()
-    for start in range(0, len(indices), 64):
-        views(batch[start : start + 64], keys[start : start + 64])
-    viewed = len(indices) / (time.perf_counter() - begun)
+    _render(views, parts)
+    viewed = size * len(parts) / (time.perf_counter() - begun)
     return Throughput(decoded, config.views * viewed)
+
+
+def _put(images: ImageBatch, device: torch.device) -> ImageBatch:
+    flat, shapes = joined(images)
+    return parted(flat.to(device), shapes, isinstance(images, torch.Tensor))
+
+
+def _render(views: Views, parts: Sequence[tuple[ImageBatch, NDArray[np.int64]]]) -> None:
+    for images, keys in parts:
+        rendered = views(images, keys)
+    rendered[-1, -1, -1, -1, -1].item()  # a GPU has rendered them only when a value is asked for
 
 
 def trials(prepared: Prepared, config: ResolvedConfig, announce: Announce) -> Iterator[Trial]:
