@@ -102,8 +102,12 @@ def test_a_run_finds_its_images_from_any_folder_and_after_they_moved(
 def test_the_rate_is_that_of_the_batch_that_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exact = small_run(tmp_path / "exact", epochs=2, batch_size=IMAGES, encoder="test_resnet")
     assert exact.metrics[-1]["step"] == 2
-    larger = small_run(tmp_path / "larger", epochs=2, batch_size=4096, encoder="test_resnet", progress=True)
-    assert f"batches of {IMAGES} images instead of 4096: there are no more" in capsys.readouterr().err
+    options: dict[str, Any] = {"epochs": 2, "encoder": "test_resnet", "keep_every": 3, "progress": True}
+    larger = small_run(tmp_path / "larger", batch_size=4096, **options)
+    said = capsys.readouterr().err
+    assert f"batches of {IMAGES} images instead of 4096: there are no more" in said
+    assert "keep_every 3 keeps the weights that training began with, and no others: the run has 2 epochs" in said
+    assert "stem small, for views of up to 64 px; small-stride2 takes a fourth of the operations" in said
     assert larger.config.batch_size == IMAGES
     assert [line["lr"] for line in larger.metrics] == [line["lr"] for line in exact.metrics]
     assert same(larger, exact)

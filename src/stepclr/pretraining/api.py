@@ -24,6 +24,7 @@ from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import OWN_MODULE, module_name
 from stepclr.model.classifier import Classifier
+from stepclr.model.encoder import SMALL
 from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, save_encoder
 from stepclr.model.timm_weights import TIMM, full_name, timm_name
 from stepclr.model.weights import ENCODER_FILE, is_finite
@@ -121,6 +122,8 @@ def pretrain(
         model = build_model(decided, images, teacher, module)
         if model.encoder.origin and not stored:
             printer.say(f"weights: {model.encoder.origin}")
+        if decided.stem == "auto" and model.encoder.stem == "small":
+            printer.say(f"stem small, for views of up to {SMALL} px; small-stride2 takes a fourth of the operations")
         with world.in_turn():
             images = _decoded(images, decided, printer)
             watched = _decoded(watched, decided, printer) if watched else images
@@ -136,6 +139,12 @@ def pretrain(
             printer.say(
                 f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
                 f"{decided.epochs:g} of the run"
+            )
+
+        if (decided.keep_every or 0) > decided.epochs:
+            printer.say(
+                f"keep_every {decided.keep_every} keeps the weights that training began with, and no others: the run "
+                f"has {decided.epochs:g} epochs"
             )
 
         # No rank writes before all have looked for a run.
