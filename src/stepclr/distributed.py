@@ -75,15 +75,13 @@ class World:
         """
         if self.size == 1:
             return x
-        rows: Tensor = _GatherWithGradient.apply(x, self, sizes)
-        return rows
+        return _GatherWithGradient.apply(x, self, sizes)
 
     def sum(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The sum over the ranks; the gradient is summed too."""
         if self.size == 1:
             return x
-        total: Tensor = _Sum.apply(x)
-        return total
+        return _Sum.apply(x)
 
     def objects(self, value: Any) -> list[Any]:
         """Every rank's value; it must be one that JSON can hold."""

@@ -122,8 +122,7 @@ def uniformity(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     z = F.normalize(z.float())
     # |z_a - z_b|^2 = 2 - 2 z_a.z_b, so the mean over pairs is the loss's own sum at temperature 1/4.
     total = log_sums(z, 0.25).logsumexp(0)
-    uniform: Tensor = total - 4 - math.log(len(z) * (len(z) - 1))
-    return uniform
+    return total - 4 - math.log(len(z) * (len(z) - 1))
 
 
 def effective_rank(h: Float[Tensor, "n features"]) -> float:

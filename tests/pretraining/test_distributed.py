@@ -87,7 +87,7 @@ def test_what_ranks_list_is_listed_once() -> None:
 
     class Two(World):
         def objects(self, value: Any) -> list[Any]:
-            return json.loads(json.dumps([value, [("../up.png", "leads out"), ("b.png", "truncated")]]))  # type: ignore[no-any-return]
+            return json.loads(json.dumps([value, [("../up.png", "leads out"), ("b.png", "truncated")]]))
 
     listed = Two(0, 2).union([("../up.png", "leads out"), ("a.png", "truncated")])
     assert listed == [("../up.png", "leads out"), ("a.png", "truncated"), ("b.png", "truncated")]

@@ -139,7 +139,7 @@ def test_under_autocast_the_gradients_of_parts_are_added_up_in_float32() -> None
     weight, push = encoder.get_parameter("1.weight"), torch.randn(64, 16)
 
     def views(images: Any, _: Tensor) -> Tensor:
-        return (images.float() / 255)[None]  # type: ignore[no-any-return]
+        return (images.float() / 255)[None]
 
     with torch.autocast("cpu", torch.bfloat16):
         step = partial(simclr_step_in_parts, micro_batch=2, world=ALONE)

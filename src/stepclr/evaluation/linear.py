@@ -77,8 +77,7 @@ def standardize(
 
 def _unit_rows(h: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "n f"]:
     h = h.astype(np.float64)
-    unit: Float[np.ndarray, "n f"] = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
-    return unit
+    return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
 
 
 def principal_axes(x: Float[np.ndarray, "n f"]) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "f r"]]:

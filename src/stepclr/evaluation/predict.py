@@ -45,8 +45,7 @@ class Classified:
     def margins(self) -> Float[np.ndarray, " n"]:
         """How certain each prediction is: the probability of the best class minus that of the second best."""
         second, best = np.partition(self.probabilities, (-2, -1), axis=1)[:, -2:].T
-        margins: Float[np.ndarray, " n"] = best - second
-        return margins
+        return best - second
 
     def least_certain_first(self) -> "Classified":
         """The same images, by rising margin."""

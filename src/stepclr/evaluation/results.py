@@ -97,8 +97,7 @@ class Score:
     def summary(self, measure: str, clean: bool = False) -> Summary | None:
         """The measure "top1", or one of MEASURES, on all test images or on the clean ones; None where it has none."""
         if measure != "top1":
-            summary: Summary | None = getattr(self, f"clean_{measure}" if clean else measure)
-            return summary
+            return getattr(self, f"clean_{measure}" if clean else measure)
         if not clean:
             return Summary(self.mean, self.std, self.values)
         if self.clean_mean is None or self.clean_values is None:

@@ -32,8 +32,7 @@ class Layers(NamedTuple):
     def logits(self, x: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n p c"]:
         """W x + b of each layer."""
         product: Array = x @ self.weight.reshape(self.bias.size, x.shape[1]).T
-        logits: Array = product.reshape(len(x), *self.bias.shape) + self.bias
-        return logits
+        return product.reshape(len(x), *self.bias.shape) + self.bias
 
 
 def solve(

@@ -99,10 +99,9 @@ def contrastive(
     """
     if torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="the contrastive loss runs uncompiled; compile without fullgraph=True")
-        uncompiled: Tensor = torch.compiler.disable(contrastive)(
+        return torch.compiler.disable(contrastive)(
             z, groups, temperature, world, positives_in_denominator=positives_in_denominator
         )
-        return uncompiled
     check_temperature(temperature)
     if isinstance(temperature, Tensor):
         temperature = temperature.reshape(())

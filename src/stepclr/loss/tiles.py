@@ -68,8 +68,7 @@ def mean_log_sum(
     """
     if torch._C._are_functorch_transforms_active():
         return (weights * _similarities(z, temperature, groups).logsumexp(1)).sum()
-    total: Tensor = _MeanLogSum.apply(z, weights, temperature, world, sizes, groups)
-    return total
+    return _MeanLogSum.apply(z, weights, temperature, world, sizes, groups)
 
 
 class _MeanLogSum(torch.autograd.Function):
@@ -223,8 +222,7 @@ class Tiles:
         groups = None if self.groups is None else (self.groups[rows], self.groups[columns])
         # Not compiled: it is one call of cuBLAS in any case, and inductor would advise to switch TF32 on.
         products = torch.mm(self.z[rows], self.z[columns].T, out=out)
-        tile: Tensor = self.run(_exponentials)(products, rows == columns, self.logarithms, self.base_2, groups)
-        return tile
+        return self.run(_exponentials)(products, rows == columns, self.logarithms, self.base_2, groups)
 
     def run(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function itself; on a GPU compiled, so that it passes over the tile fewer times."""

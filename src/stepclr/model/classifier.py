@@ -39,8 +39,7 @@ class Classifier(nn.Module):
         self.linear = nn.Linear(width, len(self.classes))
 
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n classes"]:
-        logits: Tensor = self.linear(self.neck(self.encoder(x)))
-        return logits
+        return self.linear(self.neck(self.encoder(x)))
 
     @property
     def device(self) -> torch.device:

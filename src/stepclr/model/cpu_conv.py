@@ -200,8 +200,7 @@ def gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[T
     gradients: tuple[Any, ...] = torch.ops.aten.convolution_backward(
         g, x, weight, None, [stride, stride], [pad, pad], [1, 1], False, [0, 0], groups, wanted
     )
-    gradient: Tensor = gradients[of]
-    return gradient
+    return gradients[of]
 
 
 @contextmanager

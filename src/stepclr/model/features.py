@@ -142,8 +142,7 @@ def _in_bfloat16(encoder: Encoder) -> Callable[[Tensor], Tensor]:
 
         def under_autocast(x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
             with torch.autocast(x.device.type, torch.bfloat16), cpu_convolutions(encoder):
-                h: Tensor = encoder(x)
-                return h
+                return encoder(x)
 
         return under_autocast
 

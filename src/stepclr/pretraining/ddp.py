@@ -41,7 +41,7 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Float[Tensor, "n c *rest"]) -> Float[Tensor, "n c *rest"]:
         """`input` normalized with one mean and variance per channel; in eval mode with the running ones."""
         if not self.training:
-            return self.act(self.drop(super().forward(input)))  # type: ignore[no-any-return]
+            return self.act(self.drop(super().forward(input)))
         with torch.autocast(input.device.type, enabled=False):
             x = float32_or_64(input)
             over = [0, *range(2, x.ndim)]
@@ -54,7 +54,7 @@ class SyncBatchNorm(_BatchNorm):
             if self.affine:
                 y = y * self.weight.view(shape) + self.bias.view(shape)
             self._remember(mean.detach(), variance.detach() * n / max(1, n - 1))
-        return self.act(self.drop(y.to(input.dtype)))  # type: ignore[no-any-return]
+        return self.act(self.drop(y.to(input.dtype)))
 
     @torch.no_grad()
     def _remember(self, mean: Float[Tensor, " c"], variance: Float[Tensor, " c"]) -> None:

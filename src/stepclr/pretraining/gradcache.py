@@ -45,8 +45,7 @@ def simclr_step_in_parts(
         precision = torch.get_autocast_dtype(device)
         with torch.autocast(device, precision, torch.is_autocast_enabled(device), cache_enabled=False):
             h: Tensor = encoder(x.flatten(0, 1))
-        each_view: Tensor = h.unflatten(0, (len(x), -1))
-        return each_view
+        return h.unflatten(0, (len(x), -1))
 
     with _moved_once(encoder, len(parts)) as part_seen:
         results = []

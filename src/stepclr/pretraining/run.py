@@ -121,8 +121,7 @@ def _record(line: bytes, where: str) -> Fields:
     try:
         found = json.loads(line)
         if found["step"] and found["epoch"] and all(isinstance(value, int | float) for value in found.values()):
-            record: Fields = found
-            return record
+            return found
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise StepclrError(f"{where} is corrupt: delete that line")

@@ -77,14 +77,12 @@ class Walk:
     @cached_property
     def h(self) -> Float32[Tensor, "m f"]:
         with torch.no_grad():
-            h: Tensor = self.model.encoder(self.x)
-        return h
+            return self.model.encoder(self.x)
 
     @cached_property
     def z(self) -> Float32[Tensor, "m d"]:
         with torch.no_grad():
-            z: Tensor = self.model.head(self.h)
-        return z
+            return self.model.head(self.h)
 
     @cached_property
     def trained(self) -> tuple[dict[str, Any], Encoder, Float32[np.ndarray, "n f"]]:

@@ -181,8 +181,7 @@ LEVEL_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _gray(x: Tensor) -> Tensor:
-    gray: Tensor = luma(x.float()).floor()
-    return gray.unsqueeze(1)
+    return luma(x.float()).floor().unsqueeze(1)
 
 
 def _blend(x: Tensor, other: Tensor, magnitude: Tensor) -> Tensor:

@@ -52,8 +52,7 @@ class Policy:
         kind, field = TUNABLE[setting]
         for op in self.ops:
             if isinstance(op, kind):
-                number: float = getattr(op, field)
-                return number
+                return getattr(op, field)
         return None
 
     def tuned(self, settings: Mapping[str, float | None]) -> "Policy":

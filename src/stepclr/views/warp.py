@@ -30,8 +30,7 @@ def thin_plate_weights(
     system[:, :k, k + 1 :] = knots
     system[:, k:, :k] = system[:, :k, k:].swapaxes(1, 2)
     right_side = np.concatenate([values, np.zeros((n, 3, 2))], axis=1)
-    weights: Float[np.ndarray, "n k+3 2"] = np.linalg.pinv(system, RCOND) @ right_side
-    return weights
+    return np.linalg.pinv(system, RCOND) @ right_side
 
 
 def thin_plate_field(

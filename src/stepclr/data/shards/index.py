@@ -134,8 +134,7 @@ class Index:
 
     def table(self) -> NDArray[Any]:
         """All members, mapped for as long as the caller holds them."""
-        table: NDArray[Any] = np.load(self.members, mmap_mode="r" if self.images else None, allow_pickle=False)
-        return table
+        return np.load(self.members, mmap_mode="r" if self.images else None, allow_pickle=False)
 
     def place(self, row: int) -> tuple[int, int, int]:
         """(offset, size, crc) of an image's bytes in its shard."""

@@ -79,8 +79,7 @@ def outlier_scores(
         return scores
     of_pixels = _relative_distances(torch.from_numpy(statistics), k)
     scale = _spread(scores) / _spread(of_pixels)
-    larger: Float[np.ndarray, " n"] = np.maximum(scores, of_pixels**scale)
-    return larger
+    return np.maximum(scores, of_pixels**scale)
 
 
 def pixel_statistics(images: Iterable[UInt8[Tensor, "c _ _"]]) -> Float[np.ndarray, "n 18"]:
@@ -92,8 +91,7 @@ def pixel_statistics(images: Iterable[UInt8[Tensor, "c _ _"]]) -> Float[np.ndarr
     """
     statistics = torch.stack([_statistics(image) for image in images])
     # What hardly varies, such as the colors of gray images, is not enlarged to the size of what does.
-    scaled: Float[np.ndarray, "n 18"] = (statistics / statistics.std(0, correction=0).clamp(min=LEAST)).numpy()
-    return scaled
+    return (statistics / statistics.std(0, correction=0).clamp(min=LEAST)).numpy()
 
 
 def _statistics(image: UInt8[Tensor, "c h w"]) -> Float[Tensor, "18"]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -116,8 +115,7 @@ def class_uncertainty(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarr
         x, basis = principal_axes(x)
         layer = solve(x, classes, np.full((len(x), 1), 1 / len(x)), L2)
     likeliest = torch.from_numpy(layer.logits(every @ basis)[:, 0]).softmax(1).topk(2).values
-    uncertainty: NDArray[np.float64] = (1 - (likeliest[:, 0] - likeliest[:, 1])).numpy()
-    return uncertainty
+    return (1 - (likeliest[:, 0] - likeliest[:, 1])).numpy()
 
 
 def with_labels(index: EmbeddingIndex, files: Sequence[Path]) -> EmbeddingIndex:

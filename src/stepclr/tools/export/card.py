@@ -194,8 +194,7 @@ def _is_of(protocol: dict[str, Any], source: Path, network: Network) -> bool:
     """Whether the scores of this protocol are those of the exported weights."""
     if isinstance(network, Classifier):
         return Path(protocol["classifier"]["file"]).name == source.name
-    same: bool = protocol["encoder_sha256"]["after"] == state_checksum(network.state_dict())
-    return same
+    return protocol["encoder_sha256"]["after"] == state_checksum(network.state_dict())
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:

@@ -45,8 +45,7 @@ class FromPixels(nn.Module):
         self.network = network
 
     def forward(self, images: UInt8[Tensor, "n c s s"]) -> Float[Tensor, "n out"]:
-        out: Tensor = self.network(images.float() / 255)
-        return out
+        return self.network(images.float() / 255)
 
 
 def encoder_of(network: Network) -> Encoder:

@@ -319,8 +319,7 @@ def _apart(places: Sequence[float], heights: Sequence[float]) -> list[float]:
     for place in order[::-1]:
         moved[place] = min(moved[place], limit - heights[place] / 2)
         limit = moved[place] - heights[place] / 2
-    result: list[float] = moved.tolist()
-    return result
+    return moved.tolist()
 
 
 def _matrix(words: str, values: Float[np.ndarray, "m m"]) -> Markup:
