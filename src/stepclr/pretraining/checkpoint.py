@@ -53,7 +53,8 @@ def load_checkpoint(
             say(f"{path} is corrupt ({error}): falling back to the previous checkpoint")
             continue
         try:
-            model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            of_model = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in of_model.items()})
         except RuntimeError:
             raise StepclrError(
                 f"{path} was saved with a different encoder or head: it belongs to another run"
@@ -67,7 +68,8 @@ def load_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoint files, oldest first."""
-    return sorted((path for path in folder.glob("step-*.safetensors") if path.stem[5:].isdecimal()), key=step_of)
+    paths = [path for path in folder.glob("step-*.safetensors") if path.stem.removeprefix("step-").isdecimal()]
+    return sorted(paths, key=step_of)
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

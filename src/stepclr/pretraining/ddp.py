@@ -97,7 +97,10 @@ def averaged(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def stride_warnings_off() -> Iterator[None]:
-    """In here torch does not warn that the strides of a 1x1 filter differ; its bytes are the same in both formats."""
+    """A context in which torch does not warn that the strides of a 1x1 filter differ.
+
+    The bytes of such a filter are the same in both memory formats.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Grad strides do not match")
         yield

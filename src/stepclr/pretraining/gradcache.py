@@ -83,13 +83,16 @@ def parts_of(n: int, micro_batch: int | None, world: World) -> list[slice]:
         return [slice(0, n)]
     sizes = world.sizes(n)
     count = min(-(-max(sizes) // micro_batch), *sizes)
-    ends = [int(indices[-1]) + 1 for indices in np.array_split(np.arange(n), count)]
-    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    parts = np.array_split(np.arange(n), count)
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
 @contextmanager
 def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
-    """In here running statistics move once for all parts, by the mean of their moves; call the result after each."""
+    """A context in which running statistics move once for all parts, by the mean of their moves.
+
+    Call what it yields after each part.
+    """
     before = [buffer.clone() for buffer in encoder.buffers()]
     moved = [torch.zeros_like(buffer) for buffer in encoder.buffers()]
 
@@ -105,7 +108,7 @@ def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def statistics_kept(encoder: nn.Module) -> Iterator[None]:
-    """In here activations are computed a second time, and BatchNorm's running statistics stay as they are."""
+    """A context for computing activations a second time: BatchNorm's running statistics stay as they are."""
     before = [buffer.clone() for buffer in encoder.buffers()]
     yield
     for buffer, value in zip(encoder.buffers(), before, strict=True):

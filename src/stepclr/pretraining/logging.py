@@ -21,7 +21,7 @@ FEW = 500  # images that kNN is the score of: of fewer, it has a standard error 
 
 
 class Meter:
-    """Counts images and seconds between two readings; `seconds` are those of the whole run, over all resumes."""
+    """Counts images and seconds between two readings; `seconds` are those of the whole run, also before a resume."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -103,21 +103,28 @@ class Printer:
         self, config: ResolvedConfig, run: Run, views: Views, step: int, steps: int, images: int, watched: bool
     ) -> None:
         """Print what is about to happen, including every setting as decided."""
-        scale = "" if config.loss_scale == 1 else f" (times {config.loss_scale:.4g} in the gradient)"
-        self.console.print(
+        lines = [
             f"pretraining {config.encoder} on {images:,} images: {config.epochs:g} epochs, {steps:,} steps of "
-            f"{config.batch_size} images, into {run.folder}\n"
-            f"  {config.views} view{'s' * (config.views != 1)} of an image, {views.describe()}"
-            + (", rendered by torch" if views.renderer == "torch" and default_device().type == "cpu" else "")
-            + (", at half and three quarters of the size first" if config.progressive else "")
-            + f"\n  loss {config.loss}{scale}, temperature {config.temperature:g}; {config.optimizer}, "
+            f"{config.batch_size} images, into {run.folder}"
+        ]
+        described = f"  {config.views} view{'s' * (config.views != 1)} of an image, {views.describe()}"
+        if views.renderer == "torch" and default_device().type == "cpu":
+            described += ", rendered by torch"
+        if config.progressive:
+            described += ", at half and three quarters of the size first"
+        scale = "" if config.loss_scale == 1 else f" (times {config.loss_scale:.4g} in the gradient)"
+        lines += [
+            described,
+            f"  loss {config.loss}{scale}, temperature {config.temperature:g}; {config.optimizer}, "
             f"lr {config.lr:g} at batch 256 ({config.lr_scaling}), weight decay {config.weight_decay:g}, "
-            f"warm-up {config.warmup:g} epoch{'' if config.warmup == 1 else 's'}\n"
-            f"  precision {config.precision}, channels_last; seed {config.seed}"
-            + ("" if watched else "; no labels for the kNN score; set monitor to a labeled source")
-            + (f"\n  resuming after step {step:,}" if step else ""),
-            markup=False,
-        )
+            f"warm-up {config.warmup:g} epoch{'s' * (config.warmup != 1)}",
+            f"  precision {config.precision}, channels_last; seed {config.seed}",
+        ]
+        if not watched:
+            lines[-1] += "; no labels for the kNN score; set monitor to a labeled source"
+        if step:
+            lines.append(f"  resuming after step {step:,}")
+        self.say("\n".join(lines))
         self.spoke = time.monotonic()
         self.first = step + 1
         self.events = Events(run) if self.tensorboard else None
@@ -155,7 +162,7 @@ class Printer:
             self._print(line["step"], steps, f"{loss}{_top1(line)}{speed}, waiting {whole_percent(line['waiting'])}")
 
     def _clock(self, step: int) -> None:
-        """The first step also loads and compiles, and may take many times as long: the pace is that of the others."""
+        """Start the clock of the pace after the first step, which also loads and compiles and may take much longer."""
         if step == self.first:
             self.clocked = time.monotonic()
 

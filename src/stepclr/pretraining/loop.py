@@ -44,8 +44,9 @@ TakeStep = Callable[[Optimizer, Any, Batch, Tensor], tuple[Tensor, list[Tensor]]
 
 LOG_EVERY = 10  # steps
 MAX_LOST = 0.05  # of the images; if more can no longer be read, the run ends: it would be another run
-CHECKPOINT_AFTER = 600  # seconds without one; each epoch ends with one anyway,
-SOON = 30  # but on a GPU, where an epoch may take 2 seconds, only if the last checkpoint is at least this old (seconds)
+# A checkpoint is written at the end of each epoch, and in a longer epoch after this many seconds. On a GPU, where an
+# epoch may take 2 seconds, the end of an epoch writes one only if the last one is older than SOON seconds.
+CHECKPOINT_AFTER, SOON = 600, 30
 
 
 class Diverged(RuntimeError):
@@ -214,7 +215,9 @@ def ready_to_train(
         stack.enter_context(stride_warnings_off())
         forward = averaged(trained)
     loss_of = OBJECTIVES[config.loss].bind(config.temperature, world)
-    algorithm = _algorithm(config, world)
+    algorithm: Callable[..., Any] = simclr_step
+    if config.micro_batch is not None:
+        algorithm = partial(simclr_step_in_parts, micro_batch=config.micro_batch, world=world)
     recomputed = model.encoder if config.micro_batch or config.checkpoint_activations else None
     precision = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
@@ -229,19 +232,13 @@ def ready_to_train(
     return trained, take_step
 
 
-def _algorithm(config: ResolvedConfig, world: World) -> Callable[..., Any]:
-    """`simclr_step`, or its sibling that puts the batch through the encoder in parts."""
-    if config.micro_batch is None:
-        return simclr_step
-    return partial(simclr_step_in_parts, micro_batch=config.micro_batch, world=world)
-
-
 def _settings_of_the_loop(
     stack: ExitStack, model: SimCLR, teacher: Classifier | None, device: torch.device, config: ResolvedConfig
 ) -> SimCLR:
-    """What is changed until `stack` ends: how convolutions are computed and memory is kept. Returns what to call."""
-    for module in filter(None, (model, teacher)):
-        stack.enter_context(cpu_convolutions(module))
+    """Change how convolutions are computed and memory is kept, until `stack` ends. Returns the model to call."""
+    stack.enter_context(cpu_convolutions(model))
+    if teacher:
+        stack.enter_context(cpu_convolutions(teacher))
     if config.micro_batch is None and not config.checkpoint_activations:  # else the run wants to stay small
         stack.enter_context(freed_memory_kept())
     if device.type == "cuda":
@@ -260,10 +257,10 @@ def train_step(
     recomputed: nn.Module | None = None,
     loss_scale: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
-    """One step: Algorithm 1 (`simclr_step` of these inputs), its gradient, the optimizer's update; (loss, projections).
+    """One step: Algorithm 1 (`algorithm` of these inputs), its gradient, and the optimizer's update.
 
     recomputed: an encoder whose activations the backward pass computes again. loss_scale: the gradient is that of the
-    loss times this.
+    loss times this number. Returns the loss and the projections.
     """
     with precision:
         loss, z = model(algorithm, *inputs)
@@ -282,7 +279,10 @@ def _compiled(model: SimCLR) -> SimCLR:
 
 
 def _seed_of(seed: int, step: int, rank: int) -> int:
-    """The seed of what else a step draws, such as dropout: of step and rank alone. No image has a negative index."""
+    """The seed of what a step draws besides views, such as dropout: a function of step and rank alone.
+
+    Images have indices from 0 up, so that -1 - rank gives a key that no view has.
+    """
     return int(view_keys(seed, step, [-1 - rank])[0])
 
 
@@ -339,7 +339,7 @@ def _watch(
 
 
 def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: World) -> None:
-    """Raise StepclrError if more than MAX_LOST of the images have become unreadable since the run began to read."""
+    """Raise StepclrError if more than the share MAX_LOST of the images have become unreadable since the run began."""
     lost = world.total(len(images.skipped) - before)
     if lost > MAX_LOST * len(images):
         list_skipped(images, run, world)
@@ -351,7 +351,7 @@ def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: W
 
 
 def list_skipped(images: ImageSet, run: Run, world: World) -> None:
-    """Write skipped.csv: what was met under the source and not simply read, also by another rank."""
+    """Write skipped.csv: what any rank has skipped, ignored or changed when it opened and read the images."""
     images.ledger.unreadable |= world.union(images.skipped)
     images.ledger.remarks |= world.union(images.ledger.remarks.items())
     if world.first:

@@ -16,9 +16,10 @@ VARIABLES = {MMAP: "MALLOC_MMAP_THRESHOLD_", TRIM: "MALLOC_TRIM_THRESHOLD_"}
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """In here glibc keeps freed blocks of up to 1 GiB; what is free at the end is given back. A no-op except on Linux.
+    """A context in which glibc keeps freed blocks of up to 1 GiB; at its end the free ones are returned to the system.
 
-    Otherwise every large block is a mapping of its own: unmapped when it is freed, and mapped again in each step.
+    Without it, every large block is a mapping of its own: unmapped when it is freed, and mapped again in each step. On
+    other systems than Linux this does nothing.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):

@@ -35,13 +35,14 @@ WARM_UP, TIMED = 4, 200  # steps of each size, at most; the warm-up covers what 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that the parts of a run take."""
+    """Seconds that the parts of a run take.
+
+    step: the average over the run, whose views may grow. checkpoint: to write one. watch: to score kNN once.
+    """
 
     step: float
-    """On average over a run, whose views may grow."""
     checkpoint: float
     watch: float
-    """To score kNN once."""
 
     def steps_in(self, seconds: float, config: ResolvedConfig, n: int) -> int:
         """How many steps fit, with their checkpoints and kNN scores, and the encoder's file at the end."""
@@ -95,7 +96,7 @@ def measured(
     teacher: Classifier | None,
     world: World,
 ) -> Pace:
-    """The pace of a run of so many seconds, by steps of `trial`, a model that is used up by it.
+    """The pace of a run of this length, measured by steps of the model `trial`, which is not to be used afterwards.
 
     The steps are those of the loop at a learning rate of 0, so that none diverges.
     """

@@ -227,8 +227,10 @@ def views_of(config: ResolvedConfig, renderer: Renderer = "auto", share: float =
 
 def stages_of(config: ResolvedConfig, views: Views) -> list[tuple[float, Views]]:
     """(share of the steps, the views up to there): a progressive run begins with smaller views."""
-    smaller = STAGES if config.progressive else ()
-    return [*((until, views_of(config, views.renderer, share)) for until, share in smaller), (1.0, views)]
+    stages = []
+    if config.progressive:
+        stages = [(until, views_of(config, views.renderer, share)) for until, share in STAGES]
+    return [*stages, (1.0, views)]
 
 
 def view_size(images: ImageSet) -> int:

@@ -75,14 +75,12 @@ class Run:
 
     def check_free(self, resume: bool) -> None:
         """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""
-        if self.exists():
-            if not resume:
-                raise StepclrError(
-                    f"{self.folder} already contains a run: resume=True continues it, or choose another out"
-                )
-        elif self.folder.exists() and not (
-            self.folder.is_dir() and set(self.folder.iterdir()) == set(temporary_files(self.folder))
-        ):
+        if self.exists() and not resume:
+            raise StepclrError(f"{self.folder} already contains a run: resume=True continues it, or choose another out")
+        if self.exists() or not self.folder.exists():
+            return
+        # What a process has left that was killed before it wrote config.json may stay.
+        if not self.folder.is_dir() or set(self.folder.iterdir()) != set(temporary_files(self.folder)):
             raise StepclrError(f"{self.folder} exists and is not a run: choose another out")
 
     @contextmanager
