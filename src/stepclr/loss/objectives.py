@@ -43,7 +43,8 @@ class Objective:
 
     def temperature(self, size: int) -> float:
         """The default temperature for views of this side."""
-        return self.temperatures[size > SMALL_VIEWS]
+        for_small, for_large = self.temperatures
+        return for_small if size <= SMALL_VIEWS else for_large
 
     @property
     def uses(self) -> dict[str, bool]:

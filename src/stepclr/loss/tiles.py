@@ -172,10 +172,13 @@ class Tiles:
         self.rows = rows or slice(0, len(z))
         self.symmetric = self.rows == slice(0, len(z))
         self.logarithms = temperature < SAFE_TEMPERATURE
-        amd = z.is_cpu and is_amd()
-        self.sides = TILE_SIZES["amd" if amd else "cpu" if z.is_cpu else "cuda"]
-        self.base_2 = amd and not self.logarithms
-        self.z = z * math.sqrt((LOG2_E if self.base_2 else 1) / temperature)  # whose products are those of the tiles
+        processor = "cuda"
+        if z.is_cpu:
+            processor = "amd" if is_amd() else "cpu"
+        self.sides = TILE_SIZES[processor]
+        self.base_2 = processor == "amd" and not self.logarithms
+        factor = LOG2_E if self.base_2 else 1.0
+        self.z = z * math.sqrt(factor / temperature)  # whose products are those of the tiles
         self.kept: dict[tuple[int, int], Tensor] = {}  # tiles of the first pass, by their first row and column
 
     def log_sums(self, room: int = 0) -> Float[Tensor, " rows"]:
@@ -254,7 +257,9 @@ def _exponentials(
 
 def _sums(tile: Float[Tensor, "a b"], logarithms: bool) -> tuple[Float[Tensor, " a"], Float[Tensor, " b"]]:
     """The sum of e over a tile's columns, and over its rows; or the logarithms of these."""
-    return (tile.logsumexp(1), tile.logsumexp(0)) if logarithms else (tile.sum(1), tile.sum(0))
+    if logarithms:
+        return tile.logsumexp(1), tile.logsumexp(0)
+    return tile.sum(1), tile.sum(0)
 
 
 def _weights(

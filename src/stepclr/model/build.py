@@ -185,13 +185,13 @@ def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize
 
 
 def _input_size(plain: str, size: int, channels: int) -> dict[str, Any]:
-    """The options that a network needs which takes one size only, and for images that are not RGB."""
+    """The options for a network that takes images of one size only, and for images that are not RGB."""
     options = {"img_size": size} if timm.get_pretrained_cfg_value(plain, "fixed_input_size") else {}
     return options if channels == RGB else options | {"in_chans": channels}
 
 
 def _plain_name(name: str) -> tuple[str, dict[str, Any]]:
-    """timm's name, and in what the network differs from it: "resnet50x2" is "resnet50" with twice the channels."""
+    """timm's name, and the options that make the network of it: "resnet50x2" is "resnet50" with twice the channels."""
     named = re.fullmatch(r"(resnet\d+)(?:x([1-9]|0\.[1-9]\d?))?", name)
     if named is None:
         return name, {}

@@ -2,7 +2,7 @@
 
 Small maps: where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN leaves most of the
 processor idle, and with strides it takes long for the gradient of the weight. Written out as patches, one row of (tap,
-channel) for each position that goes out, the sums are one product of matrices. Where that is faster depends on the
+channel) for each position of the output, the sums are one product of matrices. Where that is faster depends on the
 processor: `INTEL` and `AMD` follow what `benchmarks/small_conv.py` printed on one of each.
 
 Depthwise, as in EfficientNet and MobileNet: the gradient of x with strides, and that of the weight with kernels above
@@ -28,28 +28,29 @@ from stepclr.device import is_amd
 
 @dataclass(frozen=True)
 class Limits:
-    """The most positions of a map, up to which patches are the faster way for each of the three sums."""
+    """Up to how many positions of a map patches are the faster way to each of the three sums of a convolution.
+
+    value: positions of the output, in convolutions with at least `wide` output channels.
+    to_x: for the gradient of x: positions of x, in convolutions with stride 1.
+    to_weight, to_weight_strided: for the gradient of the weight: positions of the output, with stride 1 and above.
+    """
 
     value: int
-    """Of the map that goes out, in convolutions with at least so many channels out:"""
     wide: int
     to_x: int
-    """For the gradient of x, with stride 1: of x."""
     to_weight: int
-    """For the gradient of the weight: of the map that goes out, with stride 1,"""
     to_weight_strided: int
-    """and with larger strides."""
 
     def takes_value(self, out: int, positions: int) -> bool:
-        """Whether the value is computed by patches, of a convolution whose gradient of the weight is."""
+        """Whether patches compute the value, in a convolution where they compute the gradient of the weight."""
         return out >= self.wide and positions <= self.value
 
     def takes_x(self, stride: int, positions_of_x: int) -> bool:
-        """Whether the gradient of x is."""
+        """Whether patches compute the gradient of x."""
         return stride == 1 and positions_of_x <= self.to_x
 
     def takes_weight(self, stride: int, positions: int) -> bool:
-        """Whether the gradient of the weight is."""
+        """Whether patches compute the gradient of the weight."""
         return positions <= (self.to_weight if stride == 1 else self.to_weight_strided)
 
 
@@ -58,7 +59,7 @@ AMD = Limits(value=4, wide=512, to_x=0, to_weight=9, to_weight_strided=36)
 
 
 def limits() -> Limits:
-    """Those of this processor."""
+    """The limits for this processor."""
     return AMD if is_amd() else INTEL
 
 
@@ -112,7 +113,7 @@ class _ByPatches(torch.autograd.Function):
 
 
 class SmallConv2d(StandIn):
-    """Without groups; by patches where the map that goes out is small."""
+    """A convolution without groups, computed by patches where its output is small."""
 
     way = _ByPatches
 
@@ -122,13 +123,13 @@ class SmallConv2d(StandIn):
 
 
 def positions(x: Tensor, side: int, stride: int, pad: int) -> int:
-    """Of the map that goes out."""
+    """The number of positions of the output."""
     down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
     return down * across
 
 
 def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n p q kkc"]:
-    """What the kernel sees at each position that goes out, tap by tap, written out."""
+    """What the kernel sees at each position of the output, written out tap by tap."""
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
     return padded.unfold(1, side, stride).unfold(2, side, stride).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
@@ -180,7 +181,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 class DepthwiseConv2d(StandIn):
-    """With a filter per channel; its slow gradients are made in float32."""
+    """A convolution with one filter per channel, whose slow gradients are computed in float32."""
 
     way = _Depthwise
 
@@ -205,7 +206,7 @@ def gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[T
 
 @contextmanager
 def cpu_convolutions(network: nn.Module) -> Iterator[None]:
-    """In here `use_cpu_convolutions` holds for a network on the CPU; afterwards it has its own convolutions again."""
+    """A context of `use_cpu_convolutions` for a network on the CPU; at its end the network has its own ones again."""
     swapped = use_cpu_convolutions(network)
     try:
         yield
@@ -222,7 +223,7 @@ def use_cpu_convolutions(network: nn.Module) -> list[tuple[nn.Module, str, nn.Co
     swapped = []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            # No subclasses of others: what those do besides is not known here.
+            # Of subclasses only timm's: what others do besides is not known here.
             if not isinstance(child, nn.Conv2d) or type(child) not in (nn.Conv2d, Conv2dSame):
                 continue
             if not child.weight.is_cpu:

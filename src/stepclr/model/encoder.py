@@ -81,7 +81,7 @@ class Encoder(nn.Module):
         return len(self.mean)
 
     def train(self, mode: bool = True) -> "Encoder":
-        """As in torch, but for BatchNorm with `frozen_statistics`, which stays in eval mode."""
+        """Set the mode as torch does, except that with `frozen_statistics` BatchNorm stays in eval mode."""
         super().train(mode)
         if self.frozen_statistics:
             for module in self.modules():

@@ -130,7 +130,7 @@ def fill_unreadable(
 
 
 def _in_chunks(of_few: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function of as many images as one likes."""
+    """A function of any number of images, from one that is fast for up to CHUNK images."""
     return lambda x: torch.cat([of_few(part) for part in x.split(CHUNK)])
 
 

@@ -199,7 +199,7 @@ def _encoder_values(encoder: Encoder) -> dict[str, Any]:
 
 
 def _save(module: nn.Module, encoder: Encoder, values: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    # Also in the tensors; here for whoever reads the metadata alone.
+    # The tensors contain mean and std too; this copy is for programs that read the metadata alone.
     values = values | {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
     content = in_order(save(tensors, {name: json.dumps(value) for name, value in values.items()}))

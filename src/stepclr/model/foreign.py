@@ -19,8 +19,8 @@ from stepclr.errors import StepclrError, check_number
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.")  # DataParallel, torch.compile, FSDP: at any depth
 CONTAINERS = ("state_dict", "model", "model_state_dict")  # keys under which a file has its tensors
 TRAINING = ("optimizer", "optimizers", "optimizer_states", "scaler", "lr_schedulers")  # keys of what else is in a file
-# Where two networks fit: the one that learned by gradients (MoCo's encoder_q, a student's teacher excepted: DINO's is
-# the better one), and not its moving average.
+# Names of the network to leave where two fit: the moving average of one that learned by gradients, such as MoCo's
+# encoder_k. In DINO the moving average, the teacher, is the better one, so that its student is left.
 SECOND = {"momentum", "k", "target", "ema", "student"}
 HEADS = re.compile(
     r"fc\d*$|linear$|queue|(head|proj|pred|classif|prototype|momentum|online|contrast|mlp_head|criterion)"
@@ -159,7 +159,7 @@ def _plain_name(name: str, expected: Mapping[str, Tensor]) -> str:
 def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What stands before the network's names: where most of them are found, and it is not a second network.
 
-    One that lacks some is found all the same, so that its second network does not take its place unnoticed.
+    A network that lacks some of its tensors is still found, so that no second network takes its place unnoticed.
     """
     counts: Counter[str] = Counter()
     for name in tensors:
@@ -174,14 +174,22 @@ def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
 
 
 def _first(prefixes: list[str]) -> str:
-    """Of several networks the one to take."""
-    return min(prefixes, key=lambda prefix: (not SECOND.isdisjoint(re.split(r"[._]", prefix)), len(prefix)))
+    """The network to take of several: the one with the shortest prefix that is not in SECOND."""
+
+    def rank(prefix: str) -> tuple[bool, int]:
+        words = set(re.split(r"[._]", prefix))
+        return bool(words & SECOND), len(prefix)
+
+    return min(prefixes, key=rank)
 
 
 def _numbered_prefix(tensors: Mapping[str, Tensor]) -> str | None:
     """What stands before the numbers of a ResNet that became an nn.Sequential of its children; None if none did."""
-    found = [match[1] for name in tensors if (match := re.match(r"(|.*?\.)\d+\.0\.conv1\.weight$", name))]
-    whole = [prefix for prefix in found if len(_numbers(tensors, prefix)) >= 6]
+    whole = []
+    for name in tensors:
+        match = re.match(r"(|.*?\.)\d+\.0\.conv1\.weight$", name)  # the first block of a stage
+        if match and len(_numbers(tensors, match[1])) >= 6:
+            whole.append(match[1])
     return _first(whole) if whole else None
 
 

@@ -1,5 +1,6 @@
 """Step 4: the projection head g(.), a small MLP between the representation and the loss."""
 
+import re
 from itertools import pairwise
 
 from torch import nn
@@ -72,7 +73,7 @@ class ProjectionHead(nn.Sequential):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.01)
 
-        # A shift that stays 0 is none, and the head's tensors keep their names.
+        # A shift that stays 0 has no effect, and the head's tensors keep their names.
         last = self[-1]
         if isinstance(last, nn.BatchNorm1d):
             last.bias.requires_grad_(False)
@@ -84,9 +85,11 @@ def parse_head(text: str) -> tuple[list[int], str]:
     Hidden layers are equally wide. Without a colon the form is "batchnorm". Raises StepclrError for any other text.
     """
     layers, colon, form = text.partition(":")
-    widths = [int(width) if width.isdecimal() and len(width) < 8 else 0 for width in layers.split("-")]
-    if len(widths) not in (1, 2, 3) or len(set(widths[:-1])) > 1 or min(widths) < 1:
+    widths: list[int] = []
+    if re.fullmatch(r"\d{1,7}(-\d{1,7}){0,2}", layers):
+        widths = [int(width) for width in layers.split("-")]
+    if not widths or min(widths) < 1 or len(set(widths[:-1])) > 1:
         raise StepclrError(
             f"head must be widths such as 128, 2048-128, or 2048-2048-128 (one, two or three layers), not {text!r}"
         )
-    return widths, choose("form of head", form, FORMS) if colon else "batchnorm"
+    return widths, choose("form of head", form if colon else "batchnorm", FORMS)

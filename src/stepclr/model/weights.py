@@ -107,13 +107,10 @@ def _of_other_program(stored: object, expected: Mapping[str, Tensor], path: Path
     mean, std = parse_mean_std(found.mean_std or "none", len(expected["mean"]))
     tensors = {f"body.{name}": tensor for name, tensor in found.tensors.items()}
     tensors |= {"mean": torch.tensor(mean).view(-1, 1, 1), "std": torch.tensor(std).view(-1, 1, 1)}
-    sender = f"; {found.sender}'s" if found.sender else ""
+    words = f"{found.words}; {found.sender}'s" if found.sender else found.words
     if found.mean_std is None:
-        return (
-            tensors,
-            f"{found.words}{sender}; its mean and std are not known, and images stay in [0, 1]: see mean_std",
-        )
-    return tensors, f"{found.words}{sender}; mean and std {found.mean_std}"
+        return tensors, f"{words}; its mean and std are not known, and images stay in [0, 1]: see mean_std"
+    return tensors, f"{words}; mean and std {found.mean_std}"
 
 
 def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
