@@ -42,7 +42,7 @@ RANDOM = (
 )
 RATES = (0.01, 0.03, 0.1)
 RATE_AT_1_LABEL = 0.03  # with one label per class there is nothing left to choose the rate on
-# A rate is chosen after an eighth of the steps, but at least so many. On the sample, that is what all steps choose.
+# A rate is chosen after an eighth of the steps, but at least MIN_TRIAL: on the sample, all steps choose the same one.
 TRIAL, MIN_TRIAL = 8, 125
 SCRATCH_BATCH, WEIGHT_DECAY = 32, 5e-4
 Trial = tuple[Split, tuple[Indices, Indices], float]  # of a rate on one fold: the indices to fit on and held out
@@ -202,10 +202,9 @@ class Scratch:
         merits = {(split.labels_per_class, rate): np.zeros(2) for split, _, rate in trials}
         for (split, _, rate), merit in zip(trials, self.each(self.merit, trials), strict=True):
             merits[split.labels_per_class, rate] += merit
-        best: dict[LabelsPerClass, tuple[float, ...]] = {}
-        for (per_class, rate), merit in merits.items():  # of equal rates, the first stays
-            if per_class not in best or tuple(merit) > best[per_class]:
-                best[per_class], self.rates[per_class] = tuple(merit), rate
+        for per_class in dict.fromkeys(per_class for per_class, _ in merits):
+            tried = {rate: tuple(merits[per_class, rate]) for rate in RATES}
+            self.rates[per_class] = max(tried, key=tried.__getitem__)  # of equal rates, the first
 
     def merit(self, trial: Trial) -> tuple[int, float]:
         """How many held-out images are predicted right, and minus the sum of their log-losses."""

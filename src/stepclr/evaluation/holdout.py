@@ -19,7 +19,7 @@ Groups = Sequence[Sequence[int]]
 
 
 def check_holdout(test: Source | None, holdout: float | None) -> None:
-    """Raise StepclrError for a share that is none, and where test images are given as well."""
+    """Raise StepclrError for a share that is not between 0 and 1, and where test images are given as well."""
     if holdout is None:
         return
     if not 0 < holdout < 1:
@@ -70,8 +70,8 @@ def held_out(
     label, side = lacking
     images, different = int((labels == label).sum()), sum(label in sizes for sizes in of_classes)
     versions = f", {different} without near duplicates" if different < images else ""
-    works = (other for other in sorted(SHARES, key=lambda other: abs(other - share)) if not lacks(draw(other)))
-    nearest = next(works, None)
+    nearest_first = sorted(SHARES, key=lambda other: abs(other - share))
+    nearest = next((other for other in nearest_first if lacks(draw(other)) is None), None)
     instead = f"the nearest share that works is {nearest}" if nearest else "no other share works: label more images"
     raise StepclrError(
         f"holdout={share:g} leaves no image of class {classes[label]!r} to {side} (labeled: {images}{versions}); "

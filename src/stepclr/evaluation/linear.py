@@ -86,11 +86,13 @@ def principal_axes(x: Float[np.ndarray, "n f"]) -> tuple[Float[np.ndarray, "n r"
     The optimum stays the same: a rotation changes neither inner products nor |W|, and a part of W outside the span of
     the rows would only cost |W|^2. In return there are fewer columns, and the solver knows the curvature along each.
     """
-    basis = np.linalg.qr(x.T)[0] if x.shape[1] > WIDE * len(x) else None
-    narrow = x if basis is None else x @ basis
-    squares, axes = np.linalg.eigh(narrow.T @ narrow)
+    if x.shape[1] > WIDE * len(x):
+        span = np.linalg.qr(x.T)[0]  # an orthonormal basis of the rows
+        narrow, axes = principal_axes(x @ span)
+        return narrow, span @ axes
+    squares, axes = np.linalg.eigh(x.T @ x)
     axes = axes[:, squares > squares.max() * len(squares) * np.finfo(np.float64).eps]  # the others are rounding errors
-    return narrow @ axes, axes if basis is None else basis @ axes
+    return x @ axes, axes
 
 
 def fold_shares(labels: Int[np.ndarray, " n"], seed: int) -> Float[np.ndarray, "n p"]:
@@ -145,8 +147,10 @@ def contending(fits: dict[float, Layers], merits: dict[float, float], within: fl
 
 
 def extrapolated(fits: Sequence[Layers]) -> Layers | None:
-    """Where the optimum for the next lambda is about, from those for up to three before it: on a parabola in log
-    lambda, which takes about half the iterations that the last optimum takes."""
+    """About where the optimum for the next lambda is, on the parabola in log lambda through the last three optima.
+
+    From there the solver takes about half the iterations that it takes from the last optimum.
+    """
     if len(fits) < 3:
         return fits[-1] if fits else None
     third, second, last = fits

@@ -61,7 +61,7 @@ class Task:
     bf16: bool
     flip: float
     counted: Callable[[float], Progress] = _uncounted
-    """What counts images that are represented, each as so many as the run's encoder would represent."""
+    """Makes a `Progress` for images that are represented, each of which counts as this many of the run's encoder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +120,9 @@ def _other(name: str, task: Task) -> Method:
     if encoder is not task.encoder:
         # From the images as they are in their source: this encoder may take larger ones than the run's.
         images = task.images
-        train, test = map(unreduced, (images.train, images.test), images.opened)
-        train, test = (some.read_as(Reading(channels=encoder.channels)) for some in (train, test))
+        reading = Reading(channels=encoder.channels)
+        train = unreduced(images.train, images.opened[0]).read_as(reading)
+        test = unreduced(images.test, images.opened[1]).read_as(reading)
         h = _features(task, encoder, resized(train, encoder), resized(test, encoder))
     what = "the encoder as training began" if name == START else name
     if timm_name(name) is not None:
@@ -224,7 +225,7 @@ def _each(task: Task) -> Each:
 
 
 def _features(task: Task, encoder: Encoder, train: ImageSet, test: ImageSet, each: float = 1.0) -> Features:
-    """h of both; each image counts as so many."""
+    """h of both; each image counts as `each` images of the run's encoder."""
     return features(encoder, train, task.counted(each)), features(encoder, test, task.counted(each))
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 from torch import nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_images
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
+from stepclr.evaluation.results import margins
 from stepclr.io import write_table
 from stepclr.model.classifier import Classifier
 from stepclr.model.features import fill_unreadable, resized
@@ -42,14 +43,9 @@ class Classified:
     classes: list[str]
     skipped: int
 
-    def margins(self) -> Float[np.ndarray, " n"]:
-        """How certain each prediction is: the probability of the best class minus that of the second best."""
-        second, best = np.partition(self.probabilities, (-2, -1), axis=1)[:, -2:].T
-        return best - second
-
     def least_certain_first(self) -> "Classified":
         """The same images, by rising margin."""
-        order = np.argsort(self.margins(), kind="stable")
+        order = np.argsort(margins(self.probabilities), kind="stable")
         return replace(self, images=self.images.take(order), probabilities=self.probabilities[order])
 
     def write(self, path: Path) -> None:

@@ -97,8 +97,9 @@ def prepare(
         mask = held_out(train.labels, classes, holdout, seed, versions)
         test, h_test = train.take(mask), h[mask]
         train, h = train.take(~mask), h[~mask]
-        test_counts = {key: 0 if isinstance(value, int) else value for key, value in train_counts.items()}
-        test_counts["images"] = len(test)
+        # The images that were left out belong to neither side: they are counted once, with train.
+        left_out = {key: 0 for key in train_counts if key.startswith("left_out")}
+        test_counts = train_counts | left_out | {"images": len(test)}
         train_counts["images"] = len(train)
         shared, clean = no_overlap(len(test), near)
         drawn = describe_holdout(holdout, seed, train, test, versions)

@@ -203,7 +203,7 @@ def _per_class(
 
 
 def _counts(predicted: Int[np.ndarray, " m"], truth: Int[np.ndarray, " m"]) -> Int[np.ndarray, "3 c"]:
-    """Of each class, how many images it has, how many are taken for it, and how many are so rightly."""
+    """For each class: how many images it has, how many are predicted to be of it, and how many of these rightly."""
     classes = int(max(truth.max(), predicted.max())) + 1
     counted = [np.bincount(labels, minlength=classes) for labels in (truth, predicted, truth[truth == predicted])]
     return np.stack(counted)
@@ -272,6 +272,12 @@ def confusion(
     }
 
 
+def margins(probabilities: Float32[np.ndarray, "m c"]) -> Float32[np.ndarray, " m"]:
+    """How certain each prediction is: the probability of the best class minus that of the second best."""
+    second, best = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
+    return best - second
+
+
 def least_certain(
     probabilities: Float32[np.ndarray, "m c"],
     truth: Int[np.ndarray, " m"],
@@ -279,9 +285,8 @@ def least_certain(
     names: Sequence[str],
 ) -> list[dict[str, Any]]:
     """The UNSURE images whose best two classes are nearest to each other in probability, with both and the true one."""
-    second, best = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
     rows = []
-    for i in np.argsort(best - second, kind="stable")[:UNSURE].tolist():
+    for i in np.argsort(margins(probabilities), kind="stable")[:UNSURE].tolist():
         first, other = np.argsort(-probabilities[i], kind="stable")[:2].tolist()
         rows.append(
             {

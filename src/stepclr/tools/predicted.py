@@ -9,7 +9,7 @@ from rich.table import Table
 
 from stepclr.errors import one_line
 from stepclr.evaluation.predict import Classified
-from stepclr.evaluation.results import measures, ranking
+from stepclr.evaluation.results import margins, measures, ranking
 from stepclr.metrics import in_percent
 from stepclr.tools.images import contact_sheet, jpeg_thumbnail, stacked
 from stepclr.tools.scores import measures_for, measures_words
@@ -54,15 +54,15 @@ def labeled_words(predictions: Classified) -> str:
 
 
 def prediction_sheet(predictions: Classified) -> Image.Image:
-    """Of each predicted class a row of the COLUMNS most certain images, by margin, and a row of the least certain.
+    """For each predicted class, a row of the COLUMNS most certain images, by margin, and a row of the least certain.
 
     The class that was predicted most often comes first; of more than SHEET_CLASSES the rarest are left out.
     """
-    predicted, margins = predictions.probabilities.argmax(1), predictions.margins()
+    predicted, certainty = predictions.probabilities.argmax(1), margins(predictions.probabilities)
     rows = []
     for label in np.argsort(-np.bincount(predicted), kind="stable")[:SHEET_CLASSES]:
         members = np.flatnonzero(predicted == label)
-        ordered = members[np.argsort(-margins[members], kind="stable")]
+        ordered = members[np.argsort(-certainty[members], kind="stable")]
         rows += [ordered[:COLUMNS], ordered[COLUMNS:][-COLUMNS:]]
     return stacked([_row(predictions, indices.tolist()) for indices in rows if len(indices)])
 

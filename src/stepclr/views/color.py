@@ -95,7 +95,7 @@ def mean_level(x: Float[Tensor, "*n s s"]) -> Float[Tensor, "*n"]:
 
 
 def blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """Of the image and another, by the factor of the image, clipped to [0, 1]."""
+    """The image times the factor, plus another image times 1 - factor, clipped to [0, 1]."""
     return (x * factor + other * (1 - factor)).clamp_(0, 1)
 
 

@@ -42,7 +42,7 @@ from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_
 from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
 
-WIDTHS: dict[type[OpParams], tuple[int, ...]] = {  # numbers of a view in each field of its parameters
+WIDTHS: dict[type[OpParams], tuple[int, ...]] = {  # how many numbers each field of an op's parameters has for a view
     JitterParams: (1, 4, 4),
     GrayscaleParams: (1,),
     BlurParams: (1,),
@@ -180,7 +180,7 @@ def _warp(
 def _levels(
     x: Float[Tensor, "m c s s"], op: Float[Tensor, "m 1"], magnitude: Float[Tensor, "m 1"]
 ) -> Float[Tensor, "m c s s"]:
-    """Each view's levels by a table: that of its op, of which equalize has one for each channel."""
+    """Change each view's levels by the table of its op; equalize has another table for each channel."""
     m, c, _, _ = x.shape
     op, magnitude = op[..., None, None], magnitude[..., None, None]
     levels = (x * 255).round().long().flatten(2)
@@ -193,7 +193,7 @@ def _levels(
 
 
 def _equalizing(levels: Int64[Tensor, "m c pixels"]) -> Int64[Tensor, "m c 256"]:
-    """The tables of PIL's and torchvision's equalize; a channel of so few pixels or levels that it has none stays."""
+    """The tables of PIL's and torchvision's equalize; a channel of too few pixels or levels for one stays as it is."""
     every = torch.arange(256, device=levels.device)
     count = torch.zeros(*levels.shape[:2], 256, dtype=torch.int64, device=levels.device)
     count = count.scatter_add(2, levels, torch.ones_like(levels))
@@ -245,14 +245,18 @@ def _render_unequal(
 
 
 def _rendered(images: Tensor, params: Sequence[ViewParams], *rest: Any) -> Float[Tensor, "v n 3 s s"]:
-    """By `render_packed` itself, or compiled where that pays: on CUDA, for what occurs again and again."""
+    """The views by `render_packed`, compiled where that pays: on CUDA, for shapes that occur often."""
     numbers = to_device(pack_params(params), images.device)
     compiled = compiles(images.device) and _is_frequent((images.shape, numbers.shape, *rest))
-    return (_compiled() if compiled else render_packed)(images, numbers, *rest)
+    render = _compiled() if compiled else render_packed
+    return render(images, numbers, *rest)
 
 
 def _is_frequent(shapes: Hashable) -> bool:
-    """Whether this is, with shapes, ops and size of the views, one of the first that occur often enough."""
+    """Count a batch of these shapes, ops and view size, and say whether such batches are worth compiling for.
+
+    These are the first MAX_SHAPES kinds of batches that have occurred COMPILE_FROM times.
+    """
     _batches_of[shapes] += 1
     if _batches_of[shapes] >= COMPILE_FROM and len(_frequent) < MAX_SHAPES:
         _frequent.add(shapes)

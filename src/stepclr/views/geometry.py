@@ -44,9 +44,9 @@ class EraseParams:
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Exchange left and right with this probability: for lists of ops, which otherwise flip with probability 0.5.
+    """Sets the probability of exchanging left and right, which is 0.5 for a list of ops without it.
 
-    It happens as part of the crop, wherever it stands in the list.
+    The flip is part of the crop, wherever it stands in the list.
     """
 
     p: float = 0.5

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from stepclr.views.keys import uniforms
 from stepclr.views.ops import Op, OpParams
 
-# At a crop that fits into the image, as in torchvision. The authors' code makes 100, with an aspect that is uniform.
+# Attempts at a crop that fits into the image, as in torchvision. The authors' code makes 100, with a uniform aspect.
 ATTEMPTS = 10
 CROP_NUMBERS = 2 * ATTEMPTS + 3  # random numbers: area and aspect of each attempt; then top, left, flip
 
@@ -65,7 +65,7 @@ def _crop_boxes(
     w = np.rint(np.sqrt(target * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(target / ratio)).astype(np.int64)
     fits = (w > 0) & (h > 0) & (w <= width[:, None]) & (h <= height[:, None])
-    first = np.arange(len(sizes)), fits.argmax(1)
+    first = np.arange(len(sizes)), fits.argmax(1)  # of each image (row), the first attempt (column) that fits
     any_fits = fits[first]
     w = np.where(any_fits, w[first], np.minimum(width, np.rint(height * 4 / 3).astype(np.int64)))
     h = np.where(any_fits, h[first], np.minimum(height, np.rint(width * 4 / 3).astype(np.int64)))
