@@ -9,7 +9,7 @@ SimCLR (section 2) learns from images alone; labels are kept for evaluation and 
     levels.py    an image's own numbers -> 8-bit RGB, or its bands as they are
     bands.py     arrays (.npy), and TIFFs of several bands or pages
     decode.py    one image's bytes -> upright RGB
-    ledger.py    what became of everything met under a source
+    ledger.py    what was skipped, ignored or changed under a source
     stores.py    where images are: files, arrays, memory
     recall.py    what is known about files without reading them again
     cache.py     decoded images in one memory-mapped file

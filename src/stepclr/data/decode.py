@@ -25,8 +25,8 @@ MIN_RESIZE = 4 / 3
 LARGE = 50_000_000  # pixels; resizing more of them takes several times the memory of the image itself
 JPEG = features.version("libjpeg_turbo") or features.version("jpg")
 HEIF = version("pillow-heif") if has_heif() else None
-# All that determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this
-# module, in formats.py or in levels.py.
+# What determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this module,
+# in formats.py or in levels.py.
 DECODER = f"4, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
 TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  # EXIF orientation -> axes to mirror
 SIDEWAYS = {5, 6, 7, 8}  # and rows and columns change places before that
@@ -116,7 +116,7 @@ def suffix_of(file: File, reading: Reading = AS_DECLARED) -> str:
 
 
 def kind_of(file: File, reading: Reading = AS_DECLARED) -> tuple[str, bool, bool]:
-    """Of an open file's image: its mode (Pillow's) or channels, whether it is animated, and whether it is turned."""
+    """An open file's mode (Pillow's) or channels, whether the image is animated, and whether EXIF data turns it."""
     if is_array(file) or is_stack(file, reading):
         return f"{reading.bands} channels", False, False
     with reasons(), opened(file, reading) as image:

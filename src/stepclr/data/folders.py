@@ -53,7 +53,7 @@ class ZipStore(LocalFiles):
     names: list[str]
     archive: zipfile.ZipFile | None = field(default=None, repr=False)
     process: int = 0
-    """That has opened the archive: a process must not share its place in the file with one that it forked."""
+    """The process that opened the archive. A forked process opens its own: both would share one place in the file."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "archive": None}
@@ -95,7 +95,7 @@ def open_files(paths: Sequence[Path]) -> ImageSet:
     ledger = Ledger()
     names = []
     for path in dict.fromkeys(paths):
-        # Whoever names a file means it, wherever it is and even if it is hidden.
+        # A file that is named is meant, even if it is hidden.
         file = Ledger()
         if file.admits(path.name.lstrip("."), partial(_first_bytes, path)):
             names.append(str(path))

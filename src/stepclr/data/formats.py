@@ -116,7 +116,7 @@ def silence_pillow() -> None:
 
 
 def _open(file: File) -> ImageFile.ImageFile:
-    """As `Image.open` does it, without its limit of pixels, which is one for the whole process."""
+    """Open an image as `Image.open` does, without its limit of pixels, which would hold for the whole process."""
     head = file.read(HEAD)
     for name in _formats():
         factory, accept = Image.OPEN[name]
@@ -135,7 +135,7 @@ def _open(file: File) -> ImageFile.ImageFile:
 
 
 def _unknown(head: bytes, file: File) -> UnreadableError:
-    """What a file is that is not opened, as far as its first bytes tell."""
+    """The error for a file that is not opened: what it is, as far as its first bytes tell."""
     if _is_heif(head):
         return UnsupportedError(NEEDS_HEIF)
     if head[:4] in TIFF_HEADS:
@@ -147,7 +147,7 @@ def _unknown(head: bytes, file: File) -> UnreadableError:
 
 
 def _unknown_tiff(file: File) -> UnreadableError:
-    """Which bands a TIFF has that Pillow does not open."""
+    """The error for a TIFF that Pillow does not open: which bands it has."""
     try:
         file.seek(0)
         big = file.read(4)[2:3] == b"+"
@@ -181,8 +181,8 @@ def _formats() -> tuple[str, ...]:
 def reasons(of_file: bool = True) -> Iterator[None]:
     """Turn whatever readers raise for a broken file into one `UnreadableError` that says why.
 
-    of_file: what a parser trips over tells a user nothing but that the file is damaged. Without it, the error is one of
-    the user's own code and stands as it is.
+    of_file: False where the error comes from the user's own code, whose message is kept. The message of a parser
+    tells a user only that the file is damaged.
     """
     try:
         yield

@@ -50,7 +50,7 @@ class Names(Sequence[str], ABC):
 
 @dataclass(frozen=True, eq=False)
 class Labeling:
-    """What tables said of the images of a source, whichever of them are in the set."""
+    """What tables say about all images of a source, also those that are not in the set."""
 
     labeled: dict[str, int]
     """How many images got a label from which table."""
@@ -81,7 +81,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         names: the path of each image relative to the source, or a name such as `sample:train/00012`; of shards a
             sequence that reads them when asked.
         source: where the images come from: a path, `sample:train`, `array`, or a Dataset's type.
-        ledger: what became of everything met under the source; shared by all sets that are made of this one.
+        ledger: what was skipped, ignored or changed under the source; shared by all sets that are made of this one.
     """
 
     store: Store

@@ -182,16 +182,19 @@ def _check_apart(one: ImageSet, other: ImageSet) -> None:
     """Raise StepclrError where an image would be in both sets."""
     if one is other or (_numbered(one) and ":" in one.source and one.source == other.source):
         raise StepclrError(f"{one.source} is given twice")
-    places = _places(one), _places(other)
-    for outer, inner, (roots, within) in ((one, other, places), (other, one, places[::-1])):
-        for place in within:
-            around = {place}
-            if isinstance(inner.store, FolderStore):
-                around |= set(map(str, Path(place).parents))
-            if around & roots:
-                raise StepclrError(
-                    f"{inner.source} is in {outer.source}, so that its images would count twice: leave one out"
-                )
+    for outer, inner in ((one, other), (other, one)):
+        if _is_inside(inner, outer):
+            raise StepclrError(
+                f"{inner.source} is in {outer.source}, so that its images would count twice: leave one out"
+            )
+
+
+def _is_inside(inner: ImageSet, outer: ImageSet) -> bool:
+    """Whether a place of one set is a place of the other, or a folder in one of its folders."""
+    around = _places(inner)
+    if isinstance(inner.store, FolderStore):
+        around |= {str(parent) for place in around for parent in Path(place).parents}
+    return bool(around & _places(outer))
 
 
 def _places(images: ImageSet) -> set[str]:

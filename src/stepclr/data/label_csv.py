@@ -59,7 +59,7 @@ class Labels:
     """What tables say of images, by the images' indices."""
 
     rows: dict[int, Row] = field(default_factory=dict)
-    """With the label and the split that all tables together give to an image."""
+    """The label and the split that all tables together give to each image."""
     labeled: dict[str, int] = field(default_factory=dict)
     """How many images each table was the first to give a label."""
     missing: list[str] = field(default_factory=list)
@@ -327,7 +327,9 @@ class _Finder:
         for base in (os.path.abspath(folder), os.path.realpath(folder)):
             place = os.path.normpath(os.path.join(base, path.strip().replace("\\", "/")))
             for section in self.sections:
-                for root in (section.root, os.path.realpath(section.root)) if section.root else ():
+                if not section.root:
+                    continue
+                for root in (section.root, os.path.realpath(section.root)):
                     if place.startswith(f"{root.rstrip('/')}/"):
                         name = os.path.relpath(place, root)
                         of_section = range(section.start, section.start + len(section.names))

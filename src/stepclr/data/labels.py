@@ -92,9 +92,9 @@ def of_these_classes(images: ImageSet, classes: list[str]) -> ImageSet:
 
 
 def split_folders(images: ImageSet) -> str:
-    """Why the classes are not classes, if they are named like splits of a data set ("train" beside "test"); else "".
+    """Why the classes are splits of a data set, if their names say so ("train" and "test"); "" if they are classes.
 
-    Classes that were chosen by name are meant.
+    Classes that the user has chosen by name are always classes.
     """
     words = {name: set(re.findall("[a-z]+", name.casefold())) for name in images.classes}
     train = [name for name in words if words[name] & TRAIN]

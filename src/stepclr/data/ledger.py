@@ -1,4 +1,4 @@
-"""`Ledger`: what became of everything that was met under a source and is not simply one of its images."""
+"""`Ledger`: what was skipped, ignored or changed when a source was opened and its images were read."""
 
 import re
 from collections import Counter
@@ -58,10 +58,10 @@ class Ignored(NamedTuple):
 
 @dataclass
 class Ledger:
-    """Everything that was met under a source: each image is read as it is, unless it is listed here.
+    """All that was skipped, ignored or changed under a source. An image that is not listed here is read as it is.
 
-    A source and all sets that are made of it share one ledger, so that whoever opened the source knows afterwards what
-    was found while its images were read.
+    A source and all sets that are made of it share one ledger, so that the caller who opened the source finds there
+    what happened while the images were read.
     """
 
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -71,9 +71,9 @@ class Ledger:
     remarks: dict[str, str] = field(default_factory=dict)
     """Images that are read, and what they lose or gain by it."""
     notes: list[str] = field(default_factory=list)
-    """What else was left aside when the source was opened, a line each."""
+    """What else was left out when the source was opened, one line each."""
     suffixes: set[str] = field(default_factory=image_suffixes, repr=False)
-    """Of the image files that can be read here."""
+    """The suffixes of image files that can be read here."""
 
     def admits(self, path: str, head: Callable[[], bytes]) -> bool:
         """Whether the file at `path`, relative to the source, is an image; it is entered as ignored if it is not.
@@ -100,7 +100,7 @@ class Ledger:
         return paths
 
     def admits_place(self, path: str) -> bool:
-        """Whether no part of `path` is hidden or of an operating system; the first that is, is entered as ignored.
+        """Whether no part of `path` is hidden or an operating system's; the first such part is entered as ignored.
 
         A folder's path ends in a slash.
         """

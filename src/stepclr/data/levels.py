@@ -1,4 +1,4 @@
-"""From an image's own numbers to 8 bits: what is black and what is white, and what lies behind what is clear."""
+"""From an image's own numbers to 8 bits: which number is black and which white, and what lies behind transparency."""
 
 import re
 import sys
@@ -41,8 +41,11 @@ def rgb(image: Image.Image, reading: Reading, again: Again | None = None) -> tup
     """
     _check_layout(image)
     wide, lacks_meaning = _is_wide(image), _lacks_meaning(image)
-    remarks = [FIRST_FRAME] * (image.format in FRAMED and bool(getattr(image, "is_animated", False)))
-    remarks += [BANDS_LEFT] * (lacks_meaning or 0 in _tags(image).get(EXTRA_SAMPLES, ()))
+    remarks = []
+    if image.format in FRAMED and getattr(image, "is_animated", False):
+        remarks.append(FIRST_FRAME)
+    if lacks_meaning or 0 in _tags(image).get(EXTRA_SAMPLES, ()):
+        remarks.append(BANDS_LEFT)
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_one_band(image, reading)).convert("RGB"), "; ".join(remarks)
@@ -52,8 +55,11 @@ def rgb(image: Image.Image, reading: Reading, again: Again | None = None) -> tup
         image = image.convert("RGB")
     if image.mode != "RGB" and image.has_transparency_data:
         image, over = _over_background(image)
-        remarks += [over] * bool(over)
-    return (image if image.mode == "RGB" else image.convert("RGB")), "; ".join(remarks)
+        if over:
+            remarks.append(over)
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image, "; ".join(remarks)
 
 
 def bands(image: Image.Image, reading: Reading, again: Again | None = None) -> UInt8[np.ndarray, "h w c"]:

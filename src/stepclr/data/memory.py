@@ -69,8 +69,11 @@ def open_dataset(dataset: Dataset[Any], reading: Reading = AS_DECLARED) -> Image
     transforms: set[str] = set()
     dataset = _without_transforms(dataset, transforms)
     source, n = type(dataset).__name__, len(dataset)  # type: ignore[arg-type]  # open_images has checked that it has a length
-    first, item = next(((i, item) for i in range(n) if (item := _item(dataset, i)) is not None), (0, None))
-    if item is None:
+    for first in range(n):
+        item = _item(dataset, first)
+        if item is not None:
+            break
+    else:
         raise StepclrError(f"{source}: none of its {n} images can be read")
     try:
         as_image(item[0] if isinstance(item, tuple | list) else item, reading)

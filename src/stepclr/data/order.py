@@ -27,7 +27,7 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, " n"]:
 
 
 def spread(n: int, k: int) -> Int64[np.ndarray, " some"]:
-    """At most k of the indices 0 to n - 1, evenly spread; the first and the last are among them."""
+    """At most k of the indices 0 to n - 1, evenly spread, with the first and the last among them."""
     return np.unique(np.linspace(0, n - 1, min(n, k)).round().astype(np.int64))
 
 
@@ -97,17 +97,17 @@ class ShardOrder:
                 yield self._indices(window[:, begin : begin + self.part].ravel())
 
     def following(self) -> dict[int, list[int]]:
-        """For each shard those that its lane reads within a window after it."""
+        """For each shard, the shards that its lane reads after it within a window."""
         if not self.steps:
             return {}
         length = self.steps * self.part
         lane_ends = (self.ends - 1) // length * length + length
         reached = np.searchsorted(self.ends, np.minimum(self.ends + WINDOW, lane_ends))
-        return {
-            int(shard): self.shards[place + 1 : reached[place] + 1].tolist()
-            for place, shard in enumerate(self.shards)
-            if self.ends[place] < lane_ends[place]
-        }
+        following = {}
+        for place, shard in enumerate(self.shards.tolist()):
+            if self.ends[place] < lane_ends[place]:  # the lane goes on after this shard
+                following[shard] = self.shards[place + 1 : reached[place] + 1].tolist()
+        return following
 
     def _window(self, lane: int, first: int, last: int) -> NDArray[np.int64]:
         """The places in the stream, shuffled, that a lane contributes to the batches from `first` to `last`."""

@@ -115,7 +115,7 @@ class Index:
     skipped: list[tuple[str, str]]
     ignored: list[tuple[str, str, str, int]]
     reading: Reading = AS_DECLARED
-    """As which the images were packed: their value range and channels."""
+    """The value range and the channels that the images were packed with."""
 
     def __post_init__(self) -> None:
         table = self.table()
@@ -170,7 +170,7 @@ class ShardNames(Names):
         return ShardNames(self.source, self.rows[indices])
 
     def checksum(self) -> str:
-        """Of the shards' checksums, and of the chosen rows if not all are."""
+        """A checksum of the shards' checksums, and of the chosen rows where not all are."""
         content = hashlib.sha256("\0".join(shard.checksum for shard in self.source.shards).encode())
         if len(self.rows) < self.source.images:
             content.update(self.rows.tobytes())
@@ -294,7 +294,9 @@ def _classes(summaries: list[Part]) -> tuple[list[str], Callable[[Part], NDArray
 
     paths = sorted({name for part in summaries for name in part.classes or []})
     one_top = len({path.split("/")[0] for path in paths}) == 1 and "" not in paths
-    class_of = {path: (path.split("/")[one_top:] or [""])[0] for path in paths}
+    class_of = {path: path.split("/")[0] for path in paths}
+    if one_top:  # a folder around everything is not a class: the folders in it are
+        class_of = {path: path.partition("/")[2].split("/")[0] for path in paths}
     names = sorted(set(class_of.values()) - {""})
     number = {name: label for label, name in enumerate(names)} | {"": -1}
 

@@ -102,7 +102,7 @@ def _part(place: Place, name: str, version: str, prefix: str) -> Part:
 
 
 def _versions(place: Place, paths: list[str]) -> list[str]:
-    """For each file a text that changes when the file does."""
+    """A text for each file that changes when the file does."""
     if place.system is not None:
         return list(pool().map(lambda path: _remote_version(place.system, path), paths))
     now = time.time_ns()
@@ -173,7 +173,7 @@ class Members:
             self.images[name] = record
 
     def leave_one_image_of_each_sample(self) -> None:
-        """Of `0000.jpg`, `0000.seg.png` and `0000.cls` only the image with the sample's own name is read.
+        """Keep the image with the sample's own name: of `0000.jpg`, `0000.seg.png` and `0000.cls`, the first.
 
         Raises `DamagedError` where none of several images has the name of the class number that they share.
         """
