@@ -154,7 +154,7 @@ def _cell(content: bytes) -> Image.Image:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """As much of both ends of the text as fits into the width of a cell: names often differ in the last letters."""
+    """The two ends of the text, as much as fits into the width of a cell: names often differ in the last letters."""
     if len(text) > 2 * THUMBNAIL_PX:  # a letter is wider than a pixel
         text = text[:THUMBNAIL_PX] + text[-THUMBNAIL_PX:]
     if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType draws these letters only

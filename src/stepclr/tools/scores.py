@@ -23,7 +23,7 @@ from stepclr.pretraining.run import Run
 from stepclr.tools.methods import baselines_of, lambda_words, method_of
 
 Json = dict[str, Any]
-CLEAR = 2  # standard errors of a paired difference from which it is called one
+CLEAR = 2  # standard errors from which a paired difference counts as a difference
 
 
 class Gain(NamedTuple):
@@ -75,8 +75,8 @@ def _encoder_checksum(run: Run) -> str | None:
 
 
 MEASURES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
-# Where the largest class has so many times the test images of the smallest, top-1 is that of the common classes. The
-# counts of a small hold-out are rounded: they must differ as much even if each is ROUNDED off.
+# Where the largest class has UNBALANCED times the test images of the smallest, top-1 describes the common classes. The
+# counts of a small hold-out are rounded, so they must differ that much even if each is off by ROUNDED.
 UNBALANCED, ROUNDED = 1.5, 0.5
 LISTED = 20  # classes in the table of their accuracies
 PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
@@ -104,13 +104,13 @@ def test_counts(scores: Scores) -> dict[str, int]:
 
 
 def is_unbalanced(counts: Iterable[int]) -> bool:
-    """Whether classes with so many images differ so much in size that top-1 alone misleads."""
+    """Whether the numbers of images of the classes differ so much that top-1 alone misleads."""
     sizes = list(counts)
     return bool(sizes) and max(sizes) - ROUNDED >= UNBALANCED * (min(sizes) + ROUNDED)
 
 
 def measures_for(counts: Iterable[int]) -> list[str]:
-    """The measures that a reader needs of classes with so many images; some are of unbalanced ones."""
+    """The measures that a reader needs for classes with these numbers of images; unbalanced ones need more."""
     return list(MEASURES) if is_unbalanced(counts) else ["top1", "top5"]
 
 
@@ -228,7 +228,9 @@ def score_table(scores: Scores) -> Table:
     table = Table(title=title)
     table.add_column("labels", no_wrap=True)
     table.add_column("method", overflow="fold")
-    for head in [heads[0], *["clean"] * has_clean, *heads[1:]]:
+    if has_clean:
+        heads.insert(1, "clean")
+    for head in heads:
         table.add_column(head, justify="right")
 
     sections: dict[str, list[Score]] = {}

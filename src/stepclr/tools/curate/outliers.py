@@ -83,11 +83,10 @@ def outlier_scores(
 
 
 def pixel_statistics(images: Iterable[UInt8[Tensor, "c _ _"]]) -> Float[np.ndarray, "n 18"]:
-    """Of luma and two color differences of each image: mean, contrast, and the contrast of BANDS bands of frequencies.
+    """Statistics of each image: mean, contrast, and the contrast of BANDS bands of frequencies, of three planes.
 
-    Luma is the mean of the channels; the differences are those of the last channel and of the first.
-
-    Each column is divided by its standard deviation over the images.
+    The planes are luma, which is the mean of the channels, and the differences of the last and of the first channel
+    from luma. Each column is divided by its standard deviation over the images.
     """
     statistics = torch.stack([_statistics(image) for image in images])
     # What hardly varies, such as the colors of gray images, is not enlarged to the size of what does.

@@ -185,7 +185,7 @@ def _where_to_start(facts: Facts, adapting: Sequence[str]) -> Start:
 
 
 def _first(described: str, images: int, takes_them: bool) -> tuple[str, str]:
-    """Which start to try first, and why, from what so many images usually allow.
+    """Which start to try first, and why, from what this number of images usually allows.
 
     takes_them: whether weights off the shelf take the images as they are.
     """

@@ -57,7 +57,7 @@ class Estimate:
     """Time and memory of a run; `largest_at_once` is how many images fit into memory at once, if that is known."""
 
     epochs: Number
-    """Those of the settings or, where they have minutes instead, those that fit."""
+    """The epochs of the settings, or those that fit where the settings have minutes instead."""
     step_seconds: float
     epoch_seconds: float
     steps_per_epoch: int

@@ -46,7 +46,7 @@ class Trial:
     around_seconds: float
     """All that was not training: start, compiling, decoding, kNN, saving."""
     peak_bytes: int
-    """Of the process, or on a GPU of its allocator."""
+    """The peak memory of the process, or on a GPU that of its allocator."""
 
 
 def trial(images: ImageSet, config: ResolvedConfig, batch: int, steps: int, cached: bool) -> Trial:

@@ -154,7 +154,8 @@ def index_for(
 def _next_round(index: EmbeddingIndex, classes: list[str], n: int, files: list[Path], seed: int) -> _Round:
     notes = []
     if classes:  # labels of the index itself may be the names of folders that are no classes
-        counts = np.array([name in classes for name in index.classes] + [False])[index.labels]
+        wanted = [label for label, name in enumerate(index.classes) if name in classes]
+        counts = np.isin(index.labels, wanted)
         if others := int(((index.labels >= 0) & ~counts).sum()):
             notes.append(f"labels of the index that do not count, because they are of other classes: {others:,}")
         index = replace(index, labels=np.where(counts, index.labels, -1))

@@ -203,6 +203,7 @@ def _of_few(labels: NDArray[np.int64], classes: list[str], words: str) -> Colore
     kept = np.sort(np.argsort(-counts, kind="stable")[:TONES])
     if len(classes) > TONES:
         words += f" The {TONES} most frequent of {len(classes)} classes have one."
-    place = np.full(len(classes) + 1, -1)
-    place[kept] = np.arange(len(kept))
-    return Colored(place[labels], [classes[label] for label in kept.tolist()], words)
+    # The new label of each class; the additional last one is that of images without a label, -1.
+    new_labels = np.full(len(classes) + 1, -1)
+    new_labels[kept] = np.arange(len(kept))
+    return Colored(new_labels[labels], [classes[label] for label in kept.tolist()], words)

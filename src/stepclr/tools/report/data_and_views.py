@@ -104,7 +104,7 @@ def views(context: Context) -> Json:
 
 
 def _left_out(context: Context) -> list[Json]:
-    """Counts and examples of what was met under the source and not simply read."""
+    """Counts and examples of what was skipped, ignored or changed under the source."""
     groups = context.left_out
     skipped = max(len(groups["skipped"]), context.config.skipped)
     titles = {
@@ -124,25 +124,25 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
     """The image cropped and flipped, then that with each op alone; ops that the policy lacks are marked."""
     run_views = context.views
     own: dict[type, Any] = {type(op): op for op in run_views.ops[0]}
-    ops = [(name, replace(own.get(kind, kind()), p=1.0), kind) for kind, name in OPTIONAL.items()]
+    ops = {name: replace(own.get(kind, kind()), p=1.0) for kind, name in OPTIONAL.items()}
     for kind, op in own.items():
         if kind not in OPTIONAL:
-            always = replace(op, p=1.0) if hasattr(op, "p") else op
-            ops.append((kind.__name__, always, kind))
+            ops[kind.__name__] = replace(op, p=1.0) if hasattr(op, "p") else op
     size, min_area, channels = run_views.size, run_views.min_area, run_views.channels
     if channels != RGB:  # colors do not change
-        ops = [one for one in ops if one[2] not in (ColorJitter, Grayscale)]
-    single = {
-        kind: Views([op], size, min_area=min_area, views=1, renderer="torch", channels=channels) for _, op, kind in ops
-    }
+        ops = {name: op for name, op in ops.items() if not isinstance(op, ColorJitter | Grayscale)}
+    single = {}
+    for name, op in ops.items():
+        single[name] = Views([op], size, min_area=min_area, views=1, renderer="torch", channels=channels)
 
-    # Of several keys the one that flips and crops about half the image, so that both can be seen.
+    # Of several keys the one that flips and crops about half the image, so that both can be seen. The crop and the flip
+    # of a key are the same with every op.
+    some_op = single[OPTIONAL[Blur]]
     keys = view_keys(context.config.seed, 0, range(KEYS))
-    candidates = single[Blur].sample_params([image] * KEYS, keys)[0]
+    candidates = some_op.sample_params([image] * KEYS, keys)[0]
     area = candidates.box[:, 2] * candidates.box[:, 3] / (image.shape[1] * image.shape[2])
     key = int(np.argmin(np.abs(area - 0.5) + ~candidates.flip))
-    drawn = {kind: views.sample_params([image], keys[key : key + 1])[0] for kind, views in single.items()}
-    params = drawn[Blur]  # the crop and the flip are the same with every op
+    params = some_op.sample_params([image], keys[key : key + 1])[0]
     crop = crop_resize_flip([image], params.box, np.zeros(1, bool), size, run_views.interpolation)
     view = crop_resize_flip([image], params.box, params.flip, size, run_views.interpolation)
     top, left, height, width = params.box[0].tolist()
@@ -155,11 +155,11 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
         ),
         _card("flip", view[0], "mirrored" if params.flip[0] else "not mirrored", _probability(run_views.flip)),
     ]
-    for name, _, kind in ops:
-        (op_params,) = drawn[kind].ops
+    for name, op in ops.items():
+        (op_params,) = single[name].sample_params([image], keys[key : key + 1])[0].ops
         x = view.clone()
         apply_op(x, op_params)
-        p = getattr(own[kind], "p", None) if kind in own else 0.0
+        p = getattr(own[type(op)], "p", None) if type(op) in own else 0.0
         cards.append(_card(name, x[0], _op_words(op_params, 0) or "no change drawn", _probability(p)))
     return cards
 

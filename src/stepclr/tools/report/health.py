@@ -147,10 +147,12 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     _views_facts(f, log)
 
     knn, waiting = log.of("knn"), log.of("waiting")[1:]  # the first line includes the start of the loader
-    f.first_knn, f.best_knn, f.last_knn = (knn[0], knn.max(), knn[-1]) if len(knn) > 1 else (math.nan,) * 3
+    f.first_knn, f.best_knn, f.last_knn, f.knn_words = math.nan, math.nan, math.nan, ""
+    if len(knn) > 1:
+        f.first_knn, f.best_knn, f.last_knn = knn[0], knn.max(), knn[-1]
+        f.knn_words = f", kNN {whole_percent(f.first_knn)} to {whole_percent(f.last_knn)}"
     images = log.last("knn_images")  # NaN in logs of earlier versions
     f.slump = f.best_knn - f.last_knn > np.fmax(SLUMP, 2 * math.sqrt(f.best_knn * (1 - f.best_knn) / images))
-    f.knn_words = f", kNN {whole_percent(f.first_knn)} to {whole_percent(f.last_knn)}" if len(knn) > 1 else ""
     f.waiting = float(np.median(waiting)) if len(waiting) else math.nan
     f.all_images = config.images + config.skipped
 

@@ -54,18 +54,18 @@ def run_page(run: str | os.PathLike[str], source: Source | None = None) -> RunPa
         "classifier": classifier(context),
         "usage": usage(context),
     }
-    told = verdict(context, sections)
+    top = verdict(context, sections)
     page = template("report").render(
         title=context.run.folder.resolve().name,
         style=asset("style.css") + asset("report/page.css"),
         script=asset("report/page.js"),
         settings={name: value for name, value in settings if value is not None and not isinstance(value, dict)},
         self_supervised=context.contrastive and not context.by_label,
-        verdict=told,
+        verdict=top,
         **sections,
     )
     path = _write(page, context.run.folder / "report.html")
-    return RunPage(path, f"{told['health'].name}: {told['health'].words}", told["next"])
+    return RunPage(path, f"{top['health'].name}: {top['health'].words}", top["next"])
 
 
 def classifier_page(scores: Scores, start: str) -> Path:

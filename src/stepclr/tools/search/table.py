@@ -320,7 +320,10 @@ def schema_of(features: int, id: bool = True) -> Any:
     import pyarrow as pa
 
     columns = [("vector", pa.list_(pa.float32(), features)), ("path", pa.string()), ("label", pa.string())]
-    return pa.schema([("id", pa.string())] * id + [*columns, ("thumbnail", pa.binary())])
+    columns.append(("thumbnail", pa.binary()))
+    if id:
+        columns.insert(0, ("id", pa.string()))
+    return pa.schema(columns)
 
 
 def _rows(
