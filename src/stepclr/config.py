@@ -40,7 +40,7 @@ OLDER: dict[str, Any] = {
 
 
 def total_steps(epochs: Number, steps_per_epoch: int) -> int:
-    """The steps of a run of so many epochs, of which the last may be a part."""
+    """The steps of a run of this many epochs, the last of which may end early."""
     return max(1, round(epochs * steps_per_epoch))
 
 
@@ -290,7 +290,7 @@ class RunConfig(ResolvedConfig):
     images: int
     skipped: int
     names_checksum: str
-    """Of the images' names: a run resumes on the same images only."""
+    """The checksum of the images' names: a run resumes on the same images only."""
     steps_per_epoch: int
     renderer: Literal["numba", "torch"]
     threads: int
@@ -302,7 +302,7 @@ class RunConfig(ResolvedConfig):
     split: str | None = None
     """The split of the tables that the images are of; None where there is none."""
     labels_checksum: str | None = None
-    """Of the images' labels: a run resumes with the same labels only. None in runs of earlier versions."""
+    """The checksum of the images' labels: a run resumes with the same labels only. None in runs of earlier versions."""
     versions: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -21,15 +21,15 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 Each = Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]  # `map`, `side_by_side`
 _seeding = threading.RLock()  # torch has one generator for all threads
-_group = threading.local()  # of a thread of `beside`: the event that says it is to stop
+_group = threading.local()  # its `stop`, in a thread of `beside`, is the event that tells the thread to stop
 
 
 def default_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU.
-
-    It has its number: threads that read ahead would take "cuda" alone as the first GPU, whichever the rank's is.
-    """
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The GPU of this process where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        # With its number: for threads that read ahead, "cuda" alone is the first GPU, also in other ranks.
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def to_device(array: Num[np.ndarray, "*shape"], device: torch.device) -> Num[Tensor, "*shape"]:
@@ -64,7 +64,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 @contextmanager
 def cudnn_benchmark() -> Iterator[None]:
-    """In here cuDNN tries its algorithms and takes the fastest for each shape."""
+    """A context in which cuDNN tries its algorithms and takes the fastest for each shape."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -75,11 +75,9 @@ def cudnn_benchmark() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """In here torch draws from `seed`, on the CPU and on the GPU of this process; afterwards as if nothing had been.
-
-    Without a number `fork_rng` would prepare every GPU of the machine, in each rank.
-    """
+    """A context in which torch draws from `seed`, on the CPU and on this process's GPU; then its state is put back."""
     device = default_device()
+    # Without the number of the GPU, `fork_rng` would prepare every GPU of the machine in each rank.
     gpus = [device.index] if device.type == "cuda" else []
     with _seeding, torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
@@ -88,7 +86,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """In here torch computes with `count` threads: another number would add floats in another order."""
+    """A context in which torch computes with `count` threads: another number would add floats in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -98,11 +96,11 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 class Stopped(Exception):
-    """Raised where a thread of `beside` notices that its result is not wanted any more."""
+    """Ends the work of a thread whose result is not wanted any more (see `stop_if_unwanted`)."""
 
 
 def stop_if_unwanted() -> None:
-    """To be called now and then by what may run in `beside`."""
+    """Raise Stopped in a thread of `beside` whose result is not wanted any more; long work there calls this often."""
     event = getattr(_group, "stop", None)
     if event is not None and event.is_set():
         raise Stopped

@@ -97,7 +97,8 @@ class World:
 
     def check_same(self, facts: dict[str, Any]) -> None:
         """Raise StepclrError, on every rank, if the facts of any rank differ from those of rank 0."""
-        for rank, others in enumerate(every := self.objects(facts)):
+        every = self.objects(facts)
+        for rank, others in enumerate(every):
             for name, value in every[0].items():
                 if others.get(name) != value:
                     raise StepclrError(f"rank {rank} has {name} {others.get(name)}, but rank 0 has {value}")
@@ -117,7 +118,7 @@ class World:
             self.wait()
 
     def _exchange(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        # A process group of the user's own may have NCCL alone, which exchanges nothing from the host.
+        # A process group that the user has made may have NCCL alone, which does not exchange tensors of the host.
         by_gpu = x.is_cpu and "cpu:" not in dist.get_backend_config()
         longest = max(sizes)
         mine = x.new_zeros(longest, *x.shape[1:], device="cuda" if by_gpu else x.device)

@@ -1,4 +1,4 @@
-"""The one error for what a user can put right: a line that says what is wrong, where, and the nearest right thing."""
+"""The one error for what a user can correct: a line that says what is wrong, where, and the nearest right thing."""
 
 import difflib
 import importlib
@@ -29,9 +29,9 @@ def first_line(error: BaseException) -> str:
 def fault_of(error: BaseException, explained: bool = False) -> str:
     """What is wrong with a file, from the error of whatever could not read it, for people who did not write its parser.
 
-    The words of the system, of this package and of the JSON parser, which names a place, stand as they are. Sentences
-    of other libraries follow; what Python's own parsers trip over, such as "unpack requires a buffer of 4 bytes", is
-    left out. explained: an OSError has a sentence for people, as Pillow's have.
+    Messages of the system, of this package and of the JSON parser, which names a place, are kept. Those of other
+    libraries follow a general sentence. Those of Python's own parsers, such as "unpack requires a buffer of 4 bytes",
+    are left out. explained: whether an OSError has a message for people, as Pillow's have.
     """
     if isinstance(error, StepclrError | json.JSONDecodeError):
         return first_line(error)

@@ -137,7 +137,7 @@ def _as_text(value: object) -> object:
 
 @contextmanager
 def named(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Name this file in the system's errors that name none, as that of a full disk, or that name its temporary file."""
+    """A context that names this file in errors of the system which name none (a full disk), or its temporary file."""
     try:
         yield
     except OSError as error:
@@ -164,7 +164,7 @@ def temporary_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Lock a folder against other processes; it is free again however this process ends.
+    """A context that locks a folder against other processes; however this process ends, the lock is released.
 
     Temporary files of processes that were killed are deleted.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from stepclr.loss.tiles import log_sums
 
 NEIGHBORS, KNN_TEMPERATURE = 20, 0.1  # of weighted kNN, by default
-FEW = 100  # images to score on: of fewer, each is more than a point
+FEW = 100  # images to score on: where there are fewer, each is worth more than a point
 ROWS = 1024  # rows compared with all others at a time, so that memory stays bounded
 
 
@@ -38,7 +38,7 @@ class PercentFormatter(Formatter):
 
 
 def coarse_words(count: int) -> str:
-    """How much one of so few images to score on is worth."""
+    """How many points each of `count` images is worth in a score, in words."""
     return f"each is {100 / count:.1f} points"
 
 

@@ -14,7 +14,7 @@ Content = TypeVar("Content")
 
 
 def silent(*_: object) -> None:
-    """A `Progress` or `Announce` where nobody wants to know."""
+    """A `Progress` or `Announce` that does nothing."""
 
 
 def cores() -> int:

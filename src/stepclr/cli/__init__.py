@@ -94,8 +94,8 @@ def usage() -> str:
 def as_options(message: str) -> str:
     """A library error with its arguments spelled as options: batch_size as --batch-size, resume=True as --resume.
 
-    A name of one word is left as it is: `size must be ...` reads well, and may be an ordinary word, which
-    `another out` at the end is not.
+    A name of one word is left as it is, because it may be an ordinary word: `size must be ...` reads well. Only
+    `another out` at the end is certainly the option.
     """
     names = {name for command in COMMANDS.values() for name in inspect.signature(command).parameters}
     names |= {field.name for field in fields(PretrainConfig)}

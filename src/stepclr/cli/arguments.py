@@ -121,7 +121,7 @@ def open_source(
     labels: tuple[Path, ...] = (),
     labels_elsewhere: bool = False,
 ) -> "ImageSet":
-    """`open_images` with the arguments of the command line, and what is in it on standard error.
+    """`open_images` with the arguments of the command line; standard error says what is in the source.
 
     labels_elsewhere: as for `heading`.
     """
@@ -140,7 +140,7 @@ def open_train_test(
     reading: Reading,
     holds_out: bool = True,
 ) -> "tuple[ImageSet, ImageSet | None]":
-    """The images to learn from and to score on, if any, and what is in them on standard error."""
+    """The images to learn from and, if any, to score on; standard error says what is in them."""
     from stepclr.data import sources
 
     learned, scored = sources.open_train_test(train, test, labels or None, holds_out=holds_out, **asdict(reading))
@@ -148,7 +148,7 @@ def open_train_test(
 
 
 def _noted(images: "ImageSet", labels_elsewhere: bool = False) -> "ImageSet":
-    """The images, of which standard error says what they are."""
+    """Print on standard error what the images are, and return them."""
     from stepclr.data.labels import heading
 
     note(*heading(images, labels_elsewhere).split("\n"))
@@ -198,13 +198,14 @@ def say_next(page: "RunPage | None") -> None:
         say("\n{}\n    {}".format(*page.next))
 
 
-SILENT, EVERY = 3, 15  # seconds: what takes no longer prints nothing; from one line to the next
+SILENT, EVERY = 3, 15  # seconds: before the first line of a count, and from one line to the next
 
 
 class Counter:
-    """Progress on standard error, what is done next and the time left, which is as if all that is counted took equally
-    long where nobody knows better: one changing line on a terminal, else what comes first, and then a line every 15
-    seconds.
+    """Prints progress to standard error: what is counted, the time left, and what is done next.
+
+    On a terminal this is one changing line, elsewhere a line at first and then one every 15 seconds. Without a better
+    estimate (`left`), the time left is computed as if everything that is counted took equally long.
 
     Args:
         unit: of what is counted, such as images.
@@ -229,12 +230,12 @@ class Counter:
             self.began, self.estimated = time.monotonic(), False
 
     def left(self, seconds: float) -> None:
-        """Show an estimate of the time that is left, which is better than that by the count."""
+        """Show an estimate of the time left, which replaces the one by the count."""
         self.time, self.estimated = _left(seconds), True
         self._print()
 
     def announce(self, words: str) -> None:
-        """Say in words what is done next; before the first count, this is what is counted first."""
+        """Say in words what is done next."""
         if not self.counted:
             self.began = time.monotonic()
         first = not (self.counted or self.time or self.next)
