@@ -39,10 +39,6 @@ PIXELS = 0.2  # images put through the encoder in the time of one whose pixels a
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
 
-def _uncounted(_: float) -> Progress:
-    return silent
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """What a method needs: the frozen encoder, the prepared images, and the settings of the training ones.
@@ -60,7 +56,7 @@ class Task:
     min_area: float
     bf16: bool
     flip: float
-    counted: Callable[[float], Progress] = _uncounted
+    counted: Callable[[float], Progress] = lambda _: silent
     """Makes a `Progress` for images that are represented, each of which counts as this many of the run's encoder."""
 
 

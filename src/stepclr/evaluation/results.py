@@ -177,7 +177,10 @@ def summarize(values: Sequence[float]) -> Summary:
 def measures(ranked: Int[np.ndarray, "m k"], truth: Int[np.ndarray, " m"]) -> dict[str, float]:
     """Top-1 as "top1", and MEASURES, of one `ranking`: each from 0 to 1, over the classes that `truth` contains."""
     predicted = ranked[:, 0]
-    in_truth, as_predicted, hits = _counts(predicted, truth)
+    classes = int(max(truth.max(), predicted.max())) + 1
+    in_truth = np.bincount(truth, minlength=classes)
+    as_predicted = np.bincount(predicted, minlength=classes)
+    hits = np.bincount(truth[truth == predicted], minlength=classes)
     present = in_truth > 0
     # F1 = 2 P R / (P + R) = 2 hits / (images of the class + images taken for it), which is never 0 / 0.
     f1 = 2 * hits[present] / (in_truth + as_predicted)[present]
@@ -200,13 +203,6 @@ def _per_class(
         accuracy = summarize([float((of_split[of_class, 0] == label).mean()) for of_split in ranked])
         scores[classes[label]] = ClassScore(int(of_class.sum()), accuracy.mean, accuracy.std)
     return scores
-
-
-def _counts(predicted: Int[np.ndarray, " m"], truth: Int[np.ndarray, " m"]) -> Int[np.ndarray, "3 c"]:
-    """For each class: how many images it has, how many are predicted to be of it, and how many of these rightly."""
-    classes = int(max(truth.max(), predicted.max())) + 1
-    counted = [np.bincount(labels, minlength=classes) for labels in (truth, predicted, truth[truth == predicted])]
-    return np.stack(counted)
 
 
 def first_confusion(

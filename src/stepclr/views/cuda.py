@@ -19,40 +19,25 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.device import compiles, to_device
+from stepclr.views import geometry, ops
 from stepclr.views.autoaugment import EQUALIZE, POSTERIZE, SOLARIZE, posterize, solarize
 from stepclr.views.color import CONTRAST, HUE, SATURATION, adjust_hue, luma
-from stepclr.views.geometry import (
-    UPSIDE_DOWN,
-    EraseParams,
-    RotateParams,
-    TurnParams,
-    erased,
-    rotated,
-    turned,
-)
-from stepclr.views.ops import (
-    BlurParams,
-    GrayscaleParams,
-    JitterParams,
-    LevelParams,
-    OpParams,
-    WarpParams,
-)
 from stepclr.views.reference import Interpolation, blur_kernel, cut_out, filter_weights, filtered, render_reference
 from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
 
-WIDTHS: dict[type[OpParams], tuple[int, ...]] = {  # how many numbers each field of an op's parameters has for a view
-    JitterParams: (1, 4, 4),
-    GrayscaleParams: (1,),
-    BlurParams: (1,),
-    WarpParams: (1, 8, 14),
-    LevelParams: (1, 1),
-    TurnParams: (1,),
-    RotateParams: (1, 2),
-    EraseParams: (1, 4),
+# How many numbers each field of an op's parameters has for a view.
+WIDTHS: dict[type[ops.OpParams], tuple[int, ...]] = {
+    ops.JitterParams: (1, 4, 4),
+    ops.GrayscaleParams: (1,),
+    ops.BlurParams: (1,),
+    ops.WarpParams: (1, 8, 14),
+    ops.LevelParams: (1, 1),
+    geometry.TurnParams: (1,),
+    geometry.RotateParams: (1, 2),
+    geometry.EraseParams: (1, 4),
 }
-Kinds = tuple[type[OpParams], ...]  # of the ops of a policy, in their order
+Kinds = tuple[type[ops.OpParams], ...]  # of the ops of a policy, in their order
 COMPILE_FROM = 3  # batches of the same shapes: compiling takes longer than rendering the first ones
 MAX_SHAPES = 6  # that are compiled (torch stops at 8 of a function): a progressive run has 3, photos of many sizes more
 
@@ -206,32 +191,32 @@ def _equalizing(levels: Int64[Tensor, "m c pixels"]) -> Int64[Tensor, "m c 256"]
 
 def _turn(x: Float[Tensor, "m c s s"], turn: Float[Tensor, "m 1"]) -> Float[Tensor, "m c s s"]:
     out = x
-    for which in range(1, UPSIDE_DOWN + 1):
-        out = torch.where(turn[..., None, None] == which, turned(x, which), out)
+    for which in range(1, geometry.UPSIDE_DOWN + 1):
+        out = torch.where(turn[..., None, None] == which, geometry.turned(x, which), out)
     return out
 
 
 def _rotate(
     x: Float[Tensor, "m c s s"], rotate: Float[Tensor, "m 1"], direction: Float[Tensor, "m 2"]
 ) -> Float[Tensor, "m c s s"]:
-    return torch.where(rotate[..., None, None] > 0, rotated(x, direction), x)
+    return torch.where(rotate[..., None, None] > 0, geometry.rotated(x, direction), x)
 
 
 def _erase(
     x: Float[Tensor, "m c s s"], erase: Float[Tensor, "m 1"], box: Float[Tensor, "m 4"]
 ) -> Float[Tensor, "m c s s"]:
-    return erased(x, erase[:, 0] > 0, box)
+    return geometry.erased(x, erase[:, 0] > 0, box)
 
 
-OPS: dict[type[OpParams], Callable[..., Tensor]] = {
-    JitterParams: _jitter,
-    GrayscaleParams: _gray,
-    BlurParams: _blur,
-    WarpParams: _warp,
-    LevelParams: _levels,
-    TurnParams: _turn,
-    RotateParams: _rotate,
-    EraseParams: _erase,
+OPS: dict[type[ops.OpParams], Callable[..., Tensor]] = {
+    ops.JitterParams: _jitter,
+    ops.GrayscaleParams: _gray,
+    ops.BlurParams: _blur,
+    ops.WarpParams: _warp,
+    ops.LevelParams: _levels,
+    geometry.TurnParams: _turn,
+    geometry.RotateParams: _rotate,
+    geometry.EraseParams: _erase,
 }
 
 

@@ -15,27 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64, UInt8
 from torch import Tensor
 
+from stepclr.views import geometry, ops
 from stepclr.views.autoaugment import apply_table_op
 from stepclr.views.color import ChannelJitterParams, channel_jitter, chosen_rows, color_jitter, luma
-from stepclr.views.geometry import (
-    UPSIDE_DOWN,
-    EraseParams,
-    RotateParams,
-    TurnParams,
-    erased,
-    rotated,
-    turned,
-)
-from stepclr.views.ops import (
-    BlurParams,
-    GrayscaleParams,
-    JitterParams,
-    LevelParams,
-    OpParams,
-    TableParams,
-    WarpParams,
-    take,
-)
 from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
 
@@ -57,51 +39,51 @@ def render_reference(
         rows = slice(start, start + step)
         x = crop_resize_flip(images[rows], params.box[rows], params.flip[rows], size, interpolation)
         for op in params.ops:
-            apply_op(x, take(op, rows))
+            apply_op(x, ops.take(op, rows))
         chunks.append(x)
     return torch.cat(chunks)
 
 
-def apply_op(x: Float[Tensor, "n c s s"], params: OpParams) -> None:
+def apply_op(x: Float[Tensor, "n c s s"], params: ops.OpParams) -> None:
     """Apply one op to each view that its parameters choose. In place."""
     match params:
-        case JitterParams():
+        case ops.JitterParams():
             color_jitter(x, params.jitter, params.factors, params.order)
         case ChannelJitterParams():
             channel_jitter(x, params)
-        case GrayscaleParams():
+        case ops.GrayscaleParams():
             rows = chosen_rows(params.gray, x)
             x[rows] = luma(x[rows]).unsqueeze(1).expand(-1, 3, -1, -1)
-        case BlurParams():
+        case ops.BlurParams():
             blurred = params.sigma > 0
             rows = chosen_rows(blurred, x)
             if len(rows):
                 x[rows] = gaussian_blur(x[rows], params.sigma[blurred])
-        case WarpParams():
+        case ops.WarpParams():
             rows = chosen_rows(params.warp, x)
             if len(rows):
                 x[rows] = sparse_image_warp(x[rows], params.knots[params.warp], params.weights[params.warp])
-        case TableParams():
+        case ops.TableParams():
             levels = (x * 255).round().to(torch.uint8)
             for op, magnitude in zip(params.op.T, params.magnitude.T, strict=True):
                 apply_table_op(levels, op, magnitude)
             x.copy_(levels.to(x) / 255)
-        case LevelParams():
+        case ops.LevelParams():
             changed = params.op > 0
             rows = chosen_rows(changed, x)
             levels = (x[rows] * 255).round().to(torch.uint8)
             apply_table_op(levels, params.op[changed], params.magnitude[changed])
             x[rows] = levels.to(x) / 255
-        case TurnParams():
-            for turn in range(1, UPSIDE_DOWN + 1):
+        case geometry.TurnParams():
+            for turn in range(1, geometry.UPSIDE_DOWN + 1):
                 rows = chosen_rows(params.turn == turn, x)
-                x[rows] = turned(x[rows], turn)
-        case RotateParams():
+                x[rows] = geometry.turned(x[rows], turn)
+        case geometry.RotateParams():
             rows = chosen_rows(params.rotate, x)
-            x[rows] = rotated(x[rows], torch.from_numpy(params.direction[params.rotate]).to(x.device))
-        case EraseParams():
+            x[rows] = geometry.rotated(x[rows], torch.from_numpy(params.direction[params.rotate]).to(x.device))
+        case geometry.EraseParams():
             erase, box = (torch.from_numpy(part).to(x.device) for part in (params.erase, params.box))
-            x.copy_(erased(x, erase, box))
+            x.copy_(geometry.erased(x, erase, box))
 
 
 def crop_resize_flip(
