@@ -1,5 +1,7 @@
-"""Pure functions of stored h, z and labels: nearest neighbors, contrastive accuracy, alignment, uniformity, rank;
-and shares as people read them."""
+"""Pure functions of stored h, z and labels: nearest neighbors, contrastive accuracy, alignment, uniformity, rank.
+
+Also shares as people read them.
+"""
 
 import math
 from string import Formatter

@@ -22,8 +22,9 @@ CHUNK = 32  # images that are read at a time
 class Fingerprints:
     """What the readable images of a set are compared by.
 
-    indices: of these images in the set. keys: of each image, checksums; an equal first one means the same image, an
-    equal later one only that all pixels have to be compared. sizes: (height, width). thumbnails: of `gray_thumbnails`.
+    indices: where these images are in the set. keys: checksums of each image. Two images whose first ones are equal are
+    the same; if only later ones are, all pixels have to be compared. sizes: (height, width). thumbnails: as made by
+    `gray_thumbnails`.
     """
 
     images: ImageSet
@@ -54,8 +55,8 @@ def fingerprints(images: ImageSet) -> Fingerprints:
 def copies(some: Fingerprints, others: Fingerprints | None = None, near: bool = True) -> tuple[Pairs, Pairs]:
     """Pairs (i, j) of identical images, and pairs of images that are versions of each other (`details.near_pairs`).
 
-    Without `others` both are of one set, and an image that is identical to an earlier one is in no pair but that. With
-    `others`, j counts among these, and each i is in one pair at most, with the image most like it.
+    Without `others`, i and j are images of one set. An image that is identical to an earlier one is paired with that
+    one alone. With `others`, j is one of these, and each i is in at most one pair, with the image most like it.
     near: whether to look for versions, which takes time in proportion to the number of all pairs.
     """
     bank = others or some
@@ -76,7 +77,7 @@ def copies(some: Fingerprints, others: Fingerprints | None = None, near: bool = 
     versions: Pairs = []
     if near and unique and bank.keys:
         for i, j, cosine in _near(some, unique, others):
-            # A PNG of a JPEG may have other reduced pixels, and yet the same ones.
+            # A PNG of a JPEG has the same pixels, but may have other ones when it is read at a reduced size.
             equal = cosine > EQUAL and _equal(some, i, bank, j)
             (exact if equal else versions).append((i, j))
     return _of_images(exact, some, bank), _of_images(versions, some, bank)

@@ -37,7 +37,7 @@ class Store(ABC):
 
     reading: Reading = AS_DECLARED
     remarks: dict[int, str] = field(default_factory=dict, repr=False)
-    """What rows that were read have lost or gained by it."""
+    """What images that were read have lost or gained by it, by their row."""
     files = False
     """Whether each row is an image file, which is decoded whenever it is read, by several threads."""
     decoded = False
@@ -101,7 +101,7 @@ class Store(ABC):
         return None
 
     def release(self) -> None:
-        """Let go of memory that only repeats what a file holds, after a batch was read."""
+        """After a batch was read, free memory that only repeats what a file contains."""
         return
 
     def expect(self, following: Mapping[int, Sequence[int]]) -> None:
@@ -284,6 +284,6 @@ def release_pages(array: NDArray[np.uint8]) -> None:
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    # A private map that can be written would lose what was.
+    # A private map that can be written would lose what was written to it.
     if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and memoryview(base).readonly:
         base.madvise(mmap.MADV_DONTNEED)

@@ -187,8 +187,10 @@ class Scratch:
         return min(self.steps, max(MIN_TRIAL, self.steps // TRIAL))
 
     def decide(self, splits: Sequence[Split]) -> None:
-        """Choose a rate for each number of labels, on the first split that has it: the one with the highest top-1 on
-        held-out images of two folds; of equal ones, that of least log-loss."""
+        """Choose a rate for each number of labels, on the first split with that number.
+
+        It is the rate with the highest top-1 on held-out images of two folds; of equal ones, with the least log-loss.
+        """
         firsts: dict[LabelsPerClass, Split] = {}
         for split in splits:
             firsts.setdefault(split.labels_per_class, split)

@@ -80,8 +80,7 @@ def held_out(
 
 
 def describe_holdout(share: float, seed: int, train: ImageSet, test: ImageSet, groups: Groups) -> dict[str, Any]:
-    """The part of the protocol: the draw, each class's images on both sides, what was kept together, and a checksum of
-    the names of the images held out."""
+    """The part of the protocol that describes the holdout, with a checksum of the names of the images held out."""
     return {
         "share": share,
         "seed": seed,

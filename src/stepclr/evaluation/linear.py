@@ -22,9 +22,9 @@ STRENGTHS = np.logspace(5, -6, 45)
 FOLDS = 5
 PATIENCE = 4  # values of lambda (a decade) without a lower log-loss end the search, once it has fallen at all
 WIDE = 1.25  # columns for each row from which on it is faster to go over to as many columns as rows first
-# Times the stated tolerance, where the log-loss is 1 or more, and the share above the lowest log-loss up to which a
-# value of lambda still contends. The walk is solved loosely, which moves a log-loss by about 0.1 %; what contends then
-# is solved again, the last time with the stated tolerance.
+# Pairs: how many times looser than the stated tolerance the solver is (where the log-loss is 1 or more), and how far
+# above the lowest log-loss, as a share of it, a value of lambda still contends. The walk is solved loosely, which moves
+# a log-loss by about 0.1 %. The values that contend are then solved again, the last time with the stated tolerance.
 WALK, *FINER = (100.0, 0.01), (10.0, 0.001), (1.0, 0.0)
 HOPELESS = 2.0  # times the log-loss of the largest lambda, which is about that of W = 0, ends the search anyway
 # With one label per class there are no folds to choose lambda with, and the score hardly changes with it. Where some

@@ -26,8 +26,10 @@ DIGITS = 6  # significant ones of a probability in a table
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Probabilities `[n, C]`, float32, one row per image in the order of the source, the names of the C classes, and
-    those of the n images."""
+    """Probabilities `[n, C]`, float32, one row per image in the order of the source.
+
+    classes: the names of the C classes. names: the names of the n images.
+    """
 
     probabilities: Float32[np.ndarray, "n classes"]
     classes: list[str]

@@ -33,9 +33,9 @@ MIN_AREA = 0.2  # smallest crop of training where no run has another
 class PreparedImages:
     """Readable labeled images to learn from and to score on (none where there is no test), with the encoder's h.
 
-    Labels are positions in `classes`; `clean` says which test images are not in train too. `opened` are the sets
-    that train and test are from, not reduced for the size of the encoder. `protocol` is the part that `evaluation.json`
-    and `finetune.json` share.
+    Labels are positions in `classes`; `clean` says which test images are not in train too. `opened` are train and test
+    as they were opened, before they were reduced for the encoder. `protocol` is the part of the protocol that
+    `evaluation.json` and `finetune.json` share.
     """
 
     classes: list[str]
@@ -189,14 +189,14 @@ def _readable(
 def represented_by(
     encoder: Encoder, images: PreparedImages, world: World = ALONE, progress: Progress | None = None
 ) -> PreparedImages:
-    """The same images with h of another encoder, which takes images as the first one does."""
+    """The same images with h of another encoder that preprocesses images in the same way."""
     sets = images.train, images.test
     h, h_test = (_of_all(some, *represent(encoder, some, world=world, progress=progress)).numpy() for some in sets)
     return replace(images, h=h, h_test=h_test)
 
 
 def unreduced(images: ImageSet, opened: ImageSet) -> ImageSet:
-    """The same images as they were opened; they have the labels of the opened set."""
+    """The same images at the size they were opened with, and with the labels of the opened set."""
     index_of = {name: index for index, name in enumerate(opened.names)}
     return opened.take([index_of[name] for name in images.names])
 

@@ -16,8 +16,9 @@ from scipy.optimize import minimize
 
 from stepclr.device import stop_if_unwanted
 
-# Largest entry of the gradient, in the solver's coordinates: as a share of that at W = 0, which falls with the number
-# of classes and with lambda; and where rounding errors keep the search from that.
+# The search ends where the largest entry of the gradient, in the solver's coordinates, is at most TOLERANCE times that
+# at W = 0, which falls with the number of classes and with lambda. Rounding errors may leave entries up to ROUNDING:
+# the stated tolerance is never larger, and a search that stops below it has converged.
 TOLERANCE, ROUNDING = 1e-4, 1e-5
 CACHED = 2**17  # numbers in float64, 1 MiB
 Array = NDArray[np.float64]
@@ -116,8 +117,7 @@ def losses(layers: Layers, x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, 
 def cross_entropy(
     logits: Float[np.ndarray, "n p c"], labels: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "n p"], Float[np.ndarray, "n p c"]]:
-    """-log softmax(logits)[y] of each row in each problem, and its gradient with respect to the logits, which takes
-    their place in memory."""
+    """-log softmax(logits)[y] of each row in each problem, and its gradient, which overwrites the logits."""
     logits -= logits.max(2, keepdims=True)
     rows = np.arange(len(labels))
     loss = -logits[rows, :, labels]

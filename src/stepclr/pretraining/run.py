@@ -1,5 +1,7 @@
-"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors; skipped.csv if images were skipped;
-labels.csv if a table gave the labels."""
+"""The run folder: config.json, metrics.jsonl, checkpoint/, encoder.safetensors.
+
+Also skipped.csv if images were skipped, and labels.csv if a table gave the labels.
+"""
 
 import json
 import os

@@ -36,8 +36,7 @@ def prediction_table(predictions: Classified) -> Table:
 
 
 def labeled_words(predictions: Classified) -> str:
-    """How the predictions agree with the labels that the images have, in a sentence; "" where none has one of the
-    classes."""
+    """How well the predictions agree with the images' own labels, in a sentence; "" without such labels."""
     images, classes = predictions.images, predictions.classes
     position = np.array([classes.index(name) if name in classes else -1 for name in images.classes] + [-1])
     truth = position[images.labels]  # a label of -1 is the last

@@ -27,8 +27,8 @@ CLEAR = 2  # standard errors from which a paired difference counts as a differen
 
 
 class Gain(NamedTuple):
-    """How far a method is above `over`, another, pair by pair: mean of the differences in points, its standard error
-    (None for one pair), in how many pairs it is `above`, and whether any pair `differs`."""
+    """How far a method is above the method `over`, pair by pair: the mean in points and its standard error (None for
+    one pair), in how many pairs it is above, and whether it differs in any pair."""
 
     over: str
     mean: float

@@ -25,7 +25,7 @@ CHUNK = 256  # images between two reports of progress
 
 @dataclass
 class ScannedImage:
-    """What is known of one image; little besides `why` it cannot be read, if it cannot."""
+    """What is known of one image. For one that cannot be read, that is little besides the reason, `why`."""
 
     size: tuple[int, int] = (0, 0)
     """(height, width), upright, pixels."""
@@ -43,7 +43,7 @@ class ScannedImage:
     """Its file's length, bytes."""
     why: str = ""
     sound: bool = False
-    """Whether nothing is wrong with a file that cannot be read: it is of a kind that is not read."""
+    """Whether a file that is not read is intact, but of a kind that is not supported."""
     remark: str = ""
     """What it loses or gains when it is read."""
     thumbnail: UInt8[Tensor, "side side"] | None = None
@@ -94,7 +94,7 @@ def scan(images: ImageSet, progress: Progress | None = None) -> Scan:
         elif one.remark:
             images.ledger.remarks[images.names[i]] = one.remark
 
-    # The set takes these sizes, instead of reading them again and writing them into the cache.
+    # The set remembers these sizes, so that they are neither read again nor written into the cache.
     sizes = {row: image.size for row, image in zip(images.rows.tolist(), each, strict=True)}
     return Scan(replace(images, store=images.store.with_sizes(sizes)), each)
 
