@@ -9,6 +9,7 @@ images. A mirrored or rotated image is a different image, and an image without d
 """
 
 from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ TYPICAL_QUANTILE, TYPICAL_COSINE, RISE, MAX_THRESHOLD = 0.95, 0.25, 0.45, 0.98
 MIN_IMAGES = 15  # with fewer images the quantile says nothing
 MAX_CANDIDATES = 8  # candidates per image; even a hundred versions of one image still end up in one group
 BLOCK = 1000
-CROPS = [(0.0, 0.0, 0.0)] + [(c * x, c * y, c) for c in (0.025, 0.05) for x in (0, 0.5, 1) for y in (0, 0.5, 1)]
+PLACES = (0, 0.5, 1)  # of a crop along a side, as shares of what it cuts
+CROPS = [(0.0, 0.0, 0.0)] + [(cut * y, cut * x, cut) for cut, y, x in product((0.025, 0.05), PLACES, PLACES)]
 
 
 def gray_thumbnail(image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "side side"]:

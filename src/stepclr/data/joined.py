@@ -70,12 +70,12 @@ class Joined(Store):
         return sizes
 
     def with_sizes(self, known: Mapping[int, tuple[int, int]]) -> Store:
+        rows = np.array(list(known), np.int64)
+        of_stores: list[dict[int, tuple[int, int]]] = [{} for _ in self.stores]
+        for row, k in zip(rows.tolist(), self.part_of(rows).tolist(), strict=True):
+            of_stores[k][row - int(self.starts[k])] = known[row]
         joined = copy.copy(self)
-        part = dict(zip(known, self.part_of(np.array(list(known), np.int64)).tolist(), strict=True))
-        joined.stores = [
-            store.with_sizes({row - start: size for row, size in known.items() if part[row] == k})
-            for k, (store, start) in enumerate(zip(self.stores, self.starts.tolist(), strict=True))
-        ]
+        joined.stores = [store.with_sizes(sizes) for store, sizes in zip(self.stores, of_stores, strict=True)]
         return joined
 
     def read_as(self, reading: Reading) -> Store:

@@ -250,12 +250,12 @@ def _header(file: Path, text: str) -> tuple[list[str], str, Places]:
 def _places(name: str, header: Sequence[str]) -> Places | None:
     """Where the path, the label and the split are; None without a path or a label. StepclrError for two of a kind."""
     words = [_word(cell) for cell in header]
-    columns = (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
-    kinds = [[i for i, word in enumerate(words) if word in known] for known in columns]
-    paths, labels, splits = kinds
+    paths = [i for i, word in enumerate(words) if word in PATH_COLUMNS]
+    labels = [i for i, word in enumerate(words) if word in LABEL_COLUMNS]
+    splits = [i for i, word in enumerate(words) if word in SPLIT_COLUMNS]
     if not (paths and labels):
         return None
-    for places in kinds:
+    for places in (paths, labels, splits):
         if len(places) > 1:
             two = " and ".join(header[i].strip() for i in places[:2])
             raise StepclrError(f"{name}: the columns {two} say the same; keep one of them")

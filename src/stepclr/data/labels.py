@@ -191,11 +191,13 @@ def _undecided(images: ImageSet) -> bool:
 
 
 def _read(sets: Sequence[ImageSet], tables: object) -> Labels:
-    sections, start = [], 0
+    sections: list[Section] = []
+    known: list[str] = []
+    start = 0
     for images in sets:
         sections += _sections(images, start)
+        known += [*images.ledger.ignored, *images.ledger.unreadable]
         start += len(images)
-    known = [path for images in sets for path in (*images.ledger.ignored, *images.ledger.unreadable)]
     return read_labels(tables, sections, " or ".join(images.source for images in sets), known)
 
 

@@ -7,6 +7,7 @@ together, each with its own magnitude.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -58,18 +59,14 @@ def rand_augment(magnitude: int, size: int) -> Table:
 
 
 def _table(source: type[v2.AutoAugment] | type[v2.RandAugment], rows: list[Any], size: int) -> Table:
+    """rows: of (name, probability, level of the magnitude) of each op in turn."""
     scales = _private(source, "_AUGMENTATION_SPACE")
-
-    def magnitude(name: str, level: int | None) -> float:
-        scale = scales[name][0](LEVELS[source], size, size)
-        return 0.0 if scale is None else float(scale[level])
-
-    return Table(
-        op=np.array([[OPS.index(name) for name, _, _ in row] for row in rows]),
-        p=np.array([[p for _, p, _ in row] for row in rows]),
-        magnitude=np.array([[magnitude(name, level) for name, _, level in row] for row in rows]),
-        signed=np.array([[scales[name][1] for name, _, _ in row] for row in rows]),
-    )
+    cells = []
+    for name, p, level in chain.from_iterable(rows):
+        scale_of, signed = scales[name]
+        scale = scale_of(LEVELS[source], size, size)
+        cells.append((OPS.index(name), p, 0.0 if scale is None else float(scale[level]), signed))
+    return Table(*(np.array(column).reshape(len(rows), -1) for column in zip(*cells, strict=True)))
 
 
 def _private(source: Any, name: str) -> Any:

@@ -241,10 +241,13 @@ def write_index(
     summaries = [_summary(load()) for load in parts]
     total = sum(part.shard.images for part in summaries)
     labels_of = None
-    met = {}
+    met: dict[str, Any] = {}
     if classes is None:
         classes, labels_of = _classes(summaries)
-        met = {name: [each for part in summaries for each in getattr(part, name)] for name in ("skipped", "ignored")}
+        met = {
+            "skipped": [each for part in summaries for each in part.skipped],
+            "ignored": [each for part in summaries for each in part.ignored],
+        }
 
     with new_file(folder / MEMBERS) as file:
         header = {"descr": np.lib.format.dtype_to_descr(MEMBER), "fortran_order": False, "shape": (total,)}

@@ -1,11 +1,13 @@
 """How alike two thumbnails are once one of them is cropped, blurred and mirrored as the other may have been."""
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from stepclr.data.details import BLOCK, COARSE_PX, COARSE_SLACK, blur, detail, stretch
+from stepclr.data.details import BLOCK, COARSE_PX, COARSE_SLACK, PLACES, blur, detail, stretch
 
 # A warp is (top, height cut, left, width cut, blur): shares of a side, and 0 as it is, 1 blurred, below 0 sharpened.
 Warps = Float[Tensor, "n 5"]
@@ -13,7 +15,7 @@ MAX_CUT = 0.15  # share of each side
 MIN_BLUR, MAX_BLUR = -0.5, 1.0
 STARTS = torch.tensor(
     [(0.0, 0.0, 0.0, 0.0, 0.0)]
-    + [(cut * y, cut, cut * x, cut, 0.0) for cut in (0.05, 0.1) for y in (0, 0.5, 1) for x in (0, 0.5, 1)]
+    + [(cut * y, cut, cut * x, cut, 0.0) for cut, y, x in product((0.05, 0.1), PLACES, PLACES)]
 )
 DELTAS = torch.tensor((0.01, 0.01, 0.01, 0.01, 0.1)).diag()  # a third of a pixel, a tenth of the blur
 STEPS = 3  # six find no more
