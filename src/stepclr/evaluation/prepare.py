@@ -79,15 +79,17 @@ def prepare(
         labels = labels[~held_out(labels, classes, holdout, seed)]
     label_splits(labels, classes, labels_per_class, 1, seed)
 
-    def said(count: Progress) -> Progress:
+    def announced(count: Progress) -> Progress:
         def progress(done: int, total: int) -> None:
             count(done, total)
             announce(f"the images and their representations, {done:,} of {total:,}")
 
         return progress
 
-    decoding, representing = said(decoding), said(representing)
+    decoding, representing = announced(decoding), announced(representing)
     train, h, train_counts = _readable(encoder, train, classes, world, decoding, representing)
+
+    # Test images are a set of their own, a part of train that is held out, or there are none.
     test_counts, shared, clean, drawn = None, None, np.ones(0, bool), None
     if test is not None:
         test, h_test, test_counts = _readable(encoder, test, classes, world, decoding, representing)
@@ -105,6 +107,7 @@ def prepare(
         drawn = describe_holdout(holdout, seed, train, test, versions)
     else:
         test, h_test = train.take([]), h[:0]
+
     in_test = class_counts(test)
     protocol = {
         "classes": classes,
