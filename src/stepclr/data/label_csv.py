@@ -91,11 +91,11 @@ def read_labels(tables: object, sections: Sequence[Section], where: str, known: 
         labels.labeled.setdefault(table.name, 0)
         labels.paths += len(table.rows)
         for row in table.rows:
-            found = finder.find(row.path, table.folder)
-            if len(found) > 1:
+            named = finder.find(row.path, table.folder)
+            if len(named) > 1:
                 raise StepclrError(f"{table.place(row)}: {where} has several images that could be {row.path!r}")
-            if found:
-                _enter(labels, found[0], row, table, conflicts)
+            if named:
+                _enter(labels, named[0], row, table, conflicts)
             elif _plain(row.path) not in ignored:
                 labels.missing.append(row.path)
     for kind, images in conflicts.items():
@@ -304,16 +304,16 @@ class _Finder:
 
     def find(self, path: str, folder: Path) -> list[int]:
         """The images that a path in a table of this folder could be, by the first way that finds any."""
-        found = self.exact.get(path, [])
-        if len(found) == 1:
-            return found
+        exact = self.exact.get(path, [])
+        if len(exact) == 1:
+            return exact
         if not self.alike:
             self._index()
         located = self._located(path, folder)
         if len(located) == 1:
             return located
         plain = _plain(path)
-        return found or self.alike.get(plain) or located or self.inside.get(plain, [])
+        return exact or self.alike.get(plain) or located or self.inside.get(plain, [])
 
     def _index(self) -> None:
         for name, indices in self.exact.items():

@@ -92,13 +92,13 @@ def levels_of(numbers: NDArray[Any], declared: Range | None, reading: Reading) -
         return np.where(numbers, np.uint8(BYTE), np.uint8(0))
     if kind not in "iuf":
         raise UnsupportedError(f"an array of {numbers.dtype}, not of numbers")
-    found = reading.value_range or declared
-    if found is None:
+    value_range = reading.value_range or declared
+    if value_range is None:
         if (kind, bits) != ("u", 16):
             raise UnsupportedError(f"{NEEDS} {numbers.dtype} numbers without a declared range")
         _check_bright(int(numbers.max()))
-        found = 0.0, float(SIXTEEN)
-    return to_bytes(numbers, *found)
+        value_range = 0.0, float(SIXTEEN)
+    return to_bytes(numbers, *value_range)
 
 
 def to_bytes(numbers: NDArray[Any], black: float | int, white: float | int) -> UInt8[np.ndarray, "..."]:
@@ -156,8 +156,8 @@ def _wide(image: Image.Image, reading: Reading, again: Again | None, scaled: Seq
 
     scaled: the bands that a value range applies to: all, or all but transparency.
     """
-    found = _range(image, reading)
-    if found is None:
+    value_range = _range(image, reading)
+    if value_range is None:
         _check_bright(max(int(np.asarray(image.getchannel(band)).max()) for band in scaled) << 8 | BYTE)
         return image
     if again is None:
@@ -171,7 +171,7 @@ def _wide(image: Image.Image, reading: Reading, again: Again | None, scaled: Seq
         channels = {band: image.getchannel(band) for band in image.getbands()}
         for band in scaled:
             upper, lower = (np.asarray(one.getchannel(band)) for one in (image, other))
-            channels[band] = Image.fromarray(to_bytes(upper.astype(np.uint16) << 8 | lower, *found))
+            channels[band] = Image.fromarray(to_bytes(upper.astype(np.uint16) << 8 | lower, *value_range))
     return Image.merge(image.mode, list(channels.values()))
 
 

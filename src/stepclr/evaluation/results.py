@@ -184,14 +184,14 @@ def measures(ranked: Int[np.ndarray, "m k"], truth: Int[np.ndarray, " m"]) -> di
     present = in_truth > 0
     # F1 = 2 P R / (P + R) = 2 hits / (images of the class + images taken for it), which is never 0 / 0.
     f1 = 2 * hits[present] / (in_truth + as_predicted)[present]
-    found = {
+    values = {
         "top1": float((predicted == truth).mean()),
         "balanced_accuracy": float((hits[present] / in_truth[present]).mean()),
         "macro_f1": float(f1.mean()),
     }
     if ranked.shape[1] > 1:
-        found["top5"] = float((ranked == truth[:, None]).any(1).mean())
-    return found
+        values["top5"] = float((ranked == truth[:, None]).any(1).mean())
+    return values
 
 
 def _per_class(

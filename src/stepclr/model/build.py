@@ -75,14 +75,14 @@ def build_encoder(
 
 def off_the_shelf(name: str) -> Encoder:
     """timm's network with its pretrained weights and the preprocessing that they were made for, in eval mode."""
-    found = pretrained(name)
-    _, height, width = found.input_size
-    if height != width or found.crop_mode == "border":
+    cfg = pretrained(name)
+    _, height, width = cfg.input_size
+    if height != width or cfg.crop_mode == "border":
         shape = f"{height} x {width} px" if height != width else "a border around the image"
         raise StepclrError(f"timm:{name} takes {shape}; only square images without a border are supported")
-    encoder = build_encoder(found.architecture, weights=f"{TIMM}{name}", size=width)
-    encoder.side = math.floor(width / found.crop_pct)  # rounded as timm does
-    encoder.interpolation, encoder.squash = found.interpolation, found.crop_mode == "squash"
+    encoder = build_encoder(cfg.architecture, weights=f"{TIMM}{name}", size=width)
+    encoder.side = math.floor(width / cfg.crop_pct)  # rounded as timm does
+    encoder.interpolation, encoder.squash = cfg.interpolation, cfg.crop_mode == "squash"
     return encoder.eval()
 
 
@@ -165,21 +165,21 @@ def _with_timms_weights(network: str, stem: str, name: str, size: int, normalize
     plain, shape = _plain_name(network)
     if shape:
         raise StepclrError(f"timm has no weights for {network}, only for {plain}")
-    found = pretrained(name)
-    if plain.partition(".")[0] != found.architecture:
+    cfg = pretrained(name)
+    if plain.partition(".")[0] != cfg.architecture:
         raise StepclrError(
-            f"the weights timm:{name} are of the network {found.architecture}, not of {network}; leave out encoder"
+            f"the weights timm:{name} are of the network {cfg.architecture}, not of {network}; leave out encoder"
         )
     body = create_pretrained(name, **_input_size(plain, size, channels))
     theirs = _own_stem(body)
     if stem not in ("auto", theirs):
         raise StepclrError(f"the weights timm:{name} have the stem {theirs}, not {stem}; leave out stem")
     encoder = Encoder(body, network, theirs, size, normalize_h, channels=channels)
-    for buffer, of_rgb in ((encoder.mean, found.mean), (encoder.std, found.std)):
+    for buffer, of_rgb in ((encoder.mean, cfg.mean), (encoder.std, cfg.std)):
         known = torch.tensor(of_rgb)
         buffer.copy_((known if channels == RGB else known.mean().expand(channels)).view(-1, 1, 1))
     encoder.weights = f"{TIMM}{full_name(name)}"
-    encoder.origin = f"{encoder.weights}, made for {found.input_size[-1]} px (license: {found.license or 'unknown'})"
+    encoder.origin = f"{encoder.weights}, made for {cfg.input_size[-1]} px (license: {cfg.license or 'unknown'})"
     check_finite(encoder, Path(encoder.weights))
     return encoder
 

@@ -56,8 +56,8 @@ def pretrained(name: str) -> Any:
 
 def full_name(name: str) -> str:
     """The name with its tag: "resnet18" is "resnet18.a1_in1k"."""
-    found = pretrained(name)
-    return f"{found.architecture}.{found.tag}" if found.tag else str(found.architecture)
+    cfg = pretrained(name)
+    return f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
 
 
 def create_pretrained(name: str, **options: Any) -> nn.Module:
@@ -65,10 +65,10 @@ def create_pretrained(name: str, **options: Any) -> nn.Module:
 
     Raises StepclrError where the file is missing and cannot be downloaded, or does not hold the network's weights.
     """
-    found = pretrained(name)
-    file = _hub_file(name, found.hf_hub_id) if found.hf_hub_id else _url_file(name, found.url)
+    cfg = pretrained(name)
+    file = _hub_file(name, cfg.hf_hub_id) if cfg.hf_hub_id else _url_file(name, cfg.url)
     # A custom format is one of a URL; from the hub it is timm's own.
-    overlay = {"file": str(file), "custom_load": found.custom_load if not found.hf_hub_id else False}
+    overlay = {"file": str(file), "custom_load": cfg.custom_load if not cfg.hf_hub_id else False}
     try:
         with _missing_tensors() as missing:
             body: nn.Module = timm.create_model(

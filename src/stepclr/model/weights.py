@@ -103,14 +103,14 @@ def _of_other_program(stored: object, expected: Mapping[str, Tensor], path: Path
     if isinstance(stored, Mapping) and any(str(name).startswith("model.encoder.body.") for name in stored):
         raise StepclrError(f"{path} is a checkpoint of a run; name the run's folder, or resume the run to finish it")
     body = {name.removeprefix("body."): tensor for name, tensor in expected.items() if name.startswith("body.")}
-    found = find_backbone(stored, body, path)
-    mean, std = parse_mean_std(found.mean_std or "none", len(expected["mean"]))
-    tensors = {f"body.{name}": tensor for name, tensor in found.tensors.items()}
+    backbone = find_backbone(stored, body, path)
+    mean, std = parse_mean_std(backbone.mean_std or "none", len(expected["mean"]))
+    tensors = {f"body.{name}": tensor for name, tensor in backbone.tensors.items()}
     tensors |= {"mean": torch.tensor(mean).view(-1, 1, 1), "std": torch.tensor(std).view(-1, 1, 1)}
-    words = f"{found.words}; {found.sender}'s" if found.sender else found.words
-    if found.mean_std is None:
+    words = f"{backbone.words}; {backbone.sender}'s" if backbone.sender else backbone.words
+    if backbone.mean_std is None:
         return tensors, f"{words}; its mean and std are not known, and images stay in [0, 1]: see mean_std"
-    return tensors, f"{words}; mean and std {found.mean_std}"
+    return tensors, f"{words}; mean and std {backbone.mean_std}"
 
 
 def _misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

@@ -109,9 +109,9 @@ def logits(
     training = classifier.training
     classifier.eval()
     with torch.inference_mode():
-        found: Tensor = classifier.linear(classifier.neck(h.to(classifier.device))).cpu()
+        values: Tensor = classifier.linear(classifier.neck(h.to(classifier.device))).cpu()
     classifier.train(training)
-    return found, kept
+    return values, kept
 
 
 def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: ResolvedConfig) -> Classifier:

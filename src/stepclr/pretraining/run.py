@@ -119,9 +119,9 @@ class Run:
 
 def _record(line: bytes, where: str) -> Fields:
     try:
-        found = json.loads(line)
-        if found["step"] and found["epoch"] and all(isinstance(value, int | float) for value in found.values()):
-            return found
+        record = json.loads(line)
+        if record["step"] and record["epoch"] and all(isinstance(value, int | float) for value in record.values()):
+            return record
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     raise StepclrError(f"{where} is corrupt: delete that line")

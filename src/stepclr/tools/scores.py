@@ -127,16 +127,16 @@ def measures_words(values: dict[str, Any], shown: Iterable[str]) -> str:
 
 def overlap_words(scores: Scores) -> str:
     """How many test images are in train too, in a sentence; "" where there are none, or no test."""
-    found = scores.protocol.get("test_images_in_train")
-    if not found:
+    overlap = scores.protocol.get("test_images_in_train")
+    if not overlap:
         return ""
-    near, total = found["near_identical"], scores.protocol["test"]["images"]
-    if total == found["clean"]:
+    near, clean, total = overlap["near_identical"], overlap["clean"], scores.protocol["test"]["images"]
+    if total == clean:
         return "" if near is not None else "Versions of test images in train were not looked for: too many pairs."
     versions = "versions not looked for" if near is None else f"{near:,} nearly identical"
     return (
-        f"{total - found['clean']:,} of the {total:,} test images are in train too ({found['identical']:,} identical, "
-        f"{versions}), such as {found['examples'][0]}; the clean scores are those on the other {found['clean']:,}."
+        f"{total - clean:,} of the {total:,} test images are in train too ({overlap['identical']:,} identical, "
+        f"{versions}), such as {overlap['examples'][0]}; the clean scores are those on the other {clean:,}."
     )
 
 

@@ -169,10 +169,10 @@ def duplicate_findings(scan: Scan) -> Iterator[Finding]:
             "check them, and keep one of each group",
         ),
     ):
-        found = groups(pairs)
-        extra = sum(len(group) - 1 for group in found)
-        examples = (" = ".join(images.names[i] for i in group[:3]) for group in found)
-        do = f"{do} ({len(found):,} groups): a copy counts as a negative"
+        grouped = groups(pairs)
+        extra = sum(len(group) - 1 for group in grouped)
+        examples = (" = ".join(images.names[i] for i in group[:3]) for group in grouped)
+        do = f"{do} ({len(grouped):,} groups): a copy counts as a negative"
         yield finding(name, "warning", extra, says, do, examples)
     labeled = [_one_per_label(images, group) for group in groups(exact + near)]
     conflicts = [" = ".join(shown) for shown in labeled if len(shown) > 1]

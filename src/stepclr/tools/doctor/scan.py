@@ -104,32 +104,32 @@ def _scanned(store: Store, row: int) -> ScannedImage:
         file = store.open(row)
     if file is None:
         return _with_pixels(ScannedImage(), store.image(row, None))
-    found = ScannedImage()
+    scanned = ScannedImage()
     with reasons(), file:
-        found.content = hashlib.file_digest(file, blake).digest()
-        found.length = file.seek(0, os.SEEK_END)
-        if not found.length:
-            found.why = "the file is empty"
-            return found
+        scanned.content = hashlib.file_digest(file, blake).digest()
+        scanned.length = file.seek(0, os.SEEK_END)
+        if not scanned.length:
+            scanned.why = "the file is empty"
+            return scanned
         try:
             file.seek(0)
-            found.size = size_of(file, store.reading)
+            scanned.size = size_of(file, store.reading)
             file.seek(0)
-            pixels, found.remark = decoded(file, DECODED_SIDE, store.reading)
+            pixels, scanned.remark = decoded(file, DECODED_SIDE, store.reading)
             file.seek(0)
-            found.mode, found.animated, found.turned = kind_of(file, store.reading)
+            scanned.mode, scanned.animated, scanned.turned = kind_of(file, store.reading)
         except UnreadableError as error:
-            found.why, found.sound = str(error), isinstance(error, UnsupportedError)
-            return found
-    size = found.size  # of the file; that of `pixels` is reduced
-    return replace(_with_pixels(found, pixels), size=size)
+            scanned.why, scanned.sound = str(error), isinstance(error, UnsupportedError)
+            return scanned
+    size = scanned.size  # of the file; that of `pixels` is reduced
+    return replace(_with_pixels(scanned, pixels), size=size)
 
 
-def _with_pixels(found: ScannedImage, image: UInt8[Tensor, "c h w"]) -> ScannedImage:
+def _with_pixels(scanned: ScannedImage, image: UInt8[Tensor, "c h w"]) -> ScannedImage:
     checksum = blake(repr(tuple(image.shape)).encode())
     checksum.update(image.contiguous().numpy().data)
-    found.size = (image.shape[1], image.shape[2])
-    found.pixels = checksum.digest()
-    found.blank = bool((image == image[:, :1, :1]).all())
-    found.thumbnail = gray_thumbnail(reduced(image, DECODED_SIDE))
-    return found
+    scanned.size = (image.shape[1], image.shape[2])
+    scanned.pixels = checksum.digest()
+    scanned.blank = bool((image == image[:, :1, :1]).all())
+    scanned.thumbnail = gray_thumbnail(reduced(image, DECODED_SIDE))
+    return scanned

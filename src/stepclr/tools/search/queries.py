@@ -165,9 +165,9 @@ def sheet_of(
 ) -> Image.Image:
     """A contact sheet: each query under its name, followed by its hits with rank, similarity and name."""
     sheets = []
-    for name, query, found in zip(names, queries, hits, strict=True):
+    for name, query, of_query in zip(names, queries, hits, strict=True):
         thumbnails, captions = [jpeg_thumbnail(query)], [f"query\n{one_line(name)}"]
-        for rank, hit in enumerate(found, 1):
+        for rank, hit in enumerate(of_query, 1):
             thumbnails.append(hit.thumbnail)
             captions.append(f"{rank}  {hit.similarity:.3f}\n{one_line(Path(hit.path).name)}")
         sheets.append(contact_sheet(thumbnails, captions))
