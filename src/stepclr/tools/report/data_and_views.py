@@ -14,24 +14,10 @@ from stepclr.metrics import whole_percent
 from stepclr.tools.images import page_uri
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Bar
+from stepclr.views import geometry, ops
 from stepclr.views.autoaugment import OPS
 from stepclr.views.color import ChannelJitter, ChannelJitterParams
-from stepclr.views.geometry import UPSIDE_DOWN, EraseParams, RotateParams, TurnParams
 from stepclr.views.keys import view_keys
-from stepclr.views.ops import (
-    CONTROL_POINTS,
-    Blur,
-    BlurParams,
-    ColorJitter,
-    Grayscale,
-    GrayscaleParams,
-    JitterParams,
-    LevelParams,
-    OpParams,
-    TableParams,
-    Warp,
-    WarpParams,
-)
 from stepclr.views.reference import apply_op, crop_resize_flip
 from stepclr.views.sample import ViewParams
 from stepclr.views.views import Views
@@ -40,7 +26,12 @@ Json = dict[str, Any]
 GRID, ROWS, PAIRS = 24, 5, 4  # images of the sample; images with their views, and pairs of views of each
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 STRENGTH_IMAGES = 4  # at each strength
-OPTIONAL = {ColorJitter: "color jitter", Grayscale: "gray", Warp: "sparse image warp", Blur: "Gaussian blur"}
+OPTIONAL = {
+    ops.ColorJitter: "color jitter",
+    ops.Grayscale: "gray",
+    ops.Warp: "sparse image warp",
+    ops.Blur: "Gaussian blur",
+}
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 EXAMPLES = 10  # of what was left out
 KEYS = 64  # to choose a clear crop from
@@ -124,25 +115,24 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
     """The image cropped and flipped, then that with each op alone; ops that the policy lacks are marked."""
     run_views = context.views
     own: dict[type, Any] = {type(op): op for op in run_views.ops[0]}
-    ops = {name: replace(own.get(kind, kind()), p=1.0) for kind, name in OPTIONAL.items()}
+    single_ops = {name: replace(own.get(kind, kind()), p=1.0) for kind, name in OPTIONAL.items()}
     for kind, op in own.items():
         if kind not in OPTIONAL:
-            ops[kind.__name__] = replace(op, p=1.0) if hasattr(op, "p") else op
+            single_ops[kind.__name__] = replace(op, p=1.0) if hasattr(op, "p") else op
     size, min_area, channels = run_views.size, run_views.min_area, run_views.channels
     if channels != RGB:  # colors do not change
-        ops = {name: op for name, op in ops.items() if not isinstance(op, ColorJitter | Grayscale)}
-    single = {}
-    for name, op in ops.items():
-        single[name] = Views([op], size, min_area=min_area, views=1, renderer="torch", channels=channels)
+        del single_ops[OPTIONAL[ops.ColorJitter]], single_ops[OPTIONAL[ops.Grayscale]]
 
-    # Of several keys the one that flips and crops about half the image, so that both can be seen. The crop and the flip
-    # of a key are the same with every op.
-    some_op = single[OPTIONAL[Blur]]
+    def views_with(*alone: Any) -> Views:
+        """Views with these ops; the crop and the flip of a key are the same with any."""
+        return Views(alone, size, min_area=min_area, views=1, renderer="torch", channels=channels)
+
+    # Of several keys the one that flips and crops about half the image, so that both can be seen.
     keys = view_keys(context.config.seed, 0, range(KEYS))
-    candidates = some_op.sample_params([image] * KEYS, keys)[0]
+    candidates = views_with().sample_params([image] * KEYS, keys)[0]
     area = candidates.box[:, 2] * candidates.box[:, 3] / (image.shape[1] * image.shape[2])
     key = int(np.argmin(np.abs(area - 0.5) + ~candidates.flip))
-    params = some_op.sample_params([image], keys[key : key + 1])[0]
+    params = views_with().sample_params([image], keys[key : key + 1])[0]
     crop = crop_resize_flip([image], params.box, np.zeros(1, bool), size, run_views.interpolation)
     view = crop_resize_flip([image], params.box, params.flip, size, run_views.interpolation)
     top, left, height, width = params.box[0].tolist()
@@ -155,8 +145,8 @@ def _one_at_a_time(context: Context, image: Tensor) -> list[Json]:
         ),
         _card("flip", view[0], "mirrored" if params.flip[0] else "not mirrored", _probability(run_views.flip)),
     ]
-    for name, op in ops.items():
-        (op_params,) = single[name].sample_params([image], keys[key : key + 1])[0].ops
+    for name, op in single_ops.items():
+        (op_params,) = views_with(op).sample_params([image], keys[key : key + 1])[0].ops
         x = view.clone()
         apply_op(x, op_params)
         p = getattr(own[type(op)], "p", None) if type(op) in own else 0.0
@@ -182,10 +172,12 @@ def _strengths(context: Context, images: list[Tensor]) -> list[Json]:
     keys = view_keys(context.config.seed, 0, range(len(images)))
     strengths = []
     for strength in STRENGTHS:
-        jitters = ColorJitter | ChannelJitter
-        ops = [replace(op, strength=strength, p=1.0) if isinstance(op, jitters) else op for op in run_views.ops[0]]
+        strong_ops = []
+        for op in run_views.ops[0]:
+            is_jitter = isinstance(op, ops.ColorJitter | ChannelJitter)
+            strong_ops.append(replace(op, strength=strength, p=1.0) if is_jitter else op)
         size, channels = run_views.size, run_views.channels
-        strong = Views(ops, size, min_area=run_views.min_area, views=2, renderer="torch", channels=channels)
+        strong = Views(strong_ops, size, min_area=run_views.min_area, views=2, renderer="torch", channels=channels)
         cells = [page_uri(view) for view in strong(images, keys).flatten(0, 1)]
         strengths.append({"strength": strength, "cells": cells})
     return strengths
@@ -199,35 +191,35 @@ def _view_words(params: ViewParams, k: int) -> str:
     return "; ".join(filter(None, words))
 
 
-def _op_words(params: OpParams, k: int) -> str:
+def _op_words(params: ops.OpParams, k: int) -> str:
     match params:
-        case JitterParams() if params.jitter[k]:
+        case ops.JitterParams() if params.jitter[k]:
             factors = zip(JITTERS, ("", "", "", "+"), params.factors[k], strict=True)
             words = [f"{name} {factor:{sign}.2f}" for name, sign, factor in factors]
             return ", ".join(words[op] for op in params.order[k])
         case ChannelJitterParams() if params.jitter[k]:
             brightness, contrast = (" / ".join(f"{one:.2f}" for one in each) for each in params.factors[k].T)
             return f"brightness {brightness}, contrast {contrast}"
-        case GrayscaleParams() if params.gray[k]:
+        case ops.GrayscaleParams() if params.gray[k]:
             return "gray"
-        case BlurParams() if params.sigma[k] > 0:
+        case ops.BlurParams() if params.sigma[k] > 0:
             return f"blur, sigma {params.sigma[k]:.2f} px"
-        case WarpParams() if params.warp[k]:
-            moves = np.linalg.norm(params.knots[k] - CONTROL_POINTS, axis=1)
+        case ops.WarpParams() if params.warp[k]:
+            moves = np.linalg.norm(params.knots[k] - ops.CONTROL_POINTS, axis=1)
             return f"warp, control points moved by up to {whole_percent(moves.max())} of the side"
-        case TableParams():
+        case ops.TableParams():
             applied = zip(params.op[k], params.magnitude[k], strict=True)
             return ", ".join(f"{OPS[op]} {magnitude:.3g}" for op, magnitude in applied if op)
-        case LevelParams() if params.op[k]:
+        case ops.LevelParams() if params.op[k]:
             return OPS[params.op[k]].lower()
-        case TurnParams() if params.turn[k] == UPSIDE_DOWN:
+        case geometry.TurnParams() if params.turn[k] == geometry.UPSIDE_DOWN:
             return "upside down"
-        case TurnParams() if params.turn[k]:
+        case geometry.TurnParams() if params.turn[k]:
             return f"turned by {90 * params.turn[k]} degrees"
-        case RotateParams() if params.rotate[k]:
+        case geometry.RotateParams() if params.rotate[k]:
             cosine, sine = params.direction[k]
             return f"rotated by {math.degrees(math.atan2(sine, cosine)):.0f} degrees"
-        case EraseParams() if params.erase[k]:
+        case geometry.EraseParams() if params.erase[k]:
             top, left, height, width = params.box[k].tolist()
             return f"{width} x {height} px erased at ({left}, {top})"
     return ""

@@ -45,20 +45,20 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
     """
     scores = context.scores
     training = sections["training"]
-    told: Json = {"gains": [], "cautions": []}
+    headline: Json = {"gains": [], "cautions": []}
     row = _main(scores) if scores else None
     if scores and row:
-        told |= _scored(scores, row)
+        headline |= _scored(scores, row)
         of_classifier = sections["classifier"]
         if of_classifier.get("top1") is not None:
             learned = of_classifier.get("labels", "distilled")
-            told["facts"].append(("Classifier", in_percent(of_classifier["top1"]), learned))
+            headline["facts"].append(("Classifier", in_percent(of_classifier["top1"]), learned))
     else:
-        told |= _unscored(context, sections["classifier"])
+        headline |= _unscored(context, sections["classifier"])
         if scores:
-            told["cautions"].insert(0, EARLIER)
-    facts = [*told.pop("facts", []), *_facts(context, training)]
-    return told | {
+            headline["cautions"].insert(0, EARLIER)
+    facts = [*headline.pop("facts", []), *_facts(context, training)]
+    return headline | {
         "facts": facts,
         "health": training["health"],
         "watched": [one.name for one in training["attention"]],
@@ -76,7 +76,8 @@ def _main(scores: Scores) -> Score | None:
             few = [row for row in rows if row.labels_per_class != "all"]
             if not few:
                 return rows[0]
-            return max(few, key=lambda row: row.labels or float(row.labels_per_class))  # files of old have no labels
+            # Files of earlier versions do not have `labels`.
+            return max(few, key=lambda row: row.labels or float(row.labels_per_class))
     return None
 
 
@@ -93,7 +94,7 @@ def _scored(scores: Scores, row: Score) -> Json:
         cautions.append("Some test images are in train too: section 7 has the scores without them.")
     method = method_of(row.method, scores)
     images = f"the {scores.protocol['test']['images']:,} {scored_images(scores)}"
-    told: Json = {
+    headline: Json = {
         "score": percent(row),
         "words": f"of {images} classified correctly, with {labels_words(row.labels_per_class, row.labels)}",
         "method": method.words if method else row.method,
@@ -102,16 +103,16 @@ def _scored(scores: Scores, row: Score) -> Json:
         "facts": [],
     }
     if is_unbalanced(test_counts(scores).values()) and row.balanced_accuracy:
-        told["facts"].append(("Balanced accuracy", percent(row, "balanced_accuracy"), "every class counts alike"))
+        headline["facts"].append(("Balanced accuracy", percent(row, "balanced_accuracy"), "every class counts alike"))
     others = [other for other in scores.rows if other != row]
     of_knn = [other for other in others if other.method == "knn"]
     if of_knn:
         best = next((other for other in of_knn if other.labels_per_class == "all"), of_knn[-1])
-        told["facts"].append(("kNN", percent(best), labels_words(best.labels_per_class, best.labels)))
+        headline["facts"].append(("kNN", percent(best), labels_words(best.labels_per_class, best.labels)))
     for other in others:
         if (other.method, other.labels_per_class) == (row.method, "all") and row.method != "knn":
-            told["facts"].append(("With all labels", percent(other), "the same method"))
-    return told
+            headline["facts"].append(("With all labels", percent(other), "the same method"))
+    return headline
 
 
 def _lead(gain: Gain) -> Lead:
@@ -119,7 +120,7 @@ def _lead(gain: Gain) -> Lead:
 
 
 def _cautions(who: str, gains: list[Lead], pairs: str) -> list[str]:
-    """Which of the gains are none, in sentences."""
+    """Which of the gains are losses or within the noise, in sentences."""
     cautions = []
     for level, words in (
         ("bad", f"{who} scores below {{}}."),
@@ -132,19 +133,19 @@ def _cautions(who: str, gains: list[Lead], pairs: str) -> list[str]:
 
 
 def _few(kind: str, count: int) -> list[str]:
-    """How coarse a score of so few images is."""
+    """How coarse a score on this number of images is, in a sentence, where they are few."""
     return [f"Only {count:,} {kind}: {coarse_words(count)}."] if count < FEW else []
 
 
 def _unscored(context: Context, classifier: Json) -> Json:
-    """What stands in the place of a score of the encoder: that of its classifier, or what the log says."""
+    """What is shown where the encoder has no score: the score of its classifier, or what the log says."""
     if classifier.get("top1") is not None:
-        told: Json = {"score": in_percent(classifier["top1"]), "words": f"top-1 of {classifier['file'].name} on "}
-        told["words"] += classifier["test"]
+        headline: Json = {"score": in_percent(classifier["top1"]), "words": f"top-1 of {classifier['file'].name} on "}
+        headline["words"] += classifier["test"]
         if "gain" in classifier:
-            told["gains"] = [_lead(classifier["gain"])]
-            told["cautions"] = _cautions("The student", told["gains"], "the test images")
-        return told
+            headline["gains"] = [_lead(classifier["gain"])]
+            headline["cautions"] = _cautions("The student", headline["gains"], "the test images")
+        return headline
     last: Json = {}
     for entry in context.metrics:
         last |= entry
@@ -152,14 +153,14 @@ def _unscored(context: Context, classifier: Json) -> Json:
         return {"score": "No encoder", "words": "this run has not ended; what its log says is below"}
     if "knn" in last:
         images = f"{last['knn_images']:,} " if "knn_images" in last else ""
-        told = {
+        headline = {
             "score": in_percent(last["knn"]),
             "words": f"of {images}labeled images have the class of their nearest labeled neighbors (kNN). It shows how "
             "training went, and is not a score next to baselines yet.",
         }
         if "knn_images" in last:
-            told["cautions"] = _few("labeled images", last["knn_images"])
-        return told
+            headline["cautions"] = _few("labeled images", last["knn_images"])
+        return headline
     if "contrastive_top1" in last:
         return {
             "score": whole_percent(last["contrastive_top1"]),
@@ -170,7 +171,7 @@ def _unscored(context: Context, classifier: Json) -> Json:
 
 
 def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
-    """(title, value, what is to be known of it)."""
+    """(title, value, note) of each fact beside the headline."""
     config = context.config
     facts = []
     if training["seconds"]:
