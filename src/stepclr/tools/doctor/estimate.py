@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from stepclr.config import Number, ResolvedConfig
 from stepclr.data.decode import reduced_size, source_side
@@ -110,7 +110,7 @@ def _put(images: ImageBatch, device: torch.device) -> ImageBatch:
     return parted(flat.to(device), shapes, isinstance(images, torch.Tensor))
 
 
-def _render(views: Views, parts: Sequence[tuple[ImageBatch, NDArray[np.int64]]]) -> None:
+def _render(views: Views, parts: Sequence[tuple[ImageBatch, Tensor]]) -> None:
     for images, keys in parts:
         rendered = views(images, keys)
     rendered[-1, -1, -1, -1, -1].item()  # a GPU has rendered them only when a value is asked for
