@@ -52,8 +52,7 @@ def as_words(sources: str | list[str]) -> str:
 def _default(when_open: str, metavar: str) -> object:
     """How the command line shows a setting that None leaves open."""
     return arg(
-        metavar=metavar,
-        help_behavior_hint=lambda value: f"(default: {when_open if value == 'None' else value})",
+        metavar=metavar, help_behavior_hint=lambda value: f"(default: {when_open if value == 'None' else value})"
     )
 
 

@@ -12,16 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from stepclr.data.formats import (
-    ARRAY_HEAD,
-    BITS,
-    HEAD,
-    TIFF_HEADS,
-    File,
-    UnsupportedError,
-    check_bands,
-    check_size,
-)
+from stepclr.data.formats import ARRAY_HEAD, BITS, HEAD, TIFF_HEADS, File, UnsupportedError, check_bands, check_size
 from stepclr.data.levels import BYTE, PHOTOMETRIC, WHITE_IS_ZERO, declared_range, levels_of
 from stepclr.data.reading import MAX_CHANNELS, RGB, Reading
 

@@ -162,12 +162,7 @@ def _present(images: ImageSet) -> list[str]:
 
 
 def _readable(
-    encoder: Encoder,
-    images: ImageSet,
-    classes: list[str],
-    world: World,
-    decoding: Progress,
-    representing: Progress,
+    encoder: Encoder, images: ImageSet, classes: list[str], world: World, decoding: Progress, representing: Progress
 ) -> tuple[ImageSet, Float32[np.ndarray, "n f"], dict[str, Any]]:
     """The readable images of these classes (labels in their order), their h, and how many were left out."""
     labeled = images.keep(images.classes)

@@ -110,12 +110,7 @@ def module_name(module: nn.Module) -> str:
 
 
 def _of_module(
-    module: nn.Module,
-    stem: str,
-    size: int,
-    normalize_h: bool,
-    num_features: int | None,
-    channels: int,
+    module: nn.Module, stem: str, size: int, normalize_h: bool, num_features: int | None, channels: int
 ) -> Encoder:
     name = type(module).__name__
     if stem not in ("auto", "own"):

@@ -249,11 +249,7 @@ def _run_config(
         threads=torch.get_num_threads(),
         ranks=world.size,
         device=default_device().type,
-        versions={
-            "stepclr": version("stepclr"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        versions={"stepclr": version("stepclr"), "torch": torch.__version__, "python": platform.python_version()},
     )
 
 
@@ -266,12 +262,7 @@ def _check_enough(images: ImageSet, config: ResolvedConfig, world: World) -> Non
 
 
 def _save(
-    run: Run,
-    config: ResolvedConfig,
-    images: ImageSet,
-    model: SimCLR,
-    teacher: Classifier | None,
-    printer: Printer,
+    run: Run, config: ResolvedConfig, images: ImageSet, model: SimCLR, teacher: Classifier | None, printer: Printer
 ) -> None:
     """Write the encoder and, where there is a linear layer, the classifier."""
     encoder, head, classifier = model.encoder, model.head, None

@@ -47,11 +47,7 @@ class Meter:
         """Images per second, share of the time spent waiting for data, and training seconds of the run so far."""
         spent = time.perf_counter() - self._clock
         self.seconds += spent
-        return {
-            "images_per_second": self._seen / spent,
-            "waiting": self._waited / spent,
-            "seconds": self.seconds,
-        }
+        return {"images_per_second": self._seen / spent, "waiting": self._waited / spent, "seconds": self.seconds}
 
     def total(self) -> float:
         """Training seconds of the run up to now, including those since the last reading."""

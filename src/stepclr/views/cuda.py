@@ -153,10 +153,7 @@ def _blur(x: Float[Tensor, "m 3 s s"], sigma: Float[Tensor, "m 1"]) -> Float[Ten
 
 
 def _warp(
-    x: Float[Tensor, "m 3 s s"],
-    warp: Float[Tensor, "m 1"],
-    knots: Float[Tensor, "m 8"],
-    weights: Float[Tensor, "m 14"],
+    x: Float[Tensor, "m 3 s s"], warp: Float[Tensor, "m 1"], knots: Float[Tensor, "m 8"], weights: Float[Tensor, "m 14"]
 ) -> Float[Tensor, "m 3 s s"]:
     warped = sparse_image_warp(x, knots.view(-1, 4, 2), weights.view(-1, 7, 2))
     return torch.where(warp[..., None, None] > 0, warped, x)

@@ -139,11 +139,7 @@ def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:
     if gpu:
         return "imagenet", None, "recipe imagenet: ResNet-50 on views of 224 px (published, not reproduced here)"
     slower = (size / 96) ** 2
-    return (
-        "imagenette",
-        96,
-        f"recipe imagenette at --size 96: on a CPU, {size} px take {slower:.0f} times as long",
-    )
+    return "imagenette", 96, f"recipe imagenette at --size 96: on a CPU, {size} px take {slower:.0f} times as long"
 
 
 def _where_to_start(facts: Facts, adapting: Sequence[str]) -> Start:

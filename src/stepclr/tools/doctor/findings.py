@@ -176,10 +176,7 @@ def duplicate_findings(scan: Scan) -> Iterator[Finding]:
         yield finding(name, "warning", extra, says, do, examples)
     labeled = [_one_per_label(images, group) for group in groups(exact + near)]
     conflicts = [" = ".join(shown) for shown in labeled if len(shown) > 1]
-    says, do = (
-        "groups of duplicates have more than one label",
-        "choose one label: training and scores use both",
-    )
+    says, do = "groups of duplicates have more than one label", "choose one label: training and scores use both"
     yield finding("conflicting-labels", "error", len(conflicts), says, do, conflicts)
 
 
