@@ -190,7 +190,7 @@ def _check_apart(one: ImageSet, other: ImageSet) -> None:
 
 
 def _is_inside(inner: ImageSet, outer: ImageSet) -> bool:
-    """Whether a place of one set is a place of the other, or a folder in one of its folders."""
+    """Whether images of the first set are where those of the second are, or in a folder inside that."""
     around = _places(inner)
     if isinstance(inner.store, FolderStore):
         around |= {str(parent) for place in around for parent in Path(place).parents}

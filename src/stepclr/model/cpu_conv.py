@@ -206,7 +206,7 @@ def gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[T
 
 @contextmanager
 def cpu_convolutions(network: nn.Module) -> Iterator[None]:
-    """A context of `use_cpu_convolutions` for a network on the CPU; at its end the network has its own ones again."""
+    """A context of `use_cpu_convolutions` for a network on the CPU, whose own convolutions are put back at its end."""
     swapped = use_cpu_convolutions(network)
     try:
         yield

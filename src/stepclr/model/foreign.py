@@ -174,7 +174,7 @@ def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> st
 
 
 def _first(prefixes: list[str]) -> str:
-    """The network to take of several: the one with the shortest prefix that is not in SECOND."""
+    """The prefix of the network to take: the shortest one that does not name a second network (SECOND)."""
 
     def rank(prefix: str) -> tuple[bool, int]:
         words = set(re.split(r"[._]", prefix))
