@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from stepclr.tools.images import INK, grid, shown, stacked
 from stepclr.views.keys import view_keys
+from stepclr.views.reference import Images
 from stepclr.views.views import Views
 
 GAP = 2  # px between the cells
@@ -17,23 +18,14 @@ READABLE_PX = 96  # width of a column that has a policy's name above it
 HEADER_PX = 16  # height of the line of names
 
 
-def sheet(
-    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
-    views: Views,
-    seed: int = 0,
-    pairs: int = 4,
-) -> Image.Image:
+def sheet(images: Images, views: Views, seed: int = 0, pairs: int = 4) -> Image.Image:
     """One row per image: the original (fitted into the views' square), then `pairs` times its V views."""
     columns = [views(images, view_keys(seed, epoch, range(len(images)))) for epoch in range(pairs)]
     image, _ = _grid(images, torch.cat(columns))
     return image
 
 
-def policy_sheet(
-    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
-    policies: Sequence[Views],
-    seed: int = 0,
-) -> Image.Image:
+def policy_sheet(images: Images, policies: Sequence[Views], seed: int = 0) -> Image.Image:
     """One row per image: the original, then its first view under each policy, with the names of the policies above.
 
     The views of all policies have one size. Views too small for the names are enlarged by a whole number.

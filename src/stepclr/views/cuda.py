@@ -8,7 +8,6 @@ parameters are copied to the device as one tensor. On a CPU the other renderers 
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -71,7 +70,9 @@ def pack_params(params: Sequence[ViewParams]) -> Float[np.ndarray, "v n k"]:
 
 def _rows(view: ViewParams) -> Float[np.ndarray, "n k"]:
     n = len(view.box)
-    parts = [view.box, view.flip, *(getattr(op, field.name) for op in view.ops for field in fields(op))]
+    parts = [view.box, view.flip]
+    for op in view.ops:
+        parts += vars(op).values()
     return np.concatenate([part.reshape(n, -1) for part in parts], axis=1, dtype=np.float64)
 
 

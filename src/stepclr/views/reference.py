@@ -21,16 +21,14 @@ from stepclr.views.color import ChannelJitterParams, channel_jitter, chosen_rows
 from stepclr.views.sample import ViewParams
 from stepclr.views.warp import sparse_image_warp
 
+Images = UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]]  # of one size, or of several
 Interpolation = Literal["bicubic", "bilinear"]
 CHUNK = 2**19  # numbers rendered at a time: a chunk stays in a processor's cache
 FIXED = 2.0**20  # filter weights are multiples of 1/FIXED: 8 + 21 + 21 bits and the sums' growth fit float64's 53
 
 
 def render_reference(
-    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
-    params: ViewParams,
-    size: int,
-    interpolation: Interpolation = "bicubic",
+    images: Images, params: ViewParams, size: int, interpolation: Interpolation = "bicubic"
 ) -> Float[Tensor, "n c s s"]:
     """One view of each image, float32 in [0, 1]: crop and resize, flip, then each op with its parameters."""
     chunks = []
@@ -87,11 +85,7 @@ def apply_op(x: Float[Tensor, "n c s s"], params: ops.OpParams) -> None:
 
 
 def crop_resize_flip(
-    images: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]],
-    box: Int[np.ndarray, "n 4"],
-    flip: Bool[np.ndarray, " n"],
-    size: int,
-    interpolation: Interpolation,
+    images: Images, box: Int[np.ndarray, "n 4"], flip: Bool[np.ndarray, " n"], size: int, interpolation: Interpolation
 ) -> Float[Tensor, "n c s s"]:
     """The box of each image, resized to S x S with antialiasing, mirrored where `flip` says so, clipped to [0, 1].
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stepclr.data.reading import RGB, channels_words
@@ -16,7 +16,7 @@ from stepclr.views.keys import NUMBERS
 from stepclr.views.numba.batch import render_numba, why_not_numba
 from stepclr.views.ops import Op, of_channels
 from stepclr.views.policies import FLIP, ListedOp, read_policy
-from stepclr.views.reference import Interpolation, render_reference
+from stepclr.views.reference import Images, Interpolation, render_reference
 from stepclr.views.sample import CROP_NUMBERS, ViewParams, sample_params
 
 Renderer = Literal["auto", "numba", "torch"]
@@ -88,9 +88,7 @@ class Views:
         if needed > NUMBERS:
             raise StepclrError(f"crop, flip and these ops need {needed} random numbers for a view; there are {NUMBERS}")
 
-    def __call__(
-        self, batch: UInt8[Tensor, "n c height width"] | Sequence[UInt8[Tensor, "c _ _"]], keys: Indices
-    ) -> Float[Tensor, "v n c s s"]:
+    def __call__(self, batch: Images, keys: Indices) -> Float[Tensor, "v n c s s"]:
         """V views `[V, N, C, S, S]` of each image, float32 in [0, 1], no mean or std, on the batch's device.
 
         batch: uint8 `[N, C, H, W]`, or a list of `[C, H, W]` where sizes differ. keys: int64 `[N]` from `view_keys`.
