@@ -174,8 +174,9 @@ def _strengths(context: Context, images: list[Tensor]) -> list[Json]:
     for strength in STRENGTHS:
         strong_ops = []
         for op in run_views.ops[0]:
-            is_jitter = isinstance(op, ops.ColorJitter | ChannelJitter)
-            strong_ops.append(replace(op, strength=strength, p=1.0) if is_jitter else op)
+            if isinstance(op, ops.ColorJitter | ChannelJitter):
+                op = replace(op, strength=strength, p=1.0)
+            strong_ops.append(op)
         size, channels = run_views.size, run_views.channels
         strong = Views(strong_ops, size, min_area=run_views.min_area, views=2, renderer="torch", channels=channels)
         cells = [page_uri(view) for view in strong(images, keys).flatten(0, 1)]
