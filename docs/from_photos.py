@@ -3,7 +3,7 @@
 CLASSES has a folder of images for each class. 2,000 of them, drawn by SEED, are copied into FOLDER/photos without a
 class in their names, and FOLDER/labels.csv names 12 of each class. Then the page's commands run there as they stand,
 and what they print is printed. A page to label on is answered in Chromium with the true classes; its screen is
-photo-label.png. At the end the predictions are compared with the true classes.
+photo-label.png. At the end the predictions for photos without a label are compared with the true classes.
 """
 
 import csv
@@ -34,9 +34,12 @@ def main(classes: Path, folder: Path) -> None:
             if words[1] == "label":
                 answer(browser, folder / words[words.index("--out") + 1], truth, folder)
         browser.close()
+    with (folder / "labels.csv").open(newline="") as file:
+        labeled = {row["path"] for row in csv.DictReader(file)}
     with (folder / "named.csv").open(newline="") as file:
-        correct = [truth[row["path"]] == row["predicted"] for row in csv.DictReader(file)]
-    print(f"\n{sum(correct)} of {len(correct)} predictions are right")
+        others = [row for row in csv.DictReader(file) if row["path"] not in labeled]
+    correct = sum(truth[row["path"]] == row["predicted"] for row in others)
+    print(f"\n{correct} of {len(others)} predictions for photos without a label are right")
 
 
 def scatter(classes: Path, folder: Path) -> dict[str, str]:
