@@ -141,7 +141,7 @@ def beside(count: int) -> Iterator[ThreadPoolExecutor]:
 
 @cache
 def is_amd() -> bool:
-    """Whether the processor is AMD's, on which other ways to compute are the fastest; False where nothing says so."""
+    """Whether the processor is AMD's, where other ways to compute are the fastest; False where this is not known."""
     cpuinfo = Path("/proc/cpuinfo")
     return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
 

@@ -62,11 +62,12 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """`predict` fits on a label split and predicts; `chooses` names what it decides from that split alone.
+    """How a method predicts, and what the protocol says of it.
 
-    It may return a function that does so instead, which may run in another thread, beside the next `predict`.
-    `decide`, where there is one, is called with all splits before the first is predicted: there, the first split with a
-    number of labels decides for the others. `each` is the way to go through the splits.
+    predict: fits on a label split and predicts; or returns a function that does, to run in another thread beside the
+    next `predict`. chooses: the name of what it decides from the split alone. decide: where given, it is called with
+    all splits before the first is predicted, and decides for all splits with the same number of labels on the first of
+    them. each: how to go through the splits, `map` or `side_by_side`.
     """
 
     predict: Callable[[Split], Fit | Callable[[], Fit]]
