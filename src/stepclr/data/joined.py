@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,14 +247,13 @@ def _labeling(sets: Sequence[ImageSet], tags: Sequence[str]) -> Labeling | None:
     given = [(images.labeling, tag) for images, tag in zip(sets, tags, strict=True) if images.labeling]
     if not given:
         return None
-    labeled: dict[str, int] = {}
+    labeled: Counter[str] = Counter()
     for labeling, _ in given:
-        for name, n in labeling.labeled.items():
-            labeled[name] = labeled.get(name, 0) + n
+        labeled.update(labeling.labeled)
     splits = {images.labeling.split if images.labeling else None for images in sets}
     return replace(
         given[0][0],
-        labeled=labeled,
+        labeled=dict(labeled),
         rows={f"{tag}{name}": row for labeling, tag in given for name, row in labeling.rows.items()},
         has_splits=any(labeling.has_splits for labeling, _ in given),
         replaced=any(labeling.replaced for labeling, _ in given),

@@ -63,8 +63,11 @@ def _queries(context: Context) -> list[int]:
     """Images spread over the source, each of another class where classes are known; never by their neighbors."""
     labels = context.colored.labels
     candidates = spread(len(labels), CANDIDATES).tolist()
-    first_of = {int(labels[i]): i for i in reversed(candidates) if labels[i] >= 0}
-    chosen = [*first_of.values()][::-1][:QUERIES]
+    first_of: dict[int, int] = {}
+    for i in reversed(candidates):  # so that an earlier image of a class replaces a later one
+        if labels[i] >= 0:
+            first_of[int(labels[i])] = i
+    chosen = list(reversed(first_of.values()))[:QUERIES]
     others = [i for i in spread(len(labels), QUERIES).tolist() if i not in chosen]
     return (chosen + others)[:QUERIES]
 

@@ -194,7 +194,14 @@ def as_text(name: str) -> str:
 
 
 def from_text(text: str) -> str:
-    return ESCAPED.sub(lambda match: "\\" if match[1] == "\\" else chr(int(match[1][1:], 16)), text)
+    """The inverse of `as_text`."""
+
+    def character(escape: re.Match[str]) -> str:
+        if escape[1] == "\\":
+            return "\\"
+        return chr(int(escape[1].removeprefix("u"), 16))
+
+    return ESCAPED.sub(character, text)
 
 
 def needed(package: str) -> ModuleType:
