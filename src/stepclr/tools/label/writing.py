@@ -317,7 +317,7 @@ def _read(images: ImageSet, rows: Mapping[int, int], side: int, to_uri: Callable
 def _commands(
     index: str | os.PathLike[str] | EmbeddingIndex, images: _Round, source: Source | None, options: list[str]
 ) -> list[tuple[str, str]]:
-    """The commands that use labels.csv, the next round with the options of this one. Capitals: it is not known."""
+    """Commands for labels.csv, the next round with the options of this one; unknown words are in capitals."""
     run, where, places = "RUN", "INDEX", _sources(images.index) or ["SOURCE"]
     reading = AS_DECLARED
     if not isinstance(index, EmbeddingIndex):
