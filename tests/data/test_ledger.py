@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from stepclr.data.formats import format_of
 from stepclr.data.images import ImageSet
+from stepclr.data.ledger import Ledger
 from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 
@@ -103,6 +104,16 @@ def test_folders_of_systems_are_neither_classes_nor_images(folder: str, tmp_path
         assert ("2 hidden" if folder.startswith(".") else f"2 {folder}/") in line
 
 
+def test_a_run_inside_of_its_own_images_is_left_out(tmp_path: Path) -> None:
+    """As `stepclr pretrain . --out run` makes one: a resumed run would find its chart among the images, and a class."""
+    files = ["a.png", "run/config.json", "run/metrics.jsonl", "run/evaluation.png", "class/config.json", "class/b.png"]
+    fill(tmp_path, dict.fromkeys(files, file_of(Image.new("RGB", (4, 4)))))
+    images = open_images(tmp_path)
+    assert (images.names, images.classes) == (["a.png", "class/b.png"], ["class"])
+    assert images.ledger.ignored["run/"].kind == "run"
+    assert open_images(tmp_path / "run").names == ["evaluation.png"]  # whoever names it means it
+
+
 def test_a_class_may_be_called_recycled(tmp_path: Path) -> None:
     image = file_of(Image.fromarray(scene()))
     for images in every_kind({f"{name}/a.png": image for name in ("paper", "recycled", "RECYCLER", "trash")}, tmp_path):
@@ -157,6 +168,8 @@ def test_every_set_of_a_source_shares_its_ledger_and_the_cache_remembers(tmp_pat
             ["a/1.png", "not an image in a known format"],
             ["a/0.png", "changed: a light drawing on transparency, laid over black"],
         ]
+    Ledger().write(tmp_path / "left.csv")
+    assert not (tmp_path / "left.csv").exists()  # it was that of an earlier command
 
 
 class Drawings(Dataset[Image.Image]):

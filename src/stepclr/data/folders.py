@@ -21,6 +21,8 @@ from stepclr.data.stores import Files, LocalFiles, Rows
 from stepclr.errors import StepclrError, fault_of
 
 LARGEST = 2**30  # bytes; a member of a zip is read whole
+# A folder with these files is a run: its charts are no images.
+OF_A_RUN = {"config.json", "metrics.jsonl"}
 
 
 @dataclass(eq=False)
@@ -175,6 +177,9 @@ def _find(root: Path, ledger: Ledger) -> list[str]:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             ledger.unreadable[inside or "."] = str(error.strerror)
+            continue
+        if inside and {entry.name for entry in listed} >= OF_A_RUN:
+            ledger.ignored[inside] = Ignored("run")
             continue
         for entry in listed:
             path = f"{inside}{entry.name}"

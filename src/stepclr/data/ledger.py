@@ -149,7 +149,7 @@ class Ledger:
         return [f"changed {images}: {_kinds(Counter(self.remarks.values()))}"]
 
     def write(self, path: Path) -> None:
-        """Write a CSV of (path, reason) with every entry; no file if there is none."""
+        """Write a CSV of (path, reason) with every entry; if there is none, no file, nor that of an earlier command."""
         rows = [("path", "reason"), *self.unreadable.items()]
         for name, (kind, hint, number) in self.ignored.items():
             several = f"{number:,} " if number > 1 else ""
@@ -157,6 +157,8 @@ class Ledger:
         rows += [(name, f"changed: {text}") for name, text in self.remarks.items()]
         if len(rows) > 1:
             write_csv(path, rows)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _number(n: int, one: str, more: str) -> str:

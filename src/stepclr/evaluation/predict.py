@@ -62,9 +62,7 @@ class Classified:
             rounded = [float(f"{p:.{DIGITS}g}") for p in row]
             rows.append([self.images.names[i], self.classes[best], rounded[best], *rounded])
         write_table(path, header, rows)
-        skipped = path.with_suffix(".skipped.csv")
-        skipped.unlink(missing_ok=True)  # that of an earlier command
-        self.images.ledger.write(skipped)
+        self.images.ledger.write(path.with_suffix(".skipped.csv"))
 
 
 def predict(
@@ -91,7 +89,7 @@ def predict(
 def classify(classifier: str | os.PathLike[str], images: Source, progress: Progress | None = None) -> Classified:
     """`predict` without the images that cannot be read."""
     source, probabilities, kept, classes = _predict(load_classifier(classifier), images, progress)
-    return Classified(source.take(kept), probabilities, classes, len(source) - len(kept))
+    return Classified(source.take(kept), probabilities, classes, len(source.skipped))
 
 
 def _predict(

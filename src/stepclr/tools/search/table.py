@@ -189,7 +189,7 @@ def write_embeddings(
     if world.first:
         write_whole(path, write)
         source.ledger.write(path.with_suffix(".skipped.csv"))
-    return Written(len(kept), len(source) - len(kept))
+    return Written(len(kept), len(source.skipped))
 
 
 def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | os.PathLike[str]) -> IndexMetadata:
@@ -270,7 +270,6 @@ class _TableWriter:
     def finish(self) -> IndexUpdate:
         """List unreadable images and, if the table has changed, update its approximate search."""
         skipped = self.source.skipped
-        (self.folder / SKIPPED).unlink(missing_ok=True)
         self.source.ledger.write(self.folder / SKIPPED)
         with reading(self.folder):
             rows = self.table.count_rows()
