@@ -7,7 +7,7 @@ import pytest
 from small import call
 
 from stepclr.errors import StepclrError
-from stepclr.io import check_writable, write_whole
+from stepclr.io import check_writable, expanded, user_folder, write_whole
 
 COMMANDS = (
     "predict nowhere sample:test --out FILE/x.csv",
@@ -41,3 +41,12 @@ def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path: Path) -> No
     with pytest.raises(OSError, match="too long") as caught:
         write_whole(path, lambda file: file.write(b""))
     assert caught.value.filename == str(path)
+
+
+def test_a_name_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expanded("~/x") == Path.home() / "x"
+    assert expanded("~no-such-user/x") == Path("~no-such-user/x")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~no-such-user")
+    monkeypatch.delenv("STEPCLR_CACHE")
+    with pytest.raises(StepclrError, match=r"there is no home folder for .*; set HOME, or STEPCLR_CACHE"):
+        user_folder("STEPCLR_CACHE", "decoded")

@@ -41,7 +41,7 @@ SHORT = {
     "pretrain": ["--epochs", "1", "--limit", "64", "--encoder", "test_resnet"],
     "steps": ["--encoder", "test_resnet"],
     "doctor": ["--encoder", "test_resnet", "--limit", "48", "--batch-size", "16"],
-    "evaluate": ["--draws", "2"],
+    "evaluate": ["--draws", "1"],
     "finetune": ["--epochs", "1"],
     "distill": ["--epochs", "1", "--limit", "64"],
 }

@@ -63,7 +63,10 @@ def _of_optimizers(column: int) -> str:
 
 
 def _floats(words: list[str]) -> float | tuple[float, ...]:
-    numbers = tuple(float(number) for number in words[0].split(","))
+    try:
+        numbers = tuple(float(number) for number in words[0].split(","))
+    except ValueError:
+        raise ValueError(f"{words[0]!r} is not a number, or several with commas, such as 0.5,1") from None
     return numbers[0] if len(numbers) == 1 else numbers
 
 

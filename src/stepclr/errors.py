@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 
@@ -70,6 +71,13 @@ def check_number(
         raise StepclrError(f"{name} must be at least {least}, not {value}")
     if value <= above:
         raise StepclrError(f"{name} must be above {above}, not {value}")
+
+
+def check_whole(name: str, value: int | float | None, least: int) -> None:
+    """Raise StepclrError unless the argument `name` is None or a whole number of at least `least`."""
+    if value is not None and not isinstance(value, Integral):
+        raise StepclrError(f"{name} must be a whole number, not {value}")
+    check_number(name, value, least)
 
 
 def check_range(name: str, value: float | int, low: float | int, high: float | int) -> None:

@@ -23,7 +23,15 @@ ABANDONED = 86_400  # s; a temporary file this old was left by a process that wa
 def user_folder(variable: str, name: str) -> Path:
     """The folder that the environment variable names, by default `name` in the user's cache folder for stepclr."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get(variable) or f"{home}/stepclr/{name}").expanduser()
+    folder = expanded(os.environ.get(variable) or f"{home}/stepclr/{name}")
+    if folder.parts[0].startswith("~"):
+        raise StepclrError(f"there is no home folder for {folder}; set HOME, or {variable} to a folder")
+    return folder
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with the home folder for its `~`; a name that begins with one and is no user's stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The command line end to end, as a user types it."""
 
+import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -193,11 +195,20 @@ def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str])
         ("pretrain no/such/folder --out y", "does not exist"),
         ("pretrain sample:unlabeled --recipe smaple --out y", "Did you mean 'sample'"),
         ("pretrain sample:unlabeled --encoder resnet51 --out y", "Did you mean 'resnet"),
+        (
+            "pretrain sample:unlabeled --batchnorm frozen --out y",
+            "--batchnorm frozen keeps the mean and variance of given",
+        ),
         ("pretrain sample:unlabeled --size 2 --out y", "size must lie between"),
         ("views sample:train --out y.pgn", "y.pgn"),
         ("views sample:train --policy simcrl --out y.png", "Did you mean 'simclr'"),
         ("steps sample:train --only 9", "1 to 8"),
+        ("views sample:train --value-range 5 --out y.png", "'5' is not two numbers with a comma"),
+        ("views sample:train --strength 0.5,,1 --out y.png", "'0.5,,1' is not a number"),
         ("views sample:train --policy all --pairs 3 --out y.png", "pairs has no effect here"),
+        ("views sample:train --policy all --views 3 --out y.png", "views has no effect here"),
+        ("evaluate y --train sample:train --test sample:test --draws 3", "draws has no effect here"),
+        ("find duplicates y --channels 4", "channels has no effect here"),
         ("evaluate y --train sample:train --test sample:test --knn-k 3 --probe linear", "--knn-k has no effect here"),
         ("label y --max-pixels 9", "--max-pixels has no effect here"),
         ("evaluate no/such/run --train sample:train --test sample:test", "no/such/run"),
@@ -215,6 +226,15 @@ def test_bad_input_gets_the_right_word_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
     if shown.err.startswith("stepclr:"):
         assert shown.err.count("\n") == 1
+
+
+def test_an_empty_word_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as "$PHOTOS" where the variable is not set."""
+    for words, before in ((["pretrain", "", "--out", "y"], "pretrain"), (["label", "x", "--out", ""], "--out")):
+        assert call(*words) == 2
+        assert f"the word after {before} is empty" in capsys.readouterr().err
+    with pytest.raises(stepclr.StepclrError, match="a source is an empty text"):
+        stepclr.open_images("")
 
 
 @pytest.mark.parametrize(
@@ -238,6 +258,23 @@ def test_no_traceback_reaches_a_user(forked: Forks) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("stepclr: unknown split")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_stream_without_letters_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert call("--help") == 0
+    assert b"linear 76.8 \\xb1 1.4 %" in written.getvalue()
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_who_has_read_enough_gets_no_error(word: str, forked: Forks) -> None:
+    """Such as `stepclr --help | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([forked.python, "-m", "stepclr", word], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -236,7 +236,7 @@ def test_what_cannot_be_opened_is_one_line_with_the_nearest_right_thing(photos: 
         "an unknown class": (photos, {"classes": "dgo"}, r"unknown class of .* 'dgo'\. Did you mean 'dog'"),
         "no class": (photos, {"classes": []}, "no class at all"),
         "no labels": (photos / "dog" / "2024", {"classes": "dog"}, "has no labels"),
-        "limit": (photos, {"limit": 0}, "limit must be at least 1 image, not 0"),
+        "limit": (photos, {"limit": 0}, "limit must be at least 1, not 0"),
     }
     for case, (source, options, message) in cases.items():
         with pytest.raises(StepclrError, match=message) as error:

@@ -1,6 +1,7 @@
 """Step 1: which numbers are black and white is declared, asked for, or a reason; never guessed from one image."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, TiffImagePlugin
 from stepclr.data.decode import decoded
 from stepclr.data.formats import UnsupportedError
 from stepclr.data.reading import Range, Reading
+from stepclr.data.sources import open_images
 from stepclr.errors import StepclrError
 
 BYTES = np.arange(256)
@@ -162,6 +164,19 @@ def test_a_drawing_on_transparency_keeps_its_contrast(shade: int, background: in
         pixels, remark = decoded(io.BytesIO(file_of(image)), None, Reading())
         assert (int(pixels[0, 15, 15]), int(pixels[0, 0, 0])) == (shade, background)
         assert remark == ("a light drawing on transparency, laid over black" if background == 0 else "")
+
+
+def test_a_range_without_effect_is_noted(tmp_path: Path) -> None:
+    def noted(value_range: Range | None) -> list[str]:
+        return open_images(tmp_path, value_range=value_range).ledger.lines_of_ignored()
+
+    (tmp_path / "a.png").write_bytes(file_of(Image.fromarray(scene())))
+    assert noted(None) == []
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert noted((0, 9)) == ["the value range has no effect on images of 8 bits per channel, such as a.png"]
+    (tmp_path / "c.png").write_bytes(file_of(Image.fromarray(ramp(4095, np.uint16))))
+    assert noted((0, 9)) == []
+    assert "has no effect" in open_images("sample:test", value_range=(0, 9)).ledger.notes[0]
 
 
 @pytest.mark.parametrize("value_range", [(1, 0), (1, 1), (0, float("nan")), (0, float("inf"))])

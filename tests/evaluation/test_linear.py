@@ -21,7 +21,7 @@ from stepclr.evaluation.linear import (
     standardize,
 )
 from stepclr.evaluation.solver import solve
-from stepclr.evaluation.splits import folds, label_splits, parse_labels_per_class
+from stepclr.evaluation.splits import check_draws, folds, label_splits, parse_labels_per_class
 
 Array = NDArray[np.float64]
 
@@ -301,6 +301,13 @@ def test_all_is_one_draw_of_everything() -> None:
     draws = label_splits(LABELS, CLASSES, ["all", 2], 3, 0)
     assert [(draw.labels_per_class, draw.number) for draw in draws] == [("all", 0), (2, 0), (2, 1), (2, 2)]
     assert draws[0].indices.tolist() == list(range(len(LABELS)))
+
+
+def test_more_draws_need_something_to_draw() -> None:
+    for draws, budgets in ((1, "all"), (5, "all"), (7, "all,2"), (7, "10%")):
+        check_draws(draws, 5, parse_labels_per_class(budgets))
+    with pytest.raises(StepclrError, match=r"^draws has no effect here"):
+        check_draws(7, 5, ["all"])
 
 
 def test_a_share_is_of_each_class_rounded_and_at_least_one_label() -> None:

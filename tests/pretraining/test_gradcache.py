@@ -203,5 +203,5 @@ def one_thread() -> Iterator[None]:
 
 
 def test_a_micro_batch_below_1_is_refused(images: stepclr.ImageSet) -> None:
-    with pytest.raises(stepclr.StepclrError, match="micro_batch must be above 0, not 0"):
+    with pytest.raises(stepclr.StepclrError, match="micro_batch must be at least 1, not 0"):
         resolve(replace(CONFIG, micro_batch=0), images)

@@ -8,6 +8,7 @@ import pytest
 
 import stepclr
 from stepclr.cli import main
+from stepclr.errors import check_whole
 
 OUTSIDE: dict[str, list[Any]] = {
     "lr": [-1.0, 0.0, math.nan, math.inf],
@@ -19,6 +20,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "min_area": [-1.0, 2.0, math.nan],
     "cache_gib": [-1.0, 0.0, math.nan, math.inf],
     "epochs": [-1, 0],
+    "limit": [-1, 0],
     "batch_size": [-1, 0, 1],
     "micro_batch": [-1, 0],
     "size": [-1, 0, 2],
@@ -44,8 +46,16 @@ def test_pretrain_refuses_it(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_count_is_a_whole_number() -> None:
+    """A type that is wrong is refused while the tests run; what a user sees is this."""
+    check_whole("limit", 16, 1)
+    for value in (16.0, 2.5, math.nan):
+        with pytest.raises(stepclr.StepclrError, match=f"^limit must be a whole number, not {value}$"):
+            check_whole("limit", value, 1)
+
+
 def test_views_of_a_loss_that_needs_one_are_at_least_one(tmp_path: Path) -> None:
-    with pytest.raises(stepclr.StepclrError, match=r"^views must be above 0, not 0$"):
+    with pytest.raises(stepclr.StepclrError, match=r"^views must be at least 1, not 0$"):
         stepclr.pretrain("sample:train", tmp_path / "run", loss="cross-entropy", views=0, progress=False)
 
 

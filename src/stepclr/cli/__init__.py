@@ -2,12 +2,14 @@
 
 import errno
 import inspect
+import io
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,6 +43,7 @@ GROUPS: dict[str, dict[str, Command]] = {
 }
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
+MAY_BE_EMPTY = ("--probe", "--baselines", "--classes")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -49,16 +52,17 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # torch, imported later, then uses large pages: this saves a tenth of a step.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # where it has no ± or no umlauts, an escape stands for them
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(usage())
-            sys.exit(0 if arguments else 2)
-        if arguments[0] == "--version":
-            from stepclr import __version__
-
-            print(f"stepclr {__version__}")
-            sys.exit(0)
-        _run(choose("command", arguments[0], COMMANDS), arguments[1:])
+        try:
+            _run(arguments)
+        finally:
+            if sys.stdout:  # now, and not when the interpreter ends, where nobody can catch what it raises
+                sys.stdout.flush()
+    except BrokenPipeError:  # such as `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)  # SIGPIPE
     except StepclrError as error:
         _fail(as_options(str(error)), 2)
     except KeyboardInterrupt as stop:
@@ -112,7 +116,18 @@ def as_options(message: str) -> str:
     return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.-]*\w)?(?![\w/'\"(-])", option, message)
 
 
-def _run(name: str, arguments: list[str]) -> None:
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        from stepclr import __version__
+
+        print(f"stepclr {__version__}")
+        return
+    _check_words(words)
+    name, *arguments = words
+    choose("command", name, COMMANDS)
     command = _announced(COMMANDS[name])
     # The defaults of the options are those of the recipe or, with --resume, those of the run.
     if name in ("pretrain", "doctor"):
@@ -121,6 +136,13 @@ def _run(name: str, arguments: list[str]) -> None:
         base = length_as_asked(base, [length for length in ("epochs", "minutes") if _peek(arguments, f"--{length}")])
         command = partial(command, config=base)
     tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Raise StepclrError for an empty word, such as "$PHOTOS" where that is not set: it is not the current folder."""
+    for before, word in pairwise(arguments):
+        if not word and before not in MAY_BE_EMPTY:
+            raise StepclrError(f"the word after {before} is empty; give . for the current folder")
 
 
 def _announced(command: Command) -> Command:

@@ -8,7 +8,7 @@ from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import Counter, OptionalSources, Read, image_format, open_source, say, say_unread
 from stepclr.config import CONFIG_FILE
-from stepclr.data.reading import AS_DECLARED
+from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.errors import StepclrError, check_suffix, check_used, choose, one_line
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def find(
         out: CSV to write, or a folder to put it in; the contact sheet is the .png alongside it.
     """
     choose("thing to find", what, ("duplicates", "outliers", "mislabeled", "next"))
+    _check_reading(reading, source)
     for option, given in (("labels", bool(labels)), ("seed", seed != 0)):
         check_used(f"--{option}", given, what in ("mislabeled", "next"), "find next and find mislabeled")
     path = _csv_path(what, out)
@@ -171,12 +172,11 @@ def label(
         out: Page to write.
     """
     check_suffix(out, [".html"])
+    _check_reading(reading, source)
     from stepclr.io import check_writable
     from stepclr.tools.label.writing import index_for, write_label_page
 
     check_writable(out)
-    for option, value in asdict(reading).items():
-        check_used(option, value is not None, bool(source), "the images of a source: name it after the index")
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter("images"))
     if updated:
@@ -191,6 +191,11 @@ def label(
     )
     for what, command in page.commands:
         say(f"\n{what}:\n    {command}")
+
+
+def _check_reading(reading: Reading, source: str | list[str] | None) -> None:
+    for option, value in asdict(reading).items():
+        check_used(option, value is not None, bool(source), "the images of a source: name it after the index")
 
 
 def _csv_path(what: str, out: Path | None) -> Path:

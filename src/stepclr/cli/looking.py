@@ -29,10 +29,10 @@ from stepclr.cli.arguments import (
 )
 from stepclr.config import PretrainConfig, Strength
 from stepclr.data.reading import AS_DECLARED, RGB
-from stepclr.errors import StepclrError, check_number, check_suffix, check_used
+from stepclr.errors import StepclrError, check_suffix, check_used, check_whole
 from stepclr.recipes import RECIPES, recipe_config
 
-PAIRS = 4  # of views of an image, on a sheet
+PAIRS, VIEWS = 4, 2  # groups of views of an image, on a sheet; and views in a group
 
 
 def demo(
@@ -115,7 +115,7 @@ def views(
     blur: Annotated[float | None, arg(metavar="P", help_behavior_hint="(default: by size)")] = None,
     warp: Annotated[float | None, arg(metavar="P", help_behavior_hint="(default: 0.5)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: by size)")] = None,
-    views: int = 2,
+    views: int = VIEWS,
     rows: int = 8,
     pairs: int = PAIRS,
     seed: int = 0,
@@ -149,9 +149,10 @@ def views(
     from stepclr.views.policies import POLICIES, read_policy
     from stepclr.views.views import Views
 
-    check_number("rows", rows, 1)
-    check_number("pairs", pairs, 1)
-    check_used("pairs", pairs != PAIRS, policy != "all", "one policy; with policy=all, each image has one view of each")
+    check_whole("rows", rows, 1)
+    check_whole("pairs", pairs, 1)
+    for name, given in (("pairs", pairs != PAIRS), ("views", views != VIEWS)):
+        check_used(name, given, policy != "all", "one policy; with policy=all, each image has one view of each")
     images = open_source(source, classes, reading=reading)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])

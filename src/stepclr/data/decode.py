@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stepclr.data.bands import TIFFFILE, array_size, is_array, is_stack, read_array, read_stack, stack_size
 from stepclr.data.formats import SUFFIX_OF, File, check_size, has_heif, opened, reasons, silence_pillow
-from stepclr.data.levels import bands, rgb
+from stepclr.data.levels import bands, is_deep, rgb
 from stepclr.data.reading import AS_DECLARED, RGB, Reading
 
 # JPEG's own reduction (by 2, 4 or 8: fewer cosines, less to decode) leaves at least this factor to the antialiased one.
@@ -122,6 +122,14 @@ def kind_of(file: File, reading: Reading = AS_DECLARED) -> tuple[str, bool, bool
     with reasons(), opened(file, reading) as image:
         turned = _orientation(image) in range(2, 9)
         return image.mode, bool(getattr(image, "is_animated", False)), turned
+
+
+def may_be_deep(file: File, reading: Reading) -> bool:
+    """Whether an open file's image may have more than 8 bits per channel, as its header says."""
+    if is_array(file) or is_stack(file, reading):
+        return True
+    with reasons(), opened(file, reading) as image:
+        return is_deep(image)
 
 
 def decoder_of(reading: Reading) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepclr.errors import StepclrError, fault_of, installed
+from stepclr.io import expanded
 
 DELIMITERS = ",;\t"
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "img")
@@ -146,7 +147,7 @@ def read_tables(tables: object) -> list[LabelTable]:
 
 
 def _read_file(file: Path) -> LabelTable:
-    file = file.expanduser()
+    file = expanded(file)
     if file.suffix.lower() != ".parquet":
         return _read_text(file)
     parquet = installed("pyarrow.parquet", "search", "reading labels from a .parquet")

@@ -188,6 +188,11 @@ def _over_background(image: Image.Image) -> tuple[Image.Image, str]:
     return over_black, ON_BLACK
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image that is not loaded yet has more than 8 bits per channel, to which a value range applies."""
+    return image.mode == "F" or image.mode.startswith("I") or _is_wide(image)
+
+
 def _is_wide(image: Image.Image) -> bool:
     """Whether an image that is not loaded yet has 16 bits per channel and several channels."""
     return len(image.getbands()) > 1 and ";16" in repr([tile.args for tile in getattr(image, "tile", [])])

@@ -7,14 +7,17 @@ from typing import Annotated
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.errors import StepclrError, check_number
+from stepclr.errors import StepclrError, check_whole
 
 MAX_PIXELS = 200_000_000  # of an image; a phone's largest has 108 or 200 million
 RGB, MAX_CHANNELS = 3, 16  # channels of an image: by default, and at most
 
 
 def _two_numbers(words: list[str]) -> tuple[float, float]:
-    low, high = (float(number) for number in words[0].split(","))
+    try:
+        low, high = (float(number) for number in words[0].split(","))
+    except ValueError:
+        raise ValueError(f"{words[0]!r} is not two numbers with a comma, such as 0,4095") from None
     return low, high
 
 
@@ -53,7 +56,7 @@ class Reading:
             if len(given) != 2 or not -math.inf < given[0] < given[1] < math.inf:
                 raise StepclrError(f"value_range must be two ascending numbers (black, white), not {self.value_range}")
             object.__setattr__(self, "value_range", given)
-        check_number("max_pixels", self.max_pixels, 1)
+        check_whole("max_pixels", self.max_pixels, 1)
         if self.channels is not None and self.channels not in range(1, MAX_CHANNELS + 1):
             raise StepclrError(f"channels must be from 1 to {MAX_CHANNELS}, not {self.channels}")
 

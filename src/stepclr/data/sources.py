@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from stepclr.data.decode import may_be_deep
 from stepclr.data.folders import open_files, open_folder, open_zip
+from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.images import ImageSet
 from stepclr.data.joined import Joined, join
 from stepclr.data.label_csv import SPLIT_OF
 from stepclr.data.labels import label_both, label_images, of_split, train_and_test
 from stepclr.data.memory import Array, ColumnTable, open_array, open_dataset, open_table
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
+from stepclr.data.order import spread
 from stepclr.data.reading import Range, Reading
 from stepclr.data.shards.store import ShardStore, is_packed, open_shards
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_whole, choose, one_line
+from stepclr.io import expanded
 
+LOOKED_AT = 8  # images of which the header is read, to see whether a value range does anything
 Source = str | Path | ImageSet | Array | tuple[Any, ...] | list[Any] | Dataset[Any] | ColumnTable | Mapping[Any, Any]
 
 
@@ -93,15 +99,18 @@ def open_images(
     stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
     if damaged == "skip" and not any(isinstance(store, ShardStore) for store in stores):
         raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
+    shallow = _shallow(images) if value_range is not None else None
+    if shallow is not None:
+        note = f"the value range has no effect on images of 8 bits per channel, such as {one_line(shallow)}"
+        images.ledger.notes += [note] * (note not in images.ledger.notes)
     if labels is not None:
         images = label_images(images, labels)
     if split is not None:
         images = of_split(images, SPLIT_OF.get(split, split))
     if classes is not None:
         images = images.keep(classes)
+    check_whole("limit", limit, 1)
     if limit is not None:
-        if limit < 1:
-            raise StepclrError(f"limit must be at least 1 image, not {limit}")
         images = images.take(_spread(images.labels, limit))
     return images
 
@@ -143,7 +152,7 @@ def sources_of(images: ImageSet) -> str | list[str]:
 def absolute_source(source: str) -> str:
     """The source as it is found from any folder: a path becomes absolute, a URL or NAME:SPLIT stays."""
     name, colon, _ = source.partition(":")
-    path = Path(source).expanduser()
+    path = expanded(source)
     named = "://" in source or (colon and name in SPLITS)
     if named or not (path.exists() or path.suffix == ".tar"):
         return source
@@ -189,7 +198,7 @@ def _several(sources: Sequence[object], damaged: str, reading: Reading) -> Image
     sets: list[ImageSet] = []
     for in_files, group in groupby(sources, _is_file):
         if in_files:
-            sets.append(open_files([Path(source).expanduser() for source in group]))  # type: ignore[arg-type]
+            sets.append(open_files([expanded(source) for source in group]))  # type: ignore[arg-type]
         else:
             sets += [_open(source, damaged, reading) for source in group]
     # Shards may have been packed with what the user asks of all.
@@ -198,15 +207,17 @@ def _several(sources: Sequence[object], damaged: str, reading: Reading) -> Image
 
 def _is_file(source: object) -> bool:
     """Whether this is the path of one file, and not of a zip or a tar."""
-    path = Path(source).expanduser() if isinstance(source, str | Path) else None
+    path = expanded(source) if isinstance(source, str | Path) else None
     return path is not None and path.suffix.lower() not in (".zip", ".tar") and path.is_file()
 
 
 def _text(source: str, damaged: str) -> ImageSet:
+    if not source:
+        raise StepclrError("a source is an empty text; give . for the current folder")
     if "://" in source:
         return open_shards(source, damaged)
     name, colon, split = source.partition(":")
-    path = Path(source).expanduser()
+    path = expanded(source)
     if name in SPLITS and (colon or not path.exists()):
         return _named(name, split)
     if colon and os.sep not in source and not path.exists():
@@ -240,6 +251,23 @@ def _path(path: Path, damaged: str) -> ImageSet:
     near = difflib.get_close_matches(path.name, siblings, 1) or difflib.get_close_matches(str(path), names, 1)
     hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
     raise StepclrError(f"{path} does not exist.{hint}")
+
+
+def _shallow(images: ImageSet) -> str | None:
+    """The name of an image of 8 bits per channel; None unless those of NAME:SPLIT or a few of the files all have 8."""
+    if not images.parts and images.source.partition(":")[0] in SPLITS:
+        return images.names[0]
+    name = None
+    for i in spread(len(images), LOOKED_AT).tolist():
+        with suppress(UnreadableError), reasons():
+            file = images.store.open(int(images.rows[i]))
+            if file is None:
+                return None
+            with file:
+                if may_be_deep(file, images.store.reading):
+                    return None
+            name = images.names[i]
+    return name
 
 
 def _spread(labels: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from stepclr.data.reading import channels_words, readable_as
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import beside, default_device
 from stepclr.distributed import World, join
-from stepclr.errors import StepclrError, check_number, check_used, choose
+from stepclr.errors import StepclrError, check_number, check_used, check_whole, choose
 from stepclr.evaluation import linear
 from stepclr.evaluation.baselines import START, pixels, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
@@ -29,7 +29,14 @@ from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, 
 from stepclr.evaluation.results import EVALUATION, Predictions, Scores, first_confusion, score
 from stepclr.evaluation.running import Running
 from stepclr.evaluation.seeds import OF_THE_RUN, other_seeds, over_seeds
-from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits, labels_words, parse_labels_per_class
+from stepclr.evaluation.splits import (
+    LabelsPerClass,
+    Split,
+    check_draws,
+    label_splits,
+    labels_words,
+    parse_labels_per_class,
+)
 from stepclr.evaluation.work import DECODED, Work, expected_sizes
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS
 from stepclr.model.encoder import Encoder
@@ -39,7 +46,7 @@ from stepclr.pretraining.run import Run
 from stepclr.threads import Announce, Progress, silent
 
 PROBES = {"linear": "simclr", "sgd": "sgd", "knn": "knn"}  # and the method that each adds to the table
-SCRATCH_STEPS = 1000
+SCRATCH_STEPS, DRAWS = 1000, 5
 BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
 READY = ("simclr", "knn")  # methods whose features there are from the start
 Json = dict[str, Any]
@@ -70,7 +77,7 @@ def evaluate(
     train: Source,
     test: Source | None = None,
     labels_per_class: LabelsPerClass | Sequence[LabelsPerClass] = "all",
-    draws: int = 5,
+    draws: int = DRAWS,
     seed: int = 0,
     *,
     holdout: float | None = None,
@@ -135,10 +142,10 @@ def evaluate(
     others = other_seeds(run, seeds)
     if others and not of_the_run:
         raise StepclrError(f"seeds need a probe, or finetune: there is no score of {os.fspath(run)} itself")
-    check_number("draws", draws, 1)
-    check_number("seed", seed, 0)
-    check_number("scratch_steps", scratch_steps, 1)
-    check_number("knn_k", knn_k, 1)
+    check_draws(draws, DRAWS, per_class)
+    check_whole("seed", seed, 0)
+    check_whole("scratch_steps", scratch_steps, 1)
+    check_whole("knn_k", knn_k, 1)
     check_number("knn_temperature", knn_temperature, above=0)
     check_used("scratch_steps", scratch_steps != SCRATCH_STEPS, "scratch" in names, "baselines=scratch")
     check_used("knn_k", knn_k != NEIGHBORS, "knn" in names, "probe=knn")

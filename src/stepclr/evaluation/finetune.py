@@ -16,7 +16,7 @@ from torch import nn
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, check_number, check_suffix, check_used, choose
+from stepclr.errors import StepclrError, check_number, check_suffix, check_used, check_whole, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
 from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
@@ -30,7 +30,7 @@ from stepclr.evaluation.results import (
     ranking,
     score,
 )
-from stepclr.evaluation.splits import LabelsPerClass, Split, labels_words, parse_labels_per_class
+from stepclr.evaluation.splits import LabelsPerClass, Split, check_draws, labels_words, parse_labels_per_class
 from stepclr.io import check_writable
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
@@ -72,8 +72,8 @@ class FinetuneSettings:
     flip: float = FLIP
 
     def __post_init__(self) -> None:
-        check_number("epochs", self.epochs, 1)
-        check_number("batch_size", self.batch_size, 2)
+        check_whole("epochs", self.epochs, 1)
+        check_whole("batch_size", self.batch_size, 2)
         choose("optimizer", self.optimizer, RATES)
         check_number("lr", self.lr, above=0)
 
@@ -167,8 +167,7 @@ def finetune(
     """
     per_class = parse_labels_per_class(labels_per_class)
     check_holdout(test, holdout)
-    check_number("draws", draws, 1)
-    check_number("seed", seed, 0)
+    check_whole("seed", seed, 0)
     folder = Run(Path(run))
     run_area, bf16, flip = training_defaults(folder)
     area = run_area if min_area is None else min_area
@@ -181,6 +180,7 @@ def finetune(
     to_score = "scores: give test, or holdout=0.2"
     check_used("draws", draws != 1, scored, to_score)
     check_used("more than one number in labels_per_class", len(per_class) > 1, scored, to_score)
+    check_draws(draws, 1, per_class)
     announce("the images and their representations")
     images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout, announce=announce)
 

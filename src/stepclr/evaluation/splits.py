@@ -10,7 +10,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_used, check_whole
 
 LabelsPerClass = int | str  # "1%" for a share of the labels of each class, "all" for every label
 Indices = NDArray[np.int64]
@@ -57,6 +57,13 @@ def _parse(text: str) -> LabelsPerClass:
     if 0 < share_of(share) < 1:
         return share
     raise StepclrError(f"labels_per_class must be {FORMS}, such as 1,10,all, not {text!r}")
+
+
+def check_draws(draws: int, default: int, labels_per_class: Sequence[LabelsPerClass]) -> None:
+    """Raise StepclrError for no draw, and for several where all labels are used: of these there is one draw."""
+    check_whole("draws", draws, 1)
+    of_some = any(per_class != "all" for per_class in labels_per_class)
+    check_used("draws", draws not in (1, default), of_some, "a part of the labels, such as labels_per_class=10")
 
 
 def share_of(per_class: LabelsPerClass) -> float:

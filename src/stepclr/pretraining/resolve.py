@@ -23,9 +23,9 @@ from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
 from stepclr.data.reading import RGB, Reading
 from stepclr.device import bf16_helps
-from stepclr.errors import StepclrError, check_number, choose
+from stepclr.errors import StepclrError, check_number, check_whole, choose
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.model.build import network_of
+from stepclr.model.build import OWN_MODULE, network_of
 from stepclr.model.classifier import Classifier
 from stepclr.views.policies import TUNABLE, read_policy
 from stepclr.views.views import Renderer, Views
@@ -161,15 +161,20 @@ def _check_choices(config: PretrainConfig) -> None:
     choose("batchnorm", config.batchnorm or "batch", get_args(BatchNorm))
     choose("lr_scaling", config.lr_scaling, get_args(Scaling))
     choose("precision", config.precision, get_args(Precision))
-    counts = ("epochs", "batch_size", "micro_batch", "size", "views", "keep_every")
-    for name in (*counts, "minutes", "lr", "temperature", "loss_scale", "cache_gib"):
+    for name in ("batch_size", "micro_batch", "size", "views", "keep_every"):
+        check_whole(name, getattr(config, name), 1)
+    check_whole("linear_epochs", config.linear_epochs, 0)
+    for name in ("epochs", "minutes", "lr", "temperature", "loss_scale", "cache_gib"):
         check_number(name, getattr(config, name), above=0)
-    for name in ("weight_decay", "warmup", "linear_epochs"):
+    for name in ("weight_decay", "warmup"):
         check_number(name, getattr(config, name), least=0)
     if config.minutes is not None and config.epochs is not None:
         raise StepclrError("minutes and epochs both say how long the run is: give one of them")
     if config.minutes is not None and config.linear_epochs:
         raise StepclrError("minutes does not time the second stage: choose linear_epochs=0, or epochs and no minutes")
+    own = (config.encoder or "").startswith(OWN_MODULE)  # it may bring its weights
+    if config.batchnorm == "frozen" and config.weights is None and not own:
+        raise StepclrError("batchnorm=frozen keeps the mean and variance of given weights: give weights too")
     if not -(2**63) <= config.seed < 2**63:
         raise StepclrError(f"seed must be a number of 64 bits, not {config.seed}")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from stepclr.data.details import COARSE_PX, MAX_THRESHOLD, cosine_quantile, detail, gray_thumbnail, groups
-from stepclr.errors import check_number
+from stepclr.errors import check_whole
 from stepclr.metrics import nearest
 from stepclr.tools.curate.alignment import aligned_likeness
 from stepclr.tools.curate.table import COLUMNS, Table
@@ -44,7 +44,7 @@ class Duplicates:
 
     def table(self, n: int) -> Table:
         """The `n` most certain groups: each of their pairs is a row, each group a row of the contact sheet."""
-        check_number("n", n, 1)
+        check_whole("n", n, 1)
         group_of = {i: number for number, group in enumerate(self.groups[:n], 1) for i in group}
         rows = []
         for (i, j), score in zip(self.pairs.tolist(), self.scores.tolist(), strict=True):

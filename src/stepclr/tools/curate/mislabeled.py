@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from stepclr.errors import StepclrError, check_number
+from stepclr.errors import StepclrError, check_whole
 from stepclr.evaluation.linear import FOLDS, principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.evaluation.splits import folds
@@ -86,7 +86,7 @@ def find_mislabeled(
 
     Raises StepclrError if a file cannot be read, or if fewer than two classes have labels, or none has two.
     """
-    check_number("n", n, 1)
+    check_whole("n", n, 1)
     index = with_labels(open_index(index), [Path(file) for file in labels])
     known = np.flatnonzero(index.labels >= 0)
     classes, y = np.unique(index.labels[known], return_inverse=True)

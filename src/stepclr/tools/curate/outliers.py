@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from stepclr.errors import check_number
+from stepclr.errors import check_whole
 from stepclr.tools.curate.table import Table
 from stepclr.tools.images import thumbnail_pixels
 from stepclr.tools.search.index import EmbeddingIndex, open_index
@@ -53,7 +53,7 @@ def find_outliers(index: str | os.PathLike[str] | EmbeddingIndex, n: int = 50) -
     `index` is what `stepclr embed` wrote, or an `EmbeddingIndex`. An index without thumbnails (an .npz) is judged by h
     alone. Raises StepclrError if it cannot be read.
     """
-    check_number("n", n, 1)
+    check_whole("n", n, 1)
     index = open_index(index)
     statistics = None
     if index.thumbnails:

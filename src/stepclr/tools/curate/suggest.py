@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stepclr.data.label_csv import Section, check_found, read_labels
-from stepclr.errors import check_number
+from stepclr.errors import check_whole
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
@@ -70,7 +70,7 @@ def suggest_labels(
 
     Raises StepclrError if a file cannot be read, names an image that is not in the index, or gives one two labels.
     """
-    check_number("n", n, 1)
+    check_whole("n", n, 1)
     index = open_index(index)
     index = with_labels(index, [Path(file) for file in labels])
     return Suggestions(*choose_images(index.vectors, index.labels, n, seed), index)

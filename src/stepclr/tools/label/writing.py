@@ -21,7 +21,7 @@ from stepclr.config import as_words
 from stepclr.data.images import ImageSet
 from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.data.sources import Source, open_images
-from stepclr.errors import StepclrError, check_number, check_suffix
+from stepclr.errors import StepclrError, check_suffix, check_whole
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.io import checksum_of, write_whole
 from stepclr.metrics import nearest
@@ -105,7 +105,7 @@ def write_label_page(
     """
     path = Path(out)
     check_suffix(path, [".html"])
-    check_number("n", n, 1)
+    check_whole("n", n, 1)
     images = _next_round(open_index(index), _names(classes), n, [Path(file) for file in labels], seed)
     named = classes and not any("," in name for name in images.classes)
     repeated = {"classes": ",".join(images.classes) if named else None, "n": n if n != IMAGES else None}

@@ -17,7 +17,7 @@ from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
 from stepclr.data.stores import as_image
 from stepclr.device import default_device, dtype_of
-from stepclr.errors import StepclrError, check_number, one_line
+from stepclr.errors import StepclrError, check_whole, one_line
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder
@@ -126,7 +126,7 @@ class Search:
 
     def nearest(self, h: Float[Tensor, " features"], k: int = 12) -> list[Hit]:
         """`__call__` for a query whose h is known."""
-        check_number("k", k, 1)
+        check_whole("k", k, 1)
         hits: list[Hit] = []
         if self._index is None:
             with reading(self.where):
