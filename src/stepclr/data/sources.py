@@ -102,7 +102,8 @@ def open_images(
     shallow = _shallow(images) if value_range is not None else None
     if shallow is not None:
         note = f"the value range has no effect on images of 8 bits per channel, such as {one_line(shallow)}"
-        images.ledger.notes += [note] * (note not in images.ledger.notes)
+        if note not in images.ledger.notes:
+            images.ledger.notes.append(note)
     if labels is not None:
         images = label_images(images, labels)
     if split is not None:
