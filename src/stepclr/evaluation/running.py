@@ -63,7 +63,7 @@ class Running:
         self.progress(min(total, done), total)
 
     def images(self, each: float) -> Progress:
-        """What counts images that are represented meanwhile, each as so many (`Work.images`)."""
+        """A `Progress` for images that are represented while fits run, each of which counts as `each` units."""
         count = self.work.images(each)
 
         def represented(done: int, of: int) -> None:

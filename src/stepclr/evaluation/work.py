@@ -1,4 +1,4 @@
-"""How long an evaluation still takes: all work counts as images that take as long to be put through the encoder."""
+"""How long an evaluation still takes. The unit of all work is what the encoder takes for one image."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ def expected_sizes(
 
 @dataclass
 class Work:
-    """Counts what is done and what there is, in images, and calls `left` with the seconds that are left.
+    """Counts what is done and what there is, in these units, and calls `left` with the seconds that are left.
 
     features, pixels: numbers in h of the encoder and of the baseline pixels.
     """
@@ -57,20 +57,20 @@ class Work:
     began: float = field(default_factory=time.monotonic)
 
     def add(self, images: float) -> None:
-        """So much more is done."""
+        """Note that `images` more units are done, and report the seconds that are left."""
         self.done += images
         done = self.done + self.under_way
         if done:
             self.left((time.monotonic() - self.began) / done * max(0.0, self.total - done))
 
     def part_of_split(self, name: str, labels: int, seconds: float) -> float:
-        """What is done of `of_split` after so many seconds."""
+        """How many units of `of_split` are done after `seconds`."""
         return min(self.of_split(name, labels), seconds / self.image_seconds)
 
     def images(self, each: float, measured: bool = False) -> Progress:
-        """What counts images while they are read or represented, each as so many.
+        """A `Progress` for images that are read or represented, each of which counts as `each` units.
 
-        measured: from then on, fits count as the time of these images says.
+        measured: the time of these images also tells how long a unit takes, so that fits are counted by it.
         """
         before, first, size, began = 0, 0, 0, 0.0
 
@@ -89,7 +89,7 @@ class Work:
         return count
 
     def expect(self, sizes: Sizes, train: int, test: int, opened: int = 0) -> None:
-        """What is left: these splits of train, and before them as many images to decode and to represent."""
+        """Set what is left: the fits of these splits, and before them `opened` images to decode and to represent."""
         self.total = self.done + (DECODED + 1) * opened
         for name, splits in sizes.items():
             numbers = {number for number, _ in splits}
@@ -103,7 +103,7 @@ class Work:
             self.total += sum(self.of_split(name, labels) for _, labels in splits)
 
     def of_split(self, name: str, labels: int) -> float:
-        """A method's fit on so many labels, when all features are there."""
+        """The units of a method's fit on this many labels, once the features are there."""
         if name == "knn":
             return 0.0
         if name == "scratch":
