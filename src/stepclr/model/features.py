@@ -83,9 +83,12 @@ def represent(
             batches = [np.arange(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
             # Each rank takes every `world.size`-th batch.
             for batch, (pixels, readable) in read_ahead(batches[world.rank :: world.size], images.read_readable):
-                chunks = [pixels[i : i + chunk] for i in range(0, len(pixels), chunk)]
-                parts += each(represented, chunks)
-                kept.append(np.asarray(readable))
+                if len(readable):
+                    chunks = [pixels]
+                    if len(pixels) > chunk:
+                        chunks = [pixels[i : i + chunk] for i in range(0, len(pixels), chunk)]
+                    parts += each(represented, chunks)
+                    kept.append(np.asarray(readable))
                 if progress:
                     progress(int(batch[-1]) + 1, n)
     finally:
