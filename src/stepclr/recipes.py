@@ -54,7 +54,7 @@ CIFAR10 = PretrainConfig(
     temperature=0.1,
     min_area=0.2,
 )
-IMAGENETTE = replace(CIFAR10, stem="imagenet", temperature=0.2, epochs=100)
+IMAGENETTE = replace(CIFAR10, stem="imagenet", temperature=0.2, epochs=67)  # 30 minutes
 
 # SupContrast's README and flags (github.com/HobbitLong/SupContrast): batch 1024, rate 0.5 (0.125 at batch 256), decay
 # 1e-4, a loss times tau/0.07, crops from 0.2, a head without BatchNorm. It differs from this in plain momentum (here
@@ -134,7 +134,10 @@ RECIPES = {
         "STL-10, few classes: airplane and car, linear 85.6 ± 1.8 % with 10 labels per class (measured, 1 run).",
         replace(STL10, epochs=60, batch_size=128),
     ),
-    "imagenette": Recipe("Imagenette (96 px), narrow ResNet-10, 100 epochs (not measured).", IMAGENETTE),
+    "imagenette": Recipe(
+        "Imagenette (96 px), narrow ResNet-10: linear 60.2 ± 1.9 % with 10 labels per class (measured, 1 run).",
+        IMAGENETTE,
+    ),
     "imagenet": Recipe(
         "ImageNet on one machine, ResNet-50, batch 256, 100 epochs: linear 62.8% (published, 2002.05709 App. B.1).",
         replace(PAPER, lr_scaling="sqrt", lr=0.075 * 16, epochs=100, batch_size=256),
