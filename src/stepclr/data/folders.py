@@ -21,7 +21,7 @@ from stepclr.data.stores import Files, LocalFiles, Rows
 from stepclr.errors import StepclrError, fault_of
 
 LARGEST = 2**30  # bytes; a member of a zip is read whole
-# A folder with these files is a run: its charts are no images.
+# A folder with these files is a run (pretraining/run.py): its charts are no images.
 OF_A_RUN = {"config.json", "metrics.jsonl"}
 
 

@@ -28,7 +28,7 @@ from stepclr.views.views import Views
 FIRST, LARGEST = 16, 256  # images at once: in the first trial, and at most in the second
 STEP_SECONDS, TIMED_SECONDS = 4.0, 10.0  # of the second trial: a step at most, and about all timed steps
 MAX_STEPS = 30
-READ, AT_ONCE = 256, 64  # images that are decoded, and of which views are made, to time both; so many at once
+READ, AT_ONCE = 256, 64  # images that are decoded and then rendered, to time both; images rendered at once
 USABLE = 0.9  # share of the free memory
 
 
