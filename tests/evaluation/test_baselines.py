@@ -274,7 +274,7 @@ fitted: list[tuple[float, int, list[int]]] = []
 def test_the_rate_is_chosen_on_two_folds_of_the_first_draw_once_a_budget(
     encoder: Encoder, outcome: dict[float, tuple[int, float]], rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def told(rate: Any, images: ImageSet) -> Tensor:
+    def told(rate: Any, images: ImageSet, *_: Any) -> Tensor:
         """As many held-out rows right, and at such a loss, as the outcome says of the rate."""
         wrong, scale = outcome[rate]
         sign = torch.from_numpy(images.labels * 2 - 1).double()

@@ -24,13 +24,14 @@ from stepclr.evaluation import api, methods, overlap, prepare
 from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.results import Fit, Scores
 from stepclr.evaluation.splits import label_splits
-from stepclr.evaluation.work import DECODED, Work, expected_sizes
+from stepclr.evaluation.work import Work, expected_sizes
 from stepclr.metrics import weighted_knn
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.pretraining.classifier import Supervised, train_classifier
+from stepclr.threads import Progress
 from stepclr.tools.label_chart import label_curves
 from stepclr.tools.scores import score_table
 
@@ -189,7 +190,7 @@ def test_linear_evaluation_by_sgd_is_that_of_the_paper(
     """App. B.6: 90 epochs of crops and flips at rate 0.1 B / 256, no decay, and only the linear layer learns."""
     linear_layers: list[str] = []
 
-    def watched(classifier: Classifier, images: ImageSet, settings: Supervised, seed: int) -> Classifier:
+    def watched(classifier: Classifier, images: ImageSet, settings: Supervised, seed: int, *_: Any) -> Classifier:
         assert settings == Supervised(500, 6, 0.1 * 6 / 256, 0.2, False, freeze=True)
         trained = train_classifier(classifier, images, replace(settings, steps=20), seed)
         assert checksum(trained.encoder) == before
@@ -281,20 +282,97 @@ def test_each_file_is_decoded_once_however_many_encoders_see_it(
     assert seconds[-1] < 0.01  # nothing is left at the end
 
 
-def test_the_time_left_is_right_where_work_takes_as_long_as_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the images decoded; then all of them represented, and the baselines."""
-    now, said = 100.0, [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    work = Work(said.append, classes=3, features=8, pixels=12, scratch_steps=10, began=now)
-    sizes = {name: expected_sizes((2, "all"), 2, 90, 3) for name in ("pixels", "random", "simclr", "knn")}
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The one number in it is the time, of the clock and of every thread."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    return now
+
+
+def test_the_time_left_follows_the_pace_of_each_kind_of_work(clock: list[float]) -> None:
+    """Decoding, the encoder, training and fits each take another multiple of what is expected."""
+    said: list[float] = []
+    work = Work(said.append, classes=3, features=8, pixels=12, scratch_steps=10)
+    names = ("pixels", "random", "scratch", "simclr", "knn")
+    sizes = {name: expected_sizes((2, "all"), 2, 90, 3) for name in names}
     assert sizes["knn"] == [(0, 6), (0, 90), (1, 6)]
     work.expect(sizes, 90, 10, opened=100)
-    whole = work.total
-    count = work.images(DECODED)
-    for done in (30, 90):
-        now = 100 + DECODED * done
-        count(done, 90)
-        assert said[-1] == pytest.approx(whole - DECODED * done)
+
+    def taken(count: Progress, seconds: float, of: int) -> None:
+        for done in range(1, of + 1):
+            clock[0] += seconds
+            count(done, of)
+
+    # What a kind takes is known from its first timed part on, and then what is left falls as fast as the clock goes.
+    for kind, seconds in ((work.decoded, 1.0), (work.represented, 20.0)):
+        taken(work.images(kind), seconds, 90)
+        taken(work.images(kind), seconds, 10)
+        assert kind.pace == pytest.approx(seconds)
+    work.fitted["pixels", 90].expected = work.fitted["simclr", 90].expected = lambda: 500.0
+    fits = 2 * 500 + sum(kind.left for (_, labels), kind in work.fitted.items() if labels == 6)
+
+    # Scratch: 2 splits of 6 and one of 90, and for each number of labels 3 rates on 2 folds (of 3, and of 32 images).
+    trained = 10 * (6 + 32 + 6) + 3 * 2 * 10 * (3 + 32)
+    represented = 0.2 * 100 + (90 + 6 + 2 * 256 + 2 * 10) + 3 * 10 + 3 * (6 + 90)
+    after_step = work.training("scratch", 32)
+    for _ in range(2):
+        clock[0] += 32 * 7.0
+        after_step()
+    assert said[-1] == pytest.approx(7 * (trained - 64) + 20 * represented + fits)
+
+    # A fit on 6 labels took 3 s: so will the other of its method. One that runs has done a part of what it takes.
+    work.fit_done("simclr", 6, 3.0)
+    work.report({("simclr", 90): [100.0]})
+    fits = sum(kind.left for kind in work.fitted.values()) - 100
+    assert said[-1] == pytest.approx(7 * (trained - 64) + 20 * represented + fits)
+    assert work.fitted["simclr", 6].left == 3
+
+
+def test_a_long_fit_has_only_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    said: list[float] = []
+    work = Work(said.append, classes=3, features=8, pixels=12, scratch_steps=10)
+    work.expect({"simclr": [(0, 6), (1, 6), (0, 90)]}, 90, 10)
+    work.fitted["simclr", 6].expected, work.fitted["simclr", 90].expected = lambda: 40.0, lambda: 100.0
+    for had, left in (
+        ({}, 100),
+        ({("simclr", 90): [70.0], ("simclr", 6): [20.0]}, 45),
+        ({("simclr", 90): [200.0]}, 40),
+    ):
+        work.report(had)
+        assert said[-1] == left
+
+
+def test_all_work_that_is_expected_is_counted(
+    run: Path, train: ImageSet, test: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end every kind of work is done, no more and no less: trials of rates, other encoders, all trainings."""
+    made: list[Work] = []
+
+    class Kept(Work):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(api, "Work", Kept)
+    monkeypatch.setattr(methods, "SGD_EPOCHS", 2)
+    monkeypatch.setattr(FinetuneSettings, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
+    other = untrained_run(tmp_path / "other")
+    seconds: list[float] = []
+    stepclr.evaluate(
+        run, train, test, (1, "all"), draws=2, probe=("linear", "sgd", "knn"), scratch_steps=3, finetune=True,
+        baselines=(*api.BASELINES, str(other)), left=seconds.append,
+    )  # fmt: skip
+    work = made[0]
+    assert set(work.of_others) == {str(other)}
+    assert {name for name, _ in work.fitted} == {"pixels", "random", "simclr", str(other)}
+    for kind in work.kinds():
+        assert kind.total > 0 or kind is work.decoded  # arrays are images already
+        assert kind.done == pytest.approx(kind.total)
+    assert seconds[-1] == 0
 
 
 def test_a_bank_of_fewer_than_20_votes_whole(run: Path, test: ImageSet) -> None:

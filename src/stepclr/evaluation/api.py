@@ -37,7 +37,7 @@ from stepclr.evaluation.splits import (
     labels_words,
     parse_labels_per_class,
 )
-from stepclr.evaluation.work import DECODED, Work, expected_sizes
+from stepclr.evaluation.work import Work, expected_sizes
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
@@ -123,7 +123,7 @@ def evaluate(
         progress: called with (done, total) after each split of each method, of each run anew.
         announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5"; of small
             networks that are trained side by side, by their threads.
-        left: called with about how many seconds are left, often.
+        left: called with about how many seconds are left, often, by several threads.
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores: a `Score` for each method and number of labels, with top-1, balanced accuracy, macro F1, the
@@ -183,10 +183,14 @@ def _evaluate(
     names, others = _other_encoders(names, run, encoder, weights)
     given.announce("the images and their representations")
     of_pixels = pixels(encoder).num_features
-    work = Work(given.left, len(given.train.classes), encoder.num_features, of_pixels, given.scratch_steps)
+    min_area, bf16, flip = training_defaults(run)
+    features = encoder.num_features
+    theirs = [name for name, other in others.items() if other is not encoder]
+    work = Work(
+        given.left, len(given.train.classes), features, of_pixels, given.scratch_steps, theirs, bf16, given.world.size
+    )
     images = _prepared(encoder, names, given, work, like)
     knn = given.knn_k, given.knn_temperature
-    min_area, bf16, flip = training_defaults(run)
     task = Task(encoder, others, images, given.seed, given.scratch_steps, *knn, min_area, bf16, flip)
 
     # kNN takes no time and has nothing to choose, so it is always scored with all labels too.
@@ -226,14 +230,14 @@ def _prepared(
     encoder: Encoder, names: list[str], given: _Given, work: Work, like: PreparedImages | None
 ) -> PreparedImages:
     """The images with h by the encoder."""
-    representing = work.images(1.0, measured=True)
+    representing = work.images(work.represented)
     if like is not None:
         return represented_by(encoder, like, given.world, representing)
     n, m = len(given.train), 0 if given.test is None else len(given.test)
     sizes = expected_sizes(given.per_class, given.draws, n, len(given.train.classes))
     work.expect(dict.fromkeys(names, sizes), n, m, opened=n + m)
     drawing = given.per_class, given.draws, given.seed, given.holdout
-    decoding = work.images(DECODED)
+    decoding = work.images(work.decoded)
     return prepare(encoder, given.train, given.test, *drawing, given.world, given.announce, decoding, representing)
 
 
@@ -299,7 +303,7 @@ def _predict(
     # A fit keeps one core busy: most matrices are so narrow that more threads of BLAS would mostly wait.
     with threadpool_limits(1, "blas"), beside(torch.get_num_threads()) as pool:
         running = Running(splits, pool, work, given.progress, given.world)
-        task = replace(task, counted=running.images)
+        task = replace(task, counted=running.images, training=running.training)
         # What has its features already comes first: it is fitted while others compute theirs.
         for name in sorted(splits, key=lambda name: name not in READY):
             given.announce(f"{name}: features")

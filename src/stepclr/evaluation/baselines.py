@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from stepclr.model.weights import load_weights
 from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
 from stepclr.pretraining.optim import MOMENTUM
 from stepclr.pretraining.run import Run
+from stepclr.threads import Progress, silent
 from stepclr.views.policies import FLIP
 
 START = "start"  # the row of the encoder as training began, where that was not a random initialization
@@ -45,6 +46,7 @@ RATE_AT_1_LABEL = 0.03  # with one label per class there is nothing left to choo
 # A rate is chosen after an eighth of the steps, but at least MIN_TRIAL: on the sample, all steps choose the same one.
 TRIAL, MIN_TRIAL = 8, 125
 SCRATCH_BATCH, WEIGHT_DECAY = 32, 5e-4
+AfterStep = Callable[[], object]
 Trial = tuple[Split, tuple[Indices, Indices], float]  # of a rate on one fold: the indices to fit on and held out
 
 
@@ -141,6 +143,11 @@ def set_batchnorm_statistics(encoder: Encoder, images: ImageSet) -> None:
     encoder.eval()
 
 
+def trial_steps(steps: int) -> int:
+    """Of a training of so many steps: the steps, with a cosine of their own, after which its best rate shows."""
+    return min(steps, max(MIN_TRIAL, steps // TRIAL))
+
+
 @dataclass(frozen=True)
 class Scratch:
     """Supervised training of a new network on a label split alone; called with one, it predicts the classes of `test`.
@@ -148,6 +155,7 @@ class Scratch:
     steps: of training, with 32 images each. min_area: smallest crop, share of the image. bf16: train under autocast.
     flip: probability of mirroring.
     each: how networks that do not depend on each other are trained. rates: what `decide` chose.
+    training, scoring: as those of `Task`, of this method.
     """
 
     encoder: Encoder
@@ -158,6 +166,8 @@ class Scratch:
     bf16: bool
     flip: float = FLIP
     each: Each = map
+    training: Callable[[int], AfterStep] = lambda _: silent
+    scoring: Callable[[], Progress] = lambda: silent
     rates: dict[LabelsPerClass, float] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
@@ -172,19 +182,14 @@ class Scratch:
             "tested": "eval mode, float32, center crop",
             "rates": list(RATES),
             "rate_chosen_by": "top-1, then log-loss, on 2 stratified folds of the first draw for each labels_per_class",
-            "rate_chosen_after_steps": self.trial_steps,
+            "rate_chosen_after_steps": trial_steps(self.steps),
             "rate_at_1_label": RATE_AT_1_LABEL,
         }
 
     def __call__(self, split: Split) -> Fit:
         rate = self.rates[split.labels_per_class]
-        logits = all_logits(self.fit(split.indices, rate, split.seed, self.steps), self.test)
+        logits = all_logits(self.fit(split.indices, rate, split.seed, self.steps), self.test, self.scoring())
         return Fit(ranking(logits.numpy()), rate)
-
-    @property
-    def trial_steps(self) -> int:
-        """Steps, with a cosine of their own, after which a rate shows whether it is the best one."""
-        return min(self.steps, max(MIN_TRIAL, self.steps // TRIAL))
 
     def decide(self, splits: Sequence[Split]) -> None:
         """Choose a rate for each number of labels, on the first split with that number.
@@ -212,8 +217,8 @@ class Scratch:
         """How many held-out images are predicted right, and minus the sum of their log-losses."""
         split, (fitted, held_out), rate = trial
         held_out = split.indices[held_out]
-        classifier = self.fit(split.indices[fitted], rate, split.seed, self.trial_steps)
-        logits = all_logits(classifier, self.train.take(held_out))
+        classifier = self.fit(split.indices[fitted], rate, split.seed, trial_steps(self.steps))
+        logits = all_logits(classifier, self.train.take(held_out), self.scoring())
         truth = torch.from_numpy(self.train.labels[held_out])
         loss = float(F.cross_entropy(logits, truth, reduction="sum"))
         return int((logits.argmax(1) == truth).sum()), -loss if math.isfinite(loss) else -math.inf
@@ -223,4 +228,5 @@ class Scratch:
         given = steps, SCRATCH_BATCH, rate, self.min_area, self.bf16
         settings = Supervised(*given, weight_decay=WEIGHT_DECAY, flip=self.flip)
         classifier = InitialWeights(random_encoder(self.encoder, seed)).classifier(self.train.classes, seed)
-        return train_classifier(classifier, self.train.take(indices), settings, seed)
+        after_step = self.training(min(SCRATCH_BATCH, len(indices)))
+        return train_classifier(classifier, self.train.take(indices), settings, seed, after_step)

@@ -15,7 +15,7 @@ from stepclr.data.reading import Reading
 from stepclr.device import Each, side_by_side
 from stepclr.distributed import World
 from stepclr.evaluation import baselines
-from stepclr.evaluation.baselines import START
+from stepclr.evaluation.baselines import START, AfterStep
 from stepclr.evaluation.finetune import MIN_STEPS, FinetuneSettings, finetuned
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import linear_evaluation
@@ -35,7 +35,6 @@ from stepclr.threads import Progress, silent
 
 SGD_EPOCHS, SGD_BATCH, SGD_RATE = 90, 256, 0.1  # SimCLR App. B.6; the rate is that at batch 256
 LARGE, FEW_CORES = 2**22, 2  # numbers in h; cores
-PIXELS = 0.2  # images put through the encoder in the time of one whose pixels are its representation
 Features = tuple[NDArray[np.float32], NDArray[np.float32]]  # of train, of test
 
 
@@ -56,8 +55,10 @@ class Task:
     min_area: float
     bf16: bool
     flip: float
-    counted: Callable[[float], Progress] = lambda _: silent
-    """Makes a `Progress` for images that are represented, each of which counts as this many of the run's encoder."""
+    counted: Callable[[str], Progress] = lambda _: silent
+    """Makes a `Progress` for images that are represented for the method of this name."""
+    training: Callable[[str, int], AfterStep] = lambda *_: silent
+    """Makes what is called after each step of a training, in its thread: for the method's name and the batch's size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class Method:
 
 
 def _pixels(task: Task) -> Method:
-    h = _features(task, baselines.pixels(task.encoder), task.images.train, task.images.test, PIXELS)
+    h = _features(task, "pixels", baselines.pixels(task.encoder), task.images.train, task.images.test)
     return _linear(task, lambda _: h, baselines.PIXELS)
 
 
@@ -90,11 +91,11 @@ def _random(task: Task) -> Method:
     def features_of(number: int) -> Features:
         encoder = baselines.random_encoder(task.encoder, mix_seed(task.seed, number))
         baselines.set_batchnorm_statistics(encoder, train)
-        task.counted(1.0)(baselines.STATISTICS_IMAGES, baselines.STATISTICS_IMAGES)
+        task.counted("random")(baselines.STATISTICS_IMAGES, baselines.STATISTICS_IMAGES)
         # Most of train is in no other split than that of all labels, so that h of it would not be used.
         used = np.unique(np.concatenate([split.indices for split in task.images.splits if split.number == number]))
         h = np.full((len(train), encoder.num_features), np.nan, np.float32)
-        h[used], h_test = _features(task, encoder, train.take(used), task.images.test)
+        h[used], h_test = _features(task, "random", encoder, train.take(used), task.images.test)
         return h, h_test
 
     return _linear(task, features_of, baselines.RANDOM)
@@ -103,7 +104,13 @@ def _random(task: Task) -> Method:
 def _scratch(task: Task) -> Method:
     images = task.images
     given = task.encoder, images.train, images.test, task.scratch_steps, task.min_area, task.bf16
-    scratch = baselines.Scratch(*given, flip=task.flip, each=_each(task))
+    scratch = baselines.Scratch(
+        *given,
+        flip=task.flip,
+        each=_each(task),
+        training=partial(task.training, "scratch"),
+        scoring=partial(task.counted, "scratch"),
+    )
     return Method(scratch, "rate", scratch.describe(), scratch.decide, scratch.each)
 
 
@@ -120,7 +127,7 @@ def _other(name: str, task: Task) -> Method:
         reading = Reading(channels=encoder.channels)
         train = unreduced(images.train, images.opened[0]).read_as(reading)
         test = unreduced(images.test, images.opened[1]).read_as(reading)
-        h = _features(task, encoder, resized(train, encoder), resized(test, encoder))
+        h = _features(task, name, encoder, resized(train, encoder), resized(test, encoder))
     what = "the encoder as training began" if name == START else name
     if timm_name(name) is not None:
         what = encoder.weights  # with its tag
@@ -137,20 +144,26 @@ def _other(name: str, task: Task) -> Method:
     )
 
 
+def sgd_length(n: int) -> tuple[int, int]:
+    """The steps of linear evaluation by SGD on n labels, and the images of each."""
+    batch = min(SGD_BATCH, n)
+    return max(SGD_EPOCHS * steps_per_epoch(n, batch), MIN_STEPS), batch
+
+
 def _sgd(task: Task) -> Method:
     images = task.images
 
     def training(n: int) -> Supervised:
-        batch = min(SGD_BATCH, n)
-        steps = max(SGD_EPOCHS * steps_per_epoch(n, batch), MIN_STEPS)
+        steps, batch = sgd_length(n)
         rate = scaled_lr(SGD_RATE, batch, "linear")
         return Supervised(steps, batch, rate, task.min_area, task.bf16, freeze=True, flip=task.flip)
 
     def predict(split: Split) -> Fit:
         classifier = InitialWeights(task.encoder).classifier(images.train.classes, split.seed)
         settings = training(len(split.indices))
-        train_classifier(classifier, images.train.take(split.indices), settings, split.seed)
-        return Fit(ranking(all_logits(classifier, images.test).numpy()), settings.steps)
+        after_step = task.training("sgd", settings.batch_size)
+        train_classifier(classifier, images.train.take(split.indices), settings, split.seed, after_step)
+        return Fit(ranking(all_logits(classifier, images.test, task.counted("sgd")).numpy()), settings.steps)
 
     settings = {
         "linear evaluation of": "the run's encoder, frozen",
@@ -172,9 +185,10 @@ def _finetuned(task: Task) -> Method:
     settings = FinetuneSettings(min_area=task.min_area, bf16=task.bf16, flip=task.flip)
 
     def predict(split: Split) -> Fit:
-        classifier = finetuned(InitialWeights(task.encoder), images.train, split, settings)
-        steps = settings.training(len(split.indices)).steps
-        return Fit(ranking(all_logits(classifier, images.test).numpy()), steps)
+        training = settings.training(len(split.indices))
+        after_step = task.training("finetuned", training.batch_size)
+        classifier = finetuned(InitialWeights(task.encoder), images.train, split, settings, after_step)
+        return Fit(ranking(all_logits(classifier, images.test, task.counted("finetuned")).numpy()), training.steps)
 
     return Method(predict, "steps", settings.describe(), each=_each(task))
 
@@ -221,9 +235,9 @@ def _each(task: Task) -> Each:
     return side_by_side if small and store.decoded and not encoder.name.startswith(OWN_MODULE) else map
 
 
-def _features(task: Task, encoder: Encoder, train: ImageSet, test: ImageSet, each: float = 1.0) -> Features:
-    """h of both; each image counts as `each` images of the run's encoder."""
-    return features(encoder, train, task.counted(each)), features(encoder, test, task.counted(each))
+def _features(task: Task, name: str, encoder: Encoder, train: ImageSet, test: ImageSet) -> Features:
+    """h of both, for the method of this name."""
+    return features(encoder, train, task.counted(name)), features(encoder, test, task.counted(name))
 
 
 METHODS: dict[str, Callable[[Task], Method]] = {  # in the order of the table

@@ -215,9 +215,9 @@ def features(encoder: Encoder, images: ImageSet, progress: Progress | None = Non
     return _of_all(images, *represent(encoder, images, progress=progress)).numpy()
 
 
-def all_logits(classifier: Classifier, images: ImageSet) -> Float[Tensor, "n c"]:
+def all_logits(classifier: Classifier, images: ImageSet, progress: Progress | None = None) -> Float[Tensor, "n c"]:
     """Logits of every image, float32. Raises StepclrError if one can no longer be read."""
-    return _of_all(images, *logits(classifier, images))
+    return _of_all(images, *logits(classifier, images, progress))
 
 
 def _of_all(images: ImageSet, rows: Tensor, kept: Int[np.ndarray, " n"]) -> Tensor:
