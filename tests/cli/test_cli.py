@@ -20,7 +20,7 @@ from touches import Forks
 
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options
-from stepclr.cli.arguments import Counter
+from stepclr.cli.printing import Counter
 from stepclr.cli.training import PAGE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")

@@ -349,7 +349,7 @@ def test_a_long_fit_has_only_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_work_that_is_expected_is_counted(
     run: Path, train: ImageSet, test: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the end every kind of work is done, no more and no less: trials of rates, other encoders, all trainings."""
+    """At the end all work is done, no more and no less: trials of rates, other encoders and seeds, all trainings."""
     made: list[Work] = []
 
     class Kept(Work):
@@ -360,13 +360,15 @@ def test_all_work_that_is_expected_is_counted(
     monkeypatch.setattr(api, "Work", Kept)
     monkeypatch.setattr(methods, "SGD_EPOCHS", 2)
     monkeypatch.setattr(FinetuneSettings, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
-    other = untrained_run(tmp_path / "other")
+    other, seed = untrained_run(tmp_path / "other"), untrained_run(tmp_path / "seed", seed=1)
+    for number, each in enumerate((run, seed)):
+        run_config(seed=number).write(each)
     seconds: list[float] = []
     stepclr.evaluate(
         run, train, test, (1, "all"), draws=2, probe=("linear", "sgd", "knn"), scratch_steps=3, finetune=True,
-        baselines=(*api.BASELINES, str(other)), left=seconds.append,
+        baselines=(*api.BASELINES, str(other)), left=seconds.append, seeds=[seed],
     )  # fmt: skip
-    work = made[0]
+    (work,) = made
     assert set(work.of_others) == {str(other)}
     assert {name for name, _ in work.fitted} == {"pixels", "random", "simclr", str(other)}
     for kind in work.kinds():

@@ -16,9 +16,10 @@ from typing import NoReturn
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
-from stepclr.cli.arguments import base_settings, first_line, say_loading
+from stepclr.cli.arguments import base_settings, first_line
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
+from stepclr.cli.printing import say_loading
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.training import distill, finetune, pack, pretrain
 from stepclr.config import PretrainConfig, length_as_asked

@@ -1,9 +1,5 @@
-"""What the commands share: types of arguments, printing, and a counter."""
+"""What the commands are given: types of arguments, and the settings and images that these stand for."""
 
-import os
-import shutil
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
+from stepclr.cli.printing import note
 from stepclr.config import SETTINGS, PretrainConfig, RunConfig
 from stepclr.data.reading import AS_DECLARED, Reading
-from stepclr.errors import StepclrError, one_line
+from stepclr.errors import StepclrError
 from stepclr.recipes import recipe_config
 
 if TYPE_CHECKING:
     from stepclr.data.images import ImageSet
-    from stepclr.tools.report.writing import RunPage
 
 ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
@@ -78,11 +74,6 @@ Holdout = Annotated[
 Limit = Annotated[int | None, arg(metavar="N", help="Keep at most this many images.", help_behavior_hint=ALL)]
 
 
-def first_rank() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started: the one that prints results."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
-
-
 def base_settings(recipe: str | None, resumed: Path | None = None) -> PretrainConfig:
     """The settings that options change: those of a run that is resumed, or of a recipe."""
     stored = RunConfig.read(resumed) if resumed else None
@@ -92,24 +83,6 @@ def base_settings(recipe: str | None, resumed: Path | None = None) -> PretrainCo
 def given_settings(config: PretrainConfig, base: PretrainConfig) -> dict[str, Any]:
     """The settings in which `config` differs from `base`: those that the options give."""
     return {name: getattr(config, name) for name in SETTINGS if getattr(config, name) != getattr(base, name)}
-
-
-def say_loading() -> None:
-    """Print on standard error that torch is about to be imported, unless it was."""
-    if "torch" not in sys.modules:
-        note("loading PyTorch, which takes a few seconds")
-
-
-def say(text: object) -> None:
-    """Print a result to standard output, on the first rank only."""
-    if not first_rank():
-        return
-    if isinstance(text, str):  # else it is a table
-        text = "\n".join(map(one_line, text.split("\n")))
-    from rich.console import Console  # --help prints without it
-
-    # Names of runs and classes are text, never markup or an emoji such as :train:.
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
 
 
 def open_source(
@@ -155,18 +128,6 @@ def _noted(images: "ImageSet", labels_elsewhere: bool = False) -> "ImageSet":
     return images
 
 
-def say_unread(*opened: "ImageSet | None") -> None:
-    """Print on standard error what was found while the images of opened sources were read."""
-    for images in filter(None, opened):
-        note(*(f"{images.source}: {line}" for line in images.ledger.lines_of_read()))
-
-
-def note(*lines: str) -> None:
-    """Print lines to standard error, on the first rank only."""
-    if lines and first_rank():
-        print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
-
-
 def image_format(out: Path, option: str = "--out") -> str:
     """Pillow's name of the format that the suffix of --out stands for; StepclrError if it stands for none."""
     from PIL import Image
@@ -175,89 +136,6 @@ def image_format(out: Path, option: str = "--out") -> str:
     if out.suffix.lower() not in extensions:
         raise StepclrError(f"{option} {out} is not an image format; use a suffix such as .png")
     return extensions[out.suffix.lower()]
-
-
-def page_of(run: str | os.PathLike[str]) -> "RunPage | None":
-    """Write report.html of a run; a failure is printed, and does not fail the command."""
-    if not first_rank():
-        return None
-    from stepclr.tools.report.writing import run_page
-
-    try:
-        page = run_page(run)
-    except StepclrError as error:
-        print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
-        return None
-    say(f"report written to {page.path}")
-    return page
-
-
-def say_next(page: "RunPage | None") -> None:
-    """Print what a page says is to be done next, and the command."""
-    if page:
-        say("\n{}\n    {}".format(*page.next))
-
-
-SILENT, EVERY = 3, 15  # seconds: before the first line of a count, and from one line to the next
-
-
-class Counter:
-    """Prints progress to standard error: what is counted, the time left, and what is done next.
-
-    On a terminal this is one changing line, elsewhere a line at first and then one every 15 seconds. Without a better
-    estimate (`left`), the time left is computed as if everything that is counted took equally long.
-
-    Args:
-        unit: of what is counted, such as images.
-    """
-
-    def __init__(self, unit: str = "") -> None:
-        self.unit = unit and f" {unit}"
-        self.began = time.monotonic()
-        self.printed = self.began + SILENT - EVERY
-        self.counted = self.time = self.next = ""
-        self.estimated = False
-
-    def __call__(self, done: int, total: int) -> None:
-        last = done == total
-        self.counted = f"{done:,} of {total:,}{self.unit}"
-        if not self.estimated:
-            self.time = _left((time.monotonic() - self.began) / max(done, 1) * (total - done))
-        if last:
-            self.time = ""
-        self._print(last=last)
-        if last:  # what is counted next begins now
-            self.began, self.estimated = time.monotonic(), False
-
-    def left(self, seconds: float) -> None:
-        """Show an estimate of the time left, which replaces the one by the count."""
-        self.time, self.estimated = _left(seconds), True
-        self._print()
-
-    def announce(self, words: str) -> None:
-        """Say in words what is done next."""
-        if not self.counted:
-            self.began = time.monotonic()
-        first = not (self.counted or self.time or self.next)
-        self.next = one_line(words)
-        self._print(first=first)
-
-    def _print(self, last: bool = False, first: bool = False) -> None:
-        if not first_rank():
-            return
-        line = ", ".join(filter(None, [self.counted, self.time]))
-        if not last:
-            line = ": ".join(filter(None, [line, self.next]))
-        if sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{line[:width].ljust(width)}", end="\n" if last else "", file=sys.stderr, flush=True)
-        elif first or time.monotonic() - self.printed > EVERY:
-            self.printed = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
-
-
-def _left(seconds: float) -> str:
-    return f"about {int(seconds) // 60}:{int(seconds) % 60:02d} left"
 
 
 def first_line(command: Callable[..., Any]) -> str:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import Counter, OptionalSources, Read, image_format, open_source, say, say_unread
+from stepclr.cli.arguments import OptionalSources, Read, image_format, open_source
+from stepclr.cli.printing import Counter, say, say_unread
 from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED, Reading
 from stepclr.errors import StepclrError, check_suffix, check_used, choose, one_line

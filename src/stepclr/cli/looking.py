@@ -11,7 +11,6 @@ from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
     ALL,
-    Counter,
     Images,
     LabelFiles,
     Limit,
@@ -21,12 +20,9 @@ from stepclr.cli.arguments import (
     base_settings,
     given_settings,
     image_format,
-    note,
     open_source,
-    page_of,
-    say,
-    say_unread,
 )
+from stepclr.cli.printing import Counter, note, page_of, say, say_unread
 from stepclr.config import PretrainConfig, Strength
 from stepclr.data.reading import AS_DECLARED, RGB
 from stepclr.errors import StepclrError, check_suffix, check_used, check_whole

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
-    Counter,
     Damaged,
     EncoderName,
     Holdout,
@@ -21,11 +20,8 @@ from stepclr.cli.arguments import (
     image_format,
     open_source,
     open_train_test,
-    page_of,
-    say,
-    say_next,
-    say_unread,
 )
+from stepclr.cli.printing import Counter, page_of, say, say_next, say_unread
 from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError

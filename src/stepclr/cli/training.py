@@ -13,7 +13,6 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
-    Counter,
     Damaged,
     EncoderName,
     Holdout,
@@ -25,15 +24,11 @@ from stepclr.cli.arguments import (
     Read,
     Sources,
     base_settings,
-    first_rank,
     given_settings,
     open_source,
     open_train_test,
-    page_of,
-    say,
-    say_next,
-    say_unread,
 )
+from stepclr.cli.printing import Counter, first_rank, page_of, say, say_next, say_unread
 from stepclr.config import CONFIG_FILE, Number, PretrainConfig
 from stepclr.data.reading import AS_DECLARED
 from stepclr.recipes import RECIPES

@@ -70,6 +70,16 @@ class _Given:
     left: Callable[[float], object]
     module: nn.Module | None
     world: World
+    seeds: int
+    """How many runs besides the first are scored."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the first run leaves to those with other seeds: the prepared images, and the count of all work."""
+
+    images: PreparedImages
+    work: Work
 
 
 def evaluate(
@@ -156,40 +166,48 @@ def evaluate(
         raise StepclrError("there is nothing to score on; give test, or holdout=0.2 to hold out a fifth of train")
     said = progress or silent, announce or silent, left or silent
     given = _Given(
-        train, test, holdout, per_class, draws, seed, scratch_steps, knn_k, knn_temperature, *said, module, join()
-    )
+        train, test, holdout, per_class, draws, seed, scratch_steps, knn_k, knn_temperature, *said, module, join(),
+        len(others),
+    )  # fmt: skip
     folder = Run(Path(run))
-    scores, images = _evaluate(folder, names, given)
+    scores, shared = _evaluate(folder, names, given)
     if others:
         # Runs that differ in their seed see the same images: only the first opens and compares them.
-        of_others = [_evaluate(other, of_the_run, given, images)[0] for other in others]
+        of_others = [_evaluate(other, of_the_run, given, shared)[0] for other in others]
         scores.rows.extend(over_seeds([scores, *of_others]))
         scores.protocol["seeds"] = {str(each.folder.resolve()): each.config.seed for each in [folder, *others]}
+    given.left(0.0)
     if folder.folder.is_dir() and given.world.first:
         folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
     return scores
 
 
-def _evaluate(
-    run: Run, names: list[str], given: _Given, like: PreparedImages | None = None
-) -> tuple[Scores, PreparedImages]:
-    """The scores of one run by the methods of these names, and its images; nothing is written.
-
-    like: the images, prepared for a run with another seed.
-    """
+def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None = None) -> tuple[Scores, _Shared]:
+    """The scores of one run by the methods of these names; nothing is written. shared: of a run with another seed."""
     encoder = load_encoder(run, given.module).to(default_device())
     before = state_checksum(encoder.state_dict())
     weights = started_from(run, encoder)
     names, others = _other_encoders(names, run, encoder, weights)
     given.announce("the images and their representations")
-    of_pixels = pixels(encoder).num_features
     min_area, bf16, flip = training_defaults(run)
-    features = encoder.num_features
-    theirs = [name for name, other in others.items() if other is not encoder]
-    work = Work(
-        given.left, len(given.train.classes), features, of_pixels, given.scratch_steps, theirs, bf16, given.world.size
-    )
-    images = _prepared(encoder, names, given, work, like)
+    if shared is None:
+        theirs = [name for name, other in others.items() if other is not encoder]
+        columns = encoder.num_features, pixels(encoder).num_features
+        work = Work(
+            given.left,
+            len(given.train.classes),
+            *columns,
+            given.scratch_steps,
+            theirs,
+            bf16,
+            given.world.size,
+            given.seeds,
+        )
+        images = _prepared(encoder, names, given, work)
+    else:
+        # The first run's work counts that of all.
+        work = shared.work
+        images = represented_by(encoder, shared.images, given.world, work.images(work.represented))
     knn = given.knn_k, given.knn_temperature
     task = Task(encoder, others, images, given.seed, given.scratch_steps, *knn, min_area, bf16, flip)
 
@@ -198,8 +216,9 @@ def _evaluate(
     if "knn" in splits:
         with_all = list(dict.fromkeys([*given.per_class, "all"]))
         splits["knn"] = label_splits(images.train.labels, images.classes, with_all, given.draws, given.seed)
-    sizes = {name: [(split.number, len(split.indices)) for split in of_method] for name, of_method in splits.items()}
-    work.expect(sizes, len(images.train), len(images.test))
+    if shared is None:
+        sizes = {name: [(split.number, len(split.indices)) for split in own] for name, own in splits.items()}
+        work.expect(sizes, len(images.train), len(images.test))
     predictions, methods = _predict(task, splits, given, work)
     after = state_checksum(encoder.state_dict())
     if after != before:
@@ -223,22 +242,17 @@ def _evaluate(
         "methods": methods,
         "confusion": first_confusion(predictions, labels, whose, truth, images.classes, images.test.names),
     }
-    return Scores(rows, protocol), images
+    return Scores(rows, protocol), _Shared(images, work)
 
 
-def _prepared(
-    encoder: Encoder, names: list[str], given: _Given, work: Work, like: PreparedImages | None
-) -> PreparedImages:
+def _prepared(encoder: Encoder, names: list[str], given: _Given, work: Work) -> PreparedImages:
     """The images with h by the encoder."""
-    representing = work.images(work.represented)
-    if like is not None:
-        return represented_by(encoder, like, given.world, representing)
     n, m = len(given.train), 0 if given.test is None else len(given.test)
     sizes = expected_sizes(given.per_class, given.draws, n, len(given.train.classes))
     work.expect(dict.fromkeys(names, sizes), n, m, opened=n + m)
     drawing = given.per_class, given.draws, given.seed, given.holdout
-    decoding = work.images(work.decoded)
-    return prepare(encoder, given.train, given.test, *drawing, given.world, given.announce, decoding, representing)
+    counted = work.images(work.decoded), work.images(work.represented)
+    return prepare(encoder, given.train, given.test, *drawing, given.world, given.announce, *counted)
 
 
 def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], finetune: bool) -> list[str]:

@@ -108,7 +108,6 @@ class Running:
         while waiting:
             waiting = wait(waiting, OFTEN, FIRST_COMPLETED).not_done
             self.report()
-        self.work.left(0.0)
 
     def gathered(self, method: str) -> list[Fit]:
         """The fits of a method, by all ranks, in the order of its splits."""

@@ -12,6 +12,7 @@ from stepclr.evaluation.baselines import RATES, SCRATCH_BATCH, STATISTICS_IMAGES
 from stepclr.evaluation.finetune import FinetuneSettings
 from stepclr.evaluation.linear import FOLDS
 from stepclr.evaluation.methods import sgd_length
+from stepclr.evaluation.seeds import OF_THE_RUN
 from stepclr.evaluation.splits import LabelsPerClass, share_of
 from stepclr.threads import Progress
 
@@ -74,7 +75,8 @@ class Work:
     that a method trains on, and the fits of a method on so many labels.
 
     features, pixels: numbers in h of the encoder and of the baseline pixels. others: methods with an encoder of their
-    own. bf16: whether networks are trained in bfloat16. ranks: processes that share the splits.
+    own. bf16: whether networks are trained in bfloat16. ranks: processes that share the splits. seeds: further runs
+    that are scored as the first one is, without baselines.
     """
 
     def __init__(
@@ -87,9 +89,10 @@ class Work:
         others: Collection[str] = (),
         bf16: bool = False,
         ranks: int = 1,
+        seeds: int = 0,
     ) -> None:
         self.left, self.classes, self.features, self.pixels = left, classes, features, pixels
-        self.scratch_steps, self.ranks = scratch_steps, ranks
+        self.scratch_steps, self.ranks, self.seeds = scratch_steps, ranks, seeds
         self.threads = torch.get_num_threads()
         self.decoded = Kind(lambda: DECODED)
         self.represented = Kind(lambda: REPRESENTED)
@@ -176,8 +179,10 @@ class Work:
             kind.total = kind.done
         self.fitted = {}
         self.decoded.total += opened
-        self.represented.total += opened
+        self.represented.total += opened + self.seeds * (train + test)
         for name, splits in sizes.items():
+            if name in OF_THE_RUN:
+                splits = [*splits] * (1 + self.seeds)
             numbers = {number for number, _ in splits}
             if name == "pixels":
                 self.represented.total += PIXELS * (train + test)
