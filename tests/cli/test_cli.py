@@ -372,8 +372,10 @@ def test_steps_walks_through_all_eight(capsys: pytest.CaptureFixture[str]) -> No
     assert "step 4" not in alone
 
 
-def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else is in the folder that was asked for, so the demo takes another."""
+    left: list[float] = []
+    monkeypatch.setattr(Counter, "left", lambda _, seconds: left.append(seconds))
     out = tmp_path / "demo-2"
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "mine.txt").write_text("kept")
@@ -389,6 +391,7 @@ def test_demo_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert draws == {(method, labels): count for method in methods for labels, count in ((10, 5), ("all", 1))}
     assert (out / "encoder.safetensors").exists()
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["mine.txt"]
+    assert left[-1] == 0  # the estimate of the evaluation, not one by the count of its fits
 
 
 def test_ctrl_c_then_resume(forked: Forks, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def demo(
         scratch_steps=scratch_steps,
         progress=counter,
         announce=counter.announce,
+        left=counter.left,
     )
     for part in score_summary(scores):
         say(part)
