@@ -133,7 +133,7 @@ def evaluate(
         progress: called with (done, total) after each split of each method, of each run anew.
         announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5"; of small
             networks that are trained side by side, by their threads.
-        left: called with about how many seconds are left, often, by several threads.
+        left: called with about how many seconds are left, often; like `progress` by several threads, in turn.
         module: where the run was pretrained with your own module, such a module; it receives the weights.
 
     Returns the scores: a `Score` for each method and number of labels, with top-1, balanced accuracy, macro F1, the
@@ -192,17 +192,8 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     min_area, bf16, flip = training_defaults(run)
     if shared is None:
         theirs = [name for name, other in others.items() if other is not encoder]
-        columns = encoder.num_features, pixels(encoder).num_features
-        work = Work(
-            given.left,
-            len(given.train.classes),
-            *columns,
-            given.scratch_steps,
-            theirs,
-            bf16,
-            given.world.size,
-            given.seeds,
-        )
+        counts = len(given.train.classes), encoder.num_features, pixels(encoder).num_features, given.scratch_steps
+        work = Work(given.left, *counts, theirs, bf16, given.world.size, given.seeds)
         images = _prepared(encoder, names, given, work)
     else:
         # The first run's work counts that of all.

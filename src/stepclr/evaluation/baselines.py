@@ -27,7 +27,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.timm_weights import timm_name
 from stepclr.model.weights import load_weights
-from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
+from stepclr.pretraining.classifier import AfterStep, Supervised, crop_words, train_classifier
 from stepclr.pretraining.optim import MOMENTUM
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, silent
@@ -46,7 +46,6 @@ RATE_AT_1_LABEL = 0.03  # with one label per class there is nothing left to choo
 # A rate is chosen after an eighth of the steps, but at least MIN_TRIAL: on the sample, all steps choose the same one.
 TRIAL, MIN_TRIAL = 8, 125
 SCRATCH_BATCH, WEIGHT_DECAY = 32, 5e-4
-AfterStep = Callable[[], object]
 Trial = tuple[Split, tuple[Indices, Indices], float]  # of a rate on one fold: the indices to fit on and held out
 
 

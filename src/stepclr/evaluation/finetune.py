@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -38,7 +38,7 @@ from stepclr.model.files import CLASSIFIER, save_classifier
 from stepclr.model.timm_weights import from_anywhere
 from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import steps_per_epoch
-from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
+from stepclr.pretraining.classifier import AfterStep, Supervised, crop_words, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 from stepclr.pretraining.run import Run
@@ -247,7 +247,7 @@ def finetuned(
     train: ImageSet,
     split: Split,
     settings: FinetuneSettings,
-    after_step: Callable[[], object] | None = None,
+    after_step: AfterStep | None = None,
 ) -> Classifier:
     """The classifier that one split of train makes of `initial`, which stays as it is; a function of the arguments."""
     classifier = initial.classifier(train.classes, split.seed)

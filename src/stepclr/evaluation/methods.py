@@ -15,7 +15,7 @@ from stepclr.data.reading import Reading
 from stepclr.device import Each, side_by_side
 from stepclr.distributed import World
 from stepclr.evaluation import baselines
-from stepclr.evaluation.baselines import START, AfterStep
+from stepclr.evaluation.baselines import START
 from stepclr.evaluation.finetune import MIN_STEPS, FinetuneSettings, finetuned
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.linear import linear_evaluation
@@ -29,7 +29,7 @@ from stepclr.model.features import resized
 from stepclr.model.files import state_checksum
 from stepclr.model.timm_weights import timm_name
 from stepclr.pretraining.batches import steps_per_epoch
-from stepclr.pretraining.classifier import Supervised, crop_words, train_classifier
+from stepclr.pretraining.classifier import AfterStep, Supervised, crop_words, train_classifier
 from stepclr.pretraining.optim import MOMENTUM, scaled_lr
 from stepclr.threads import Progress, silent
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stepclr.distributed import World
-from stepclr.evaluation.baselines import AfterStep
 from stepclr.evaluation.results import Fit
 from stepclr.evaluation.splits import Split
 from stepclr.evaluation.work import Work
+from stepclr.pretraining.classifier import AfterStep
 from stepclr.threads import Progress
 
 OFTEN = 1.0  # seconds from one report to the next while nothing ends
@@ -52,7 +52,7 @@ class Running:
     ) -> None:
         self.splits, self.pool, self.work, self.progress, self.world = splits, pool, work, progress, world
         self.begun: list[_Begun] = []
-        self.lock = threading.RLock()  # networks that are trained in threads report too
+        self.lock = threading.Lock()  # networks that are trained in threads report too
 
     def begin(self, method: str, number: int, fit: Fit | Callable[[], Fit]) -> None:
         """Begin the fit of a method on its split of that place; it may be there already."""

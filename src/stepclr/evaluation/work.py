@@ -14,6 +14,7 @@ from stepclr.evaluation.linear import FOLDS
 from stepclr.evaluation.methods import sgd_length
 from stepclr.evaluation.seeds import OF_THE_RUN
 from stepclr.evaluation.splits import LabelsPerClass, share_of
+from stepclr.pretraining.classifier import AfterStep
 from stepclr.threads import Progress
 
 # What is expected until it is measured. Seconds of a core for an image that is decoded, and that the run's encoder
@@ -156,7 +157,7 @@ class Work:
             return self.images(self.of_others[method])
         return self.images(self.represented, PIXELS if method == "pixels" else 1.0, timed=False)
 
-    def training(self, method: str, batch: int) -> Callable[[], None]:
+    def training(self, method: str, batch: int) -> AfterStep:
         """What to call after each step of a training that begins now, in its thread."""
         kind, began = self.trained[method], time.thread_time()
 

@@ -35,6 +35,7 @@ from stepclr.views.views import Views
 # Of the linear layer. Of 0.3 ... 100, rates of 3 to 30 were best on 200 held-out train images of the sample.
 LINEAR_RATE = 10.0
 LENGTHS = 1024  # images on which |h| is measured
+AfterStep = Callable[[], object]  # is called after each step of a training
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def train_classifier(
     images: ImageSet,
     settings: Supervised,
     seed: int,
-    after_step: Callable[[], object] | None = None,
+    after_step: AfterStep | None = None,
 ) -> Classifier:
     """Train in place by cross-entropy on one crop-and-flip view per image; returned in eval mode, on its device.
 
