@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from stepclr.evaluation.linear import (
     principal_axes,
     standardize,
 )
-from stepclr.evaluation.solver import solve
+from stepclr.evaluation.solver import Layers, solve
 from stepclr.evaluation.splits import check_draws, folds, label_splits, parse_labels_per_class
 
 Array = NDArray[np.float64]
@@ -255,6 +256,26 @@ def test_not_converging_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     h, labels = clouds(30, 6, 3)
     with pytest.raises(RuntimeError, match="did not converge at lambda"):
         linear_evaluation(h, labels, h, seed=0)
+
+
+def test_where_float32_does_not_converge_float64_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    h, labels = clouds(60, 30, 4, 5.0)
+    monkeypatch.setattr(linear, "COARSE", np.inf)
+    without_float32 = linear_evaluation(h, labels, h, seed=0)
+    stopped = []
+
+    def fails_in_float32(x: Array, *arguments: Any) -> Layers:
+        if x.dtype == np.float32:
+            stopped.append(len(x))
+            raise RuntimeError("did not converge")
+        return solve(x, *arguments)
+
+    monkeypatch.setattr(linear, "COARSE", 30.0)
+    monkeypatch.setattr(linear, "solve", fails_in_float32)
+    with_it = linear_evaluation(h, labels, h, seed=0)
+    assert stopped
+    assert with_it.chosen == without_float32.chosen
+    np.testing.assert_array_equal(with_it.ranked, without_float32.ranked)
 
 
 @pytest.mark.parametrize("seed", range(3))

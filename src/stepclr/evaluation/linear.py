@@ -7,6 +7,7 @@ means the same for pixels and for any encoder. L-BFGS on stored features, as in 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,6 +27,7 @@ WIDE = 1.25  # columns for each row from which on it is faster to go over to as 
 # above the lowest log-loss, as a share of it, a value of lambda still contends. The walk is solved loosely, which moves
 # a log-loss by about 0.1 %. The values that contend are then solved again, the last time with the stated tolerance.
 WALK, *FINER = (100.0, 0.01), (10.0, 0.001), (1.0, 0.0)
+COARSE = 30.0  # times looser: from here on, the rounding errors of float32 are too small to matter
 HOPELESS = 2.0  # times the log-loss of the largest lambda, which is about that of W = 0, ends the search anyway
 # With one label per class there are no folds to choose lambda with, and the score hardly changes with it. Where some
 # classes have more, but fewer rows can be held out than there are classes, these are no guide; and a large lambda would
@@ -44,8 +46,9 @@ SETTINGS: dict[str, str | int | float] = {
     "l2_walk": f"from large to small, each starts where the last three fits point; stops {PATIENCE} values after the "
     f"lowest log-loss, once it has fallen, or at {HOPELESS:g} times that of the largest",
     "l2_at_smallest": "the classes of the split are so well apart that a smaller one always lowers the log-loss",
-    "l2_walk_tolerance": f"up to {WALK[0]:g} times looser; of the values up to {100 * WALK[1]:g} % above the lowest "
-    "log-loss, the best one is found with the tolerance that is stated, or before that if only one is left",
+    "l2_walk_tolerance": f"up to {WALK[0]:g} times looser, with products in float32 from {COARSE:g} times on; of the "
+    f"values up to {100 * WALK[1]:g} % above the lowest log-loss, the best one is found with the tolerance that is "
+    "stated, or before that if only one is left",
     "l2_at_1_label": STRENGTH_AT_1_LABEL,
     "l2_where_fewer_can_be_held_out_than_there_are_classes": STRENGTH_AT_FEW,
 }
@@ -113,12 +116,17 @@ def choose_strength(x: Float[np.ndarray, "n r"], labels: Int[np.ndarray, " n"], 
     if held_out.sum() < labels.max() + 1:
         return STRENGTH_AT_FEW
     at_zero = slope_at_zero(x, labels, shares)
+    x_coarse = x.astype(np.float32)
     merits: dict[float, float] = {}
 
     def tried(strength: float, start: Layers | None, looser: float) -> tuple[Layers, float]:
         # Where classes are told apart well, the log-loss is small, and the difference of two is smaller still.
         looser = max(1.0, looser * min([1.0, *merits.values()]) ** 2)
-        layers = solve(x, labels, shares, strength, start, looser, at_zero)
+        layers = None
+        if looser >= COARSE:
+            with suppress(RuntimeError):  # where rounding errors stop the search after all
+                layers = solve(x_coarse, labels, shares, strength, start, looser, at_zero)
+        layers = layers or solve(x, labels, shares, strength, start, looser, at_zero)
         return layers, float(losses(layers, x, labels)[held_out].mean())
 
     # From strong to weak, each fit starting where the ones before it point.

@@ -31,9 +31,10 @@ class Layers(NamedTuple):
     bias: Float[np.ndarray, "p c"]
 
     def logits(self, x: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "n p c"]:
-        """W x + b of each layer."""
-        product: Array = x @ self.weight.reshape(self.bias.size, x.shape[1]).T
-        return product.reshape(len(x), *self.bias.shape) + self.bias
+        """W x + b of each layer, in the precision of x."""
+        weight, bias = self.weight.astype(x.dtype), self.bias.astype(x.dtype)
+        product: Array = x @ weight.reshape(bias.size, x.shape[1]).T
+        return product.reshape(len(x), *bias.shape) + bias
 
 
 def solve(
@@ -47,7 +48,8 @@ def solve(
 ) -> Layers:
     """The optimum of each of the P problems at the head of this file, searched from `start` (zero by default).
 
-    x should be in the coordinates of its principal axes: in others the search takes longer.
+    x should be in the coordinates of its principal axes: in others the search takes longer. The products have its
+    precision; in float32, only a loose search converges.
     looser: times the tolerance. at_zero: `slope_at_zero`, where it is known.
     Raises RuntimeError if the solver does not converge.
     """
