@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, open_train_test
@@ -19,7 +20,7 @@ from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_number, check_suffix, check_used, check_whole, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
-from stepclr.evaluation.prepare import MIN_AREA, all_logits, prepare, training_defaults
+from stepclr.evaluation.prepare import MIN_AREA, PreparedImages, all_logits, prepare, training_defaults
 from stepclr.evaluation.results import (
     FINETUNING,
     MAX_CLASSES,
@@ -193,7 +194,7 @@ def finetune(
             progress(next(done), total)
 
     predictions: dict[LabelsPerClass, list[NDArray[np.int64]]] = {}
-    probabilities = np.zeros((0, 0), np.float32)  # of the classifier that is saved
+    logits_of_saved: Float[Tensor, "m c"] | None = None
     for split in splits:
         announce(f"fine-tuning, {labels_words(split.labels_per_class)}")
         classifier = finetuned(initial, images.train, split, settings, after_step)
@@ -203,40 +204,22 @@ def finetune(
             logits = all_logits(classifier, images.test)
             predictions.setdefault(split.labels_per_class, []).append(ranking(logits.numpy()))
             if split is saved:
-                probabilities = logits.softmax(1).numpy()
+                logits_of_saved = logits
 
-    truth, classes = images.test.labels, images.classes  # the one place that reads the labels
+    # From here on, the labels of the test images are read.
     labels = {split.labels_per_class: len(split.indices) for split in splits}
     rows = [
-        score("finetuned", budget, labels[budget], ranked, truth, images.clean, classes)
+        score("finetuned", budget, labels[budget], ranked, images.test.labels, images.clean, images.classes)
         for budget, ranked in predictions.items()
     ]
-    made: dict[str, Any] = {
-        "file": os.path.abspath(path),
-        "labels_per_class": saved.labels_per_class,
-        "labels": len(saved.indices),
-        "draw": saved.number,
-        "top1": None,
+    protocol = {
+        "run": from_anywhere(run),
+        "start": start,
+        **images.protocol,
+        "methods": {"finetuned": settings.describe()},
+        **_about_the_saved(path, saved, images, logits_of_saved),
     }
-    mistakes: dict[str, Any] = {"confusion": None, "unsure": []}
-    if scored:
-        names, ranked = images.test.names, predictions[saved.labels_per_class][saved.number]
-        made |= measures(ranked, truth)
-        mistakes["unsure"] = least_certain(probabilities, truth, classes, names)
-        if len(classes) <= MAX_CLASSES:
-            budget = saved.labels_per_class
-            mistakes["confusion"] = confusion("finetuned", budget, [ranked[:, 0]], truth, classes, names)
-    scores = Scores(
-        rows,
-        {
-            "run": from_anywhere(run),
-            "start": start,
-            "classifier": made,
-            **images.protocol,
-            "methods": {"finetuned": settings.describe()},
-            **mistakes,
-        },
-    )
+    scores = Scores(rows, protocol)
     if folder.folder.is_dir():
         folder.write(FINETUNING, json.dumps(scores.to_dict(), indent=2) + "\n")
     return scores
@@ -259,6 +242,31 @@ def finetuned(
     if not is_finite(classifier):
         raise Diverged(f"fine-tuning diverged with lr {settings.peak:g}: a weight is not finite; try a lower lr")
     return classifier
+
+
+def _about_the_saved(
+    path: Path, split: Split, images: PreparedImages, logits: Float[Tensor, "m c"] | None
+) -> dict[str, Any]:
+    """What the protocol says of the classifier that is saved, of `split`; `logits` of the test images, if any."""
+    made = {
+        "file": os.path.abspath(path),
+        "labels_per_class": split.labels_per_class,
+        "labels": len(split.indices),
+        "draw": split.number,
+        "top1": None,
+    }
+    if logits is None:
+        return {"classifier": made, "confusion": None, "unsure": []}
+    truth, names, classes = images.test.labels, images.test.names, images.classes
+    ranked = ranking(logits.numpy())
+    table = None
+    if len(classes) <= MAX_CLASSES:
+        table = confusion("finetuned", split.labels_per_class, [ranked[:, 0]], truth, classes, names)
+    return {
+        "classifier": made | measures(ranked, truth),
+        "confusion": table,
+        "unsure": least_certain(logits.softmax(1).numpy(), truth, classes, names),
+    }
 
 
 def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
