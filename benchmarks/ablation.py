@@ -1,0 +1,103 @@
+"""Which parts of the recipe matter? The recipe `cifar10`, and the same with one part changed, for as many epochs each.
+
+    python benchmarks/ablation.py TRAIN TEST [--epochs 6] [--seeds 0,1] [--out ablation.jsonl]
+
+TRAIN and TEST are folders with a folder a class (all of CIFAR-10: 50,000 and 10,000 images); labels only score. No
+variant takes a step longer than the recipe's, so that equal epochs are equal minutes. Each encoder is scored by
+`stepclr.evaluate` with all labels of TRAIN on all of TEST: weighted kNN (k = 20, T = 0.1) and linear evaluation. With
+--out, each row is added to the file as it comes, and a later call skips those that are there.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from rows import Stored
+from timm.models.resnet import BasicBlock
+from torch import nn
+
+import stepclr
+from stepclr.pretraining.model import SimCLR, build_model
+from stepclr.recipes import recipe_config
+
+RECIPE = "cifar10"
+
+
+def blocks_begin_with_their_branch(model: SimCLR) -> None:
+    """The last BatchNorm of each residual block begins with gamma 1; the recipe's begins with 0, as the identity."""
+    for block in model.encoder.modules():
+        if isinstance(block, BasicBlock):
+            nn.init.ones_(block.bn2.weight)  # type: ignore[arg-type]
+
+
+def no_shift(model: SimCLR) -> None:
+    """The head's last BatchNorm has no shift, as in the code of SimCLR's authors."""
+    model.head.get_submodule("4").bias.requires_grad_(False)
+
+
+def no_last_batchnorm(model: SimCLR) -> None:
+    """The head ends with its last linear layer."""
+    del model.head[-1]  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the recipe: settings, or what was done to the new model."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    change: Callable[[SimCLR], None] | None = None
+
+
+VARIANTS = {
+    "the recipe": Variant(),
+    "decoupled loss": Variant({"loss": "dcl"}),
+    "temperature 0.2": Variant({"temperature": 0.2}),
+    "gamma of the blocks begins at 1": Variant(change=blocks_begin_with_their_branch),
+    "head without its last shift": Variant(change=no_shift),
+    "head without its last BatchNorm": Variant(change=no_last_batchnorm),
+}
+
+
+def scores(variant: Variant, train: Path, test: Path, epochs: float, seed: int) -> dict[str, float]:
+    """kNN and linear accuracy of an encoder that was pretrained on TRAIN, given no labels: there is no kNN to watch."""
+
+    def build(*given: Any) -> SimCLR:
+        model = build_model(*given)
+        if variant.change:
+            variant.change(model)
+        return model
+
+    images = stepclr.open_images(train)
+    images = replace(images, classes=[], labels=images.labels * 0 - 1)
+    config = replace(recipe_config(RECIPE), epochs=epochs, seed=seed, **variant.settings)
+    with tempfile.TemporaryDirectory() as out, patch("stepclr.pretraining.api.build_model", build):
+        stepclr.pretrain(images, Path(out) / "run", config=config, progress=False)
+        rows = stepclr.evaluate(Path(out) / "run", train, test, baselines=()).rows
+    of = {row.method: row.mean for row in rows}
+    return {"knn": of["knn"], "linear": of["simclr"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("train", type=Path)
+    parser.add_argument("test", type=Path)
+    parser.add_argument("--epochs", type=float, default=6)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    stored = Stored(given.out, "cpu", quick=False)
+    for seed, (name, variant) in product(map(int, given.seeds.split(",")), VARIANTS.items()):
+        row = f"{name}, {given.epochs:g} epochs, seed {seed}"
+        if row not in stored.done:
+            result = scores(variant, given.train, given.test, given.epochs, seed)
+            stored.add(row, result, measured=True)
+            print(f"{row}: {result}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
