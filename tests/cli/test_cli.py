@@ -143,6 +143,35 @@ main(sys.argv[1:])
         assert ended.stderr == "loading PyTorch, which takes a few seconds\nnow\n"
 
 
+@pytest.mark.parametrize(
+    ("last", "code"), [("sys.exit()", 0), ("sys.exit(7)", 7), ("sys.exit('why')", 1), ("raise ValueError", 1)]
+)
+def test_the_program_ends_only_when_all_is_done(last: str, code: int) -> None:
+    """It ends without taking its modules apart: not before threads have ended, handlers are called and all is said."""
+    program = f"""
+import atexit, sys, threading, time
+import stepclr.cli, stepclr.__main__
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+def main():
+    stepclr.cli.kept = Kept()
+    atexit.register(print, "handler")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("x" * 100_000))).start()
+    {last}
+
+stepclr.cli.main = main
+stepclr.__main__.program()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.stdout == "x" * 100_000 + "\nhandler\n"
+    assert ended.returncode == code
+    assert ("why" in ended.stderr) == ("why" in last)
+    assert ("Traceback" in ended.stderr) == ("ValueError" in last)
+
+
 def test_help_names_every_command_source_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     shown = capsys.readouterr().out
