@@ -10,6 +10,7 @@ from rich.console import Console
 from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, top_k_accuracy_score
 
 from stepclr.evaluation.results import ClassScore, Score, Scores, Summary, measures, ranking, score, summarize
+from stepclr.evaluation.seeds import over_seeds
 from stepclr.tools.scores import class_table, is_unbalanced, measures_for, notes, paired_lines, score_table
 
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -168,3 +169,17 @@ def test_scores_of_an_earlier_version_are_still_read() -> None:
     assert scores.rows == [Score("simclr", 10, 0.5, None, [0.5])]
     assert "50.0 %" in shown(score_table(scores))
     assert class_table(scores) is None
+
+
+def test_seeds_have_the_spread_of_the_clean_scores_too() -> None:
+    truth, clean = np.array([0, 0, 1]), np.array([True, False, True])
+    of_seeds = [
+        score("knn", 1, 2, [np.array(predicted)[:, None]], truth, clean, ["a", "b"])
+        for predicted in ([0, 1, 1], [1, 0, 1])
+    ]
+    (row,) = over_seeds([Scores([of_seed], {}) for of_seed in of_seeds])
+    assert (row.values, row.clean_values) == ([2 / 3, 2 / 3], [1.0, 0.5])
+    assert row.clean_std == pytest.approx(np.std([1.0, 0.5], ddof=1))
+    assert row.clean_balanced_accuracy is not None
+    assert row.clean_balanced_accuracy.values == [1.0, 0.5]
+    assert row.labels == 2

@@ -1,5 +1,6 @@
 """What evaluation reports: a score for each method and number of labels, and which classes are confused."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -123,6 +124,10 @@ class Scores:
                 del row[name]
         return stored
 
+    def to_json(self) -> str:
+        """The text of the file: `to_dict`, where a number that was given as NumPy's is a plain one."""
+        return json.dumps(self.to_dict(), indent=2, default=np.generic.item) + "\n"
+
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Scores":
         """The inverse of `to_dict`. Raises LookupError, TypeError or AttributeError for another structure."""
@@ -152,14 +157,19 @@ def score(
 
     labels: the number of labels of a split. truth: positions in `classes`.
     """
-    whole = summaries(ranked, truth)
-    top1 = whole.pop("top1")
-    fields: dict[str, Any] = {**whole, "per_class": _per_class(ranked, truth, classes)}
+    fields = fields_of(summaries(ranked, truth))
     if not clean.all():
-        of_clean = summaries([of_split[clean] for of_split in ranked], truth[clean])
-        fields |= {f"clean_{name}": value for name, value in asdict(of_clean.pop("top1")).items()}
-        fields |= {f"clean_{name}": value for name, value in of_clean.items()}
-    return Score(method, labels_per_class, top1.mean, top1.std, top1.values, labels, **fields)
+        fields |= fields_of(summaries([of_split[clean] for of_split in ranked], truth[clean]), clean=True)
+    per_class = _per_class(ranked, truth, classes)
+    return Score(method, labels_per_class, labels=labels, per_class=per_class, **fields)
+
+
+def fields_of(measured: Mapping[str, Summary], clean: bool = False) -> dict[str, Any]:
+    """The fields of a `Score` that hold these measures: "top1", which has fields of its own, and any of MEASURES."""
+    fields: dict[str, Any] = {name: summary for name, summary in measured.items() if name != "top1"}
+    if "top1" in measured:
+        fields |= asdict(measured["top1"])
+    return {f"clean_{name}": value for name, value in fields.items()} if clean else fields
 
 
 def summaries(ranked: Sequence[Int[np.ndarray, "m k"]], truth: Int[np.ndarray, " m"]) -> dict[str, Summary]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from stepclr.config import SETTINGS
 from stepclr.errors import StepclrError
-from stepclr.evaluation.results import MEASURES, Score, Scores, summarize
+from stepclr.evaluation.results import MEASURES, Score, Scores, fields_of, summarize
 from stepclr.evaluation.splits import LabelsPerClass
 from stepclr.pretraining.run import Run
 
@@ -49,12 +49,14 @@ def over_seeds(of_runs: Sequence[Scores]) -> list[Score]:
                 of_method.setdefault((row.method, row.labels_per_class), []).append(row)
     rows = []
     for (name, labels), of_seeds in of_method.items():
-        top1 = summarize([row.mean for row in of_seeds])
-        others: dict[str, Any] = {}
-        for measure in MEASURES:
-            summaries = [row.summary(measure) for row in of_seeds]
-            if all(summaries):
-                others[measure] = summarize([summary.mean for summary in summaries if summary])
+        fields: dict[str, Any] = {}
+        for clean in (False, True):
+            over_runs = {}
+            for measure in ("top1", *MEASURES):
+                means = [summary.mean for row in of_seeds if (summary := row.summary(measure, clean))]
+                if means:  # all runs have the same measures
+                    over_runs[measure] = summarize(means)
+            fields |= fields_of(over_runs, clean)
         over = f"{name} over {len(of_seeds)} seeds"
-        rows.append(Score(over, labels, top1.mean, top1.std, top1.values, of_seeds[0].labels, **others))
+        rows.append(Score(over, labels, labels=of_seeds[0].labels, **fields))
     return rows
