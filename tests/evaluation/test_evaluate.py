@@ -723,3 +723,43 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path: Path, tr
     (second / "config.json").unlink()
     with pytest.raises(StepclrError, match="is not the folder of a run"):
         stepclr.evaluate(first, train, test, seeds=[second])
+
+
+def test_another_run_is_a_baseline_by_any_kind_of_path(
+    run: Path, train: ImageSet, test: ImageSet, tmp_path: Path
+) -> None:
+    other = untrained_run(tmp_path / "other", seed=1)
+    for given in (str(other), other, stepclr.Run(other), [stepclr.Run(other)]):
+        rows = stepclr.evaluate(run, train, test, 2, draws=1, probe=(), baselines=given).rows
+        assert [row.method for row in rows] == [str(other)]
+
+
+def test_a_run_may_have_the_name_of_a_method(
+    train: ImageSet, test: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    untrained_run(tmp_path / "pixels")
+    untrained_run(tmp_path / "simclr")
+    scores = stepclr.evaluate("pixels", train, test, baselines="pixels")
+    assert scores.protocol["confusion"]["method"] == "simclr"
+    with pytest.raises(StepclrError, match="unknown baseline 'simclr'"):
+        stepclr.evaluate("pixels", train, test, baselines="simclr")
+
+
+def test_numbers_may_be_numpy_s() -> None:
+    """A loop over `numpy.arange` gives such seeds."""
+    scores = Scores([], {"seed": np.int64(1), "methods": {"knn": {"T": np.float32(0.5)}}})
+    assert json.loads(scores.to_json())["protocol"] == {"seed": 1, "methods": {"knn": {"T": 0.5}}}
+
+
+def test_a_class_none_of_whose_images_can_be_read_is_named(run: Path, test: ImageSet, tmp_path: Path) -> None:
+    for i, image in enumerate(test.read(range(9))):
+        path = tmp_path / "train" / CLASSES[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    for path in (tmp_path / "train" / "bee").iterdir():
+        path.write_bytes(b"")
+    for scored_on in ({"test": test}, {"holdout": 0.4}):
+        with pytest.raises(StepclrError, match="train: no image of class 'bee' can be read") as error:
+            stepclr.evaluate(run, tmp_path / "train", **scored_on)
+        assert one_line(error)

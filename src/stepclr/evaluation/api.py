@@ -3,7 +3,6 @@
 All predictions are made first; then the labels of the test images are read, once, so nothing can be chosen on them.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -49,6 +48,7 @@ PROBES = {"linear": "simclr", "sgd": "sgd", "knn": "knn"}  # and the method that
 SCRATCH_STEPS, DRAWS = 1000, 5
 BASELINES = ("pixels", "random", "scratch")  # or another encoder; or START, where training began with weights
 READY = ("simclr", "knn")  # methods whose features there are from the start
+Named = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]  # a name, or one string with commas, or several
 Json = dict[str, Any]
 
 
@@ -92,7 +92,7 @@ def evaluate(
     *,
     holdout: float | None = None,
     probe: str | Iterable[str] = ("linear", "knn"),
-    baselines: str | Iterable[str] = ("pixels", "random"),
+    baselines: Named = ("pixels", "random"),
     scratch_steps: int = SCRATCH_STEPS,
     finetune: bool = False,
     knn_k: int = NEIGHBORS,
@@ -178,7 +178,7 @@ def evaluate(
         scores.protocol["seeds"] = {str(each.folder.resolve()): each.config.seed for each in [folder, *others]}
     given.left(0.0)
     if folder.folder.is_dir() and given.world.first:
-        folder.write(EVALUATION, json.dumps(scores.to_dict(), indent=2) + "\n")
+        folder.write(EVALUATION, scores.to_json())
     return scores
 
 
@@ -221,7 +221,7 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
         score(name, budget, labels[budget], [fit.ranked for fit in fits], truth, images.clean, images.classes)
         for (name, budget), fits in predictions.items()
     ]
-    whose = [os.fspath(run), *OF_THE_RUN]
+    whose = OF_THE_RUN if timm_name(run) is None else (os.fspath(run), *OF_THE_RUN)
     protocol = {
         "run": from_anywhere(run),
         "started_from": weights,
@@ -246,7 +246,7 @@ def _prepared(encoder: Encoder, names: list[str], given: _Given, work: Work) -> 
     return prepare(encoder, given.train, given.test, *drawing, given.world, given.announce, *counted)
 
 
-def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], finetune: bool) -> list[str]:
+def _method_names(probe: str | Iterable[str], baselines: Named, finetune: bool) -> list[str]:
     """The methods to score, in the order of the table; other encoders come after the baselines."""
     wanted = [PROBES[name] for name in _names("probe", probe, PROBES)] + _names(
         "baseline", baselines, (*BASELINES, START)
@@ -261,11 +261,13 @@ def _method_names(probe: str | Iterable[str], baselines: str | Iterable[str], fi
     return list(dict.fromkeys([*known[: len(known) - len(of_the_run)], *others, *of_the_run]))
 
 
-def _names(what: str, given: str | Iterable[str], choices: Iterable[str]) -> list[str]:
+def _names(what: str, given: Named, choices: Iterable[str]) -> list[str]:
+    if isinstance(given, str):
+        given = given.split(",") if given else ()
     names = []
-    for name in given.split(",") if isinstance(given, str) and given else given:  # "" is none
-        name = name.strip()
-        is_encoder = timm_name(name) is not None or os.path.exists(name)
+    for each in [given] if isinstance(given, os.PathLike) else given:
+        name = os.fspath(each).strip()
+        is_encoder = name not in METHODS and (timm_name(name) is not None or os.path.exists(name))
         names.append(name if is_encoder and what == "baseline" else choose(what, name, choices))
     return names
 
@@ -278,7 +280,7 @@ def _other_encoders(
     Where training began with `weights`, "start" takes the place of "random". An encoder of timm has the row timm:NAME.
     """
     if START in names and weights is None:
-        raise StepclrError(f"the encoder was trained from a random initialization: its baseline is random, not {START}")
+        raise StepclrError(f"no weights are known that {run.folder} began with: its baseline is random, not {START}")
     if weights and START not in names:
         names = [START if name == "random" else name for name in names]
     others = {name: load_encoder(name) for name in names if name not in METHODS}

@@ -88,6 +88,9 @@ def prepare(
 
     decoding, representing = announced(decoding), announced(representing)
     train, h, train_counts = _readable(encoder, train, classes, world, decoding, representing)
+    lost = [name for name, count in class_counts(train).items() if not count]
+    if lost:
+        raise StepclrError(f"{train.source}: no image of class {lost[0]!r} can be read")
 
     # Test images are a set of their own, a part of train that is held out, or there are none.
     test_counts, shared, clean, drawn = None, None, np.ones(0, bool), None
