@@ -35,7 +35,7 @@ from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import Supervised, logits, train_classifier
 from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.optim import LARS, lr_multiplier
-from stepclr.tools.label_chart import label_chart
+from stepclr.tools.label_chart import label_chart, label_curves
 from stepclr.tools.scores import paired_lines, score_table
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
@@ -478,6 +478,24 @@ def test_the_curve_has_a_line_a_method_and_a_tick_a_budget() -> None:
     assert drawn == {"simclr": [[1, 0.5], [10, 0.7], [30, 0.9]], "knn": [[10, 0.6], [30, 0.8]]}
     assert "photos/" in axes.get_title()
     assert axes.get_legend() is not None
+
+
+def test_a_share_stands_where_its_labels_are() -> None:
+    """Of a share, each class has at least one label."""
+    rows = [Score("simclr", share, 0.5, None, [0.5], labels) for share, labels in (("1%", 2), ("10%", 6), ("all", 60))]
+    scores = Scores(rows, {"classes": ["a", "b"], "train": {"images": 60}})
+    assert [labels for labels, _, _ in label_curves(scores)["simclr"]] == [1, 3, 30]
+
+
+def test_names_are_text_in_the_chart() -> None:
+    names = ["_runs/$a_$", "simclr"]
+    rows = [Score(name, labels, 0.5, None, [0.5]) for name in names for labels in (1, 2)]
+    protocol = {"run": "r", "classes": ["a", "b"], "train": {"images": 60}, "draws": 1, "methods": {names[0]: {}}}
+    figure = label_chart(Scores(rows, protocol | {"test": {"source": "$x_$y/", "images": 5}}))
+    figure.savefig(io.BytesIO())
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == names
 
 
 def test_paired_lines_compare_what_saw_the_same_labels() -> None:

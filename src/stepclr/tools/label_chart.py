@@ -27,8 +27,9 @@ def _labels(row: Score, scores: Scores) -> float:
     protocol = scores.protocol
     if isinstance(row.labels_per_class, int):
         return float(row.labels_per_class)
-    share = share_of(row.labels_per_class) or 1.0
-    return float(share * protocol["train"]["images"] / len(protocol["classes"]))
+    # Of a share, each class has at least one label. Files of earlier versions do not have `labels`.
+    labels = row.labels or (share_of(row.labels_per_class) or 1.0) * protocol["train"]["images"]
+    return float(labels / len(protocol["classes"]))
 
 
 def label_chart(scores: Scores) -> "Figure":
@@ -39,7 +40,8 @@ def label_chart(scores: Scores) -> "Figure":
     protocol = scores.protocol
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xscale="log")
-    for name, points in label_curves(scores).items():
+    curves = label_curves(scores)
+    for name, points in curves.items():
         x, mean, std = zip(*points, strict=True)
         style = method_of(name, scores)
         assert style is not None
@@ -54,9 +56,11 @@ def label_chart(scores: Scores) -> "Figure":
     title = f"{protocol['test']['images']:,} images of {protocol['test']['source']}"
     if protocol.get("started_from"):
         title += f"\n{START}: {protocol['started_from']}"
-    axes.set_title(title)
+    # A name is text: it has no formula between $ and $, and an underscore before it does not hide it.
+    axes.set_title(title, parse_math=False)
+    for text in axes.legend(axes.containers, list(curves)).get_texts():
+        text.set_parse_math(False)
     axes.grid(alpha=0.3)
-    axes.legend()
     return figure
 
 
