@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small import call, checksum
+from torch import nn
 from torch.optim import SGD, Optimizer
 
 import stepclr
@@ -330,6 +331,21 @@ def test_a_weight_that_is_not_finite_is_reported(run: Path, train: ImageSet) -> 
     with pytest.raises(Diverged, match=r"lr 1e\+30"):
         stepclr.finetune(run, train, lr=1e30, **SHORT)
     assert not (run / "classifier.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["module:Sequential", "a network of timm"])
+def test_what_dropout_draws_comes_from_the_seed(name: str, train: ImageSet) -> None:
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5)]
+    initial = InitialWeights(build_encoder(nn.Sequential(*layers), size=28).eval())
+    initial.encoder.name = name
+    split, settings = Split(16, 0, np.arange(16), seed=3), FinetuneSettings(epochs=1)
+    generator = torch.get_rng_state()
+    made = []
+    for _ in range(2):
+        made.append(checksum(finetuned(initial, train, split, settings)))
+        assert torch.equal(torch.get_rng_state(), generator)
+        generator = torch.manual_seed(5).get_state()
+    assert made[0] == made[1]
 
 
 # What is refused

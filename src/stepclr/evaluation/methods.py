@@ -227,8 +227,7 @@ def _linear(task: Task, features_of: Callable[[int], Features], description: str
 def _each(task: Task) -> Each:
     """How the networks of several splits are trained: on the CPU side by side where each is small.
 
-    A module of the user's own may draw from torch's generator while it is trained (dropout), so that the order counts,
-    and images that are decoded as they are read are not for several threads.
+    A module of the user's own may not be for several threads, nor are images that are decoded as they are read.
     """
     encoder, store = task.encoder, task.images.train.store
     small = encoder.size <= SMALL and encoder.mean.device.type == "cpu"

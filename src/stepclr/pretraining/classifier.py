@@ -6,6 +6,7 @@ stage), and the baseline that learns from scratch.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,6 +21,7 @@ from stepclr.config import ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.device import seeded, stop_if_unwanted
+from stepclr.model.build import OWN_MODULE
 from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
 from stepclr.model.encoder import Encoder
@@ -73,8 +75,9 @@ def train_classifier(
 ) -> Classifier:
     """Train in place by cross-entropy on one crop-and-flip view per image; returned in eval mode, on its device.
 
-    images: labels are positions in `classifier.classes`, each at least 0. A function of the arguments: batch order and
-    views come from `seed`. With `freeze` the encoder, its BatchNorm statistics and kept head layers stay bit for bit.
+    images: labels are positions in `classifier.classes`, each at least 0. A function of the arguments: batch order,
+    views and what dropout draws come from `seed`. With `freeze` the encoder, its BatchNorm statistics and kept head
+    layers stay bit for bit.
     """
     device = classifier.device
     classifier.min_area, classifier.flip = settings.min_area, settings.flip
@@ -86,7 +89,9 @@ def train_classifier(
     policy = [HorizontalFlip(settings.flip)]
     views = Views(policy, encoder.size, min_area=settings.min_area, views=1, channels=encoder.channels)
     feed = islice(endless(images, seed, settings.batch_size, device=device), settings.steps)
-    with cpu_convolutions(classifier):
+    # torch has one generator for all threads: networks that draw from it are trained one after another.
+    drawing = seeded(seed) if not settings.freeze and draws(classifier) else nullcontext()
+    with drawing, cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
             stop_if_unwanted()
             set_lr(optimizer, lr_multiplier(step, settings.steps, warmup_steps=0))
@@ -100,6 +105,13 @@ def train_classifier(
             if after_step:
                 after_step()
     return classifier.eval().requires_grad_(True)
+
+
+def draws(classifier: Classifier) -> bool:
+    """Whether it draws random numbers in training: by dropout or stochastic depth, or perhaps in a module of a user."""
+    layers = [layer for layer in classifier.modules() if "Drop" in type(layer).__name__]
+    rates = [getattr(layer, name, 0) for layer in layers for name in ("p", "drop_prob", "prob")]
+    return any(rates) or classifier.encoder.name.startswith(OWN_MODULE)
 
 
 def logits(
