@@ -397,6 +397,11 @@ def damage(run: Path, what: str) -> None:
         ("", "finetune RUN --train sample:train --batch-size 1", "--batch-size must be at least 2"),
         ("", "finetune RUN --train sample:train --lr 0", "lr must be above 0"),
         ("", "finetune RUN --train sample:train --out c.pt", "must end in .safetensors"),
+        (
+            "",
+            "finetune RUN --train sample:train --out RUN/encoder.safetensors",
+            "RUN/encoder.safetensors exists and is not a classifier: choose another --out",
+        ),
         ("", "finetune nowhere --train sample:train", "nowhere has no encoder.safetensors"),
         ("", "finetune RUN/encoder.safetensors --train sample:train --from head.1", "is not the folder of a run"),
         ("no checkpoint", "finetune RUN --train sample:train --from head.1", "no checkpoint"),

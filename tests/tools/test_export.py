@@ -20,7 +20,7 @@ from torch import Tensor
 
 import stepclr
 from stepclr.cli import main
-from stepclr.model.files import save_classifier, save_encoder
+from stepclr.model.files import load_classifier, save_classifier, save_encoder
 from stepclr.tools.export import formats
 from stepclr.tools.export.convert import Export, ExportMismatchError
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of
@@ -296,6 +296,15 @@ def test_the_card_has_no_scores_of_other_weights(run: stepclr.Run, tmp_path: Pat
     text = stepclr.export(other, tmp_path / "out", "safetensors").card.read_text()
     assert "None: the scores in evaluation.json belong to other weights." in text
     assert "±" not in text
+
+
+def test_the_card_of_a_classifier_has_no_scores_of_another(run: stepclr.Run, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run.folder, tmp_path / "other")) / "classifier.safetensors"
+    classifier = load_classifier(other)
+    classifier.linear.bias.data.add_(0.01)
+    save_classifier(classifier, other)
+    text = stepclr.export(other, tmp_path / "out", "safetensors").card.read_text()
+    assert "None: the scores in finetune.json belong to other weights." in text
 
 
 def test_weights_without_a_run_say_so(run: stepclr.Run, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Fine-tuning: the whole network learns from few labels (SimCLR App. B.5, SimCLRv2 section 3)."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ from stepclr.evaluation.splits import LabelsPerClass, Split, check_draws, labels
 from stepclr.io import check_writable
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
-from stepclr.model.files import CLASSIFIER, save_classifier
+from stepclr.model.files import CLASSIFIER, is_classifier, save_classifier, state_checksum
 from stepclr.model.timm_weights import from_anywhere
 from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import steps_per_epoch
@@ -200,6 +199,7 @@ def finetune(
         classifier = finetuned(initial, images.train, split, settings, after_step)
         if split is saved:
             save_classifier(classifier, path)
+            checksum = state_checksum(classifier.state_dict())
         if scored:
             logits = all_logits(classifier, images.test)
             predictions.setdefault(split.labels_per_class, []).append(ranking(logits.numpy()))
@@ -217,11 +217,11 @@ def finetune(
         "start": start,
         **images.protocol,
         "methods": {"finetuned": settings.describe()},
-        **_about_the_saved(path, saved, images, logits_of_saved),
+        **_about_the_saved(path, checksum, saved, images, logits_of_saved),
     }
     scores = Scores(rows, protocol)
     if folder.folder.is_dir():
-        folder.write(FINETUNING, json.dumps(scores.to_dict(), indent=2) + "\n")
+        folder.write(FINETUNING, scores.to_json())
     return scores
 
 
@@ -245,7 +245,7 @@ def finetuned(
 
 
 def _about_the_saved(
-    path: Path, split: Split, images: PreparedImages, logits: Float[Tensor, "m c"] | None
+    path: Path, checksum: str, split: Split, images: PreparedImages, logits: Float[Tensor, "m c"] | None
 ) -> dict[str, Any]:
     """What the protocol says of the classifier that is saved, of `split`; `logits` of the test images, if any."""
     made = {
@@ -253,6 +253,7 @@ def _about_the_saved(
         "labels_per_class": split.labels_per_class,
         "labels": len(split.indices),
         "draw": split.number,
+        "sha256": checksum,
         "top1": None,
     }
     if logits is None:
@@ -280,4 +281,6 @@ def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
             raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
     check_suffix(path, [".safetensors"])
     check_writable(path)
+    if path.exists() and not is_classifier(path):  # such as the run's own encoder
+        raise StepclrError(f"{path} exists and is not a classifier: choose another out")
     return path

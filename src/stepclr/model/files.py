@@ -142,6 +142,15 @@ def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> Non
     _save(classifier, classifier.encoder, values, path)
 
 
+def is_classifier(path: Path) -> bool:
+    """Whether this is the file of a classifier, by its metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "labels" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
 def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = None) -> Classifier:
     """The classifier in a file, or in a run's folder as `classifier.safetensors`, in eval mode.
 

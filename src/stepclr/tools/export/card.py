@@ -168,7 +168,7 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
     try:
         scores = Scores.from_dict(json.loads(path.read_bytes()))
         protocol = scores.protocol
-        if not _is_of(protocol, source, network):
+        if not _is_of(protocol, network):
             yield f"None: the scores in {path.name} belong to other weights."
             return
         shown = shown_measures(scores)
@@ -190,11 +190,11 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
 
 
-def _is_of(protocol: dict[str, Any], source: Path, network: Network) -> bool:
+def _is_of(protocol: dict[str, Any], network: Network) -> bool:
     """Whether the scores of this protocol are those of the exported weights."""
-    if isinstance(network, Classifier):
-        return Path(protocol["classifier"]["file"]).name == source.name
-    return protocol["encoder_sha256"]["after"] == state_checksum(network.state_dict())
+    classifies = isinstance(network, Classifier)
+    scored = protocol["classifier"].get("sha256") if classifies else protocol["encoder_sha256"]["after"]
+    return bool(scored == state_checksum(network.state_dict()))
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
@@ -22,7 +21,7 @@ from stepclr.io import check_writable, write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.files import load_classifier, load_encoder
+from stepclr.model.files import is_classifier, load_classifier, load_encoder
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.classifier import logits
 from stepclr.tools.export.card import Parity, card
@@ -94,12 +93,7 @@ def export(
 
 
 def _load(source: Path) -> Network:
-    try:
-        with safe_open(source, framework="pt") as file:
-            classifies = "labels" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        classifies = False  # load_encoder reports what is wrong
-    return load_classifier(source) if classifies else load_encoder(source)
+    return load_classifier(source) if is_classifier(source) else load_encoder(source)
 
 
 def _to_compare_on(check: Source, encoder: Encoder) -> ImageSet:

@@ -14,7 +14,7 @@ from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain
 from stepclr.evaluation.splits import labels_words
 from stepclr.metrics import in_percent
-from stepclr.model.files import CLASSIFIER, load_classifier
+from stepclr.model.files import CLASSIFIER, load_classifier, state_checksum
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
@@ -31,8 +31,8 @@ def classifier(context: Context) -> Json:
         return {}
     if context.config.teacher:
         return _facts(path) | _student(context, Path(context.config.teacher))
-    scores = _stored(context.run.folder)
-    if scores is None or Path(scores.protocol["classifier"]["file"]).resolve() != path.resolve():
+    scores = _stored(path)
+    if scores is None:
         return _facts(path)
     return finetuned(path, scores, context.opened(scores.protocol["test"] or {}))
 
@@ -64,23 +64,25 @@ def _facts(path: Path) -> Json:
     return {"file": path, "classes": classes, "scores": [], "command": shlex.join(command)}
 
 
-def _stored(folder: Path) -> Scores | None:
-    """finetune.json of a folder, or None. Raises StepclrError if it is corrupt."""
-    path = folder / FINETUNING
+def _stored(classifier: Path) -> Scores | None:
+    """The finetune.json beside a classifier, or None where there is none, or it is of another classifier.
+
+    Raises StepclrError if it is corrupt.
+    """
+    path = classifier.with_name(FINETUNING)
     try:
         scores = Scores.from_dict(json.loads(path.read_bytes()))
-        if not scores.protocol["classifier"]["file"]:
-            return None
+        checksum = scores.protocol["classifier"].get("sha256")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
-    return scores
+    return scores if checksum == state_checksum(load_classifier(classifier).state_dict()) else None
 
 
 def _student(context: Context, teacher: Path) -> Json:
     """The student beside its teacher, on the images that the teacher was scored on, where these can be read."""
-    scores = _stored(teacher if teacher.is_dir() else teacher.parent)
+    scores = _stored(teacher / CLASSIFIER if teacher.is_dir() else teacher)
     if scores is None or not scores.protocol["test"] or scores.protocol["classifier"]["top1"] is None:
         return {
             "why": f"The teacher, {teacher}, was not scored when it was fine-tuned: there is nothing to compare with."
