@@ -19,12 +19,15 @@ from window import Window
 
 import stepclr
 from stepclr.evaluation.results import Score, Scores, confusion
+from stepclr.model.files import load_classifier, save_classifier
 from stepclr.tools.images import INK, RULE
 from stepclr.tools.methods import COLORS, METHODS
 from stepclr.tools.pages import asset, breakable, lines_of
 from stepclr.tools.report import contrast as step_5
+from stepclr.tools.report.classifier import classifier
 from stepclr.tools.report.context import Context, open_context
 from stepclr.tools.report.evaluation import evaluation
+from stepclr.tools.report.plots import confusion as confusion_plot
 from stepclr.tools.report.plots import label_budget, line
 from stepclr.tools.report.training import training
 from stepclr.tools.report.verdict import verdict
@@ -228,6 +231,18 @@ def test_the_confusion_counts_rows_that_are_and_columns_that_they_are_taken_for(
         {"is": "c", "taken_for": "a", "times": 2, "names": ["t"]},
         {"is": "b", "taken_for": "c", "times": 1, "names": ["s"]},
     ]
+
+
+def test_a_class_without_a_test_image_is_not_the_worst() -> None:
+    words = confusion_plot("", ["a", "b", "c"], np.array([[3, 1, 0], [1, 1, 0], [0, 0, 0]])).words
+    assert words.endswith("Of 2 classes, a is recognized best (75 %) and b worst (50 %).")
+
+
+def test_with_all_labels_no_draw_is_claimed(run: stepclr.Run, tmp_path: Path) -> None:
+    told(run, tmp_path, lambda scores: scores["protocol"].update(labels_per_class=["all"]))
+    sentences = " ".join(evaluation(open_context(stepclr.Run(tmp_path / "copy"), None))["protocol"])
+    assert "All labels were used" in sentences
+    assert "were drawn" not in sentences
 
 
 def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -582,6 +597,15 @@ def test_a_classifier_is_on_the_page_with_its_mistakes_and_doubts(classified: tu
     assert "stepclr predict" in section
     assert "stepclr predict" in text[: text.index('<h2 id="data">')]
     assert EVIL not in text
+
+
+def test_a_classifier_keeps_its_scores_where_its_run_is_moved(classified: tuple[Path, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(classified[0], tmp_path / "moved"))
+    assert "top1" in classifier(open_context(stepclr.Run(copy), None))
+    made = load_classifier(copy)
+    made.linear.bias.data.add_(0.01)
+    save_classifier(made, copy / "classifier.safetensors")
+    assert "top1" not in classifier(open_context(stepclr.Run(copy), None))
 
 
 def test_a_student_stands_beside_its_teacher(classified: tuple[Path, Path], photos: Path, tmp_path: Path) -> None:

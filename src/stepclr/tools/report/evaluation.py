@@ -106,13 +106,18 @@ def _protocol(scores: Scores) -> list[str]:
         "of other classes": "left_out_of_other_classes",
         "unreadable": "left_out_unreadable",
     }
+    drawn = (
+        f"The labels were drawn {protocol['draws']} times (seed {protocol['seed']}); every method saw the same labels "
+        f"in each draw. Error bars show the {protocol['std']}."
+    )
+    if protocol["labels_per_class"] == ["all"]:
+        drawn = "All labels were used, so that there is one score of each method and no spread over draws."
     sentences = [
         f"The encoder {protocol['encoder']['name']} was frozen: its checksum was the same before and after.",
         f"Features: {protocol['representation']}.",
         f"The labels came from {train['images']:,} images of {train['source']}{_of_tables(train)}; "
         f"the scores are those on {test['images']:,} images of {test['source']}{_of_tables(test)}.",
-        f"The labels were drawn {protocol['draws']} times (seed {protocol['seed']}); every method saw the same labels "
-        f"in each draw. Error bars show the {protocol['std']}.",
+        drawn,
         f"The labels of the test images were {protocol['test_labels']}.",
     ]
     if protocol.get("classes_not_in_test"):

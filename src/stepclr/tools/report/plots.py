@@ -159,10 +159,10 @@ def similarities(title: str, words: str, cosine: Float[np.ndarray, "m m"]) -> Pl
 def confusion(title: str, classes: Sequence[str], matrix: Int[np.ndarray, "c c"]) -> Plot:
     """How often images of one class (rows) were taken for another (columns), as shares of the row."""
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    right = np.diag(share)
-    best, worst = int(right.argmax()), int(right.argmin())
+    right, scored = np.diag(share), np.flatnonzero(matrix.sum(1))  # nothing is known of a class without an image
+    best, worst = scored[right[scored].argmax()], scored[right[scored].argmin()]
     words = (
-        f"Rows are the true classes, columns the predicted ones. Of {len(classes)} classes, {classes[best]} is "
+        f"Rows are the true classes, columns the predicted ones. Of {len(scored)} classes, {classes[best]} is "
         f"recognized best ({whole_percent(right[best])}) and {classes[worst]} worst ({whole_percent(right[worst])})."
     )
     if len(classes) > MAX_CLASSES:
