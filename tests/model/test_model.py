@@ -407,6 +407,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], 
         (lambda _, m: m.update(name='"resnet81"'), "Did you mean 'resnet"),
         (lambda _, m: m.pop("stem"), "'stem'"),
         (lambda _, m: m.clear(), "was not written by stepclr"),
+        (lambda _, m: (m.clear(), m.update(format="pt")), "was not written by stepclr"),  # as of Hugging Face
         (lambda _, m: m.update(size="32 px"), "cannot be read"),
     ],
 )

@@ -218,7 +218,9 @@ def _save(module: nn.Module, encoder: Encoder, values: dict[str, Any], path: str
 def _read(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            metadata = file.metadata() or {}
+            own = metadata if "name" in metadata else {}  # other programs' metadata need not be JSON
+            return {name: json.loads(value) for name, value in own.items()}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise StepclrError(f"{path} cannot be read: {fault_of(error)}") from error
 
