@@ -433,6 +433,10 @@ def test_damaged_files_are_one_line(encoder: Path, photos: Path, tmp_path: Path)
     np.savez(tmp_path / "pickled.npz", embeddings=np.array([{}], dtype=object), paths=[""], labels=[0], classes=[""])
     with pytest.raises(stepclr.StepclrError, match=r"is not an \.npz written by stepclr embed"):
         open_index(tmp_path / "pickled.npz")
+    for h, label, said in ((np.nan, -1, "not finite numbers"), (0.0, 1, r"the places of its 1 classes")):
+        np.savez(tmp_path / "own.npz", embeddings=[[h, 1.0]], paths=["a"], labels=[label], classes=["b"])
+        with pytest.raises(stepclr.StepclrError, match=rf"own\.npz has .*{said}"):
+            open_index(tmp_path / "own.npz")
 
 
 @pytest.mark.parametrize(
@@ -529,6 +533,11 @@ def test_a_run_stands_for_an_index_of_its_own_images(
     assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
     assert f"{PHOTOS} images, {PHOTOS} of them new" in capsys.readouterr().out
     assert open_index(run.folder / "index").paths == stepclr.open_images(own).names
+    # One that was made in bfloat16 stays as it is.
+    shutil.rmtree(run.folder / "index")
+    assert call("embed", run.folder, own, "--out", run.folder / "index", "--precision", "bf16") == 0
+    assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
+    assert f"{PHOTOS} images, 0 of them new" in capsys.readouterr().out
     (own / "odd" / "004.jpg").unlink()
     assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
     shown = capsys.readouterr().out

@@ -259,4 +259,10 @@ def _read_npz(where: Path) -> EmbeddingIndex:
         if not same_length or paths.dtype.kind != "U" or classes.dtype.kind != "U":
             raise StepclrError(f"{where} is not an .npz written by stepclr embed: its arrays do not match each other")
         vectors, labels = vectors.astype(np.float32), labels.astype(np.int64)
+        if not -1 <= labels.min(initial=-1) <= labels.max(initial=-1) < len(classes):
+            raise StepclrError(
+                f"{where} has labels that are not -1 for none, or the places of its {len(classes)} classes"
+            )
+        if not np.isfinite(vectors).all():  # `stepclr.embed` has a row of NaN for an image that cannot be read
+            raise StepclrError(f"{where} has embeddings that are not finite numbers: leave out these images")
         return EmbeddingIndex(vectors, paths.tolist(), labels, classes.tolist(), [], "")

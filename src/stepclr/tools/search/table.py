@@ -149,12 +149,13 @@ def update_run_index(run: Path, progress: Progress | None = None) -> tuple[Index
 
     Vectors of an encoder that the run has since trained further are of no use to it: the index is built again.
     """
-    index, encoder = run / "index", load_encoder(run)
-    if (index / METADATA_FILE).is_file():
-        metadata = read_metadata(index)
-        if metadata and metadata.checksum != encoder_checksum(encoder):
-            shutil.rmtree(index)
-    return _build(encoder, run, Run(run).images(), index, progress=progress), encoder
+    index, encoder, precision = run / "index", load_encoder(run), "fp32"
+    metadata = read_metadata(index) if (index / METADATA_FILE).is_file() else None
+    if metadata and metadata.checksum == encoder_checksum(encoder):
+        precision = metadata.precision
+    elif metadata:
+        shutil.rmtree(index)
+    return _build(encoder, run, Run(run).images(), index, precision, progress), encoder
 
 
 def write_embeddings(
