@@ -246,6 +246,10 @@ def test_labels_are_for_a_recipe_that_learns_from_them(train: tuple[np.ndarray, 
     half = clone(learner).fit(stepclr.open_images((x, labels))).transform(x)
     np.testing.assert_array_equal(clone(learner).fit_transform(x, labels), half)
     assert (h != half).any()
+    names = [-1 if label < 0 else f"class {label}" for label in labels]
+    nan = np.where(labels < 0, np.nan, labels)
+    for same in (names, nan, [None if label < 0 else label for label in labels]):
+        np.testing.assert_array_equal(clone(learner).fit_transform(x, same), half)
     with pytest.raises(stepclr.StepclrError, match="needs labels"):
         learner.fit(x)
     with pytest.raises(stepclr.StepclrError, match="y must be 32 labels, one per image, not of shape"):

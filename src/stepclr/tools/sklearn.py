@@ -116,8 +116,8 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     def fit(self, X: Any, y: Any = None) -> "SimCLRTransformer":
         """Pretrain on the images of X by the recipe, or load the encoder of the run.
 
-        `y` are labels `[n]`, -1 for none; only a loss that needs labels uses them. Files that cannot be read are left
-        out. Raises StepclrError, a ValueError, for parameters that cannot be used.
+        `y` are labels `[n]`, -1, None or NaN for none; only a loss that needs labels uses them. Files that cannot be
+        read are left out. Raises StepclrError, a ValueError, for parameters that cannot be used.
         """
         run = self._run()
         settings = self._settings()
@@ -271,11 +271,12 @@ def _open_files(paths: Sequence[Path]) -> ImageSet:
 
 
 def _labeled(images: ImageSet, y: Any) -> ImageSet:
-    """`images` with the labels `y`; -1 is none, as in scikit-learn's semi-supervised learners."""
-    given = np.asarray(y)
+    """`images` with the labels `y`; -1 is none, as in scikit-learn's semi-supervised learners; so are None and NaN."""
+    given = np.asarray(y, object)  # else -1 beside texts becomes one
     if given.shape != (len(images),):
         raise StepclrError(f"y must be {len(images)} labels, one per image, not of shape {list(given.shape)}")
-    known = np.array([label != -1 for label in given.tolist()])
+    # NaN stands for no label too: it differs from itself.
+    known = np.array([label not in (-1, None) and label == label for label in given.tolist()])
     classes, numbers = np.unique(given[known], return_inverse=True)
     labels = np.full(len(given), -1)
     labels[known] = numbers
