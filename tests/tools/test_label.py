@@ -130,6 +130,10 @@ def test_the_page_of_the_next_round_has_the_labels_so_far(
     assert (written.images, written.known) == (5, 2)
     assert not set(asked) & set(first[:3])
     assert written.notes == ["images that are not asked again, because nobody was sure about them: 1"]
+    with (tmp_path / "later.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([["path", "label"], [first[2], "y"]])
+    later = stepclr.write_label_page(index, images, "x,y", 5, [labels, tmp_path / "later.csv"], tmp_path / "3.html")
+    assert (later.known, later.notes) == (3, [])
     assert data["classes"] == ["x", "y", "z"]
     assert sorted(map(tuple, data["known"])) == sorted([(first[0], "x"), (first[1], "z"), (first[2], "")])
     near = {thumbnail["path"]: thumbnail["label"] for thumbnail in data["thumbnails"]}

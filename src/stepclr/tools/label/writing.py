@@ -163,6 +163,7 @@ def _next_round(index: EmbeddingIndex, classes: list[str], n: int, files: list[P
     # An image without a clear label stays among the suggestions: what is like it would be as hard to label.
     suggested = suggest_labels(index, n + len(unsure), files, seed)
     index = suggested.index
+    unsure = {i for i in unsure if index.labels[i] < 0}  # another file may have a label of it
     present = [index.classes[label] for label in np.unique(index.labels[index.labels >= 0]).tolist()]
     classes = list(dict.fromkeys([*classes, *(present if classes else index.classes)]))
     if not classes:
@@ -223,7 +224,7 @@ def _data(images: _Round, found: _Found) -> Json:
         label = index.class_name(i)
         thumbnails.append({"path": index.paths[i], "src": src, "label": label, "item": item_of.get(i, -1)})
     known = [[index.paths[i], index.class_name(i)] for i in np.flatnonzero(index.labels >= 0).tolist()]
-    known += [[index.paths[i], ""] for i in sorted(images.unsure) if index.labels[i] < 0]
+    known += [[index.paths[i], ""] for i in sorted(images.unsure)]
     data: Json = {
         "classes": images.classes,
         "header": HEADER,
