@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 from small import call
 from touches import Forks
 
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options
-from stepclr.cli.printing import Counter
+from stepclr.cli.printing import Counter, say
 from stepclr.cli.training import PAGE_SECONDS
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
@@ -287,6 +288,15 @@ def test_no_traceback_reaches_a_user(forked: Forks) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("stepclr: unknown split")
     assert done.stderr.count("\n") == 1
+
+
+def test_no_name_in_a_table_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("class\x1b[2J", title="of \x1b]0;photos\x07")
+    table.add_row("[red]a :train:\r\x1b[31m")
+    say(table)
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\r"} & set(shown)
+    assert r"[red]a :train:\r\x1b[31m" in shown
 
 
 def test_a_stream_without_letters_gets_escapes(monkeypatch: pytest.MonkeyPatch) -> None:

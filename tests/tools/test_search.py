@@ -448,6 +448,7 @@ def test_damaged_files_are_one_line(encoder: Path, photos: Path, tmp_path: Path)
         (["INDEX"], "search takes an index and images"),
         (["INDEX", "q.jpg", "-k", "0"], "k must be at least 1"),
         (["INDEX", "q.jpg", "--out", "sheet.pgn"], "is not an image format"),
+        (["INDEX", "q.jpg", "--out", "sheet.psd"], "is not an image format"),  # Pillow reads it, but cannot write it
     ],
 )
 def test_a_bad_query_gets_one_line(

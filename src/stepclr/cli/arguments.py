@@ -133,7 +133,7 @@ def image_format(out: Path, option: str = "--out") -> str:
     from PIL import Image
 
     extensions = Image.registered_extensions()
-    if out.suffix.lower() not in extensions:
+    if extensions.get(out.suffix.lower()) not in Image.SAVE:  # Pillow reads others too
         raise StepclrError(f"{option} {out} is not an image format; use a suffix such as .png")
     return extensions[out.suffix.lower()]
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stepclr.errors import StepclrError, one_line
 
@@ -31,11 +31,18 @@ def say(text: object) -> None:
     if not first_rank():
         return
     if isinstance(text, str):  # else it is a table
-        text = "\n".join(map(one_line, text.split("\n")))
+        print("\n".join(map(one_line, text.split("\n"))), flush=True)
+        return
     from rich.console import Console  # --help prints without it
+    from rich.text import Text
 
-    # Names of runs and classes are text, never markup or an emoji such as :train:.
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
+    class PlainConsole(Console):
+        """Names of runs and classes are text: never markup, an emoji such as :train:, or what moves in a terminal."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(one_line(text), **options)
+
+    PlainConsole(highlight=False, markup=False, emoji=False, soft_wrap=True).print(text)
 
 
 def say_unread(*opened: "ImageSet | None") -> None:
