@@ -189,6 +189,15 @@ def test_a_classifier(format: str, run: stepclr.Run, tmp_path: Path, monkeypatch
     assert "| finetuned | all |" in card
 
 
+def test_an_encoder_that_collapsed_to_0_is_exported_as_it_is(tmp_path: Path) -> None:
+    encoder = stepclr.build_encoder("test_resnet", size=28)
+    for weight in encoder.parameters():
+        weight.data.zero_()
+    save_encoder(encoder, tmp_path / "zero.safetensors")
+    done = stepclr.export(tmp_path / "zero.safetensors", tmp_path / "out", "safetensors", first(2)[0])
+    assert done.parity.difference == 0
+
+
 def test_a_classifier_in_torchvision(tmp_path: Path) -> None:
     encoder = stepclr.load_encoder(saved(tmp_path, "resnet18", "imagenet"))
     save_classifier(stepclr.Classifier(encoder, ["a", "b", "c"]), tmp_path / "c.safetensors")
