@@ -476,6 +476,7 @@ def test_finetuning_scores_the_same_in_evaluate_and_on_its_own(run: Path, train:
 
 
 def test_one_budget_makes_no_curve(run: Path, labeled: Path) -> None:
+    (run / "evaluation.png").write_bytes(b"of an earlier evaluation")
     words = ["--labels-per-class", "2", "--draws", "1", "--baselines", "none", "--probe", "knn"]
     assert call("evaluate", run, "--train", labeled / "train", "--test", labeled / "test", *words) == 0
     assert not (run / "evaluation.png").exists()

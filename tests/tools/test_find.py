@@ -374,3 +374,11 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
         said = capsys.readouterr().err
         assert answer in said
         assert len(said.splitlines()) == 1
+
+
+def test_no_sheet_of_an_earlier_table_is_left(tmp_path: Path) -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    np.savez(tmp_path / "h.npz", embeddings=vectors, paths=["a", "b", "c"], labels=[-1] * 3, classes=np.array([], str))
+    (tmp_path / "outliers.png").write_bytes(b"of an earlier table")
+    assert call("find", "outliers", tmp_path / "h.npz", "--out", tmp_path) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h.npz", "outliers.csv"]

@@ -125,13 +125,16 @@ def find(
     table.write(path)
     say(table.summary)
     say(f"{path}: the table")
+    sheet = path.with_suffix(".png")
+    if not (table.sheet and opened.thumbnails):
+        sheet.unlink(missing_ok=True)  # that of an earlier table
     if not table.sheet:
         return
     if not opened.thumbnails:
         say(f"no contact sheet: {index} has no thumbnails; a folder or a .parquet has them")
         return
-    table.write_sheet(opened, path.with_suffix(".png"))
-    say(f"{path.with_suffix('.png')}: the contact sheet")
+    table.write_sheet(opened, sheet)
+    say(f"{sheet}: the contact sheet")
 
 
 def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:

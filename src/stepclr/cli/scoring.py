@@ -86,9 +86,12 @@ def evaluate(
         say(part)
     if run.is_dir():
         say(f"protocol and every value: {run / EVALUATION}")
+    chart = run / "evaluation.png"
     if run.is_dir() and len(scores.protocol["labels_per_class"]) > 1:
-        write_label_chart(scores, run / "evaluation.png")
-        say(f"chart: {run / 'evaluation.png'}")
+        write_label_chart(scores, chart)
+        say(f"chart: {chart}")
+    elif run.is_dir():
+        chart.unlink(missing_ok=True)  # that of an earlier evaluation
     if (run / CONFIG_FILE).is_file():
         say_next(page_of(run))
 
