@@ -62,6 +62,11 @@ def dtype_of(precision: str) -> torch.dtype:
     return DTYPES[choose("precision", precision, DTYPES)]
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was not enough memory, of the host or of a GPU. For the host's, torch has no error class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def cudnn_benchmark() -> Iterator[None]:
     """A context in which cuDNN tries its algorithms and takes the fastest for each shape."""

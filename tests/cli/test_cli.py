@@ -231,6 +231,8 @@ def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str])
         ),
         ("pretrain sample:unlabeled --size 2 --out y", "size must lie between"),
         ("views sample:train --out y.pgn", "y.pgn"),
+        ("views sample:train --size 0 --out y.png", "size must lie between 4 and 4096, not 0"),
+        ("demo --epochs 0 --out y", "epochs must be above 0, not 0"),
         ("views sample:train --policy simcrl --out y.png", "Did you mean 'simclr'"),
         ("steps sample:train --only 9", "1 to 8"),
         ("views sample:train --value-range 5 --out y.png", "'5' is not two numbers with a comma"),
@@ -273,6 +275,7 @@ def test_an_empty_word_is_not_the_current_folder(capsys: pytest.CaptureFixture[s
         ("batch_size must be at least 2, not 1", "--batch-size must be at least 2, not 1"),
         ("use resume=True to continue it, or another out", "use --resume to continue it, or another --out"),
         ("give stem=small", "give --stem small"),
+        ("damaged='skip' leaves such shards out", "--damaged-shards skip leaves such shards out"),
         ("size must lie between 4 and 8", "size must lie between 4 and 8"),
         ("no images in /data/batch_size.png", "no images in /data/batch_size.png"),
         ("unknown encoder 'batch_size'", "unknown encoder 'batch_size'"),
@@ -280,6 +283,25 @@ def test_an_empty_word_is_not_the_current_folder(capsys: pytest.CaptureFixture[s
 )
 def test_an_argument_in_an_error_is_spelled_as_its_option(message: str, shown: str) -> None:
     assert as_options(message) == shown
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(stepclr, "pretrain", fails)
+    assert call("pretrain", "sample:train", "--out", "y") == 1
+    assert capsys.readouterr().err == f"stepclr: there is not enough memory: {error}\n"
 
 
 def test_no_traceback_reaches_a_user(forked: Forks) -> None:
@@ -337,6 +359,14 @@ def test_pretrain_says_what_it_does_and_how_to_load_it(tmp_path: Path, capsys: p
     scope: dict[str, Any] = {"image": Image.new("L", (40, 30))}
     exec(snippet, scope)
     assert scope["h"].shape == (1, 96)
+
+
+def test_the_same_command_resumes_a_run_in_which_a_setting_is_on(tmp_path: Path) -> None:
+    words = ["pretrain", "sample:unlabeled", "--out", tmp_path / "run", *TINY, "--normalize-h"]
+    assert call(*words) == 0
+    assert call(*words, "--resume") == 0
+    assert stepclr.Run(tmp_path / "run").config.normalize_h
+    assert call(*words, "--resume", "--no-normalize-h") == 2
 
 
 def test_evaluate_prints_a_table_and_writes_the_same_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

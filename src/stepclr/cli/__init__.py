@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes
 
 from stepclr.cli.arguments import base_settings, first_line
 from stepclr.cli.index import find, label, search
@@ -68,13 +68,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _fail(as_options(str(error)), 2)
     except KeyboardInterrupt as stop:
         _fail(as_options(str(stop)) or "interrupted", 128 + getattr(stop, "signal", 2))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, MemoryError) as error:
+        from stepclr.device import lacks_memory
         from stepclr.distributed import lost_the_others
         from stepclr.pretraining.loop import Diverged
         from stepclr.tools.export.convert import ExportMismatchError
 
         if lost_the_others(error):
             _fail("another rank exited; see the error message of that rank", 1)
+        if lacks_memory(error):
+            _fail(f"there is not enough memory: {error}", 1)
         if not isinstance(error, Diverged | ExportMismatchError | OSError):
             raise
         _fail(_of_the_system(error) if isinstance(error, OSError) else as_options(str(error)), 1)
@@ -113,6 +116,7 @@ def as_options(message: str) -> str:
         return flag if value in (None, "=True") else f"{flag} {value.strip('=')}"
 
     message = re.sub(r"\banother out$", "another --out", message)
+    message = re.sub(r"\bdamaged='skip'", "--damaged-shards skip", message)
     # Not inside of a path, a quoted value or another name.
     return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.-]*\w)?(?![\w/'\"(-])", option, message)
 
@@ -136,7 +140,7 @@ def _run(words: list[str]) -> None:
         base = base_settings(_peek(arguments, "--recipe"), Path(run) if run else None)
         base = length_as_asked(base, [length for length in ("epochs", "minutes") if _peek(arguments, f"--{length}")])
         command = partial(command, config=base)
-    tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(FlagCreatePairsOff, OmitArgPrefixes))
+    tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(OmitArgPrefixes,))
 
 
 def _check_words(arguments: Sequence[str]) -> None:

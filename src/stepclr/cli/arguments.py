@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from stepclr.cli.printing import note
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
+# A switch of a command. A setting that is on or off may be on already, in a recipe or in a run that is resumed.
+Switch = FlagCreatePairsOff[bool]
 Damaged = Annotated[Literal["refuse", "skip"], arg(metavar="{refuse,skip}")]
 
 # One SOURCE, or several as a list.

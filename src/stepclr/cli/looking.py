@@ -4,6 +4,7 @@ torch is imported inside them, so that --help is instant.
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from stepclr.cli.arguments import (
     Names,
     OptionalSources,
     Read,
+    Switch,
     base_settings,
     given_settings,
     image_format,
@@ -53,7 +55,7 @@ def demo(
     from stepclr.tools.walk import Walk
 
     config = recipe_config("sample")
-    config = replace(config, epochs=epochs or config.epochs)
+    config = replace(config, epochs=config.epochs if epochs is None else epochs)
     out = free_folder(out)
     walk = Walk(open_source("sample:unlabeled", None, 64), config)
     for step in range(1, 6):
@@ -153,7 +155,7 @@ def views(
     images = open_source(source, classes, reading=reading)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])
-    side = size or view_size(images)
+    side = view_size(images) if size is None else size
     settings: dict[str, Any] = {"strength": strength, "blur": blur, "warp": warp}
     shown = []
     for name in POLICIES if policy == "all" else [policy]:
@@ -187,7 +189,7 @@ def doctor(
     classes: Names = None,
     limit: Limit = None,
     out: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="(default: none)")] = None,
-    json: bool = False,
+    json: Switch = False,
 ) -> None:
     """Check a data set before training: problems, estimated time and memory, and a suggested recipe.
 
@@ -215,7 +217,7 @@ def doctor(
     config, unused = changed(base, given_settings(config, base))
     for line in unused:
         print(line, file=sys.stderr)
-    images, test_images = open_train_test(source, test, labels or None, missing="list")
+    images, test_images = open_train_test(source, test, labels or None, missing="list", **asdict(config.reading))
     images = open_images(images, classes or None, limit)
     diagnosis = stepclr.doctor(images, config, test_images, Counter("images"), note)
     text = dumps(diagnosis.to_dict(), indent=2)

@@ -23,6 +23,7 @@ from stepclr.cli.arguments import (
     OptionalSources,
     Read,
     Sources,
+    Switch,
     base_settings,
     given_settings,
     open_source,
@@ -74,9 +75,9 @@ def pretrain(
     labels: LabelFiles = (),
     classes: Names = None,
     limit: Limit = None,
-    resume: bool = False,
-    profile: bool = False,
-    tensorboard: bool = False,
+    resume: Switch = False,
+    profile: Switch = False,
+    tensorboard: Switch = False,
     damaged_shards: Damaged = "refuse",
 ) -> None:
     """Pretrain an encoder on images without labels, and write a run folder and its report.
@@ -102,7 +103,7 @@ def pretrain(
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images: Any = source
     if labels or damaged_shards != "refuse":
-        images = open_images(source, damaged=damaged_shards, labels=labels or None)
+        images = open_images(source, damaged=damaged_shards, labels=labels or None, **asdict(config.reading))
     try:
         run = stepclr.pretrain(
             images,
@@ -145,7 +146,7 @@ def finetune(
     lr: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="(default: 0.05 sgd, 0.08 lars)")] = None,
     min_area: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="(default: the run's)")] = None,
     reading: Read = AS_DECLARED,
-    zero_init: bool = False,
+    zero_init: Switch = False,
 ) -> None:
     """Fine-tune a run's encoder into a classifier with few labels.
 
@@ -217,7 +218,7 @@ def distill(
     seed: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0)")] = None,
     monitor: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="(default: the source itself)")] = None,
     limit: Limit = None,
-    resume: bool = False,
+    resume: Switch = False,
     reading: Read = AS_DECLARED,
 ) -> None:
     """Train a student on a classifier's predictions for unlabeled images (SimCLRv2's third stage).
