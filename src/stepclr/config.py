@@ -45,8 +45,9 @@ def total_steps(epochs: Number, steps_per_epoch: int) -> int:
 
 
 def as_words(sources: str | list[str]) -> str:
-    """One source or several as text."""
-    return sources if isinstance(sources, str) else ", ".join(sources)
+    """One source or several as text; of many, such as single files, the first."""
+    several = [sources] if isinstance(sources, str) else sources
+    return ", ".join(several) if len(several) < 10 else f"{several[0]} and {len(several) - 1:,} others"
 
 
 def _default(when_open: str, metavar: str) -> object:

@@ -193,6 +193,22 @@ def test_a_zip_is_never_unpacked_and_names_that_lead_out_of_it_are_left(
     assert sorted(name for name, _ in images.skipped) == ["../up.png", "../windows.png", "/root.png", "a/../../b.png"]
 
 
+def test_names_in_a_zip_are_utf8_also_where_it_does_not_say_so(tmp_path: Path) -> None:
+    """As in one that macOS has made; what is not UTF-8 is of old programs, in cp437."""
+    file = tmp_path / "x.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("K\u00e4se/1.png", "k\u00e4se/1.png", "\u732b/1.png"):
+            archive.write(save(tmp_path / "x.png", 7), name)
+    content = file.read_bytes().replace("k\u00e4se".encode(), b"k\x84\x84se")
+    for head, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        parts = content.split(head)
+        content = head.join([parts[0], *(part[: flags - 4] + b"\0\0" + part[flags - 2 :] for part in parts[1:])])
+    file.write_bytes(content)
+    images = open_images(file)
+    assert images.classes == ["K\u00e4se", "k\u00e4\u00e4se", "\u732b"]
+    assert shades(images) == [7, 7, 7]
+
+
 def test_a_member_of_a_zip_that_would_fill_the_memory_is_not_unpacked(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +269,7 @@ def test_image_files_are_a_source_in_the_order_given(photos: Path, monkeypatch: 
     one = open_images("cat/x.png")
     assert (one.names, one.labels.tolist(), one.classes, one.source) == (["cat/x.png"], [-1], [], "cat/x.png")
     given: list[str | Path] = ["no suffix", photos / "loose.png", "cat/x.png", ".hidden.png", "cat/x.png", "notes.txt"]
+    given += ["cat/../loose.png", photos / "cat" / "x.png"]
     several = open_images(given)
     assert several.names == ["no suffix", str(photos / "loose.png"), "cat/x.png", ".hidden.png"]
     assert several.ledger.lines_of_ignored() == ["ignored 1 file or folder: 1 .txt"]

@@ -133,6 +133,18 @@ def test_however_they_are_named_it_is_the_same_images(
     assert some.names[0] == expected.keep("Coat,Sandal").names[1]
 
 
+def test_the_suffix_of_a_tar_may_be_in_capitals(shards: Path, tmp_path: Path, cache: Path) -> None:  # noqa: ARG001
+    shutil.copy(shards / "0000.tar", tmp_path / "CARD.TAR")
+    assert len(stepclr.open_images(tmp_path / "CARD.TAR")) == 10
+
+
+def test_a_shard_is_in_a_set_once(shards: Path) -> None:
+    for given in ([shards, shards / "0003.tar"], [shards / "000{2..4}.tar", shards / "0003.tar"]):
+        with pytest.raises(stepclr.StepclrError, match=r"so that its images would count twice: leave one out$"):
+            stepclr.open_images(given)
+    assert len(stepclr.open_images([shards / "000{2..4}.tar", shards / "0005.tar"])) == 40
+
+
 def test_a_small_set_is_decoded_into_the_cache_and_a_large_one_is_not(shards: Path, cache: Path) -> None:
     images = stepclr.open_images(shards)
     large = images.decoded(14, budget=100 * 3 * 14 * 14 - 1)

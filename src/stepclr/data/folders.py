@@ -5,7 +5,8 @@ import os
 import zipfile
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -21,6 +22,7 @@ from stepclr.data.stores import Files, LocalFiles, Rows
 from stepclr.errors import StepclrError, fault_of
 
 LARGEST = 2**30  # bytes; a member of a zip is read whole
+IN_UTF8 = 0x800  # the flag of a zip's member whose name is in UTF-8
 # A folder with these files is a run (pretraining/run.py): its charts are no images.
 OF_A_RUN = {"config.json", "metrics.jsonl"}
 
@@ -96,7 +98,10 @@ def open_files(paths: Sequence[Path]) -> ImageSet:
     """
     ledger = Ledger()
     names = []
-    for path in dict.fromkeys(paths):
+    once: dict[str, Path] = {}
+    for path in paths:
+        once.setdefault(os.path.realpath(path), path)  # a file may be given in several ways
+    for path in once.values():
         # A file that is named is meant, even if it is hidden.
         file = Ledger()
         if file.admits(path.name.lstrip("."), partial(_first_bytes, path)):
@@ -105,10 +110,13 @@ def open_files(paths: Sequence[Path]) -> ImageSet:
     names = names or ledger.arrays()
     if not names:
         hints = [f" ({ignored.hint})" for ignored in ledger.ignored.values() if ignored.hint][:1]
-        others = f" (nor is any other of the {len(paths):,} files)" if len(paths) > 1 else ""
+        others = f" (nor is any other of the {len(once):,} files)" if len(once) > 1 else ""
         raise StepclrError(f"{paths[0]} is not a folder, a zip, a tar or an image{''.join(hints)}{others}")
-    source = str(paths[0]) if len(paths) == 1 else f"{len(paths):,} files"
-    return _labeled_by_folder(FolderStore(Path.cwd(), names), names, [""] * len(names), source, ledger)
+    store = FolderStore(Path.cwd(), names)
+    if len(once) == 1:
+        return _labeled_by_folder(store, names, [""], str(paths[0]), ledger)
+    images = _labeled_by_folder(store, names, [""] * len(names), f"{len(once):,} files", ledger)
+    return replace(images, parts=tuple(names))
 
 
 def open_zip(path: Path) -> ImageSet:
@@ -117,7 +125,7 @@ def open_zip(path: Path) -> ImageSet:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # on a hostile directory zipfile raises what its parsers raise, not only its own errors
         raise StepclrError(f"{path} cannot be read as a zip: {fault_of(error)}") from error
-    named = {info.filename.replace("\\", "/"): info for info in archive.infolist() if not info.filename.endswith("/")}
+    named = {_name(info): info for info in archive.infolist() if not info.filename.endswith("/")}
     ledger = Ledger()
     members = {}
     for name, info in named.items():
@@ -148,6 +156,15 @@ def _labeled_by_folder(store: Files, names: list[str], paths: list[str], source:
     number = {name: label for label, name in enumerate(classes)} | {"": -1}
     labels = np.array([number[name] for name in folders], np.int64)
     return ImageSet(store, np.arange(len(names)), labels, classes, names, source, ledger)
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """A member's name. Programs such as macOS's write it in UTF-8 without saying so, and zipfile takes it for cp437."""
+    name = info.filename
+    if not info.flag_bits & IN_UTF8:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/")
 
 
 def _head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

@@ -99,7 +99,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     labeling: Labeling | None = None
     """The tables that the labels are from; None where they are the source's own."""
     parts: tuple[str, ...] = ()
-    """The sources, where there are several."""
+    """The sources, where there are several; image files are given one by one."""
 
     def __post_init__(self) -> None:
         # Systems write an accented letter in two ways. The class is the same, also where a set has both.
@@ -223,8 +223,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """
         if not (self.labels >= 0).any():
             raise StepclrError(f"{self.source} has no labels to choose classes by")
-        given = _split_names(classes, self.classes) if isinstance(classes, str) else classes
-        names = dict.fromkeys(unicodedata.normalize("NFC", name) for name in given)
+        names = class_names(classes, self.classes)
         wanted = [choose(f"class of {self.source}", name, self.classes) for name in names]
         new_label = np.full(len(self.classes), -1)
         new_label[[self.classes.index(name) for name in wanted]] = np.arange(len(wanted))
@@ -289,6 +288,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def _enter(self, broken: Mapping[int, str]) -> None:
         """Enter images that cannot be read, with their reasons, in the ledger."""
         self.ledger.unreadable |= {self.names[i]: why for i, why in broken.items()}
+
+
+def class_names(given: str | Iterable[str], known: Sequence[str]) -> list[str]:
+    """The names of classes, given one by one or in one string with commas; each once."""
+    names = _split_names(given, known) if isinstance(given, str) else given
+    return list(dict.fromkeys(unicodedata.normalize("NFC", name) for name in names))
 
 
 def _split_names(text: str, known: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ class Joined(Store):
     starts: Int64[np.ndarray, " k"]
     tags: list[str]
     """What stands before the names of the images of each store."""
+    sources: list[str]
+    """Where each store's images are, in words."""
 
     def __post_init__(self) -> None:
         # Objects in memory must not be read by several threads, so they decide for all.
@@ -141,7 +144,8 @@ def join(sets: Sequence[ImageSet]) -> ImageSet:
         ledger.ignored |= {f"{tag}{name}": kind for name, kind in images.ledger.ignored.items()}
     if len(set(names)) < len(names):
         raise StepclrError(f"{_words(sets)}: two images have one name; rename one of the sources")
-    store = Joined(stores, np.array(starts[:-1], np.int64), tags, reading=sets[0].store.reading)
+    sources = [images.source for images in sets]
+    store = Joined(stores, np.array(starts[:-1], np.int64), tags, sources, reading=sets[0].store.reading)
     return ImageSet(
         store,
         np.concatenate(rows),
@@ -152,16 +156,17 @@ def join(sets: Sequence[ImageSet]) -> ImageSet:
         ledger,
         short_side=sets[0].short_side,
         labeling=_labeling(sets, tags),
-        parts=tuple(images.source for images in sets),
+        parts=tuple(chain.from_iterable(images.parts or (images.source,) for images in sets)),
     )
 
 
 def counts_of_parts(images: ImageSet) -> str:
     """How many images are from which source, in words; "" where there is one source."""
-    if not isinstance(images.store, Joined):
+    store = images.store
+    if not isinstance(store, Joined):
         return ""
-    counts = np.bincount(images.store.part_of(images.rows), minlength=len(images.parts)).tolist()
-    return ", ".join(f"{part} {n:,}" for part, n in zip(images.parts, counts, strict=True))
+    counts = np.bincount(store.part_of(images.rows), minlength=len(store.sources)).tolist()
+    return ", ".join(f"{source} {n:,}" for source, n in zip(store.sources, counts, strict=True))
 
 
 def _words(sets: Sequence[ImageSet]) -> str:
@@ -204,6 +209,9 @@ def _places(images: ImageSet) -> set[str]:
         return set()
     if isinstance(images.store, FolderStore) and _in_files(images):
         return {os.path.realpath(images.store.root / name) for name in images.names}
+    if isinstance(images.store, ShardStore):
+        used = np.unique(np.searchsorted(images.store.index.ends, images.rows, "right"))
+        return {os.path.realpath(images.store.paths[k]) for k in used.tolist()}
     return {os.path.realpath(images.source)}
 
 

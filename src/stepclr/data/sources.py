@@ -155,7 +155,7 @@ def absolute_source(source: str) -> str:
     name, colon, _ = source.partition(":")
     path = expanded(source)
     named = "://" in source or (colon and name in SPLITS)
-    if named or not (path.exists() or path.suffix == ".tar"):
+    if named or not (path.exists() or path.suffix.lower() == ".tar"):
         return source
     return str(path.absolute())
 
@@ -239,7 +239,7 @@ def _path(path: Path, damaged: str) -> ImageSet:
         return open_shards(str(path), damaged) if is_packed(path) else open_folder(path)
     if path.is_file() and path.suffix.lower() == ".zip":
         return open_zip(path)
-    if path.suffix == ".tar" and (path.exists() or "{" in path.name):
+    if path.suffix.lower() == ".tar" and (path.exists() or "{" in path.name):
         return open_shards(str(path), damaged)
     if path.is_file():
         return open_files([path])

@@ -124,7 +124,7 @@ def _located(source: str) -> tuple[Place, list[str] | None]:
         system = None if isinstance(system, LocalFileSystem) else system
     if system is None:
         path = os.path.abspath(os.path.expanduser(path))
-    if not path.endswith(".tar"):
+    if not path.lower().endswith(".tar"):
         return Place(system, path), None
     parent, base = posixpath.split(path)
     return Place(system, parent), _expanded(base, source)
