@@ -43,6 +43,11 @@ def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path: Path) -> No
     assert caught.value.filename == str(path)
 
 
+def test_a_cache_may_be_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEPCLR_CACHE", ".")
+    assert user_folder("STEPCLR_CACHE", "decoded") == Path()
+
+
 def test_a_name_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("~/x") == Path.home() / "x"
     assert expanded("~no-such-user/x") == Path("~no-such-user/x")

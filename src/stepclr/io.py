@@ -24,7 +24,7 @@ def user_folder(variable: str, name: str) -> Path:
     """The folder that the environment variable names, by default `name` in the user's cache folder for stepclr."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = expanded(os.environ.get(variable) or f"{home}/stepclr/{name}")
-    if folder.parts[0].startswith("~"):
+    if str(folder).startswith("~"):
         raise StepclrError(f"there is no home folder for {folder}; set HOME, or {variable} to a folder")
     return folder
 

@@ -114,6 +114,22 @@ def test_a_table_gives_labels_to_the_sources_that_it_names(here: Path) -> None:
     (a / "dog" / "0.png").unlink()
 
 
+def test_a_run_on_shards_and_a_folder_is_read_with_its_value_range(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for i in range(8):
+            Image.fromarray(np.full((16, 16), 400 * i, np.uint16)).save(tmp_path / folder / f"{i}.png")
+    value_range = (0, 4095)
+    pack(stepclr.open_images(tmp_path / "a", value_range=value_range), tmp_path / "shards")
+    given, table = [str(tmp_path / "shards"), str(tmp_path / "b")], tmp_path / "labels.csv"
+    table.write_text("path,label\nb/0.png,dark\n")
+    for name, words in (("plain", []), ("labeled", ["--labels", table])):
+        succeed("pretrain", *given, "--value-range", "0,4095", *words, "--out", tmp_path / name, *WORDS)
+        images = stepclr.Run(tmp_path / name).images()
+        assert (len(images), images.value_range) == (16, value_range)
+        assert int(images.read([15])[0].max()) == round(255 * 2800 / 4095)
+
+
 def test_a_run_on_several_sources_resumes_and_reports(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

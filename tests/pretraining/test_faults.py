@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from small import SETTINGS, photos_in, same
+from torch.utils.data import Dataset
 from touches import Forks
 
 import stepclr
@@ -84,6 +86,28 @@ def test_a_second_run_in_the_folder_is_refused_and_the_first_continues(
         )
         assert sorted(path.name for path in (out / "checkpoint").iterdir()) == before
     assert same(whole, resumed(out))  # it is free again
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_while_another_prepared_is_not_overwritten(
+    resume: bool, whole: stepclr.Run, tmp_path: Path
+) -> None:
+    """The second process looked for a run before the first one had written any."""
+    out = tmp_path / "run"
+
+    class Images(Dataset[Image.Image]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> Image.Image:
+            if not out.exists():
+                shutil.copytree(whole.folder, out)
+            return Image.new("RGB", (16, 16), (index, 0, 0))
+
+    with pytest.raises(stepclr.StepclrError, match="run already contains a run: resume=True continues it"):
+        stepclr.pretrain(Images(), out, resume=resume, progress=False, **SETTINGS | {"limit": None, "batch_size": 4})
+    assert (out / "config.json").read_bytes() == (whole.folder / "config.json").read_bytes()
+    assert (out / "metrics.jsonl").read_bytes() == (whole.folder / "metrics.jsonl").read_bytes()
 
 
 def test_a_killed_run_leaves_the_folder_free(forked: Forks, whole: stepclr.Run, tmp_path: Path) -> None:

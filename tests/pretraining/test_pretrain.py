@@ -399,6 +399,12 @@ def test_images_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     assert run.config.images == 18
 
 
+def test_a_classes_name_cannot_move_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos_in(tmp_path / "photos" / "a\x1b[2Jb", 20)
+    small_run(tmp_path / "run", tmp_path / "photos", epochs=1, limit=None, progress=True)
+    assert r"1 class: a\x1b[2Jb 20" in capsys.readouterr().err
+
+
 def test_they_are_listed_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos_in(tmp_path / "photos", 20)
     (tmp_path / "photos" / "03.png").write_bytes(b"no image")

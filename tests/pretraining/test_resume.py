@@ -71,6 +71,15 @@ def test_a_run_is_not_resumed_on_other_images_than_it_chose(choice: dict[str, An
     small_run(run.folder, "sample:train", epochs=2, resume=True, limit=None)
 
 
+def test_a_run_of_classes_whose_names_hold_commas_resumes(tmp_path: Path) -> None:
+    for name in ("a, b", "c"):
+        photos_in(tmp_path / "photos" / name, IMAGES // 2)
+    run = small_run(tmp_path / "run", tmp_path / "photos", epochs=1, classes="a, b,c,c")
+    small_run(run.folder, tmp_path / "photos", epochs=2, resume=True, classes="a, b,c,c")
+    assert run.config.classes == ["a, b", "c"]
+    assert run.metrics[-1]["step"] == 4
+
+
 def test_a_second_process_that_is_refused_changes_no_record(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     run = small_run(tmp_path / "run", epochs=1)
@@ -99,6 +108,27 @@ def test_a_run_finds_its_images_from_any_folder_and_after_they_moved(
     assert len(run.images()) == IMAGES
 
 
+@pytest.mark.parametrize("others", [[], ["more"]])
+def test_a_run_on_image_files_finds_them_and_their_labels(
+    others: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos_in(tmp_path / "photos", 24)
+    photos_in(tmp_path / "more", 8)
+    monkeypatch.chdir(tmp_path)
+    files = [f"photos/{path.name}" for path in sorted(Path("photos").iterdir())]
+    labels = {file: "ab"[i % 2] for i, file in enumerate(files)}
+    images = stepclr.open_images([*files, *others], labels=labels)
+    run = stepclr.Run(tmp_path / "run")
+    small_run(run.folder, images, epochs=1)
+    small_run(run.folder, [*files, *others], epochs=2, resume=True)
+    monkeypatch.chdir(tmp_path / "more")
+    again = run.images()
+    assert run.config.source == [str(tmp_path / source) for source in [*files, *others]]
+    assert run.config.source_text == f"{tmp_path / files[0]} and {23 + len(others)} others"
+    assert torch.equal(torch.stack(list(again.read(range(24)))), torch.stack(list(images.read(range(24)))))
+    assert (again.labels.tolist(), again.classes) == (images.labels.tolist(), ["a", "b"])
+
+
 def test_the_rate_is_that_of_the_batch_that_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exact = small_run(tmp_path / "exact", epochs=2, batch_size=IMAGES, encoder="test_resnet")
     assert exact.metrics[-1]["step"] == 2
@@ -106,7 +136,7 @@ def test_the_rate_is_that_of_the_batch_that_is_used(tmp_path: Path, capsys: pyte
     larger = small_run(tmp_path / "larger", batch_size=4096, **options)
     said = capsys.readouterr().err
     assert f"batches of {IMAGES} images instead of 4096: there are no more" in said
-    assert "keep_every 3 keeps the weights that training began with, and no others: the run has 2 epochs" in said
+    assert "keep_every 3 keeps no checkpoint besides the last two: the run has 2 epochs" in said
     assert "stem small, for views of up to 64 px; small-stride2 takes a fourth of the operations" in said
     assert larger.config.batch_size == IMAGES
     assert [line["lr"] for line in larger.metrics] == [line["lr"] for line in exact.metrics]

@@ -143,8 +143,8 @@ def pretrain(
 
         if (decided.keep_every or 0) > decided.epochs:
             printer.say(
-                f"keep_every {decided.keep_every} keeps the weights that training began with, and no others: the run "
-                f"has {decided.epochs:g} epochs"
+                f"keep_every {decided.keep_every} keeps no checkpoint besides the last two: the run has "
+                f"{decided.epochs:g} epochs"
             )
 
         # No rank writes before all have looked for a run.
@@ -154,7 +154,7 @@ def pretrain(
         world.check_same(asdict(run_config) | {"threads": None})
 
         # The run's record, before its first step. Then training, with as many threads as the run began with.
-        with run.held() if world.first else nullcontext(), torch_threads(run_config.threads):
+        with run.held(new=stored is None) if world.first else nullcontext(), torch_threads(run_config.threads):
             if world.first:
                 run_config.write(run.folder)
                 run.write_labels(images)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, one_line
 from stepclr.metrics import in_percent, whole_percent
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.run import Fields, Run
@@ -86,8 +86,8 @@ class Printer:
         self.knn = ""
 
     def say(self, text: str) -> None:
-        """Print a text without markup."""
-        self.console.print(text, markup=False)
+        """Print a text without markup; names in it may have any characters."""
+        self.console.print("\n".join(map(one_line, text.split("\n"))), markup=False)
 
     def decoded(self, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes more than a few seconds."""

@@ -68,7 +68,8 @@ class Schedule:
         """The schedule of a run on n images."""
         per_epoch = steps_per_epoch(n, config.batch_size)
         steps = total_steps(config.epochs, per_epoch)
-        kept = range(0, steps, config.keep_every * per_epoch) if config.keep_every else ()
+        interval = (config.keep_every or 0) * per_epoch
+        kept = range(interval, steps, interval) if interval else ()
         return cls(per_epoch, steps, warmup_steps=round(config.warmup * per_epoch), kept=kept)
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepclr.config import SETTINGS, PretrainConfig, RunConfig, total_steps
+from stepclr.data.images import class_names
 from stepclr.errors import StepclrError
 from stepclr.pretraining.checkpoint import checkpoints, step_of
 from stepclr.pretraining.resolve import fitting_warmup
@@ -35,11 +36,9 @@ def resumed(config: PretrainConfig, stored: RunConfig, run: Run) -> PretrainConf
 
 def check_same_choice(classes: str | Sequence[str] | None, limit: int | None, stored: RunConfig, run: Run) -> None:
     """Raise StepclrError if a run about to be resumed chose other images; None asks for those that it chose."""
-    if isinstance(classes, str):
-        classes = [name.strip() for name in classes.split(",")]
-    if classes is not None and list(classes) != stored.classes:
+    if classes is not None and (names := class_names(classes, stored.classes)) != stored.classes:
         began = ", ".join(stored.classes) or "all"
-        raise StepclrError(f"{run.folder} was started with the classes {began}, not {', '.join(classes)}")
+        raise StepclrError(f"{run.folder} was started with the classes {began}, not {', '.join(names)}")
     if limit is not None and limit != stored.limit:
         raise StepclrError(f"{run.folder} was started with limit {stored.limit}, not {limit}")
 

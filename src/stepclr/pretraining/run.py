@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from stepclr.config import CONFIG_FILE, RunConfig
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source, open_images
+from stepclr.data.sources import Source, absolute_source, open_images
 from stepclr.errors import StepclrError
 from stepclr.io import locked, named, temporary_files, write_csv, write_whole
 from stepclr.model.encoder import Encoder
@@ -56,9 +56,8 @@ class Run:
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config
-        images = self.labeled(open_images(source or config.source))
-        images = open_images(images, classes=config.classes or None, limit=config.limit)
-        return images.read_as(config.reading)
+        images = self.labeled(open_images(source or config.source, **asdict(config.reading)))
+        return open_images(images, classes=config.classes or None, limit=config.limit)
 
     def labeled(self, images: ImageSet) -> ImageSet:
         """The images with the labels of the run's tables, if it has any and `images` have none of another table."""
@@ -86,20 +85,25 @@ class Run:
             raise StepclrError(f"{self.folder} exists and is not a run: choose another out")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, new: bool = False) -> Iterator[None]:
         """Make the folder and lock it against a second process; however this process ends, the lock is released.
 
-        Raises StepclrError if another process holds the lock. On systems without file locks there is none.
+        Raises StepclrError if another process holds the lock, or has written a run where a `new` one is to begin. On
+        systems without file locks there is no lock.
         """
         busy = f"another process is training in {self.folder}: wait for it to finish, or choose another out"
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder, busy):
+            if new:
+                self.check_free(resume=False)
             yield
 
     def write_labels(self, images: ImageSet) -> None:
         """Write labels.csv, all that the tables said that gave the images their labels, if there were any."""
         if images.labeling:
-            rows = [(name, *row) for name, row in images.labeling.rows.items()]
+            # Image files that were given one by one are named by their paths from the current folder.
+            files = {name: absolute_source(name) for name in images.parts}
+            rows = [(files.get(name, name), *row) for name, row in images.labeling.rows.items()]
             write_csv(self.folder / LABELS, [("path", "label", "split"), *rows])
 
     def write(self, name: str, text: str) -> None:
