@@ -231,6 +231,7 @@ def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str])
         ),
         ("pretrain sample:unlabeled --size 2 --out y", "size must lie between"),
         ("views sample:train --out y.pgn", "y.pgn"),
+        ("views sample:train --rows 300 --pairs 1 --size 64 --out y.webp", "y.webp: WEBP cannot hold an image of"),
         ("views sample:train --size 0 --out y.png", "size must lie between 4 and 4096, not 0"),
         ("demo --epochs 0 --out y", "epochs must be above 0, not 0"),
         ("views sample:train --policy simcrl --out y.png", "Did you mean 'simclr'"),

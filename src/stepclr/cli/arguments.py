@@ -15,6 +15,8 @@ from stepclr.errors import StepclrError
 from stepclr.recipes import recipe_config
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from stepclr.data.images import ImageSet
 
 ALL = "(default: all)"
@@ -138,6 +140,19 @@ def image_format(out: Path, option: str = "--out") -> str:
     if extensions.get(out.suffix.lower()) not in Image.SAVE:  # Pillow reads others too
         raise StepclrError(f"{option} {out} is not an image format; use a suffix such as .png")
     return extensions[out.suffix.lower()]
+
+
+def write_image(out: Path, image: "Image.Image", name: str) -> None:
+    """Write an image in the format of that name, whole or not at all; StepclrError where it is too large for that."""
+    from stepclr.io import write_whole
+
+    try:
+        write_whole(out, lambda file: image.save(file, name))
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None):  # of the system, such as a full disk
+            raise
+        size = f"{image.width:,} x {image.height:,} pixels"
+        raise StepclrError(f"{out}: {name} cannot hold an image of {size}; use the suffix .png") from error
 
 
 def first_line(command: Callable[..., Any]) -> str:

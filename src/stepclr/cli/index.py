@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import OptionalSources, Read, image_format, open_source
+from stepclr.cli.arguments import OptionalSources, Read, image_format, open_source, write_image
 from stepclr.cli.printing import Counter, say, say_unread
 from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED, Reading
@@ -37,7 +37,6 @@ def search(
     from rich.table import Table
     from rich.text import Text
 
-    from stepclr.io import write_whole
     from stepclr.tools.search.queries import Search, read_query, sheet_of
 
     if not query:
@@ -62,7 +61,7 @@ def search(
         say(f"no contact sheet: {index} has no thumbnails; a folder or a .parquet has them")
         return
     sheet = sheet_of([path.name for path in query], images, hits)
-    write_whole(out, lambda file: sheet.save(file, format))
+    write_image(out, sheet, format)
     say(f"{out}: the sheet")
 
 

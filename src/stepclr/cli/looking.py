@@ -23,6 +23,7 @@ from stepclr.cli.arguments import (
     given_settings,
     image_format,
     open_source,
+    write_image,
 )
 from stepclr.cli.printing import Counter, note, page_of, say, say_unread
 from stepclr.config import PretrainConfig, Strength
@@ -141,7 +142,6 @@ def views(
         seed: Seed of the views.
     """
     from stepclr.data.decode import source_side
-    from stepclr.io import write_whole
     from stepclr.pretraining.resolve import view_size
     from stepclr.tools.sheet import policy_sheet, sheet
     from stepclr.views.ops import FOR_RGB
@@ -174,7 +174,7 @@ def views(
         image, what = policy_sheet(pixels, shown, seed), "one view"
     else:
         image, what = sheet(pixels, shown[0], seed, pairs), f"{pairs} times {views} views"
-    write_whole(out, lambda file: image.save(file, kind))
+    write_image(out, image, kind)
     say(f"{out}: {len(pixels)} images, {what} of each:")
     for policy_views in shown:
         say(f"  {policy_views.describe()}")

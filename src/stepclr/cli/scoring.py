@@ -21,6 +21,7 @@ from stepclr.cli.arguments import (
     image_format,
     open_source,
     open_train_test,
+    write_image,
 )
 from stepclr.cli.printing import Counter, page_of, say, say_next, say_unread
 from stepclr.config import CONFIG_FILE
@@ -132,7 +133,7 @@ def predict(
         sheet: Also draw a contact sheet: of each predicted class the most and the least certain images.
     """
     from stepclr.evaluation.predict import classify
-    from stepclr.io import check_table, check_writable, write_whole
+    from stepclr.io import check_table, check_writable
     from stepclr.tools.predicted import SCREEN_ROWS, labeled_words, prediction_sheet, prediction_table
 
     if out:
@@ -156,8 +157,7 @@ def predict(
     if agreement := labeled_words(predictions):
         say(agreement)
     if sheet:
-        drawn = prediction_sheet(predictions)
-        write_whole(sheet, lambda file: drawn.save(file, format))
+        write_image(sheet, prediction_sheet(predictions), format)
         say(f"{sheet}: the most and the least certain images of each class")
 
 
