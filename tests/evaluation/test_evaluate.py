@@ -712,9 +712,10 @@ def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path: Path, tr
         ({"seed": 0}, "have the same seed, 0"),
     ):
         run_config(**given).write(second)
-        with pytest.raises(StepclrError, match=words) as error:
-            stepclr.evaluate(first, train, test, seeds=[second])
-        assert one_line(error)
+        for seeds in (str(second), stepclr.Run(second), [second]):
+            with pytest.raises(StepclrError, match=words) as error:
+                stepclr.evaluate(first, train, test, seeds=seeds)
+            assert one_line(error)
     run_config(seed=1).write(second)
     with pytest.raises(StepclrError, match="seeds need a probe, or finetune"):
         stepclr.evaluate(first, train, test, seeds=[second], probe=())

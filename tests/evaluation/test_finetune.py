@@ -384,7 +384,7 @@ def damage(run: Path, what: str) -> None:
         (
             "few",
             "finetune RUN --train RUN/photos --labels-per-class 2",
-            "'dog' of train has 1 labels; ask for at most 1",
+            "'dog' of train has 1 label; ask for at most 1",
         ),
         (
             "few",

@@ -11,6 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, top
 
 from stepclr.evaluation.results import ClassScore, Score, Scores, Summary, measures, ranking, score, summarize
 from stepclr.evaluation.seeds import over_seeds
+from stepclr.tools.gains import gains_of
 from stepclr.tools.scores import class_table, is_unbalanced, measures_for, notes, paired_lines, score_table
 
 CLASSES = ["ant", "bee", "cat", "dog"]
@@ -136,6 +137,17 @@ def test_a_choice_at_the_end_of_the_grid_of_lambda_is_said() -> None:
 def test_counts_that_rounding_can_make_are_not_unbalanced(counts: tuple[int, ...], unbalanced: bool) -> None:
     assert is_unbalanced(counts) == unbalanced
     assert ("macro_f1" in measures_for(counts)) == unbalanced
+
+
+@pytest.mark.parametrize(
+    ("mean", "images", "level"),
+    [(0.505, 2000, "even"), (0.505, 200_000, "good"), (0.55, 2000, "good"), (0.45, 2000, "bad"), (0.5, 2000, "even")],
+)
+def test_one_draw_is_judged_by_the_number_of_test_images(mean: float, images: int, level: str) -> None:
+    rows = [Score("pixels", "all", 0.5, None, [0.5]), Score("simclr", "all", mean, None, [mean])]
+    counts = {"test": {"a": images // 2, "b": images // 2}}
+    (gain,) = gains_of(rows[1], Scores(rows, {"run": "runs/a", "images_per_class": counts}))
+    assert (gain.over, gain.error, gain.level) == ("pixels", None, level)
 
 
 def test_unbalanced_classes_have_the_paired_difference_of_balanced_accuracy_too() -> None:

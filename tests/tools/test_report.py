@@ -20,6 +20,7 @@ from window import Window
 import stepclr
 from stepclr.evaluation.results import Score, Scores, confusion
 from stepclr.model.files import load_classifier, save_classifier
+from stepclr.tools.gains import paired
 from stepclr.tools.images import INK, RULE
 from stepclr.tools.methods import COLORS, METHODS
 from stepclr.tools.pages import asset, breakable, lines_of
@@ -31,7 +32,6 @@ from stepclr.tools.report.plots import confusion as confusion_plot
 from stepclr.tools.report.plots import label_budget, line
 from stepclr.tools.report.training import training
 from stepclr.tools.report.verdict import verdict
-from stepclr.tools.scores import paired
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
 EVIL = "<img src=x onerror=window.harmed=1>"
@@ -467,7 +467,7 @@ def test_a_student_is_judged_by_the_images_that_one_of_the_two_gets_right(
     (copy / "evaluation.json").unlink()
     context = open_context(stepclr.Run(copy), None)
     hits, of_teacher = (np.isin(np.arange(100), right) for right in (own, teachers))
-    classifier = {"top1": 0.6, "file": copy / "c", "test": "", "gain": paired("the teacher", hits, of_teacher)}
+    classifier = {"top1": 0.6, "file": copy / "c", "test": "", "gain": paired("the teacher", hits, of_teacher, 1)}
     page = verdict(context, {"training": training(context), "usage": {}, "classifier": classifier})
     assert [gain.level for gain in page["gains"]] == [level]
     assert "".join(page["cautions"]).startswith(caution)

@@ -27,7 +27,7 @@ from stepclr.evaluation.methods import METHODS, Method, Task, fits, method
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
 from stepclr.evaluation.results import EVALUATION, Predictions, Scores, first_confusion, score
 from stepclr.evaluation.running import Running
-from stepclr.evaluation.seeds import OF_THE_RUN, other_seeds, over_seeds
+from stepclr.evaluation.seeds import OF_THE_RUN, OneOrMore, other_seeds, over_seeds
 from stepclr.evaluation.splits import (
     LabelsPerClass,
     Split,
@@ -97,7 +97,7 @@ def evaluate(
     finetune: bool = False,
     knn_k: int = NEIGHBORS,
     knn_temperature: float = KNN_TEMPERATURE,
-    seeds: Sequence[str | os.PathLike[str]] = (),
+    seeds: OneOrMore = (),
     progress: Progress | None = None,
     announce: Announce | None = None,
     left: Callable[[float], object] | None = None,
@@ -127,9 +127,9 @@ def evaluate(
         scratch_steps: optimizer steps of 32 images that scratch trains for.
         finetune: score fine-tuning on the same splits too (method finetuned), with the defaults of `stepclr.finetune`.
         knn_k, knn_temperature: the k nearest neighbors of weighted kNN and the temperature of their weights.
-        seeds: folders of runs that differ from `run` in their seed alone. They are scored on the same splits, and rows
-            such as "simclr over 3 seeds" are added, whose values are each run's mean over the splits: their `std` is
-            the spread over pretraining seeds. Nothing is written into these folders.
+        seeds: the folder of a run, or of several, that differ from `run` in their seed alone. They are scored on the
+            same splits, and rows such as "simclr over 3 seeds" are added, whose values are each run's mean over the
+            splits: their `std` is the spread over pretraining seeds. Nothing is written into these folders.
         progress: called with (done, total) after each split of each method, of each run anew.
         announce: called with what is done next in words, such as "random, 10 labels per class, draw 3 of 5"; of small
             networks that are trained side by side, by their threads.

@@ -11,14 +11,16 @@ from stepclr.evaluation.results import MEASURES, Score, Scores, fields_of, summa
 from stepclr.evaluation.splits import LabelsPerClass
 from stepclr.pretraining.run import Run
 
+OneOrMore = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]  # folders
 OF_THE_RUN = ("simclr", "sgd", "finetuned", "knn")  # the first that is scored has its confusion matrix reported
 OF_THE_IMAGES = ("names_checksum", "labels_checksum")
 # Runs that are compared over their seeds share all settings that shape an encoder, and the images.
 SAME_OVER_SEEDS = sorted({*SETTINGS, *OF_THE_IMAGES} - {"seed", "keep_every", "monitor", "cache_gib"})
 
 
-def other_seeds(run: str | os.PathLike[str], seeds: Sequence[str | os.PathLike[str]]) -> list[Run]:
+def other_seeds(run: str | os.PathLike[str], seeds: OneOrMore) -> list[Run]:
     """The runs of `seeds` besides `run`; StepclrError unless all have the same settings and another seed each."""
+    seeds = [seeds] if isinstance(seeds, str | os.PathLike) else seeds
     runs = list({Path(path).resolve(): Run(Path(path)) for path in [run, *seeds]}.values())
     if len(runs) == 1:
         if seeds:

@@ -115,8 +115,9 @@ def _draw(labels: Indices, classes: Sequence[str], per_class: LabelsPerClass, se
     available = len(members[rarest])
     asked = per_class if isinstance(per_class, int) else 1
     if available < asked:
+        labels_it_has = "1 label" if available == 1 else f"{available} labels"
         raise StepclrError(
-            f"labels_per_class is {per_class}, but class {classes[rarest]!r} of train has {available} labels; "
+            f"labels_per_class is {per_class}, but class {classes[rarest]!r} of train has {labels_it_has}; "
             f"ask for at most {available}"
         )
     if per_class == "all":

@@ -1,13 +1,10 @@
 """What a run scored: evaluation.json as tables and lines, and the lines of Python that load the encoder."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,28 +17,10 @@ from stepclr.metrics import FEW, coarse_words, in_percent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
-from stepclr.tools.methods import baselines_of, lambda_words, method_of
+from stepclr.tools.gains import gains_of
+from stepclr.tools.methods import lambda_words, method_of
 
 Json = dict[str, Any]
-CLEAR = 2  # standard errors from which a paired difference counts as a difference
-
-
-class Gain(NamedTuple):
-    """How far a method is above the method `over`, pair by pair: the mean in points and its standard error (None for
-    one pair), in how many pairs it is above, and whether it differs in any pair."""
-
-    over: str
-    mean: float
-    error: float | None
-    above: int
-    differs: bool
-
-    @property
-    def level(self) -> str:
-        """ "good" or "bad" where it is clearly above or below, "even" within CLEAR standard errors."""
-        if abs(self.mean) <= CLEAR * (self.error or 0.0) or not self.differs:
-            return "even"
-        return "good" if self.mean > 0 else "bad"
 
 
 def stored_scores(run: Run) -> Scores | None:
@@ -313,25 +292,6 @@ def _paired_lines(row: Score, scores: Scores) -> Iterator[str]:
                     f"{row.method} - {gain.over} with {labels}{of_measure}: {gain.mean:+.1f} points, standard error "
                     f"{gain.error:.1f}, above in {gain.above} of {len(row.values)} draws"
                 )
-
-
-def gains_of(row: Score, scores: Scores, measure: str = "top1") -> list[Gain]:
-    """How far a row of ours is above each of its baselines, where both saw the same labels in each draw."""
-    alike = {other.method: other for other in scores.rows if other.labels_per_class == row.labels_per_class}
-    gains = []
-    own = row.summary(measure)
-    for name in baselines_of(row.method, scores):
-        other = alike[name].summary(measure) if name in alike else None
-        if own and other:
-            gains.append(paired(name, own.values, other.values))
-    return gains
-
-
-def paired(over: str, values: ArrayLike, others: ArrayLike) -> Gain:
-    """How far `values` (0 to 1) are above `others`: scores of the same draws, or hits (1 or 0) of the same images."""
-    points = 100 * np.subtract(values, others, dtype=np.float64)
-    error = float(points.std(ddof=1)) / math.sqrt(len(points)) if len(points) > 1 else None
-    return Gain(over, float(points.mean()), error, int((points > 0).sum()), bool(points.any()))
 
 
 def scored_on(scores: Scores) -> Json:

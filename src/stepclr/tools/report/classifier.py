@@ -15,11 +15,12 @@ from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusio
 from stepclr.evaluation.splits import labels_words
 from stepclr.metrics import in_percent
 from stepclr.model.files import CLASSIFIER, load_classifier, state_checksum
+from stepclr.tools.gains import paired
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
 from stepclr.tools.report.plots import confusion as confusion_plot
-from stepclr.tools.scores import measures_for, measures_words, paired, percent, test_counts
+from stepclr.tools.scores import measures_for, measures_words, percent, test_counts
 
 Json = dict[str, Any]
 
@@ -103,7 +104,7 @@ def _student(context: Context, teacher: Path) -> Json:
     section["top1"] = own
     of_teacher = classify(teacher, test)
     if of_teacher.skipped == predicted.skipped:  # paired by image: which of them each gets right
-        section["gain"] = paired("the teacher", best == truth, of_teacher.probabilities.argmax(1) == truth)
+        section["gain"] = paired("the teacher", best == truth, of_teacher.probabilities.argmax(1) == truth, 1)
     section["scores"].insert(0, Bar(f"student, {context.config.encoder}", own, in_percent(own), 0))
     names, classes = predicted.images.names, predicted.classes
     matrix = None

@@ -14,10 +14,11 @@ from stepclr.evaluation.splits import labels_words
 from stepclr.metrics import FEW, coarse_words, in_percent, whole_percent
 from stepclr.model.files import CLASSIFIER
 from stepclr.pretraining.resolve import asked_for
+from stepclr.tools.gains import Gain, gains_of
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import Gain, gains_of, is_unbalanced, percent, scored_images, test_counts
+from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
 
 Json = dict[str, Any]
 OVER = {
@@ -84,7 +85,7 @@ def _main(scores: Scores) -> Score | None:
 def _scored(scores: Scores, row: Score) -> Json:
     # Those with the same labels, paired by draw, the smallest first.
     gains = [_lead(gain) for gain in sorted(gains_of(row, scores), key=lambda gain: gain.mean)]
-    cautions = _cautions("The pretrained encoder", gains, "the draws")
+    cautions = _cautions("The pretrained encoder", gains, "the draws" if len(row.values) > 1 else "the test images")
     if not gains:
         cautions.append(
             "No baseline was scored: add --baselines pixels,random,scratch to see what pretraining is worth."
