@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.data.reading import RGB, Channels, MaxPixels, Range, Reading, ValueRange
+from stepclr.data.reading import RGB, Channels, MaxPixels, Range, Reading, ValueRange, as_words
 from stepclr.errors import StepclrError, fault_of
 from stepclr.io import from_json, write_whole
 
@@ -42,12 +42,6 @@ OLDER: dict[str, Any] = {
 def total_steps(epochs: Number, steps_per_epoch: int) -> int:
     """The steps of a run of this many epochs, the last of which may end early."""
     return max(1, round(epochs * steps_per_epoch))
-
-
-def as_words(sources: str | list[str]) -> str:
-    """One source or several as text; of many, such as single files, the first."""
-    several = [sources] if isinstance(sources, str) else sources
-    return ", ".join(several) if len(several) < 10 else f"{several[0]} and {len(several) - 1:,} others"
 
 
 def _default(when_open: str, metavar: str) -> object:

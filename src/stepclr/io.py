@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -98,6 +99,15 @@ def from_json(kind: type[Record], values: object, where: str | Path) -> Record:
             raise StepclrError(f"{where} is corrupt: {name} is {values[name]!r}") from None
         read[name] = value
     return kind(**read)
+
+
+def plain(value: object) -> object:
+    """A value as `from_json` gives it back: a number of numpy is one of Python, and a list a tuple."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    if isinstance(value, int | float) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _takes_tuples(expected: Any) -> bool:

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import stepclr
@@ -52,6 +53,14 @@ def test_a_count_is_a_whole_number() -> None:
     for value in (16.0, 2.5, math.nan):
         with pytest.raises(stepclr.StepclrError, match=f"^limit must be a whole number, not {value}$"):
             check_whole("limit", value, 1)
+
+
+def test_numbers_of_numpy_and_lists_are_what_config_json_gives_back(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"seed": np.int64(1), "strength": [0.5, np.float32(1)], "batch_size": np.int32(8)}
+    for resume in (False, True):  # the same call resumes it
+        options = settings | {"encoder": "test_resnet", "epochs": 1, "progress": False, "resume": resume}
+        run = stepclr.pretrain("sample:train", tmp_path / "run", limit=16, **options)
+    assert (run.config.seed, run.config.strength, run.config.batch_size) == (1, (0.5, 1.0), 8)
 
 
 def test_views_of_a_loss_that_needs_one_are_at_least_one(tmp_path: Path) -> None:

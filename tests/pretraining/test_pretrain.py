@@ -380,6 +380,10 @@ def test_keep_every_keeps_checkpoints(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", epochs=7, keep_every=2, limit=20)
     steps = [int(path.stem[5:]) for path in checkpoints(run.folder / "checkpoint")]
     assert steps == [2, 4, 6, 7]
+    # What was kept stays, also where another interval is asked for later.
+    small_run(run.folder, epochs=14, keep_every=5, limit=20, resume=True)
+    steps = [int(path.stem[5:]) for path in checkpoints(run.folder / "checkpoint")]
+    assert steps == [2, 4, 6, 10, 13, 14]
 
 
 def test_images_that_cannot_be_read_are_listed(tmp_path: Path) -> None:

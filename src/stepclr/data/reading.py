@@ -93,3 +93,9 @@ def channels_words(channels: int) -> str:
 
 
 AS_DECLARED = Reading()
+
+
+def as_words(sources: str | list[str]) -> str:
+    """One source or several as text; of many, such as single files, the first."""
+    several = [sources] if isinstance(sources, str) else sources
+    return ", ".join(several) if len(several) < 10 else f"{several[0]} and {len(several) - 1:,} others"

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
-from stepclr.config import as_words
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, present_classes, split_folders
+from stepclr.data.reading import as_words
 from stepclr.data.sources import Source, open_images, sources_of
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest

@@ -18,17 +18,28 @@ from stepclr.pretraining.run import Fields
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state: Fields, keep: Sequence[int]
 ) -> None:
-    """Write the state after `step` steps. Of the older checkpoints, only the last and those of steps in `keep` stay."""
+    """Write the state after `step` steps. Of the older checkpoints, only the last and those of steps in `keep` stay.
+
+    So do those that were in `keep` when they were written: a run may be resumed with another `keep_every`.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"step": str(step), "facts": json.dumps(state)}
+    metadata = {"step": str(step), "kept": str(step in keep), "facts": json.dumps(state)}
     content = save(tensors, metadata | {"digest": _digest(tensors, metadata)})
     write_whole(folder / f"step-{step:08d}.safetensors", lambda file: file.write(content))
     for path in checkpoints(folder)[:-2]:
-        if step_of(path) not in keep:
+        if step_of(path) not in keep and not _was_to_stay(path):
             path.unlink()
+
+
+def _was_to_stay(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("kept") == "True"
+    except (SafetensorError, OSError):  # it is corrupt
+        return False
 
 
 def load_checkpoint(

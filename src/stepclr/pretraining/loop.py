@@ -69,7 +69,7 @@ class Schedule:
         per_epoch = steps_per_epoch(n, config.batch_size)
         steps = total_steps(config.epochs, per_epoch)
         interval = (config.keep_every or 0) * per_epoch
-        kept = range(interval, steps, interval) if interval else ()
+        kept = range(interval, steps + 1, interval) if interval else ()
         return cls(per_epoch, steps, warmup_steps=round(config.warmup * per_epoch), kept=kept)
 
     @property

@@ -24,6 +24,7 @@ from stepclr.data.labels import check_classes
 from stepclr.data.reading import RGB, Reading
 from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, check_number, check_whole, choose
+from stepclr.io import plain
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import OWN_MODULE, network_of
 from stepclr.model.classifier import Classifier
@@ -81,7 +82,8 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     one, nor its head to a loss without one.
     """
     given = [name for name, value in options.items() if value is not None]
-    config = replace(length_as_asked(config, given), **options)
+    settings: dict[str, Any] = {name: plain(value) for name, value in options.items()}
+    config = replace(length_as_asked(config, given), **settings)
     unused, lines = [], []
     if "policy" in given:
         policy = read_policy(config.policy)

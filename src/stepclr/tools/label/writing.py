@@ -17,9 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stepclr.config import as_words
 from stepclr.data.images import ImageSet
-from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.data.reading import AS_DECLARED, Reading, as_words
 from stepclr.data.sources import Source, open_images
 from stepclr.errors import StepclrError, check_suffix, check_whole
 from stepclr.evaluation.holdout import USUAL_SHARE

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from stepclr.config import as_words
 from stepclr.data.images import ImageBatch, ImageSet, Indices
+from stepclr.data.reading import as_words
 from stepclr.data.sources import Source, open_images, sources_of
 from stepclr.device import default_device, dtype_of
 from stepclr.distributed import World, join
