@@ -22,6 +22,11 @@ def one_line(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def lines_as_text(text: str) -> str:
+    """A text of several lines, each as `one_line` prints it."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class."""
     return str(error).strip().split("\n")[0] or type(error).__name__

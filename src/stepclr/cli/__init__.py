@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if lost_the_others(error):
             _fail("another rank exited; see the error message of that rank", 1)
         if lacks_memory(error):
-            _fail(f"there is not enough memory: {error}", 1)
+            _fail(f"there is not enough memory: {error}".removesuffix(": "), 1)
         if not isinstance(error, Diverged | ExportMismatchError | OSError):
             raise
         _fail(_of_the_system(error) if isinstance(error, OSError) else as_options(str(error)), 1)

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stepclr.errors import StepclrError, one_line
+from stepclr.errors import StepclrError, lines_as_text, one_line
 
 if TYPE_CHECKING:
     from stepclr.data.images import ImageSet
@@ -31,7 +31,7 @@ def say(text: object) -> None:
     if not first_rank():
         return
     if isinstance(text, str):  # else it is a table
-        print("\n".join(map(one_line, text.split("\n"))), flush=True)
+        print(lines_as_text(text), flush=True)
         return
     from rich.console import Console  # --help prints without it
     from rich.text import Text

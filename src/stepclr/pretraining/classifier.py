@@ -90,7 +90,7 @@ def train_classifier(
     views = Views(policy, encoder.size, min_area=settings.min_area, views=1, channels=encoder.channels)
     feed = islice(endless(images, seed, settings.batch_size, device=device), settings.steps)
     # torch has one generator for all threads: networks that draw from it are trained one after another.
-    drawing = seeded(seed) if not settings.freeze and draws(classifier) else nullcontext()
+    drawing = seeded(seed) if not settings.freeze and _draws(classifier) else nullcontext()
     with drawing, cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
             stop_if_unwanted()
@@ -107,7 +107,7 @@ def train_classifier(
     return classifier.eval().requires_grad_(True)
 
 
-def draws(classifier: Classifier) -> bool:
+def _draws(classifier: Classifier) -> bool:
     """Whether it draws random numbers in training: by dropout or stochastic depth, or perhaps in a module of a user."""
     layers = [layer for layer in classifier.modules() if "Drop" in type(layer).__name__]
     rates = [getattr(layer, name, 0) for layer in layers for name in ("p", "drop_prob", "prob")]

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, one_line
+from stepclr.errors import StepclrError, lines_as_text
 from stepclr.metrics import in_percent, whole_percent
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.run import Fields, Run
@@ -87,7 +87,7 @@ class Printer:
 
     def say(self, text: str) -> None:
         """Print a text without markup; names in it may have any characters."""
-        self.console.print("\n".join(map(one_line, text.split("\n"))), markup=False)
+        self.console.print(lines_as_text(text), markup=False)
 
     def decoded(self, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes more than a few seconds."""
