@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.data.reading import RGB, Channels, MaxPixels, Range, Reading, ValueRange, as_words
+from stepclr.data.reading import RGB, Channels, DamagedShards, MaxPixels, Range, Reading, ValueRange, as_words
 from stepclr.errors import StepclrError, fault_of
 from stepclr.io import from_json, write_whole
 
@@ -197,11 +197,13 @@ class PretrainConfig:
     """Pixels of the largest image that is read; larger ones are skipped and counted."""
     channels: Channels = None
     """Channels of an image: 3 for RGB, 1 for gray, or as many as the files have bands, in their order (at most 16)."""
+    damaged_shards: DamagedShards = None
+    """What to do with a missing, truncated or corrupt shard: refuse the source, or skip the shard's images."""
 
     @property
     def reading(self) -> Reading:
         """How image files are read."""
-        return Reading(self.value_range, self.max_pixels, self.channels)
+        return Reading(self.value_range, self.max_pixels, self.channels, self.damaged_shards)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "loss", self.loss.replace("_", "-"))  # nt_xent is understood too
@@ -250,6 +252,7 @@ class PretrainOptions(TypedDict, total=False):
     value_range: Range | None
     max_pixels: int | None
     channels: int | None
+    damaged_shards: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -354,13 +354,14 @@ def test_a_file_that_is_not_a_tar_or_not_whole_is_refused_or_skipped(what: str, 
     with pytest.raises(stepclr.StepclrError, match=r"1\.tar") as error:
         stepclr.open_images(tmp_path / "{0..1}.tar")
     assert said in str(error.value)
-    assert "damaged='skip'" in str(error.value)
+    assert "damaged_shards='skip'" in str(error.value)
     assert "\n" not in str(error.value)
-    images = stepclr.open_images(tmp_path / "{0..1}.tar", damaged="skip")
+    images = stepclr.open_images(tmp_path / "{0..1}.tar", damaged_shards="skip")
     assert shades(images) == [1]
     ((name, why),) = images.skipped
     assert name == "1.tar"
     assert said in why
+    assert "left out a damaged shard, such as 1.tar; how many images that is cannot be known" in images.ledger.lines()
 
 
 def test_a_tar_without_images_is_not_a_source(tmp_path: Path) -> None:
@@ -385,12 +386,12 @@ def test_a_damaged_shard_is_named_and_refused_or_its_images_left_out(
     spoil(out / "0004.tar", what)
     with pytest.raises(stepclr.StepclrError, match=rf"^{out}/0004.tar is (missing|corrupt)"):
         stepclr.open_images(out)
-    images = stepclr.open_images(out, damaged="skip")
+    images = stepclr.open_images(out, damaged_shards="skip")
     rows = [*range(40), *range(50, 100)]
     assert list(images.names) == [source.names[i] for i in rows]
     assert torch.equal(torch.as_tensor(images.read(range(90))), torch.as_tensor(source.read(rows)))
-    ((name, why),) = images.skipped
-    assert (name, f"{out}/0004.tar is" in why) == ("0004.tar", True)
+    assert [name for name, _ in images.skipped] == list(source.names[40:50])  # each image that is left out is counted
+    assert all(f"{out}/0004.tar is" in why for _, why in images.skipped)
     assert sorted(np.concatenate(list(images.stream(0, 0, 9) or ()))) == list(range(90))
     assert len(stepclr.open_images(f"{out}/{{0005..0009}}.tar")) == 50  # the other shards are not read
 
@@ -452,8 +453,8 @@ def test_what_it_cannot_open_it_says_in_one_line(shards: Path, tmp_path: Path, r
         (f"{remote}/none", {}, "has no index.json of stepclr pack; give the shards' names"),
         (f"{remote}/none.tar", {}, "is missing"),
         ("nothing://bucket/x.tar", {}, "cannot be opened: Protocol not known: nothing"),
-        (shards, {"damaged": "ignore"}, "unknown damaged 'ignore'"),
-        ("sample:train", {"damaged": "skip"}, "sample:train is not in shards"),
+        (shards, {"damaged_shards": "ignore"}, "unknown damaged_shards 'ignore'"),
+        ("sample:train", {"damaged_shards": "skip"}, "sample:train is not in shards"),
     ]
     for source, options, said in refused:
         with pytest.raises(stepclr.StepclrError) as error:
@@ -541,7 +542,7 @@ def test_one_that_arrives_corrupt_is_refused_or_skipped_and_never_kept(
         system.pipe_file(path, bytes(content) if what == "flipped" else bytes(content[:-1024]))
     with pytest.raises(stepclr.StepclrError, match=r"shards/0004.tar (is corrupt|cannot be fetched: it is missing)"):
         stepclr.open_images(remote).read_readable(range(100))
-    images = stepclr.open_images(remote, damaged="skip")
+    images = stepclr.open_images(remote, damaged_shards="skip")
     fetched.clear()
     for _ in range(2):
         _, kept = images.read_readable(range(100))
@@ -576,7 +577,7 @@ def test_remote_foreign_shards_are_fetched_once_to_be_scanned(tmp_path: Path, ca
     system.pipe_file("/foreign/1.tar", system.cat_file("/foreign/1.tar")[:1500])
     with pytest.raises(stepclr.StepclrError, match=r"foreign/1\.tar is corrupt"):
         stepclr.open_images("memory://foreign/{0..2}.tar")
-    images = stepclr.open_images("memory://foreign/{0..2}.tar", damaged="skip")
+    images = stepclr.open_images("memory://foreign/{0..2}.tar", damaged_shards="skip")
     assert shades(images) == [0, 1]
     assert [name for name, _ in images.skipped] == ["1.tar", "2.tar"]
     system.rm("/foreign", recursive=True)
@@ -728,11 +729,23 @@ def test_the_command_line_refuses_or_skips_a_damaged_shard(
     with pytest.raises(SystemExit) as stop:
         main([*pretrain, "--damaged-shards", "skip"])
     assert not stop.value.code
-    assert "0004.tar" in (tmp_path / "run" / "skipped.csv").read_text()
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["images"] == 90
+    assert (tmp_path / "run" / "skipped.csv").read_text().count("0004.tar is corrupt") == 10
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (stored["images"], stored["skipped"], stored["damaged_shards"]) == (90, 10, "skip")
+    assert "cannot be shown" not in (tmp_path / "run" / "report.html").read_text()
+
+    # The run remembers it, and so do the commands that come next.
+    doctor = ["doctor", str(out), *words, "--damaged-shards", "skip"]
+    for command in (["report", str(tmp_path / "run")], [*pretrain, "--resume"], doctor):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert not stop.value.code
+    *_, following = (line for line in capsys.readouterr().out.splitlines() if line.startswith("    stepclr evaluate"))
+    assert following.endswith("--damaged-shards skip --holdout 0.2")
     with pytest.raises(SystemExit) as stop:
-        main([*pretrain, "--damaged-shards", "skip", "--resume"])
+        main([*following.split()[1:], "--labels-per-class", "1", "--draws", "1", "--baselines", "none"])
     assert not stop.value.code
+
     embed = ["embed", str(tmp_path / "run"), str(out), "--out", str(tmp_path / "h.npz")]
     with pytest.raises(SystemExit) as stop:
         main(embed)

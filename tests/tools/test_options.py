@@ -27,6 +27,8 @@ def test_settings_are_written_as_they_are_typed(settings: dict[str, Any], words:
     [
         (Reading(), ""),
         (Reading(None, MAX_PIXELS, 3), ""),
+        (Reading(damaged_shards="refuse"), ""),
+        (Reading(damaged_shards="skip"), "--damaged-shards skip"),
         (Reading((0, 4095), 1000, 4), "--value-range 0,4095 --channels 4 --max-pixels 1000"),
     ],
 )

@@ -113,12 +113,11 @@ def as_options(message: str) -> str:
         if name not in names or not (value or "_" in name):
             return match[0]
         flag = "--" + name.replace("_", "-")
-        return flag if value in (None, "=True") else f"{flag} {value.strip('=')}"
+        return flag if value in (None, "=True") else f"{flag} " + value.strip("='")
 
     message = re.sub(r"\banother out$", "another --out", message)
-    message = re.sub(r"\bdamaged='skip'", "--damaged-shards skip", message)
     # Not inside of a path, a quoted value or another name.
-    return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(=[\w.-]*\w)?(?![\w/'\"(-])", option, message)
+    return re.sub(r"(?<![\w./'\"-])([a-z]\w*)(='[\w.-]+'|=[\w.-]*\w)?(?![\w/'\"(-])", option, message)
 
 
 def _run(words: list[str]) -> None:

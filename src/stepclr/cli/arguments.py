@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
@@ -23,7 +23,6 @@ ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
 # A switch of a command. A setting that is on or off may be on already, in a recipe or in a run that is resumed.
 Switch = FlagCreatePairsOff[bool]
-Damaged = Annotated[Literal["refuse", "skip"], arg(metavar="{refuse,skip}")]
 
 # One SOURCE, or several as a list.
 _SOURCES = PrimitiveConstructorSpec(
@@ -86,14 +85,16 @@ def base_settings(recipe: str | None, resumed: Path | None = None) -> PretrainCo
 
 def given_settings(config: PretrainConfig, base: PretrainConfig) -> dict[str, Any]:
     """The settings in which `config` differs from `base`: those that the options give."""
-    return {name: getattr(config, name) for name in SETTINGS if getattr(config, name) != getattr(base, name)}
+    given = {name: getattr(config, name) for name in SETTINGS if getattr(config, name) != getattr(base, name)}
+    if config.epochs and config.minutes:  # no base has both: the one that equals the base's is given too
+        given |= {"epochs": config.epochs, "minutes": config.minutes}
+    return given
 
 
 def open_source(
     source: str | list[str],
     classes: str | None = None,
     limit: int | None = None,
-    damaged: Damaged = "refuse",
     reading: Reading = AS_DECLARED,
     labels: tuple[Path, ...] = (),
     labels_elsewhere: bool = False,
@@ -104,9 +105,7 @@ def open_source(
     """
     from stepclr.data.sources import open_images
 
-    images = open_images(
-        source, classes=classes or None, limit=limit, damaged=damaged, labels=labels or None, **asdict(reading)
-    )
+    images = open_images(source, classes=classes or None, limit=limit, labels=labels or None, **asdict(reading))
     return _noted(images, labels_elsewhere)
 
 
@@ -120,7 +119,7 @@ def open_train_test(
     """The images to learn from and, if any, to score on; standard error says what is in them."""
     from stepclr.data import sources
 
-    learned, scored = sources.open_train_test(train, test, labels or None, holds_out=holds_out, **asdict(reading))
+    learned, scored = sources.open_train_test(train, test, labels or None, holds_out=holds_out, reading=reading)
     return _noted(learned), _noted(scored) if scored else None
 
 

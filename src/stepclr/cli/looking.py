@@ -4,7 +4,6 @@ torch is imported inside them, so that --help is instant.
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -217,7 +216,7 @@ def doctor(
     config, unused = changed(base, given_settings(config, base))
     for line in unused:
         print(line, file=sys.stderr)
-    images, test_images = open_train_test(source, test, labels or None, missing="list", **asdict(config.reading))
+    images, test_images = open_train_test(source, test, labels or None, missing="list", reading=config.reading)
     images = open_images(images, classes or None, limit)
     diagnosis = stepclr.doctor(images, config, test_images, Counter("images"), note)
     text = dumps(diagnosis.to_dict(), indent=2)

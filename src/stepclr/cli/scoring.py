@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
-    Damaged,
     EncoderName,
     Holdout,
     Images,
@@ -169,7 +168,6 @@ def embed(
     classes: Names = None,
     limit: Limit = None,
     precision: str = "fp32",
-    damaged_shards: Damaged = "refuse",
     reading: Read = AS_DECLARED,
 ) -> None:
     """Write the representations of all images of a source, with their paths and labels.
@@ -179,13 +177,12 @@ def embed(
     Args:
         out: Folder of the index, or file to write: .parquet, .npz.
         precision: Precision of the encoder: fp32, bf16.
-        damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
     from stepclr.io import check_writable
     from stepclr.tools.search.table import build_index, write_embeddings
 
     check_writable(out)
-    images = open_source(source, classes, limit, damaged_shards, reading, labels)
+    images = open_source(source, classes, limit, reading, labels)
     if out.suffix and not out.is_dir():
         written = write_embeddings(run, images, out, precision, Counter("images"))
         say_unread(images)

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from stepclr.cli.arguments import (
-    Damaged,
     EncoderName,
     Holdout,
     Images,
@@ -78,7 +77,6 @@ def pretrain(
     resume: Switch = False,
     profile: Switch = False,
     tensorboard: Switch = False,
-    damaged_shards: Damaged = "refuse",
 ) -> None:
     """Pretrain an encoder on images without labels, and write a run folder and its report.
 
@@ -89,7 +87,6 @@ def pretrain(
         resume: Resume the run in --out from its newest checkpoint, or start it if there is none.
         profile: Time the parts of a training step, and print a table of them at the end.
         tensorboard: Also write the metrics as TensorBoard event files, to RUN/tensorboard.
-        damaged_shards: What to do with a missing, truncated or corrupt shard.
     """
     since = time.monotonic() - PAGE_SECONDS
     import stepclr
@@ -102,8 +99,8 @@ def pretrain(
     if recipe and first_rank() and not (resume and Run(out).exists()):
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     images: Any = source
-    if labels or damaged_shards != "refuse":
-        images = open_images(source, damaged=damaged_shards, labels=labels or None, **asdict(config.reading))
+    if labels:
+        images = open_images(source, labels=labels, **asdict(config.reading))
     try:
         run = stepclr.pretrain(
             images,

@@ -7,7 +7,7 @@ from typing import Annotated
 from tyro.conf import arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from stepclr.errors import StepclrError, check_whole
+from stepclr.errors import StepclrError, check_whole, choose
 
 MAX_PIXELS = 200_000_000  # of an image; a phone's largest has 108 or 200 million
 RGB, MAX_CHANNELS = 3, 16  # channels of an image: by default, and at most
@@ -37,6 +37,7 @@ ValueRange = Annotated[
 ]
 MaxPixels = Annotated[int | None, arg(metavar="N", help_behavior_hint=f"(default: {MAX_PIXELS})")]
 Channels = Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 3, RGB)")]
+DamagedShards = Annotated[str | None, arg(metavar="{refuse,skip}", help_behavior_hint="(default: refuse)")]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Reading:
     """Pixels of the largest image that is read; larger ones are skipped and counted."""
     channels: Channels = None
     """Channels of an image: 3 for RGB, 1 for gray, or as many as the files have bands, in their order (at most 16)."""
+    damaged_shards: DamagedShards = None
+    """What to do with a missing, truncated or corrupt shard: refuse the source, or skip the shard's images."""
 
     def __post_init__(self) -> None:
         if self.value_range is not None:
@@ -59,6 +62,8 @@ class Reading:
         check_whole("max_pixels", self.max_pixels, 1)
         if self.channels is not None and self.channels not in range(1, MAX_CHANNELS + 1):
             raise StepclrError(f"channels must be from 1 to {MAX_CHANNELS}, not {self.channels}")
+        if self.damaged_shards is not None:
+            choose("damaged_shards", self.damaged_shards, ("refuse", "skip"))
 
     @property
     def limit(self) -> int:
@@ -71,6 +76,11 @@ class Reading:
         return self.channels or RGB
 
     @property
+    def skips(self) -> bool:
+        """Whether the images of a damaged shard are left out."""
+        return self.damaged_shards == "skip"
+
+    @property
     def decided(self) -> tuple[Range | None, int, int]:
         """Value range, limit and bands: the same for all that read alike, whether a user has said so or not."""
         return self.value_range, self.limit, self.bands
@@ -78,7 +88,10 @@ class Reading:
     def changed(self, by: "Reading") -> "Reading":
         """This, except for what `by` decides."""
         return Reading(
-            by.value_range or self.value_range, by.max_pixels or self.max_pixels, by.channels or self.channels
+            by.value_range or self.value_range,
+            by.max_pixels or self.max_pixels,
+            by.channels or self.channels,
+            by.damaged_shards or self.damaged_shards,
         )
 
 

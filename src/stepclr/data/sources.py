@@ -23,7 +23,7 @@ from stepclr.data.labels import label_both, label_images, of_split, train_and_te
 from stepclr.data.memory import Array, ColumnTable, open_array, open_dataset, open_table
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
 from stepclr.data.order import spread
-from stepclr.data.reading import Range, Reading
+from stepclr.data.reading import AS_DECLARED, Range, Reading
 from stepclr.data.shards.store import ShardStore, is_packed, open_shards
 from stepclr.errors import StepclrError, check_whole, choose, one_line
 from stepclr.io import expanded
@@ -36,7 +36,7 @@ def open_images(
     source: Source,
     classes: str | Iterable[str] | None = None,
     limit: int | None = None,
-    damaged: str = "refuse",
+    damaged_shards: str | None = None,
     *,
     labels: object = None,
     split: str | None = None,
@@ -69,8 +69,8 @@ def open_images(
         classes: keep only the labeled images of these classes (names, or one string with commas); their order
             gives the labels 0..C-1.
         limit: keep at most this many images, spread evenly over the classes; of each class the first ones.
-        damaged: what to do with a missing, truncated or corrupt shard: "refuse" it, or "skip" its images and list it in
-            `skipped`.
+        damaged_shards: what to do with a missing, truncated or corrupt shard: "refuse" the source (None does so too),
+            or "skip" the shard's images and list them in `skipped`.
         labels: tables that give the images their labels, in the place of those of folders: the path of a .csv, .tsv or
             .parquet with the columns path (or file, filename, image) and label (or class), several paths, a mapping
             from paths to labels, or a data frame of pandas, polars or pyarrow. A path is one in the source, relative to
@@ -93,17 +93,9 @@ def open_images(
         StepclrError: if the source, its split or a class does not exist, or the source contains no image; for a table
             that cannot be read, a path in it that is not in the source, and an image with two labels.
     """
-    choose("damaged", damaged, ("refuse", "skip"))
-    reading = Reading(value_range, max_pixels, channels)
-    images = _open(source, damaged, reading).read_as(reading)
-    stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
-    if damaged == "skip" and not any(isinstance(store, ShardStore) for store in stores):
-        raise StepclrError(f"{images.source} is not in shards, so damaged='skip' does not apply")
-    shallow = _shallow(images) if value_range is not None else None
-    if shallow is not None:
-        note = f"the value range has no effect on images of 8 bits per channel, such as {one_line(shallow)}"
-        if note not in images.ledger.notes:
-            images.ledger.notes.append(note)
+    reading = Reading(value_range, max_pixels, channels, damaged_shards)
+    images = open_read_as(source, reading)
+    _check_in_shards(reading, images)
     if labels is not None:
         images = label_images(images, labels)
     if split is not None:
@@ -116,6 +108,17 @@ def open_images(
     return images
 
 
+def open_read_as(source: Source, reading: Reading) -> ImageSet:
+    """All images of a source, read so. What of `reading` has no effect on them is no error: it may be for others."""
+    images = _open(source, reading).read_as(reading)
+    shallow = _shallow(images) if reading.value_range is not None else None
+    if shallow is not None:
+        note = f"the value range has no effect on images of 8 bits per channel, such as {one_line(shallow)}"
+        if note not in images.ledger.notes:
+            images.ledger.notes.append(note)
+    return images
+
+
 def open_train_test(
     train: Source,
     test: Source | None,
@@ -123,21 +126,23 @@ def open_train_test(
     *,
     holds_out: bool = True,
     missing: str = "refuse",
-    **reading: Any,
+    reading: Reading = AS_DECLARED,
 ) -> tuple[ImageSet, ImageSet | None]:
     """The images to learn from and to score on: `open_images` of both, with the labels of the same tables.
 
     Without `test` they are the splits of the tables, if these have a column `split` and `holds_out` is true; otherwise
     there are none to score on. Images to learn from are never those of the split "test". `missing` is that of
-    `label_images`, and `reading` are other arguments of `open_images`.
+    `label_images`.
     """
     if isinstance(test, str | Path) and test == train and labels is not None:
         test = None  # the tables say which images are which
-    learned = open_images(train, **reading)
+    learned = open_read_as(train, reading)
     if test is None:
+        _check_in_shards(reading, learned)
         learned = learned if labels is None else label_images(learned, labels, missing)
         return train_and_test(learned, None, holds_out)
-    scored = open_images(test, **reading)
+    scored = open_read_as(test, reading)
+    _check_in_shards(reading, learned, scored)
     if labels is not None:
         learned, scored = label_both(learned, scored, labels, missing)
     return train_and_test(learned, scored)
@@ -160,15 +165,15 @@ def absolute_source(source: str) -> str:
     return str(path.absolute())
 
 
-def _open(source: object, damaged: str, reading: Reading) -> ImageSet:
+def _open(source: object, reading: Reading) -> ImageSet:
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, str):
-        return _text(source, damaged)
+        return _text(source, reading)
     if isinstance(source, Path):
-        return _path(source, damaged)
+        return _path(source, reading)
     if isinstance(source, list | tuple) and not _is_labeled_array(source):
-        return _several(source, damaged, reading)
+        return _several(source, reading)
     if isinstance(source, np.ndarray | Tensor):
         return open_array(source, reading=reading)
     if isinstance(source, tuple):
@@ -192,7 +197,7 @@ def _is_labeled_array(source: Sequence[object]) -> bool:
     return isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], np.ndarray | Tensor)
 
 
-def _several(sources: Sequence[object], damaged: str, reading: Reading) -> ImageSet:
+def _several(sources: Sequence[object], reading: Reading) -> ImageSet:
     """Several sources; image files that follow each other are one of them."""
     if not sources:
         raise StepclrError("there is no source of images; give one or more")
@@ -201,7 +206,7 @@ def _several(sources: Sequence[object], damaged: str, reading: Reading) -> Image
         if in_files:
             sets.append(open_files([expanded(source) for source in group]))  # type: ignore[arg-type]
         else:
-            sets += [_open(source, damaged, reading) for source in group]
+            sets += [_open(source, reading) for source in group]
     # Shards may have been packed with what the user asks of all.
     return join([images.read_as(reading) for images in sets])
 
@@ -212,18 +217,18 @@ def _is_file(source: object) -> bool:
     return path is not None and path.suffix.lower() not in (".zip", ".tar") and path.is_file()
 
 
-def _text(source: str, damaged: str) -> ImageSet:
+def _text(source: str, reading: Reading) -> ImageSet:
     if not source:
         raise StepclrError("a source is an empty text; give . for the current folder")
     if "://" in source:
-        return open_shards(source, damaged)
+        return open_shards(source, reading.skips)
     name, colon, split = source.partition(":")
     path = expanded(source)
     if name in SPLITS and (colon or not path.exists()):
         return _named(name, split)
     if colon and os.sep not in source and not path.exists():
         choose("source", name, SPLITS)
-    return _path(path, damaged)
+    return _path(path, reading)
 
 
 def _named(name: str, split: str) -> ImageSet:
@@ -234,13 +239,13 @@ def _named(name: str, split: str) -> ImageSet:
     return open_array(images, labels, classes, source)
 
 
-def _path(path: Path, damaged: str) -> ImageSet:
+def _path(path: Path, reading: Reading) -> ImageSet:
     if path.is_dir():
-        return open_shards(str(path), damaged) if is_packed(path) else open_folder(path)
+        return open_shards(str(path), reading.skips) if is_packed(path) else open_folder(path)
     if path.is_file() and path.suffix.lower() == ".zip":
         return open_zip(path)
     if path.suffix.lower() == ".tar" and (path.exists() or "{" in path.name):
-        return open_shards(str(path), damaged)
+        return open_shards(str(path), reading.skips)
     if path.is_file():
         return open_files([path])
     if path.exists():
@@ -252,6 +257,17 @@ def _path(path: Path, damaged: str) -> ImageSet:
     near = difflib.get_close_matches(path.name, siblings, 1) or difflib.get_close_matches(str(path), names, 1)
     hint = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
     raise StepclrError(f"{path} does not exist.{hint}")
+
+
+def _check_in_shards(reading: Reading, *sets: ImageSet) -> None:
+    """Raise StepclrError where damaged shards are to be skipped and no set has shards."""
+    if not reading.skips:
+        return
+    for images in sets:
+        stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
+        if any(isinstance(store, ShardStore) for store in stores):
+            return
+    raise StepclrError(f"{sets[0].source} is not in shards, so damaged_shards='skip' does not apply")
 
 
 def _shallow(images: ImageSet) -> str | None:

@@ -17,7 +17,7 @@ from stepclr.config import SETTINGS, PretrainConfig, PretrainOptions, ResolvedCo
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, heading, of_these_classes, to_learn_from
-from stepclr.data.sources import Source, absolute_source, open_images, sources_of
+from stepclr.data.sources import Source, absolute_source, open_images, open_read_as, sources_of
 from stepclr.device import default_device, seeded, torch_threads
 from stepclr.distributed import World, join, restarted
 from stepclr.errors import StepclrError, choose
@@ -195,7 +195,7 @@ def _watched(config: ResolvedConfig, images: ImageSet) -> ImageSet | None:
     """The images of `monitor`, read as those of the run, and of the classes chosen there; None without `monitor`."""
     if not config.monitor:
         return None
-    watched = open_images(config.monitor).read_as(config.reading)
+    watched = open_read_as(config.monitor, config.reading)
     return of_these_classes(watched, images.chosen) if images.chosen else watched
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from stepclr.config import CONFIG_FILE, RunConfig
 from stepclr.data.images import ImageSet
-from stepclr.data.sources import Source, absolute_source, open_images
+from stepclr.data.sources import Source, absolute_source, open_images, open_read_as
 from stepclr.errors import StepclrError
 from stepclr.io import locked, named, temporary_files, write_csv, write_whole
 from stepclr.model.encoder import Encoder
@@ -56,7 +56,7 @@ class Run:
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config
-        images = self.labeled(open_images(source or config.source, **asdict(config.reading)))
+        images = self.labeled(open_read_as(source or config.source, config.reading))
         return open_images(images, classes=config.classes or None, limit=config.limit)
 
     def labeled(self, images: ImageSet) -> ImageSet:

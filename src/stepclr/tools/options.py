@@ -28,7 +28,10 @@ def reading_words(reading: Reading) -> list[str]:
     """The options with which files are read so; none where all is as by default."""
     channels = None if reading.bands == RGB else reading.bands
     max_pixels = None if reading.limit == MAX_PIXELS else reading.limit
-    return option_words({"value_range": reading.value_range, "channels": channels, "max_pixels": max_pixels})
+    skip = "skip" if reading.skips else None
+    return option_words(
+        {"value_range": reading.value_range, "channels": channels, "max_pixels": max_pixels, "damaged_shards": skip}
+    )
 
 
 def _shown(value: object) -> str:

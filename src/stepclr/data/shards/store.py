@@ -29,7 +29,7 @@ from stepclr.errors import StepclrError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 10_000_000
-HINT = "; damaged='skip' leaves such shards out"
+HINT = "; damaged_shards='skip' leaves such shards out"
 
 
 @dataclass(eq=False)
@@ -39,8 +39,6 @@ class ShardStore(Files):
     index: Index
     paths: list[str]
     cache: ShardCache | None
-    skip: bool
-    """Whether the images of a shard that cannot be fetched are unreadable; else they are an error."""
     indexed = True
 
     def open(self, row: int) -> io.BytesIO:
@@ -52,7 +50,7 @@ class ShardStore(Files):
             else:
                 content = self.cache.read(shard, offset, size)
         except DamagedError as error:
-            raise (UnreadableError(str(error)) if self.skip else DamagedError(f"{error}{HINT}")) from error
+            raise (UnreadableError(str(error)) if self.reading.skips else DamagedError(f"{error}{HINT}")) from error
         except StepclrError as error:  # the cache has no room: skipping would not help
             raise DamagedError(str(error)) from error
         if len(content) != size or zlib.crc32(content) != crc:
@@ -84,12 +82,12 @@ def is_packed(path: Path) -> bool:
     return False
 
 
-def open_shards(source: str, damaged: str = "refuse") -> ImageSet:
+def open_shards(source: str, skips: bool = False) -> ImageSet:
     """The images in shards: `DIR` of `stepclr pack`, `x.tar`, `DIR/{0000..0127}.tar`, or a URL of any of these.
 
-    damaged: "refuse" raises `StepclrError` with the name of the first shard that is missing, truncated or corrupt;
-    "skip" leaves its images out, and `skipped` lists it. Shards on this machine are verified here, again only after
-    they change. Remote shards are verified when they are fetched, and "skip" then makes their images unreadable.
+    skips: leave out the images of a shard that is missing, truncated or corrupt, and list them in `skipped`: each, or
+    the shard where nobody knows them. Otherwise the first such shard raises `StepclrError`. Shards on this machine are
+    verified here, again only after they change. Remote shards are verified when they are fetched.
     """
     place, names = _located(source)
     text = place.read(INDEX)
@@ -105,9 +103,9 @@ def open_shards(source: str, damaged: str = "refuse") -> ImageSet:
         assert names is not None
         index = scanned(place, names)
         wrong = dict(index.damaged)
-    if wrong and damaged == "refuse":
+    if wrong and not skips:
         raise StepclrError(f"{next(iter(wrong.values()))}{HINT}")
-    return _set_of(source, place, index, names, wrong, damaged == "skip")
+    return _set_of(source, place, index, names, wrong)
 
 
 def _located(source: str) -> tuple[Place, list[str] | None]:
@@ -164,9 +162,7 @@ def _wrong(place: Place, index: Index, names: list[str] | None) -> dict[str, str
     return wrong
 
 
-def _set_of(
-    source: str, place: Place, index: Index, names: list[str] | None, wrong: dict[str, str], skip: bool
-) -> ImageSet:
+def _set_of(source: str, place: Place, index: Index, names: list[str] | None, wrong: dict[str, str]) -> ImageSet:
     # The rows of the wanted shards; usually that is all of them.
     rows = np.arange(index.images)
     if names is not None or wrong:
@@ -174,8 +170,11 @@ def _set_of(
         chosen = np.array([shard.name in wanted for shard in index.shards], bool)
         rows = rows[np.repeat(chosen, [shard.images for shard in index.shards])]
 
-    unreadable = {name: f"its images are left out: {why}" for name, why in wrong.items()} | dict(index.skipped)
-    ledger = Ledger(unreadable)
+    ledger = Ledger(_lost(index, wrong) | dict(index.skipped))
+    unknown = wrong.keys() - {shard.name for shard in index.shards}
+    if unknown:
+        several = "a damaged shard" if len(unknown) == 1 else f"{len(unknown):,} damaged shards"
+        ledger.notes.append(f"left out {several}, such as {min(unknown)}; how many images that is cannot be known")
     for path, kind, hint, number in index.ignored:
         ledger.ignored[path] = Ignored(kind, hint, number)
     if not len(rows):
@@ -186,5 +185,19 @@ def _set_of(
         raise StepclrError(f"{place.path(INDEX)} is corrupt: it has labels outside its {len(index.classes)} classes")
     paths = [place.path(shard.name) for shard in index.shards]
     cache = ShardCache(place.system, paths, index.shards) if place.system is not None else None
-    store = ShardStore(index, paths, cache, skip, reading=index.reading)
+    store = ShardStore(index, paths, cache, reading=index.reading)
     return ImageSet(store, rows, labels, index.classes, ShardNames(index, rows), source, ledger)
+
+
+def _lost(index: Index, wrong: dict[str, str]) -> dict[str, str]:
+    """The images of damaged shards, and why they cannot be read; a shard that the index does not know, as a whole."""
+    lost: dict[str, str] = {}
+    images = {
+        shard.name: range(end - shard.images, end) for shard, end in zip(index.shards, index.ends.tolist(), strict=True)
+    }
+    for shard, why in wrong.items():
+        if shard in images:
+            lost |= {index.name(row): why for row in images[shard]}
+        else:
+            lost[shard] = f"its images are left out: {why}"
+    return lost

@@ -72,7 +72,7 @@ def doctor(
     Raises StepclrError for settings that cannot be used, and where a trial run fails.
     """
     config = config or PretrainConfig()
-    images, test = open_train_test(images, test, **asdict(config.reading))
+    images, test = open_train_test(images, test, reading=config.reading)
     test = of_these_classes(test, images.chosen) if test is not None and images.chosen else test
     announce = announce or silent
     seconds: dict[str, float] = {}

@@ -65,6 +65,7 @@ def trial(images: ImageSet, config: ResolvedConfig, batch: int, steps: int, cach
         monitor=None,
         keep_every=None,
         linear_epochs=0,
+        damaged_shards=None,
         cache_gib=config.cache_gib if cached else NO_CACHE,
     )
     with tempfile.TemporaryDirectory(prefix="stepclr-doctor-") as name:

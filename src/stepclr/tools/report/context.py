@@ -1,7 +1,7 @@
 """What the sections of a page share: a run and its images, each read once, and its networks."""
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,8 @@ from stepclr.config import RunConfig
 from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
-from stepclr.data.sources import Source, open_images
+from stepclr.data.reading import AS_DECLARED, Reading
+from stepclr.data.sources import Source, open_images, open_read_as
 from stepclr.device import default_device, seeded
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
@@ -157,7 +158,7 @@ class Context:
 
     def opened(self, part: Json) -> ImageSet | None:
         """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
-        return open_part(part, **asdict(self.config.reading))
+        return open_part(part, self.config.reading)
 
     @cached_property
     def trained(self) -> SimCLR:
@@ -183,16 +184,13 @@ def open_context(run: Run, source: Source | None) -> Context:
         return Context(run, None, f"the images of {config.source_text} cannot be shown: {error}")
 
 
-def open_part(part: Json, **reading: Any) -> ImageSet | None:
-    """The images of a part of a protocol, "train" or "test"; None where they cannot be found.
-
-    reading: arguments of `open_images`.
-    """
+def open_part(part: Json, reading: Reading = AS_DECLARED) -> ImageSet | None:
+    """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
     if not part:
         return None
     try:
-        source, labels = part.get("sources") or part["source"], part.get("labels") or None
-        return open_images(source, labels=labels, split=part.get("split"), **reading)
+        images = open_read_as(part.get("sources") or part["source"], reading)
+        return open_images(images, labels=part.get("labels") or None, split=part.get("split"))
     except (StepclrError, OSError):
         return None
 

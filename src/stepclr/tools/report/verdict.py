@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stepclr.config import OPTIMIZERS, RunConfig
+from stepclr.data.reading import Reading
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
@@ -201,7 +202,7 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
     if diagnosis in mended:
         return "Train again with what is most likely to mend it:", _command(_again(context, mended[diagnosis]))
     if diagnosis == "collapsed":
-        examined = ["stepclr", "doctor", *config.sources]
+        examined = ["stepclr", "doctor", *config.sources, *reading_words(config.reading)]
         return "Look for what is wrong with the images or the settings:", _command(examined)
     resumed: list[Any] = ["stepclr", "pretrain", *config.sources, "--out", run, "--resume"]
     if any(one.name == "schedule" for one in attention):
@@ -226,15 +227,17 @@ def _after_scores(context: Context, scores: Scores, resumed: list[Any]) -> tuple
     below = [gain.over for gain in gains if gain.level == "bad"]
     better = [name for name in below if name not in OVER]  # other encoders, the best of them first
     if better:
-        read = reading_words(replace(config.reading, channels=None))  # each encoder has its own
-        words = [*_finetune(better[0], scores), *read, "--out", CLASSIFIER]
+        read = replace(config.reading, channels=None)  # each encoder has its own
+        words = [*_finetune(better[0], scores, read, config), "--out", CLASSIFIER]
         return f"Turn {better[0]}, which scores better, into a classifier:", _command(words)
     if START in below:
         return "Train again at a rate that changes the weights less:", _command(_again(context, _lower_rate(config)))
     # A linear layer on a frozen encoder may score below a whole network; that is then to be fine-tuned too.
     if {"pixels", "random"} & set(below) or (below and row and row.method == "finetuned"):
         return f"Train for longer, to get above {OVER[below[0]]}:", _command([*resumed, *_twice_as_long(config)])
-    return "Turn the encoder into a classifier:", _command(_finetune(context.run.folder, scores))
+    return "Turn the encoder into a classifier:", _command(
+        _finetune(context.run.folder, scores, _not_of_the_encoder(config), config)
+    )
 
 
 def _lower_rate(config: RunConfig) -> dict[str, object]:
@@ -258,25 +261,38 @@ def _again(context: Context, mended: dict[str, object]) -> list[Any]:
 def _evaluate(context: Context) -> list[Any]:
     """`evaluate` on the labels that the run knows."""
     config = context.config
-    words: list[Any] = ["stepclr", "evaluate", context.run.folder, "--train"]
-    if config.monitor:
-        words.append(config.monitor)
-    else:
-        words += [*config.sources, *option_words({"labels": config.labels or None})]
+    sources = [config.monitor] if config.monitor else config.sources
+    words: list[Any] = ["stepclr", "evaluate", context.run.folder, "--train", *sources]
+    if not config.monitor:
+        words += option_words({"labels": config.labels or None})
+    words += _reading(_not_of_the_encoder(config), sources, config)
     # A table that says which images are for testing leaves nothing to hold out.
     return words if config.split else [*words, "--holdout", f"{USUAL_SHARE:g}"]
 
 
-def _finetune(run: Path | str, scores: Scores) -> list[Any]:
+def _finetune(run: Path | str, scores: Scores, reading: Reading, config: RunConfig) -> list[Any]:
     train, test = scores.protocol["train"], scores.protocol["test"]
-    words = ["stepclr", "finetune", run, "--train", *(train.get("sources") or [train["source"]])]
+    sources = train.get("sources") or [train["source"]]
+    words = ["stepclr", "finetune", run, "--train", *sources]
     if train.get("labels"):
         words += ["--labels", *train["labels"]]
+    words += _reading(reading, sources, config)
     drawn = scores.protocol.get("holdout")
     if drawn:
         words += ["--holdout", f"{drawn['share']:g}"]
         return [*words, "--seed", drawn["seed"]] if drawn["seed"] else words
     return words if train.get("labels") else [*words, "--test", *(test.get("sources") or [test["source"]])]
+
+
+def _not_of_the_encoder(config: RunConfig) -> Reading:
+    """How the run reads files, without what its encoder knows: the range of values and the channels."""
+    return replace(config.reading, value_range=None, channels=None)
+
+
+def _reading(reading: Reading, sources: list[str], config: RunConfig) -> list[str]:
+    """The options with which these sources are read so; only of the run's own is it known that shards are damaged."""
+    own = set(sources) <= set(config.sources)
+    return reading_words(reading if own else replace(reading, damaged_shards=None))
 
 
 def _command(words: list[Any]) -> str:
