@@ -183,6 +183,8 @@ def test_the_column_split_makes_train_and_test(photos: Path) -> None:
     assert sorted([*train.names, *test.names]) == [f"{i:02d}.png" for i in range(N)]
     assert (train.labels >= 0).sum() == 12
     assert stepclr.open_images(photos, labels=table, split="validation").names == test.names
+    for both in (photos, str(photos), [photos], [str(photos)]):  # the same images twice
+        assert [len(part or []) for part in open_train_test(both, both, table)] == [len(train), len(test)]
     for labels, split, said in (
         (table, "dev", "unknown split 'dev'"),
         (photos.parent / "labels.csv", "test", "split='test' needs labels that have a column split"),

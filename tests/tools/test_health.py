@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import stepclr
@@ -192,8 +193,12 @@ def test_a_kNN_score_of_few_images_is_not_judged_by_one_of_them(images: int, wor
 
 
 def test_scores_stand_beside_their_baselines() -> None:
-    def scores(**means: float) -> Scores:
-        return Scores([Score(method, 10, mean, 0.01, []) for method, mean in means.items()], {})
+    def scores(noise: float = 0.0, **means: float) -> Scores:
+        rows = []
+        for k, (method, mean) in enumerate(means.items()):
+            draws = mean + noise * np.roll([-1.0, 0.0, 1.0], k)
+            rows.append(Score(method, 10, mean, noise, draws.tolist()))
+        return Scores(rows, {"run": "simclr"})
 
     assert judged(scores=scores(simclr=0.7, pixels=0.5, random=0.4))["baselines"].level == "good"
     assert judged(scores=scores(simclr=0.45, pixels=0.5, random=0.4))["baselines"].level == "watch"
@@ -201,6 +206,13 @@ def test_scores_stand_beside_their_baselines() -> None:
     assert verdicts["overall"].name == "no better than its baselines"
     assert "-15.0 points against pixels with 10 labels per class" in verdicts["baselines"].figure
     assert "baselines" not in judged(scores=scores(simclr=0.5))
+
+    # A difference that the draws of the labels may have made is no verdict, neither a good nor a bad one.
+    for above in (0.51, 0.49):
+        within = judged(scores=scores(noise=0.1, simclr=above, pixels=0.5, random=0.5))["baselines"]
+        assert (within.level, within.words) == ("watch", "within the noise of its baselines")
+    mixed = judged(scores=scores(noise=0.1, simclr=0.51, pixels=0.5, random=0.2))["baselines"]
+    assert (mixed.level, mixed.words) == ("watch", "not clearly better than every baseline")
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "distill"])

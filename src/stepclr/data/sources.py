@@ -134,7 +134,8 @@ def open_train_test(
     there are none to score on. Images to learn from are never those of the split "test". `missing` is that of
     `label_images`.
     """
-    if isinstance(test, str | Path) and test == train and labels is not None:
+    places = test if isinstance(test, list) else [test]
+    if labels is not None and all(isinstance(place, str | Path) for place in places) and test == train:
         test = None  # the tables say which images are which
     learned = open_read_as(train, reading)
     if test is None:

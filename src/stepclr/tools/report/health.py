@@ -24,6 +24,7 @@ from stepclr.evaluation.splits import labels_words
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import PercentFormatter, whole_percent
 from stepclr.pretraining.optim import scaled_lr
+from stepclr.tools.gains import gains_of
 from stepclr.views.ops import AutoAugment, ColorJitter, Equalize, Grayscale, RandAugment, Solarize
 from stepclr.views.policies import read_policy
 
@@ -157,14 +158,13 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     f.all_images = config.images + config.skipped
 
     # How far linear evaluation of the run is above that of the baselines, which have learned nothing from these images.
-    rows = scores.rows if scores else []
-    ours = {row.labels_per_class: row.mean for row in rows if row.method == "simclr"}
-    baselines = [row for row in rows if row.method in ("pixels", "random", START) and row.labels_per_class in ours]
-    gains = [100 * (ours[row.labels_per_class] - row.mean) for row in baselines]
-    f.least_gain, f.highest_gain = min(gains, default=math.nan), max(gains, default=math.nan)
+    scores = scores or Scores([], {})
+    ours = [row for row in scores.rows if row.method == "simclr"]
+    gains = [(gain, row) for row in ours for gain in gains_of(row, scores) if gain.over in ("pixels", "random", START)]
+    f.gain_levels = {gain.level for gain, _ in gains}  # what is within the noise is neither good nor bad
     if gains:
-        worst = baselines[gains.index(f.least_gain)]
-        f.worst_baseline = f"{worst.method} with {labels_words(worst.labels_per_class)}"
+        least, row = min(gains, key=lambda one: one[0].mean)
+        f.least_gain, f.worst_baseline = least.mean, f"{least.over} with {labels_words(row.labels_per_class)}"
     return f
 
 
@@ -351,8 +351,9 @@ RULES: tuple[tuple[Any, ...], ...] = (
     (
         "baselines",
         "{least_gain:+.1f} points against {worst_baseline}",
-        ("bad", lambda f: f.highest_gain <= 0, "no better than a baseline at any number of labels"),
-        ("watch", lambda f: f.least_gain <= 0, "not better than every baseline"),
-        ("good", lambda f: f.least_gain > 0, "better than its baselines"),
+        ("good", lambda f: f.gain_levels == {"good"}, "better than its baselines"),
+        ("watch", lambda f: f.gain_levels & {"good"}, "not clearly better than every baseline"),
+        ("bad", lambda f: f.gain_levels & {"bad"}, "no better than a baseline at any number of labels"),
+        ("watch", lambda f: f.gain_levels, "within the noise of its baselines"),
     ),
 )
