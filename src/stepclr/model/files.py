@@ -65,7 +65,10 @@ class EncoderMetadata:
         if self.name.startswith(OWN_MODULE):
             if module is None:
                 own = self.name.removeprefix(OWN_MODULE)
-                raise StepclrError(f"{path} holds the weights of your own module: in Python, pass module={own}(...)")
+                raise StepclrError(
+                    f"{path} holds the weights of your own module: in Python, pass module={own}(...) to load_encoder, "
+                    "load_classifier, evaluate, finetune, embed or predict"
+                )
             encoder = build_encoder(
                 module, "own", None, self.size, self.normalize_h, self.num_features, channels=self.channels
             )
