@@ -1,6 +1,6 @@
 """Which parts of the recipe matter? The recipe `cifar10`, and the same with one part changed, for as many epochs each.
 
-    python benchmarks/ablation.py TRAIN TEST [--epochs 5] [--seeds 0,1] [--out ablation.jsonl]
+    python benchmarks/ablation.py TRAIN TEST [--epochs 5] [--seeds 0,1] [--variants NAME,NAME] [--out ablation.jsonl]
 
 TRAIN and TEST are folders with a folder a class (all of CIFAR-10: 50,000 and 10,000 images); labels only score. No
 variant takes a step longer than the recipe's, so that equal epochs are equal minutes. Each encoder is scored by
@@ -22,6 +22,7 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 import stepclr
+from stepclr.errors import choose
 from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.recipes import recipe_config
 
@@ -87,10 +88,12 @@ def main() -> None:
     parser.add_argument("test", type=Path)
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     stored = Stored(given.out, "cpu", quick=False)
-    for seed, (name, variant) in product(map(int, given.seeds.split(",")), VARIANTS.items()):
+    for seed, name in product(map(int, given.seeds.split(",")), given.variants.split(",")):
+        variant = VARIANTS[choose("variant", name, VARIANTS)]
         row = f"{name}, {given.epochs:g} epochs, seed {seed}"
         if row not in stored.done:
             top1 = knn(variant, given.train, given.test, given.epochs, seed)
