@@ -159,3 +159,26 @@ def test_a_run_on_several_sources_resumes_and_reports(
     succeed("predict", classifier, "more.zip", "a/train/loose.png", "--out", tmp_path / "p.csv")
     rows = (tmp_path / "p.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["more.zip/ant/1.png", "more.zip/dog/0.png", "a/train/loose.png"]
+
+
+def test_files_given_by_themselves_keep_their_labels_and_their_run_from_any_folder(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, elsewhere, out = here / "labels.csv", here / "elsewhere", tmp_path / "run"
+    table.write_text("path,label\nb/train/emu/1.png,bird\nb/train/emu/2.png,bird\n")
+    absolute = tmp_path / "absolute.tsv"
+    absolute.write_text("path\tlabel\n" + "".join(f"{here}/b/train/emu/{i}.png\tbird\n" for i in (1, 2)))
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    given = ["a/train", "b/train/emu/1.png", "b/train/emu/2.png"]
+    succeed("pretrain", *given, "--labels", "labels.csv", "--out", out, *WORDS)
+    images = stepclr.Run(out).images()
+    assert images.labels.tolist() == [1, 1, 2, -1, 0, 0]
+    # The commands that a run prints name its sources absolutely, and a person types them from here.
+    monkeypatch.chdir(elsewhere)
+    for sources in ([str(here / source) for source in given], [f"../{source}" for source in given]):
+        for labels in (table, absolute, Path("../labels.csv")):
+            again = stepclr.open_images(sources, labels=labels)
+            assert again.labels.tolist() == images.labels.tolist()
+            assert again.names_checksum() == images.names_checksum()
+        succeed("pretrain", *sources, "--resume", "--out", out, *WORDS)

@@ -208,7 +208,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def names_checksum(self) -> str:
         """SHA-256 of the names, in hexadecimal; of shards, that of their checksums, which also cover the contents."""
         if isinstance(self.names, list):
-            return hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()
+            # The path of a file that was given by itself depends on the current folder.
+            given = {self.source, *self.parts}
+            names = [name.rpartition("/")[2] if name in given else name for name in self.names]
+            return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
         return self.names.checksum()
 
     def labels_checksum(self) -> str:

@@ -302,6 +302,8 @@ class _Finder:
                     entries.append(i)
         self.alike: dict[str, list[int]] = {}
         self.inside: dict[str, list[int]] = {}
+        self.places: dict[str, list[int]] = {}
+        self.places_alike: dict[str, list[int]] = {}
 
     def find(self, path: str, folder: Path) -> list[int]:
         """The images that a path in a table of this folder could be, by the first way that finds any."""
@@ -322,19 +324,18 @@ class _Finder:
             entries += [i for i in indices if i not in entries]
         if len({name.split("/")[0] for name in self.alike}) == 1:  # one folder around all of them
             self.inside = {name.partition("/")[2]: indices for name, indices in self.alike.items()}
+        # A name may itself be absolute or lead out of its folder, as that of a file given as ../photos/1.jpg.
+        for section in self.sections:
+            for root in {section.root, os.path.realpath(section.root)} if section.root else ():
+                for i, name in enumerate(section.names, section.start):
+                    self.places.setdefault(os.path.normpath(os.path.join(root, name)), []).append(i)
+        for place, indices in self.places.items():
+            self.places_alike.setdefault(_plain(place), []).extend(indices)
 
     def _located(self, path: str, folder: Path) -> list[int]:
         """The image at an absolute path, or at one relative to the table's folder."""
         for base in (os.path.abspath(folder), os.path.realpath(folder)):
             place = os.path.normpath(os.path.join(base, path.strip().replace("\\", "/")))
-            for section in self.sections:
-                if not section.root:
-                    continue
-                for root in (section.root, os.path.realpath(section.root)):
-                    if place.startswith(f"{root.rstrip('/')}/"):
-                        name = os.path.relpath(place, root)
-                        of_section = range(section.start, section.start + len(section.names))
-                        entries = self.exact.get(name) or self.alike.get(_plain(name), [])
-                        if located := [i for i in entries if i in of_section]:
-                            return located
+            if located := self.places.get(place) or self.places_alike.get(_plain(place)):
+                return located
         return []
