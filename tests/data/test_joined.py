@@ -182,3 +182,10 @@ def test_files_given_by_themselves_keep_their_labels_and_their_run_from_any_fold
             assert again.labels.tolist() == images.labels.tolist()
             assert again.names_checksum() == images.names_checksum()
         succeed("pretrain", *sources, "--resume", "--out", out, *WORDS)
+
+
+def test_the_heading_tells_of_folders_only_where_their_names_do_not_count(here: Path, tmp_path: Path) -> None:
+    loose = drawn(tmp_path / "loose", "1.png", "2.png")
+    for named, said in (("1.png", False), ("dog/2.png", True)):
+        images = stepclr.open_images([here / "a" / "train", loose], labels={named: "cat"})
+        assert ("the names of folders do not count" in heading(images)) == said

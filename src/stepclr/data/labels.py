@@ -221,10 +221,12 @@ def _labeled(images: ImageSet, labels: Labels, start: int) -> ImageSet:
     """The images with the labels of their rows, whose indices begin at `start`."""
     rows = {i - start: row for i, row in labels.rows.items() if start <= i < start + len(images)}
     names: list[str | None] = [None] * len(images)
+    given_up = images.labels >= 0
     if isinstance(images.store, Joined):
         part = images.store.part_of(images.rows)
         named = set(part[list(rows)].tolist())
         names = [None if part[i] in named else images.class_name(i) for i in range(len(images))]
+        given_up &= np.isin(part, list(named))
     for i, row in rows.items():
         names[i] = row.label or None
     classes = sorted({name for name in names if name is not None})
@@ -233,7 +235,7 @@ def _labeled(images: ImageSet, labels: Labels, start: int) -> ImageSet:
         labeled=labels.labeled,
         rows={images.names[i]: (row.label, row.split) for i, row in sorted(rows.items())},
         has_splits=labels.has_splits,
-        replaced=bool((images.labels >= 0).any()),
+        replaced=bool(given_up.any()),
         missing=missing_words(labels, images.source) if labels.missing else "",
     )
     new = np.array([number[name] for name in names], np.int64)
