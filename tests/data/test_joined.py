@@ -174,6 +174,7 @@ def test_files_given_by_themselves_keep_their_labels_and_their_run_from_any_fold
     succeed("pretrain", *given, "--labels", "labels.csv", "--out", out, *WORDS)
     images = stepclr.Run(out).images()
     assert images.labels.tolist() == [1, 1, 2, -1, 0, 0]
+    assert stepclr.Run(out).config.labels == [str(table)]
     # The commands that a run prints name its sources absolutely, and a person types them from here.
     monkeypatch.chdir(elsewhere)
     for sources in ([str(here / source) for source in given], [f"../{source}" for source in given]):

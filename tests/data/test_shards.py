@@ -20,12 +20,17 @@ from PIL import Image
 import stepclr
 from stepclr.cli import main
 from stepclr.data.order import ShardOrder
+from stepclr.data.reading import Reading
 from stepclr.data.shards import cache as shard_cache
 from stepclr.data.shards.packing import pack
 from stepclr.data.shards.store import ShardStore
+from stepclr.data.sources import open_train_test
 from stepclr.distributed import World
 from stepclr.pretraining.batches import batches
 from stepclr.pretraining.checkpoint import checkpoints
+from stepclr.tools.doctor.findings import image_findings
+from stepclr.tools.doctor.scan import scan
+from stepclr.tools.report.context import open_part
 
 
 @pytest.fixture(scope="module")
@@ -396,6 +401,33 @@ def test_a_damaged_shard_is_named_and_refused_or_its_images_left_out(
     assert len(stepclr.open_images(f"{out}/{{0005..0009}}.tar")) == 50  # the other shards are not read
 
 
+def test_only_what_is_in_shards_is_read_without_the_damaged_ones(shards: Path, tmp_path: Path) -> None:
+    out, photos = tmp_path / "shards", tmp_path / "photos"
+    photos.mkdir()
+    (photos / "1.png").write_bytes(image(1))
+    shutil.copytree(shards, out)
+    spoil(out / "0004.tar", "flipped")
+    train, test = open_train_test(photos, out, reading=Reading(damaged_shards="skip"))
+    assert test is not None
+    assert (train.store.reading.skips, test.store.reading.skips) == (False, True)
+    both = stepclr.open_images([train, test])
+    assert both.store.reading.skips
+    with pytest.raises(stepclr.StepclrError, match="is not in shards"):
+        open_train_test(photos, photos, reading=Reading(damaged_shards="skip"))
+    counts = {finding.name: finding.count for finding in image_findings(scan(test), 28)}
+    assert (counts["in-shards"], counts["missing"]) == (10, 0)
+    # What is the default may be asked for by name.
+    settings: Any = {
+        "encoder": "test_resnet",
+        "stem": "small-stride2",
+        "batch_size": 16,
+        "epochs": 1,
+        "progress": False,
+    }
+    run = stepclr.pretrain(shards, tmp_path / "run", **settings)
+    stepclr.pretrain(shards, run.folder, **settings, resume=True, damaged_shards="refuse")
+
+
 def test_an_image_altered_after_all_was_verified_is_not_decoded(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     shutil.copytree(shards, out)
@@ -746,6 +778,11 @@ def test_the_command_line_refuses_or_skips_a_damaged_shard(
         main([*following.split()[1:], "--labels-per-class", "1", "--draws", "1", "--baselines", "none"])
     assert not stop.value.code
 
+    # What was scored and what was embedded knows how it was read, even where the run did not.
+    protocol = json.loads((tmp_path / "run" / "evaluation.json").read_text())["protocol"]
+    opened = open_part(protocol["train"])
+    assert opened is not None
+    assert len(opened) == 90
     embed = ["embed", str(tmp_path / "run"), str(out), "--out", str(tmp_path / "h.npz")]
     with pytest.raises(SystemExit) as stop:
         main(embed)
@@ -754,6 +791,18 @@ def test_the_command_line_refuses_or_skips_a_damaged_shard(
         main([*embed, "--damaged-shards", "skip"])
     assert not stop.value.code
     assert np.load(tmp_path / "h.npz")["embeddings"].shape == (90, 96)
+    index = str(tmp_path / "h.parquet")
+    capsys.readouterr()
+    for command in (
+        [*embed[:-1], index, "--damaged-shards", "skip"],
+        ["label", index, "--classes", "a,b", "--n", "3", "--out", str(tmp_path / "label.html")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "cannot be opened" not in shown
+    assert all("--damaged-shards skip" in line for line in shown.splitlines() if " finetune " in line)
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", "sample:train", "--out", str(tmp_path / "other"), "--damaged-shards", "skip"])
     assert stop.value.code == 2

@@ -407,9 +407,15 @@ def test_the_starts_are_compared_with_the_labels_that_there_are() -> None:
     labeled = advised(labeled=10_000, smallest_class=39).start
     assert "--train 'a b/' --holdout 0.2 --labels-per-class 1,10,all " in labeled.compare[1]
     assert not any("labels.csv" in note for note in labeled.notes)
-    tested = advised(labeled=10_000, smallest_class=100, test="c/").start
+    tested = advised(labeled=10_000, smallest_class=100, test=["c/"]).start
     assert "--train 'a b/' --test c/ --labels-per-class 1,10,100,all " in tested.compare[1]
-    in_table = advised(labeled=10_000, smallest_class=100, test="a b/", tables=["t.csv"]).start
+    several = advised(
+        labeled=10_000, smallest_class=100, test=["c/", "d/"], test_reading=Reading(damaged_shards="skip")
+    )
+    assert "--train 'a b/' --test c/ d/ --labels-per-class" in several.start.compare[1]
+    assert "--damaged-shards skip" in several.start.compare[1]
+    assert "--damaged-shards" not in several.command + several.start.compare[0]  # the training images have no shards
+    in_table = advised(labeled=10_000, smallest_class=100, test=["a b/"], tables=["t.csv"]).start
     assert "--train 'a b/' --labels t.csv --labels-per-class 1,10,100,all " in in_table.compare[1]
     assert "--labels-per-class all " in str(advised(labeled=2, smallest_class=1).start.compare[1])
 

@@ -185,10 +185,12 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return self.store.reading.bands
 
     def read_as(self, reading: Reading) -> ImageSet:
-        """The same images, whose files are read so; what `reading` leaves open stays as it is.
+        """The same images, whose files are read so; what `reading` leaves open or is not about them stays as it is.
 
         Raises `StepclrError` for another number of channels than the images of an array have.
         """
+        if not self.store.sharded:
+            reading = replace(reading, damaged_shards=None)
         reading = self.store.reading.changed(reading)
         return self if reading == self.store.reading else replace(self, store=self.store.read_as(reading))
 

@@ -39,6 +39,7 @@ class Joined(Store):
         self.files = any(store.files for store in self.stores) and not in_order
         self.decoded = all(store.decoded for store in self.stores)
         self.indexed = all(store.indexed for store in self.stores)
+        self.sharded = any(store.sharded for store in self.stores)
 
     def part_of(self, rows: Rows) -> Int64[np.ndarray, " n"]:
         """Which store each row is of."""
@@ -145,7 +146,10 @@ def join(sets: Sequence[ImageSet]) -> ImageSet:
     if len(set(names)) < len(names):
         raise StepclrError(f"{_words(sets)}: two images have one name; rename one of the sources")
     sources = [images.source for images in sets]
-    store = Joined(stores, np.array(starts[:-1], np.int64), tags, sources, reading=sets[0].store.reading)
+    reading = stores[0].reading
+    if any(store.reading.skips for store in stores):  # in all else they are alike
+        reading = replace(reading, damaged_shards="skip")
+    store = Joined(stores, np.array(starts[:-1], np.int64), tags, sources, reading=reading)
     return ImageSet(
         store,
         np.concatenate(rows),

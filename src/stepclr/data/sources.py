@@ -17,14 +17,14 @@ from stepclr.data.decode import may_be_deep
 from stepclr.data.folders import open_files, open_folder, open_zip
 from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.images import ImageSet
-from stepclr.data.joined import Joined, join
+from stepclr.data.joined import join
 from stepclr.data.label_csv import SPLIT_OF
 from stepclr.data.labels import label_both, label_images, of_split, train_and_test
 from stepclr.data.memory import Array, ColumnTable, open_array, open_dataset, open_table
 from stepclr.data.named import SPLITS, read_sample, read_torchvision
 from stepclr.data.order import spread
 from stepclr.data.reading import AS_DECLARED, Range, Reading
-from stepclr.data.shards.store import ShardStore, is_packed, open_shards
+from stepclr.data.shards.store import is_packed, open_shards
 from stepclr.errors import StepclrError, check_whole, choose, one_line
 from stepclr.io import expanded
 
@@ -262,13 +262,8 @@ def _path(path: Path, reading: Reading) -> ImageSet:
 
 def _check_in_shards(reading: Reading, *sets: ImageSet) -> None:
     """Raise StepclrError where damaged shards are to be skipped and no set has shards."""
-    if not reading.skips:
-        return
-    for images in sets:
-        stores = images.store.stores if isinstance(images.store, Joined) else [images.store]
-        if any(isinstance(store, ShardStore) for store in stores):
-            return
-    raise StepclrError(f"{sets[0].source} is not in shards, so damaged_shards='skip' does not apply")
+    if reading.skips and not any(images.store.sharded for images in sets):
+        raise StepclrError(f"{sets[0].source} is not in shards, so damaged_shards='skip' does not apply")
 
 
 def _shallow(images: ImageSet) -> str | None:

@@ -43,6 +43,7 @@ class Store(ABC):
     decoded = False
     """Whether the pixels of each row are at hand, so that reading is only copying."""
     indexed = False
+    sharded = False
     """Whether an index has all sizes and checksums, so that no image is read for them."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, present_classes, split_folders
 from stepclr.data.reading import as_words
-from stepclr.data.sources import Source, open_images, sources_of
+from stepclr.data.sources import Source, absolute_source, open_images, sources_of
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
 from stepclr.evaluation.holdout import describe_holdout, held_out
@@ -183,7 +183,12 @@ def _readable(
     if images.parts:
         counts["sources"] = sources_of(images)
     if images.labeling:
-        counts |= {"labels": list(images.labeling.labeled), "split": images.labeling.split}
+        counts["labels"] = [absolute_source(name) for name in images.labeling.labeled]
+        counts["split"] = images.labeling.split
+    reading = images.store.reading  # what no encoder knows of it, so that the images can be opened again
+    options = {"max_pixels": reading.max_pixels, "damaged_shards": "skip" if reading.skips else None}
+    if any(options.values()):
+        counts["reading"] = {name: value for name, value in options.items() if value}
     return decoded.take(kept), h.numpy(), counts
 
 

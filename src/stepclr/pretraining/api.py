@@ -241,7 +241,7 @@ def _run_config(
         images=len(images),
         skipped=len(images.skipped),
         names_checksum=images.names_checksum(),
-        labels=list(images.labeling.labeled) if images.labeling else [],
+        labels=[absolute_source(name) for name in images.labeling.labeled] if images.labeling else [],
         split=images.labeling.split if images.labeling else None,
         labels_checksum=images.labels_checksum(),
         steps_per_epoch=steps_per_epoch(len(images), config.batch_size),

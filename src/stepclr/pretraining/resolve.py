@@ -72,7 +72,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         settings["precision"] = "bf16" if bf16_helps() else "fp32"
     settings |= {"size": size, "channels": images.channels}
     settings |= {"value_range": images.value_range, "max_pixels": images.store.reading.limit}
-    settings["damaged_shards"] = images.store.reading.damaged_shards
+    settings["damaged_shards"] = images.store.reading.damaged_shards or "refuse"
     return ResolvedConfig(**settings)
 
 

@@ -29,6 +29,7 @@ from stepclr.errors import StepclrError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SHARDS = 10_000_000
+OF_A_SHARD = "damaged shard: "  # begins the reason of an image that is left out with its shard
 HINT = "; damaged_shards='skip' leaves such shards out"
 
 
@@ -39,7 +40,7 @@ class ShardStore(Files):
     index: Index
     paths: list[str]
     cache: ShardCache | None
-    indexed = True
+    indexed = sharded = True
 
     def open(self, row: int) -> io.BytesIO:
         offset, size, crc = self.index.place(row)
@@ -197,7 +198,7 @@ def _lost(index: Index, wrong: dict[str, str]) -> dict[str, str]:
     }
     for shard, why in wrong.items():
         if shard in images:
-            lost |= {index.name(row): why for row in images[shard]}
+            lost |= {index.name(row): f"{OF_A_SHARD}{why}" for row in images[shard]}
         else:
-            lost[shard] = f"its images are left out: {why}"
+            lost[shard] = f"{OF_A_SHARD}{why}"
     return lost

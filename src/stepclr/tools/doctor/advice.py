@@ -50,10 +50,12 @@ class Facts:
     """The classes that were chosen, if any."""
     tables: Sequence[str] = ()
     """The tables that the labels are from, which may say what is for test: then `test` is the source itself."""
-    test: str | None = None
-    """Labeled test images, if any."""
+    test: Sequence[str] = ()
+    """The sources of labeled test images, if any."""
     reading: Reading = AS_DECLARED
     """How the images were read; the commands read them in the same way."""
+    test_reading: Reading = AS_DECLARED
+    """The same of the test images."""
 
     @property
     def label_options(self) -> list[str]:
@@ -171,11 +173,12 @@ def _where_to_start(facts: Facts, adapting: Sequence[str]) -> Start:
     if not (facts.smallest_class and facts.test):
         score += ["--holdout", f"{USUAL_SHARE:g}"]
         per_class = facts.smallest_class // 2  # near duplicates stay on one side, which may move more than the share
-    elif facts.test != ", ".join(facts.sources):
-        score += ["--test", facts.test]
+    elif list(facts.test) != list(facts.sources):
+        score += ["--test", *facts.test]
     counts = [*(str(count) for count in COUNTS if count <= per_class), "all"]
     baselines = f"pixels,{weights}" if takes_them else "pixels,start"
-    score += ["--labels-per-class", ",".join(counts), "--baselines", baselines, *read]
+    score += ["--labels-per-class", ",".join(counts), "--baselines", baselines]
+    score += reading_words(facts.reading.changed(facts.test_reading))
     notes.append(f"the run from scratch is compared too by --baselines {baselines},{FROM_SCRATCH}")
     return Start(first, answer, [shlex.join(adapt), shlex.join(score)], notes)
 

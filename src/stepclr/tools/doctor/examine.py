@@ -12,6 +12,7 @@ import torch
 from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, source_lines
+from stepclr.data.reading import AS_DECLARED
 from stepclr.data.sources import Source, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
@@ -112,8 +113,9 @@ def doctor(
             smallest_class=min(class_counts(images).values()) if learnable else 0,
             chosen=images.chosen or [],
             tables=list(images.labeling.labeled) if images.labeling else [],
-            test=test.source if test is not None and (test.labels >= 0).any() else None,
+            test=(test.parts or [test.source]) if test is not None and (test.labels >= 0).any() else (),
             reading=images.store.reading,
+            test_reading=test.store.reading if test is not None else AS_DECLARED,
         )
         advised = advice(facts, ordered(findings))
     return Diagnosis(

@@ -11,6 +11,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.labels import class_counts, present_classes, split_folders
 from stepclr.data.ledger import is_aside
 from stepclr.data.levels import BANDS_LEFT
+from stepclr.data.shards.store import OF_A_SHARD
 from stepclr.tools.doctor.scan import Scan, ScannedImage
 
 Severity = Literal["error", "warning", "note"]
@@ -63,6 +64,7 @@ IMAGE_FINDINGS: dict[str, tuple[Severity, str, str]] = {
     "empty": ("error", "are empty files", SKIPPED),
     "unsupported": ("error", "are sound but cannot be read as they are", "keep them; the reason says what helps"),
     "left-out": ("warning", "files are not read", "keep them; the reason says what helps"),
+    "in-shards": ("error", "are in damaged shards", "restore the shards; their images are left out"),
     "missing": ("error", "files or folders cannot be opened", "check their permissions, and where links lead"),
     "blank": ("warning", "have a single color", "delete them: all their views look the same"),
     "tiny": ("warning", "have a side below {tiny} px", "delete them, or train on smaller views: --size {smallest}"),
@@ -86,7 +88,7 @@ def image_findings(scan: Scan, size: int) -> Iterator[Finding]:
     of_the_set = {scan.images.names[i] for i, image in enumerate(scan.each) if image.why}
     for path, why in scan.images.skipped:
         if path not in of_the_set:
-            examples["missing"].append(f"{path}: {why}")
+            examples["in-shards" if why.startswith(OF_A_SHARD) else "missing"].append(f"{path}: {why}")
     for path, (kind, hint, number) in scan.images.ledger.ignored.items():
         if hint:
             examples["left-out"] += [f"{path}: {kind} ({hint})"] * number

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stepclr.data.images import ImageSet
-from stepclr.data.reading import AS_DECLARED, Reading, as_words
-from stepclr.data.sources import Source, open_images
+from stepclr.data.reading import Reading, as_words
+from stepclr.data.sources import Source, open_read_as
 from stepclr.errors import StepclrError, check_suffix, check_whole
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.io import checksum_of, write_whole
@@ -271,7 +271,7 @@ def _found(images: _Round, source: Source | None) -> _Found:
 def _opened(index: EmbeddingIndex, source: Source | None, notes: list[str]) -> ImageSet | None:
     """The source; None where it is not given and that of the index cannot be opened any more."""
     try:
-        opened = open_images(index.source if source is None else source)
+        opened = open_read_as(index.source if source is None else source, index.reading)
     except StepclrError:
         if source is not None:
             raise
@@ -319,7 +319,7 @@ def _commands(
 ) -> list[tuple[str, str]]:
     """Commands for labels.csv, the next round with the options of this one; unknown words are in capitals."""
     run, where, places = "RUN", "INDEX", _sources(images.index) or ["SOURCE"]
-    reading = AS_DECLARED
+    reading = images.index.reading
     if not isinstance(index, EmbeddingIndex):
         where = os.fspath(index)
         metadata = read_metadata(Path(index))

@@ -189,6 +189,7 @@ def open_part(part: Json, reading: Reading = AS_DECLARED) -> ImageSet | None:
     if not part:
         return None
     try:
+        reading = reading.changed(Reading(**part.get("reading", {})))
         images = open_read_as(part.get("sources") or part["source"], reading)
         return open_images(images, labels=part.get("labels") or None, split=part.get("split"))
     except (StepclrError, OSError):

@@ -228,7 +228,7 @@ def _after_scores(context: Context, scores: Scores, resumed: list[Any]) -> tuple
     better = [name for name in below if name not in OVER]  # other encoders, the best of them first
     if better:
         read = replace(config.reading, channels=None)  # each encoder has its own
-        words = [*_finetune(better[0], scores, read, config), "--out", CLASSIFIER]
+        words = [*_finetune(better[0], scores, read), "--out", CLASSIFIER]
         return f"Turn {better[0]}, which scores better, into a classifier:", _command(words)
     if START in below:
         return "Train again at a rate that changes the weights less:", _command(_again(context, _lower_rate(config)))
@@ -236,7 +236,7 @@ def _after_scores(context: Context, scores: Scores, resumed: list[Any]) -> tuple
     if {"pixels", "random"} & set(below) or (below and row and row.method == "finetuned"):
         return f"Train for longer, to get above {OVER[below[0]]}:", _command([*resumed, *_twice_as_long(config)])
     return "Turn the encoder into a classifier:", _command(
-        _finetune(context.run.folder, scores, _not_of_the_encoder(config), config)
+        _finetune(context.run.folder, scores, _not_of_the_encoder(config))
     )
 
 
@@ -261,22 +261,25 @@ def _again(context: Context, mended: dict[str, object]) -> list[Any]:
 def _evaluate(context: Context) -> list[Any]:
     """`evaluate` on the labels that the run knows."""
     config = context.config
-    sources = [config.monitor] if config.monitor else config.sources
-    words: list[Any] = ["stepclr", "evaluate", context.run.folder, "--train", *sources]
-    if not config.monitor:
-        words += option_words({"labels": config.labels or None})
-    words += _reading(_not_of_the_encoder(config), sources, config)
+    words: list[Any] = ["stepclr", "evaluate", context.run.folder, "--train"]
+    reading = _not_of_the_encoder(config)
+    if config.monitor:  # which may not be in shards
+        words += [config.monitor, *reading_words(replace(reading, damaged_shards=None))]
+    else:
+        words += [*config.sources, *option_words({"labels": config.labels or None}), *reading_words(reading)]
     # A table that says which images are for testing leaves nothing to hold out.
     return words if config.split else [*words, "--holdout", f"{USUAL_SHARE:g}"]
 
 
-def _finetune(run: Path | str, scores: Scores, reading: Reading, config: RunConfig) -> list[Any]:
+def _finetune(run: Path | str, scores: Scores, reading: Reading) -> list[Any]:
     train, test = scores.protocol["train"], scores.protocol["test"]
-    sources = train.get("sources") or [train["source"]]
-    words = ["stepclr", "finetune", run, "--train", *sources]
+    words = ["stepclr", "finetune", run, "--train", *(train.get("sources") or [train["source"]])]
     if train.get("labels"):
         words += ["--labels", *train["labels"]]
-    words += _reading(reading, sources, config)
+    reading = replace(reading, damaged_shards=None)  # the run's shards may be others
+    for part in (train, test):
+        reading = reading.changed(Reading(**part.get("reading", {})))
+    words += reading_words(reading)
     drawn = scores.protocol.get("holdout")
     if drawn:
         words += ["--holdout", f"{drawn['share']:g}"]
@@ -287,12 +290,6 @@ def _finetune(run: Path | str, scores: Scores, reading: Reading, config: RunConf
 def _not_of_the_encoder(config: RunConfig) -> Reading:
     """How the run reads files, without what its encoder knows: the range of values and the channels."""
     return replace(config.reading, value_range=None, channels=None)
-
-
-def _reading(reading: Reading, sources: list[str], config: RunConfig) -> list[str]:
-    """The options with which these sources are read so; only of the run's own is it known that shards are damaged."""
-    own = set(sources) <= set(config.sources)
-    return reading_words(reading if own else replace(reading, damaged_shards=None))
 
 
 def _command(words: list[Any]) -> str:

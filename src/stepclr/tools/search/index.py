@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from stepclr.data.reading import RGB, Range
+from stepclr.data.reading import RGB, Range, Reading
 from stepclr.errors import StepclrError, fault_of, installed
 from stepclr.io import from_json
 from stepclr.model.encoder import Encoder
@@ -26,7 +26,8 @@ from stepclr.model.timm_weights import timm_name
 METADATA_FILE, TABLE = "index.json", "images"  # in an index's folder: what makes it an index, and its table
 METADATA_KEY = b"stepclr"  # the same in a .parquet file
 DISK_FULL = os.strerror(errno.ENOSPC)
-OLDER: dict[str, Any] = {"channels": RGB, "value_range": None}  # what indices of an earlier version do not say
+# What indices of an earlier version do not say.
+OLDER: dict[str, Any] = {"channels": RGB, "value_range": None, "max_pixels": None, "damaged_shards": None}
 COLUMNS = ("vector", "path", "label", "thumbnail")
 ESCAPED = re.compile(r"\\(\\|ud[89a-f][0-9a-f]{2})")
 
@@ -44,6 +45,7 @@ class IndexMetadata:
         recall: at 10, of the approximate search; None if search is exact, or building the index was interrupted.
         partitioned_rows: how many rows there were when the approximate search was last partitioned into cells.
         channels, value_range: of the images, as the encoder takes them.
+        max_pixels, damaged_shards: how else their files were read.
     """
 
     checksum: str
@@ -58,6 +60,8 @@ class IndexMetadata:
     partitioned_rows: int = 0
     channels: int = RGB
     value_range: Range | None = None
+    max_pixels: int | None = None
+    damaged_shards: str | None = None
 
     def to_json(self) -> bytes:
         return json.dumps({"format": 1, **asdict(self)}).encode()
@@ -85,6 +89,7 @@ class EmbeddingIndex:
         thumbnails: a small JPEG per image; empty for an .npz, which has none.
         source: what the images were opened from, a list where that is several; "" if unknown.
         channels, value_range: of the images; of an .npz not known, and RGB as each file declares.
+        max_pixels, damaged_shards: how else their files were read; of an .npz not known.
     """
 
     vectors: Float32[np.ndarray, "n features"]
@@ -95,9 +100,16 @@ class EmbeddingIndex:
     source: str | list[str]
     channels: int = RGB
     value_range: Range | None = None
+    max_pixels: int | None = None
+    damaged_shards: str | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def reading(self) -> Reading:
+        """How the files of the images were read, but for what an encoder knows."""
+        return Reading(max_pixels=self.max_pixels, damaged_shards=self.damaged_shards)
 
     def class_name(self, index: int) -> str | None:
         """The class of an image; None if it has no label."""
@@ -245,6 +257,8 @@ def _read_table(where: Path, metadata: IndexMetadata) -> EmbeddingIndex:
             metadata.source,
             metadata.channels,
             metadata.value_range,
+            metadata.max_pixels,
+            metadata.damaged_shards,
         )
 
 

@@ -206,6 +206,8 @@ def metadata_of(encoder: Encoder, source: ImageSet, precision: str, run: str | o
         run=from_anywhere(run),
         channels=encoder.channels,
         value_range=encoder.value_range,
+        max_pixels=source.store.reading.max_pixels,
+        damaged_shards=source.store.reading.damaged_shards,
     )
 
 
