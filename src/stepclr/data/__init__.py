@@ -4,7 +4,7 @@ Images that are not RGB keep their 1 to 16 channels from here to the encoder, wh
 
 SimCLR (section 2) learns from images alone; labels are kept for evaluation and for the supervised loss.
 
-    reading.py   what a user decides about reading files: value range, largest image, channels
+    reading.py   what a user decides about reading files: value range, largest image, channels, damaged shards
     formats.py   which files are images, and why one that is not read is not
     levels.py    an image's own numbers -> 8-bit RGB, or its bands as they are
     bands.py     arrays (.npy), and TIFFs of several bands or pages

@@ -43,8 +43,9 @@ class Store(ABC):
     decoded = False
     """Whether the pixels of each row are at hand, so that reading is only copying."""
     indexed = False
-    sharded = False
     """Whether an index has all sizes and checksums, so that no image is read for them."""
+    sharded = False
+    """Whether any images are in shards, of which damaged ones may be skipped."""
 
     @abstractmethod
     def image(self, row: int, short_side: int | None) -> UInt8[Tensor, "c h w"]:

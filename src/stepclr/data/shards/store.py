@@ -174,8 +174,8 @@ def _set_of(source: str, place: Place, index: Index, names: list[str] | None, wr
     ledger = Ledger(_lost(index, wrong) | dict(index.skipped))
     unknown = wrong.keys() - {shard.name for shard in index.shards}
     if unknown:
-        several = "a damaged shard" if len(unknown) == 1 else f"{len(unknown):,} damaged shards"
-        ledger.notes.append(f"left out {several}, such as {min(unknown)}; how many images that is cannot be known")
+        shards = "a damaged shard" if len(unknown) == 1 else f"{len(unknown):,} damaged shards"
+        ledger.notes.append(f"left out {shards} with an unknown number of images, for example {min(unknown)}")
     for path, kind, hint, number in index.ignored:
         ledger.ignored[path] = Ignored(kind, hint, number)
     if not len(rows):
