@@ -1,6 +1,7 @@
 """Where tensors are computed, with which random numbers and threads, and in which precision."""
 
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -145,10 +146,15 @@ def beside(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @cache
-def is_amd() -> bool:
-    """Whether the processor is AMD's, where other ways to compute are the fastest; False where this is not known."""
+def amd_family() -> int:
+    """The family of an AMD processor, such as 25 (Zen 4) or 26 (Zen 5); 0 for others, and where it is not known.
+
+    Which way to compute is the fastest depends on it.
+    """
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text()
+    told = cpuinfo.read_text() if cpuinfo.exists() else ""
+    family = re.search(r"^cpu family\s*:\s*(\d+)", told, re.MULTILINE)
+    return int(family[1]) if family and "AuthenticAMD" in told else 0
 
 
 def bf16_helps() -> bool:

@@ -83,10 +83,10 @@ def test_tiles_of_any_shape_add_up_to_the_plain_form(
     check(m, kind, tau, dtype, positives)
 
 
-@pytest.mark.parametrize("amd", [True, False])
+@pytest.mark.parametrize("family", [26, 0])
 @pytest.mark.parametrize("tau", [0.01, 0.5])
-def test_the_ways_of_both_makes_of_processors_add_up(amd: bool, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "is_amd", lambda: amd)
+def test_the_ways_of_both_makes_of_processors_add_up(family: int, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "amd_family", lambda: family)
     for dtype in (torch.float32, torch.float64):
         check(130, "some without positives", tau, dtype)
         check(130, "images", tau, dtype, positives=False)

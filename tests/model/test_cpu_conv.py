@@ -9,6 +9,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 import stepclr
+from stepclr.device import amd_family
 from stepclr.model import cpu_conv
 from stepclr.model.cpu_conv import SmallConv2d
 
@@ -28,25 +29,28 @@ def convolution(side: int, stride: int, kernel: int, bias: bool) -> SmallConv2d:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
     ("side", "stride", "kernel"),
-    [  # few positions, then as many as the weights' gradient takes by patches
+    [  # fewer positions than taps, few positions, then as many as the weights' gradient takes by patches
+        *((2, 2, 3), (1, 2, 3), (4, 1, 5), (4, 2, 5)),
         *((1, 1, 3), (2, 1, 3), (1, 1, 2), (4, 2, 2), (3, 2, 3), (4, 2, 3), (6, 2, 3), (4, 3, 3)),
         *((10, 2, 3), (11, 2, 3), (14, 3, 3)),
     ],
 )
+@pytest.mark.parametrize("images", [1, 4])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("limits", [cpu_conv.INTEL, cpu_conv.AMD, replace(cpu_conv.AMD, wide=1)])
+@pytest.mark.parametrize("limits", [cpu_conv.INTEL, cpu_conv.ZEN4, replace(cpu_conv.ZEN5, wide=1)])
 def test_value_and_gradients_are_the_convolutions(
     side: int,
     stride: int,
     kernel: int,
     bias: bool,
+    images: int,
     autocast: bool,
     limits: cpu_conv.Limits,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cpu_conv, "limits", lambda: limits)
     module = convolution(side, stride, kernel, bias)
-    x = integers(4, 3, side, side + 1, seed=7).requires_grad_()
+    x = integers(images, 3, side, side + 1, seed=7).requires_grad_()
     expected = F.conv2d(x, module.weight, module.bias, stride, kernel // 2)
     push = integers(*expected.shape, seed=9)
     wanted = torch.autograd.grad(expected, [x, *module.parameters()], push)
@@ -77,13 +81,14 @@ def test_patches_alone_have_the_value_and_gradients(side: int, kernel: int) -> N
 
 
 def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SmallConv2d, "way", None)  # the short way is closed
+    for way in ("_AsLinear", "_ByPatches"):
+        monkeypatch.setattr(cpu_conv, way, torch.autograd.Function)  # the short ways are closed
     module = convolution(2, 1, 3, False)
     tiny, large = integers(4, 3, 2, 2, seed=0), integers(4, 3, 7, 7, seed=0)
     module(tiny)
     with torch.autocast("cpu", torch.bfloat16):
         module(large)
-        with pytest.raises(AttributeError):
+        with pytest.raises(NotImplementedError):
             module(tiny)
 
 
@@ -139,3 +144,21 @@ def test_a_resnet_takes_it_where_it_can_and_keeps_its_weights() -> None:
     grouped = stepclr.build_encoder("resnext50_32x4d", size=64)
     with cpu_conv.cpu_convolutions(grouped):
         assert type(grouped.get_submodule("body.layer1.0.conv2")) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "limits"),
+    [
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\n", cpu_conv.ZEN4),
+        ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\n", cpu_conv.ZEN5),
+        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\n", cpu_conv.INTEL),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", cpu_conv.INTEL),
+    ],
+    ids=["Zen 4", "Zen 5", "Intel", "another"],
+)
+def test_the_processor_decides_which_way_is_taken(
+    cpuinfo: str, limits: cpu_conv.Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _: cpuinfo)
+    monkeypatch.setattr(cpu_conv, "amd_family", amd_family.__wrapped__)  # what it remembers is this machine's
+    assert cpu_conv.limits() is limits

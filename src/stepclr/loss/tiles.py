@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from stepclr.device import compiles, is_amd
+from stepclr.device import amd_family, compiles
 from stepclr.distributed import World
 from stepclr.errors import StepclrError
 
@@ -174,7 +174,7 @@ class Tiles:
         self.logarithms = temperature < SAFE_TEMPERATURE
         processor = "cuda"
         if z.is_cpu:
-            processor = "amd" if is_amd() else "cpu"
+            processor = "amd" if amd_family() else "cpu"
         self.sides = TILE_SIZES[processor]
         self.base_2 = processor == "amd" and not self.logarithms
         factor = LOG2_E if self.base_2 else 1.0

@@ -1,9 +1,11 @@
 """Convolutions that oneDNN does slowly in bfloat16 on the CPU, done another way: the same sums, in less time.
 
-Small maps: where a map has few positions (2x2 in the last stage of a ResNet-18 at 32 pixels), oneDNN leaves most of the
-processor idle, and with strides it takes long for the gradient of the weight. Written out as patches, one row of (tap,
-channel) for each position of the output, the sums are one product of matrices. Where that is faster depends on the
-processor: `INTEL` and `AMD` follow what `benchmarks/small_conv.py` printed on one of each.
+Small maps: where a map has few positions, oneDNN leaves most of the processor idle, and with strides it takes long for
+the gradient of the weight. A map smaller than the kernel (2x2 in the last stage of a ResNet-18 at 32 pixels) goes
+through a linear layer from all of x to all of y: most taps fall outside of such a map, and are not multiplied. Larger
+ones are written out as patches, one row of (tap, channel) for each position of the output, so that the sums are one
+product of matrices. Where that is faster depends on the processor: `INTEL`, `ZEN4` and `ZEN5` follow what
+`benchmarks/small_conv.py` printed on one of each.
 
 Depthwise, as in EfficientNet and MobileNet: the gradient of x with strides, and that of the weight with kernels above
 3x3, take a multiple of their time in float32 (`benchmarks/depthwise_conv.py`), so they are computed in float32.
@@ -14,8 +16,11 @@ Only bfloat16 on the CPU uses this; scores are computed by the plain convolution
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import product
+from math import prod
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import BFloat16, Float
@@ -23,66 +28,95 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-from stepclr.device import is_amd
+from stepclr.device import amd_family
 
 
 @dataclass(frozen=True)
 class Limits:
     """Up to how many positions of a map patches are the faster way to each of the three sums of a convolution.
 
-    value: positions of the output, in convolutions with at least `wide` output channels.
+    value: positions of the output.
     to_x: for the gradient of x: positions of x, in convolutions with stride 1.
     to_weight, to_weight_strided: for the gradient of the weight: positions of the output, with stride 1 and above.
+    wide: the value needs at least so many output channels, and the gradient of x so many channels of x.
     """
 
     value: int
-    wide: int
     to_x: int
     to_weight: int
     to_weight_strided: int
+    wide: int
 
     def takes_value(self, out: int, positions: int) -> bool:
         """Whether patches compute the value, in a convolution where they compute the gradient of the weight."""
         return out >= self.wide and positions <= self.value
 
-    def takes_x(self, stride: int, positions_of_x: int) -> bool:
-        """Whether patches compute the gradient of x."""
-        return stride == 1 and positions_of_x <= self.to_x
+    def takes_x(self, stride: int, channels: int, positions_of_x: int) -> bool:
+        """Whether patches compute the gradient of x, in a convolution where they compute that of the weight."""
+        return stride == 1 and channels >= self.wide and positions_of_x <= self.to_x
 
     def takes_weight(self, stride: int, positions: int) -> bool:
         """Whether patches compute the gradient of the weight."""
         return positions <= (self.to_weight if stride == 1 else self.to_weight_strided)
 
 
-INTEL = Limits(value=16, wide=1, to_x=16, to_weight=36, to_weight_strided=36)  # with AMX
-AMD = Limits(value=4, wide=512, to_x=0, to_weight=9, to_weight_strided=36)
+INTEL = Limits(value=16, to_x=16, to_weight=36, to_weight_strided=36, wide=1)  # with AMX
+ZEN4 = Limits(value=4, to_x=0, to_weight=9, to_weight_strided=36, wide=512)
+ZEN5 = Limits(value=9, to_x=9, to_weight=9, to_weight_strided=36, wide=384)
 
 
 def limits() -> Limits:
     """The limits for this processor."""
-    return AMD if is_amd() else INTEL
+    family = amd_family()
+    if not family:
+        return INTEL
+    return ZEN5 if family >= 26 else ZEN4
 
 
 class StandIn(nn.Conv2d):
-    """A square convolution that is computed another way in bfloat16 on the CPU, where that `pays`.
+    """A square convolution that is computed another `way` in bfloat16 on the CPU, where there is a faster one.
 
     `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
     """
-
-    way: ClassVar[type[torch.autograd.Function]]  # of (x, weight, stride, padding)
 
     def __init__(self, plain: nn.Conv2d) -> None:
         object.__setattr__(self, "__dict__", plain.__dict__)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
         half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if x.device.type != "cpu" or not half or not self.pays(x):
+        way = self.way(x) if x.device.type == "cpu" and half else None
+        if way is None:
             return super().forward(x)
-        y: Tensor = self.way.apply(x.bfloat16(), self.weight.bfloat16(), self.stride[0], int(self.padding[0]))
+        y: Tensor = way.apply(x.bfloat16(), self.weight.bfloat16(), self.stride[0], int(self.padding[0]))
         return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
 
-    def pays(self, _: Tensor) -> bool:
-        return True
+    def way(self, x: Tensor) -> type[torch.autograd.Function] | None:
+        """What computes it from (x, weight, stride, padding); None: the plain way."""
+        raise NotImplementedError
+
+
+class _AsLinear(torch.autograd.Function):
+    """The convolution of a whole map at once: a linear layer from all of x to all of y."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: BFloat16[Tensor, "n c h w"], weight: BFloat16[Tensor, "o c k k"], stride: int, pad: int
+    ) -> BFloat16[Tensor, "n o p q"]:
+        linear = as_linear(weight, x.shape[2:], stride, pad)
+        ctx.save_for_backward(x, linear)
+        ctx.side, ctx.stride, ctx.pad = weight.shape[2], stride, pad
+        return as_maps(as_rows(x) @ linear.T, sides_after(x.shape[2:], ctx.side, stride, pad))
+
+    @staticmethod
+    def backward(ctx: Any, g: BFloat16[Tensor, "n o p q"]) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, linear = ctx.saved_tensors
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_x = as_maps(as_rows(g) @ linear, x.shape[2:])
+        if ctx.needs_input_grad[1]:
+            sums = to_weight_by_patches if few(g) else to_weight_as_linear
+            to_weight = sums(g, x, ctx.side, ctx.stride, ctx.pad)
+        return to_x, to_weight, None, None
 
 
 class _ByPatches(torch.autograd.Function):
@@ -94,7 +128,7 @@ class _ByPatches(torch.autograd.Function):
     ) -> BFloat16[Tensor, "n o p q"]:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad = stride, pad
-        if limits().takes_value(len(weight), positions(x, weight.shape[2], stride, pad)):
+        if limits().takes_value(len(weight), prod(sides_after(x.shape[2:], weight.shape[2], stride, pad))):
             return value_by_patches(x, weight, stride, pad)
         return F.conv2d(x, weight, None, stride, pad)
 
@@ -103,7 +137,7 @@ class _ByPatches(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            if limits().takes_x(ctx.stride, x.shape[2] * x.shape[3]):
+            if limits().takes_x(ctx.stride, x.shape[1], prod(x.shape[2:])):
                 to_x = to_x_by_patches(g, weight, ctx.pad)
             else:
                 to_x = gradient((g, x, weight), ctx.stride, ctx.pad, of=0)
@@ -113,19 +147,64 @@ class _ByPatches(torch.autograd.Function):
 
 
 class SmallConv2d(StandIn):
-    """A convolution without groups, computed by patches where its output is small."""
+    """A convolution without groups, computed another way where its maps are small."""
 
-    way = _ByPatches
+    def way(self, x: Tensor) -> type[torch.autograd.Function] | None:
+        side, stride = self.kernel_size[0], self.stride[0]
+        if prod(x.shape[2:]) < side * side:
+            return _AsLinear
+        after = sides_after(x.shape[2:], side, stride, int(self.padding[0]))
+        return _ByPatches if limits().takes_weight(stride, prod(after)) else None
 
-    def pays(self, x: Tensor) -> bool:
-        stride = self.stride[0]
-        return limits().takes_weight(stride, positions(x, self.kernel_size[0], stride, int(self.padding[0])))
+
+def sides_after(before: Sequence[int], side: int, stride: int, pad: int) -> tuple[int, int]:
+    """Height and width of the output, given those of x and the side of the kernel."""
+    height, width = ((length + 2 * pad - side) // stride + 1 for length in before)
+    return height, width
 
 
-def positions(x: Tensor, side: int, stride: int, pad: int) -> int:
-    """The number of positions of the output."""
-    down, across = ((length + 2 * pad - side) // stride + 1 for length in x.shape[2:])
-    return down * across
+def as_rows(maps: Tensor) -> BFloat16[Tensor, "n hwc"]:
+    """A row for each map, position by position."""
+    return maps.permute(0, 2, 3, 1).flatten(1)
+
+
+def as_maps(rows: Tensor, sides: Sequence[int]) -> BFloat16[Tensor, "n c h w"]:
+    """The maps of these sides that `as_rows` made rows of."""
+    return rows.view(len(rows), *sides, -1).permute(0, 3, 1, 2)
+
+
+def meetings(before: Sequence[int], side: int, stride: int, pad: int) -> Iterator[tuple[int, int, int, int]]:
+    """Which tap lies between which positions: (position of y, position of x, row and column of the tap)."""
+    after = sides_after(before, side, stride, pad)
+    for (at_y, (p, q)), (at_x, (h, w)) in product(enumerate(np.ndindex(*after)), enumerate(np.ndindex(*before))):
+        row, column = h + pad - p * stride, w + pad - q * stride
+        if 0 <= row < side and 0 <= column < side:
+            yield at_y, at_x, row, column
+
+
+def as_linear(weight: Tensor, before: Sequence[int], stride: int, pad: int) -> BFloat16[Tensor, "pqo hwc"]:
+    """The weight of the linear layer from all of x, whose sides are `before`, to all of y: it repeats the taps."""
+    out, channels, side, _ = weight.shape
+    positions_of_y = prod(sides_after(before, side, stride, pad))
+    linear = weight.new_zeros(positions_of_y, out, prod(before), channels)
+    for at_y, at_x, row, column in meetings(before, side, stride, pad):
+        linear[at_y, :, at_x] = weight[:, :, row, column]
+    return linear.flatten(2).flatten(0, 1)
+
+
+def few(g: Tensor) -> bool:
+    """Whether there are so few images that adding up the repeated taps, which takes as long for many, does not pay."""
+    return 4 * len(g) < g.shape[1]
+
+
+def to_weight_as_linear(g: Tensor, x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "o c k k"]:
+    """The gradient of the weight: for each tap, the sum of what reaches the places where `as_linear` repeats it."""
+    out, channels, before = g.shape[1], x.shape[1], x.shape[2:]
+    to_linear = (as_rows(g).T @ as_rows(x)).view(-1, out, prod(before), channels)
+    taps = torch.zeros(out, side, side, channels)  # summed in float32
+    for at_y, at_x, row, column in meetings(before, side, stride, pad):
+        taps[:, row, column] += to_linear[at_y, :, at_x]
+    return taps.permute(0, 3, 1, 2).bfloat16()
 
 
 def patches(x: Tensor, side: int, stride: int, pad: int) -> BFloat16[Tensor, "n p q kkc"]:
@@ -183,7 +262,8 @@ class _Depthwise(torch.autograd.Function):
 class DepthwiseConv2d(StandIn):
     """A convolution with one filter per channel, whose slow gradients are computed in float32."""
 
-    way = _Depthwise
+    def way(self, _: Tensor) -> type[torch.autograd.Function]:
+        return _Depthwise
 
 
 class SameDepthwiseConv2d(DepthwiseConv2d):
