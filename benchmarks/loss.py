@@ -7,10 +7,11 @@ D = 128, temperature 0.5, float32, random projections of two views. "plain" is w
 
     z = normalize(cat([a, b])); s = z @ z.T / t; s.fill_diagonal_(-1e9); cross_entropy(s, arange(M).roll(M // 2))
 
-Every round times each loss once, in turn; seconds are medians, ratios are plain's median over the loss's. "without the
-setting" leaves oneDNN's matrix products as the user has them (see `exact_setting` in loss/tiles.py; "ieee" there means
-that nothing is set). Memory is what a process of its own needs beyond the projections, at its peak. A loss is left out
-where one call would take more than 16 GiB or a minute.
+Every round times each loss once, in turn; seconds are medians, ratios are plain's median over the loss's. stepclr sets
+how oneDNN multiplies matrices in float32 (see `exact_setting` in loss/tiles.py; "ieee" there means that nothing is
+set); "without the setting" leaves that as the user has it, and "plain with the setting" has what stepclr sets. Memory
+is what a process of its own needs beyond the projections, at its peak. A loss is left out where one call would take
+more than 16 GiB or a minute.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from unittest.mock import patch
 
@@ -37,7 +39,8 @@ except ModuleNotFoundError as missing:
     sys.exit(f"this compares with {missing.name}, which is not installed: pip install '.[bench]'")
 
 WIDTH, TEMPERATURE = 128, 0.5
-MOST_ROWS = {"pytorch-metric-learning": 512, "plain": 16384, "lightly": 16384}  # its memory grows with M^3, M^2
+PLAIN_SET = "plain with the setting"
+MOST_ROWS = {"pytorch-metric-learning": 512, "plain": 16384, PLAIN_SET: 16384, "lightly": 16384}  # memory: M^3, M^2
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -59,6 +62,7 @@ def metric_learning(a: Tensor, b: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "plain": plain,
+    PLAIN_SET: plain,
     "stepclr": ours,
     "stepclr without the setting": ours,
     "lightly": LightlyLoss(TEMPERATURE),
@@ -77,7 +81,8 @@ def step(name: str, a: Tensor, b: Tensor) -> tuple[float, Tensor]:
     """Value and gradient of one loss."""
     a.grad = b.grad = None
     setting = "none" if name == "stepclr without the setting" else tiles.exact_setting()
-    with patch.object(tiles, "exact_setting", lambda: setting):
+    setting_of_plain = tiles.exact_products() if name == PLAIN_SET else nullcontext()
+    with setting_of_plain, patch.object(tiles, "exact_setting", lambda: setting):
         loss = LOSSES[name](a, b)
         loss.backward()
     assert a.grad is not None
