@@ -92,6 +92,19 @@ def test_large_maps_and_float32_go_the_plain_way(monkeypatch: pytest.MonkeyPatch
             module(tiny)
 
 
+@pytest.mark.parametrize("side", [2, 3, 4])
+def test_an_empty_batch_and_a_kernel_larger_than_its_map_are_as_in_torch(side: int) -> None:
+    padded, bare = convolution(side, 1, 3, True), SmallConv2d(nn.Conv2d(3, 5, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = padded(torch.zeros(0, 3, side, side, requires_grad=True))
+        assert y.shape == (0, 5, side, side)
+        y.sum().backward()
+        assert padded.weight.grad is not None
+        assert not padded.weight.grad.any()
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+            bare(torch.zeros(4, 3, side, side))
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 3), (1, 5), (2, 5), (1, 7), (3, 2)])
 @pytest.mark.parametrize("same", [False, True], ids=["padded", "padded as TensorFlow does"])

@@ -62,7 +62,7 @@ class Limits:
 
 INTEL = Limits(value=16, to_x=16, to_weight=36, to_weight_strided=36, wide=1)  # with AMX
 ZEN4 = Limits(value=4, to_x=0, to_weight=9, to_weight_strided=36, wide=512)
-ZEN5 = Limits(value=9, to_x=9, to_weight=9, to_weight_strided=36, wide=384)
+ZEN5 = Limits(value=9, to_x=9, to_weight=16, to_weight_strided=36, wide=384)
 
 
 def limits() -> Limits:
@@ -151,9 +151,11 @@ class SmallConv2d(StandIn):
 
     def way(self, x: Tensor) -> type[torch.autograd.Function] | None:
         side, stride = self.kernel_size[0], self.stride[0]
+        after = sides_after(x.shape[2:], side, stride, int(self.padding[0]))
+        if min(after) < 1:
+            return None  # torch says what is wrong
         if prod(x.shape[2:]) < side * side:
             return _AsLinear
-        after = sides_after(x.shape[2:], side, stride, int(self.padding[0]))
         return _ByPatches if limits().takes_weight(stride, prod(after)) else None
 
 
@@ -170,7 +172,7 @@ def as_rows(maps: Tensor) -> BFloat16[Tensor, "n hwc"]:
 
 def as_maps(rows: Tensor, sides: Sequence[int]) -> BFloat16[Tensor, "n c h w"]:
     """The maps of these sides that `as_rows` made rows of."""
-    return rows.view(len(rows), *sides, -1).permute(0, 3, 1, 2)
+    return rows.unflatten(1, (*sides, -1)).permute(0, 3, 1, 2)
 
 
 def meetings(before: Sequence[int], side: int, stride: int, pad: int) -> Iterator[tuple[int, int, int, int]]:
