@@ -101,6 +101,38 @@ def from_json(kind: type[Record], values: object, where: str | Path) -> Record:
     return kind(**read)
 
 
+def check_shape(value: Any, shape: Any, where: str) -> None:
+    """Raise StepclrError, which begins with `where`, unless a JSON value has this shape.
+
+    A dict is an object with these fields: the name of one that may be missing or null ends with "?", "*" stands for
+    every name, and further fields are ignored. A list is a list of any length of its one item, a tuple a list of just
+    these items, and anything else a type.
+    """
+    from typeguard import TypeCheckError, check_type
+
+    if isinstance(shape, dict) and isinstance(value, dict):
+        for name, of_field in shape.items():
+            key = name.removesuffix("?")
+            for each in value if name == "*" else [key]:
+                if each in value and (value[each] is not None or key == name):
+                    check_shape(value[each], of_field, f"{where} {each}:")
+                elif key == name:
+                    raise StepclrError(f"{where} it has no {key!r}")
+    elif isinstance(shape, list) and isinstance(value, list):
+        for item in value:
+            check_shape(item, shape[0], where)
+    elif isinstance(shape, tuple) and isinstance(value, list) and len(value) == len(shape):
+        for item, of_item in zip(value, shape, strict=True):
+            check_shape(item, of_item, where)
+    elif isinstance(shape, dict | list | tuple):
+        raise StepclrError(f"{where} it is {value!r}")
+    else:
+        try:
+            check_type(value, shape)
+        except TypeCheckError:
+            raise StepclrError(f"{where} it is {value!r}") from None
+
+
 def plain(value: object) -> object:
     """A value as `from_json` gives it back: a number of numpy is one of Python, and a list a tuple."""
     if isinstance(value, list | tuple):

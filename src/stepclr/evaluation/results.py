@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 from stepclr.evaluation.splits import LabelsPerClass
+from stepclr.io import from_json
 
 EVALUATION, FINETUNING = "evaluation.json", "finetune.json"  # in the folder of a run
 PAIRS, EXAMPLES = 5, 4  # most frequent confusions to list, and images to name for each
@@ -130,18 +131,20 @@ class Scores:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Scores":
-        """The inverse of `to_dict`. Raises LookupError, TypeError or AttributeError for another structure."""
-        return cls([_stored_score(row) for row in stored["rows"]], stored["protocol"])
+        """The inverse of `to_dict`. Raises StepclrError for a row that lacks a field, or has one of another type."""
+        return cls([_stored_score(row, number) for number, row in enumerate(stored["rows"], 1)], stored["protocol"])
 
 
-def _stored_score(row: dict[str, Any]) -> Score:
-    fields = dict(row)
+def _stored_score(row: dict[str, Any], number: int) -> Score:
+    where = f"row {number}"
+    stored = {field.name: field.default for field in fields(Score) if field.default is not MISSING} | row
     for name in (*MEASURES, *(f"clean_{measure}" for measure in MEASURES)):
-        if name in fields:
-            fields[name] = Summary(**fields[name])
-    if "per_class" in fields:
-        fields["per_class"] = {name: ClassScore(**of_class) for name, of_class in fields["per_class"].items()}
-    return Score(**fields)
+        if stored[name] is not None:
+            stored[name] = from_json(Summary, stored[name], f"{name} of {where}")
+    if stored["per_class"] is not None:
+        of_classes = dict(stored["per_class"]).items()
+        stored["per_class"] = {name: from_json(ClassScore, value, f"{name!r} of {where}") for name, value in of_classes}
+    return from_json(Score, stored, where)
 
 
 def score(

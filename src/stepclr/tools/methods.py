@@ -51,7 +51,7 @@ def method_of(name: str, scores: Scores) -> Method | None:
     """
     if name in METHODS:
         return METHODS[name]
-    others = [method for method in scores.protocol.get("methods", {}) if method not in METHODS]
+    others = [method for method in scores.protocol.get("methods") or {} if method not in METHODS]
     if name not in others:
         return None
     if name == scores.protocol["run"]:
@@ -72,16 +72,16 @@ def baselines_of(name: str, scores: Scores) -> list[str]:
         return []
     named = list(method.baselines)
     if name in ("simclr", scores.protocol["run"]):
-        named += [other for other in scores.protocol.get("methods", {}) if other not in (*METHODS, name)]
+        named += [other for other in scores.protocol.get("methods") or {} if other not in (*METHODS, name)]
     return named
 
 
 def lambda_words(scores: Scores) -> str:
     """Which methods have the smallest lambda that linear evaluation tries, in a sentence; "" where none has."""
-    smallest = scores.protocol.get("linear_evaluation", {}).get("l2_smallest")
+    smallest = (scores.protocol.get("linear_evaluation") or {}).get("l2_smallest")
     at_smallest = []
-    for name, facts in scores.protocol.get("methods", {}).items():
-        if any(smallest in chosen for chosen in facts.get("l2", {}).values()):
+    for name, facts in (scores.protocol.get("methods") or {}).items():
+        if any(smallest in chosen for chosen in (facts.get("l2") or {}).values()):
             at_smallest.append(name)
     if not at_smallest:
         return ""

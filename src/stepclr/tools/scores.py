@@ -1,6 +1,5 @@
 """What a run scored: evaluation.json as tables and lines, and the lines of Python that load the encoder."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
+from stepclr.evaluation.stored import read_scores
 from stepclr.metrics import FEW, coarse_words, in_percent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import ENCODER_FILE
@@ -30,15 +30,16 @@ def stored_scores(run: Run) -> Scores | None:
     """
     path = run.folder / EVALUATION
     try:
-        scores = Scores.from_dict(json.loads(path.read_bytes()))
+        scores = read_scores(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
         # Whatever the tables and the chart read is read once here, so that a corrupt file is named before any output.
         for row in scores.rows:
             percent(row), labels_words(row.labels_per_class, row.labels)
-        scored_on(scores), score_table(scores), class_table(scores)
-        scored = scores.protocol.get("encoder_sha256", {}).get("after")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        scored_on(scores), score_table(scores), class_table(scores), list(paired_lines(scores))
+        scored = (scores.protocol.get("encoder_sha256") or {}).get("after")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
     if scored is not None and scored != _encoder_checksum(run):
         return Scores([], scores.protocol)
@@ -78,7 +79,7 @@ def percents(row: Score, measure: str = "top1") -> str:
 
 def test_counts(scores: Scores) -> dict[str, int]:
     """The number of test images of each class that has any."""
-    counts = scores.protocol.get("images_per_class", {}).get("test", {})
+    counts = (scores.protocol.get("images_per_class") or {}).get("test", {})
     return {name: count for name, count in counts.items() if count}
 
 
@@ -107,15 +108,16 @@ def measures_words(values: dict[str, Any], shown: Iterable[str]) -> str:
 def overlap_words(scores: Scores) -> str:
     """How many test images are in train too, in a sentence; "" where there are none, or no test."""
     overlap = scores.protocol.get("test_images_in_train")
-    if not overlap:
+    if not overlap or not scores.protocol["test"]:
         return ""
-    near, clean, total = overlap["near_identical"], overlap["clean"], scores.protocol["test"]["images"]
+    near, clean, total = overlap.get("near_identical"), overlap["clean"], scores.protocol["test"]["images"]
     if total == clean:
         return "" if near is not None else "Versions of test images in train were not looked for: too many pairs."
     versions = "versions not looked for" if near is None else f"{near:,} nearly identical"
+    example = f", such as {overlap['examples'][0]}" if overlap["examples"] else ""
     return (
         f"{total - clean:,} of the {total:,} test images are in train too ({overlap['identical']:,} identical, "
-        f"{versions}), such as {overlap['examples'][0]}; the clean scores are those on the other {clean:,}."
+        f"{versions}){example}; the clean scores are those on the other {clean:,}."
     )
 
 
@@ -230,7 +232,7 @@ def class_table(scores: Scores) -> Table | None:
     None where the classes hardly differ in size, neither in test nor in train.
     """
     row = own_row(scores)
-    counts = scores.protocol.get("images_per_class", {"train": {}})
+    counts = scores.protocol.get("images_per_class") or {"train": {}}
     unbalanced = is_unbalanced(test_counts(scores).values()) or is_unbalanced(counts["train"].values())
     if row is None or not row.per_class or not unbalanced:
         return None

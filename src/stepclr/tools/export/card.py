@@ -1,6 +1,5 @@
 """The card of an exported file: what it is, how to load it, what it was trained on, how it scored, its limits."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,7 +11,8 @@ from typing import Any
 from stepclr.config import SETTINGS, RunConfig
 from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, fault_of, one_line
-from stepclr.evaluation.results import EVALUATION, FINETUNING, Scores
+from stepclr.evaluation.results import EVALUATION, FINETUNING
+from stepclr.evaluation.stored import read_scores
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP, Encoder
 from stepclr.model.files import state_checksum
@@ -165,8 +165,8 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
     if timm_name(source) is not None or not path.is_file():
         yield "None: these weights were not evaluated."
         return
+    scores = read_scores(path, of_classifier=isinstance(network, Classifier))
     try:
-        scores = Scores.from_dict(json.loads(path.read_bytes()))
         protocol = scores.protocol
         if not _is_of(protocol, network):
             yield f"None: the scores in {path.name} belong to other weights."
@@ -186,7 +186,7 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
             yield f"- {plain(words)}"
         yield f"- classes: {', '.join(map(plain, protocol['classes']))}"
         yield f"- {plain(protocol['std'])}; seed {protocol['seed']}; test labels {plain(protocol['test_labels'])}"
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
 
 

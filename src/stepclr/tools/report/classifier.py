@@ -1,6 +1,5 @@
 """The classifier of a run on its page: what `finetune` or `distill` wrote, its score, mistakes and doubts."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ import numpy as np
 
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import of_these_classes
-from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import FINETUNING, MAX_CLASSES, Scores, confusion, least_certain
 from stepclr.evaluation.splits import labels_words
+from stepclr.evaluation.stored import read_scores
 from stepclr.metrics import in_percent
 from stepclr.model.files import CLASSIFIER, load_classifier, state_checksum
 from stepclr.tools.gains import paired
@@ -45,15 +44,15 @@ def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
     section = _facts(path) | {
         "labels": labels_words(protocol["classifier"]["labels_per_class"], protocol["classifier"].get("labels"))
     }
-    for row in scores.rows:
-        words = f"fine-tuned with {labels_words(row.labels_per_class, row.labels)}"
-        section["scores"].append(Bar(words, row.mean, percent(row), 2))
     part = protocol["test"]
     if part:
+        for row in scores.rows:
+            words = f"fine-tuned with {labels_words(row.labels_per_class, row.labels)}"
+            section["scores"].append(Bar(words, row.mean, percent(row), 2))
         section["top1"] = protocol["classifier"]["top1"]
         section["measures"] = measures_words(protocol["classifier"], measures_for(test_counts(scores).values()))
         section["test"] = f"{part['images']:,} images of {part['source']}"
-        section |= _mistakes(protocol.get("confusion"), protocol.get("unsure", []), test)
+        section |= _mistakes(protocol.get("confusion"), protocol.get("unsure") or [], test)
     else:
         section["why"] = "It was not scored: give finetune --test or --holdout to know how good it is."
     return section
@@ -72,12 +71,10 @@ def _stored(classifier: Path) -> Scores | None:
     """
     path = classifier.with_name(FINETUNING)
     try:
-        scores = Scores.from_dict(json.loads(path.read_bytes()))
-        checksum = scores.protocol["classifier"].get("sha256")
+        scores = read_scores(path, of_classifier=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
+    checksum = scores.protocol["classifier"].get("sha256")
     return scores if checksum == state_checksum(load_classifier(classifier).state_dict()) else None
 
 
@@ -92,7 +89,7 @@ def _student(context: Context, teacher: Path) -> Json:
     top1, part = protocol["classifier"]["top1"], protocol["test"]
     section: Json = {"test": f"{part['images']:,} images of {part['source']}"}
     section["scores"] = [Bar(f"teacher, {load_classifier(teacher).encoder.name}", top1, in_percent(top1), 1)]
-    test = None if protocol["holdout"] else context.opened(part)
+    test = None if protocol.get("holdout") else context.opened(part)
     if test is None:
         return section | {"why": "The images that the teacher was scored on are not at hand: the student has no score."}
     test = of_these_classes(test.keep(test.classes), protocol["classes"])

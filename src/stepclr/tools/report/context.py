@@ -22,6 +22,7 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
 from stepclr.evaluation.predict import classify
 from stepclr.evaluation.results import Scores
+from stepclr.evaluation.stored import reading_of
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import weighted_knn
 from stepclr.model.encoder import Encoder
@@ -189,7 +190,7 @@ def open_part(part: Json, reading: Reading = AS_DECLARED) -> ImageSet | None:
     if not part:
         return None
     try:
-        reading = reading.changed(Reading(**part.get("reading", {})))
+        reading = reading.changed(reading_of(part))
         images = open_read_as(part.get("sources") or part["source"], reading)
         return open_images(images, labels=part.get("labels") or None, split=part.get("split"))
     except (StepclrError, OSError):

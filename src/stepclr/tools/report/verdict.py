@@ -12,6 +12,7 @@ from stepclr.evaluation.baselines import START
 from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
+from stepclr.evaluation.stored import reading_of
 from stepclr.metrics import FEW, coarse_words, in_percent, whole_percent
 from stepclr.model.files import CLASSIFIER
 from stepclr.pretraining.resolve import asked_for
@@ -278,7 +279,7 @@ def _finetune(run: Path | str, scores: Scores, reading: Reading) -> list[Any]:
         words += ["--labels", *train["labels"]]
     reading = replace(reading, damaged_shards=None)  # the run's shards may be others
     for part in (train, test):
-        reading = reading.changed(Reading(**part.get("reading", {})))
+        reading = reading.changed(reading_of(part))
     words += reading_words(reading)
     drawn = scores.protocol.get("holdout")
     if drawn:
