@@ -103,6 +103,7 @@ def given(folder: Path) -> dict[str, object]:
         "relative to the table": written(folder / "d.csv", beside),
         "a mapping": dict(zip(table["path"], table["label"], strict=True)),
         "a mapping of Path": {photos / name: label for name, label in zip(table["path"], table["label"], strict=True)},
+        "bytes": pa.table({name: [str(value).encode() for value in values] for name, values in table.items()}),
         "pyarrow": pa.table(table),
         "like pandas": frame("tolist"),
         "like polars": frame("to_list"),
@@ -130,6 +131,7 @@ def test_every_form_of_the_same_labels_gives_the_same_set(photos: Path) -> None:
         ([0, 1], "labels must be the path of a table"),
         (7, "or a data frame, not int"),
         (pa.table({"name": ["00.png"], "label": ["cat"]}), "the data frame must have a header with the columns path"),
+        (pa.table({"path": ["00.png"], "label": [["cat", "dog"]]}), "['cat', 'dog'] cannot be a label or a split"),
     ],
 )
 def test_labels_that_cannot_be_used_are_one_line(labels: object, said: str, photos: Path) -> None:

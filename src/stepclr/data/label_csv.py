@@ -182,7 +182,7 @@ def _table(name: str, folder: Path, header: Iterable[str], values: Iterable[Sequ
     for row in values:
         path, label, split = (row[place] if place is not None else None for place in places)
         if (label := _cell(label)) or _cell(split):
-            rows.append(Row(os.fspath(path) if isinstance(path, os.PathLike) else str(path), label, _cell(split)))
+            rows.append(Row(_text_of(path), label, _cell(split)))
     return _with_splits(LabelTable(name, folder, rows, places[2] is not None))
 
 
@@ -276,12 +276,19 @@ def _word(column: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A label or a split as text; "" for a missing value."""
+    """A label or a split as text; "" for a missing value. Raises StepclrError for a list."""
+    if isinstance(value, list | tuple | dict):
+        raise StepclrError(f"{value!r} cannot be a label or a split: each image has one of them, as text or a number")
     if type(value).__name__ in MISSING or value != value:  # NaN alone differs from itself
         return ""
     if isinstance(value, float) and value.is_integer():  # pandas' whole numbers beside missing ones
         value = int(value)
-    return unicodedata.normalize("NFC", str(value).strip())
+    return unicodedata.normalize("NFC", _text_of(value).strip())
+
+
+def _text_of(value: Any) -> str:
+    """A value as text; some programs write the texts of a .parquet as bytes."""
+    return os.fsdecode(value) if isinstance(value, bytes | os.PathLike) else str(value)
 
 
 def _plain(path: str) -> str:
