@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import call
 
 import stepclr
 from stepclr.cli import main
@@ -106,3 +107,29 @@ def test_what_is_not_a_run_is_named(
 def test_compare_asks_for_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert compare() == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("config.json", {"loss": "nt-xnet"}, "is corrupt: unknown loss 'nt-xnet'. Did you mean 'nt-xent'?"),
+        ("config.json", {"views": "two"}, "is corrupt: views is 'two'"),
+        ("metrics.jsonl", {"knn": 76.5}, ", line 1, is corrupt: delete that line"),
+        ("metrics.jsonl", {"knn_images": -1}, ", line 1, is corrupt: delete that line"),
+    ],
+)
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_run_that_was_edited_is_one_line_that_names_the_file(
+    command: str,
+    name: str,
+    change: dict[str, Any],
+    said: str,
+    runs: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = Path(shutil.copytree(runs[0], tmp_path / "copy"))
+    first, *others = (copy / name).read_text().split("\n") if name == "metrics.jsonl" else [(copy / name).read_text()]
+    (copy / name).write_text("\n".join([json.dumps(json.loads(first) | change), *others]))
+    assert call(command, copy) == 2
+    assert f"stepclr: {copy / name}{' ' * said.startswith('is')}{said}" in capsys.readouterr().err

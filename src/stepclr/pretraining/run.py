@@ -16,8 +16,9 @@ from torch import nn
 from stepclr.config import CONFIG_FILE, RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, choose
 from stepclr.io import locked, named, temporary_files, write_csv, write_whole
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
 from stepclr.model.timm_weights import timm_name
@@ -44,6 +45,10 @@ class Run:
             if timm_name(self) is not None or self.folder.suffix == ".safetensors":
                 hint = f"; stepclr evaluate {self.folder} --train LABELED --holdout 0.2 scores an encoder without a run"
             raise StepclrError(f"{self.folder} is not a run: it has no {CONFIG_FILE}{hint}")
+        try:
+            choose("loss", stored.loss, OBJECTIVES)
+        except StepclrError as error:
+            raise StepclrError(f"{self.folder / CONFIG_FILE} is corrupt: {error}") from None
         return stored
 
     @property
@@ -124,7 +129,9 @@ class Run:
 def _record(line: bytes, where: str) -> Fields:
     try:
         record = json.loads(line)
-        if record["step"] and record["epoch"] and all(isinstance(value, int | float) for value in record.values()):
+        numbers = all(isinstance(value, int | float) for value in record.values())
+        possible = 0 <= record.get("knn", 0) <= 1 and record.get("knn_images", 1) >= 1
+        if record["step"] and record["epoch"] and numbers and possible:
             return record
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
