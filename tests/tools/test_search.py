@@ -542,5 +542,13 @@ def test_a_run_stands_for_an_index_of_its_own_images(
     (own / "odd" / "004.jpg").unlink()
     assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
     shown = capsys.readouterr().out
-    assert f"{PHOTOS - 1} images, 0 of them new" in shown
+    assert f"{PHOTOS - 1} images, 0 of them new, 1 removed" in shown
     assert re.search(r"1 .*1\.000.*odd/001\.jpg", shown)
+    # That of another encoder is not the run's to delete.
+    shutil.rmtree(run.folder / "index")
+    other = make_encoder(tmp_path / "other" / "encoder.safetensors", 1)
+    assert call("embed", other, own, "--out", run.folder / "index") == 0
+    before = open_index(run.folder / "index")
+    assert call("search", run.folder, own / "odd" / "001.jpg") == 2
+    assert f"{run.folder / 'index'} was made by another encoder, test_resnet of {other}" in capsys.readouterr().err
+    assert same(open_index(run.folder / "index"), before)

@@ -14,6 +14,7 @@ from stepclr.errors import StepclrError, check_suffix, check_used, choose, one_l
 
 if TYPE_CHECKING:
     from stepclr.model.encoder import Encoder
+    from stepclr.tools.search.table import IndexUpdate
 
 
 def search(
@@ -109,7 +110,7 @@ def find(
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     index, updated = index_for(index, images, path.with_name("find-index"), Counter("images"))
     if updated:
-        say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+        _say_updated(index, updated)
     elif images:
         raise StepclrError(f"{index} is an index and has its images: leave out {images.source}")
     opened = open_index(index)
@@ -136,6 +137,11 @@ def find(
     say(f"{sheet}: the contact sheet")
 
 
+def _say_updated(index: Path, updated: "IndexUpdate") -> None:
+    removed = f", {updated.removed:,} removed" if updated.removed else ""
+    say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new{removed}")
+
+
 def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
     """The index RUN/index of a run, built or updated, with its encoder; anything else is an index already."""
     if not (given / CONFIG_FILE).is_file():
@@ -144,7 +150,7 @@ def _index_of(given: Path) -> tuple[Path, "Encoder | None"]:
 
     updated, encoder = update_run_index(given, Counter("images"))
     index = given / "index"
-    say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+    _say_updated(index, updated)
     return index, encoder
 
 
@@ -183,7 +189,7 @@ def label(
     images = open_source(source, reading=reading, labels_elsewhere=True) if source else None
     index, updated = index_for(index, images, out.with_name(f"{out.stem}-index"), Counter("images"))
     if updated:
-        say(f"{index}: {updated.rows:,} images, {updated.added:,} of them new")
+        _say_updated(index, updated)
     page = write_label_page(index, images, classes, n, labels, out, seed)
     say_unread(images)
     for note in page.notes:

@@ -147,13 +147,13 @@ def _build(
 def update_run_index(run: Path, progress: Progress | None = None) -> tuple[IndexUpdate, Encoder]:
     """Build or update RUN/index: an index of the images that the run was trained on, as they are now; and its encoder.
 
-    Vectors of an encoder that the run has since trained further are of no use to it: the index is built again.
+    Where the run has since been trained further, the index is built again. Raises StepclrError where another made it.
     """
     index, encoder, precision = run / "index", load_encoder(run), "fp32"
     metadata = read_metadata(index) if (index / METADATA_FILE).is_file() else None
     if metadata and metadata.checksum == encoder_checksum(encoder):
         precision = metadata.precision
-    elif metadata:
+    elif metadata and Path(metadata.run).resolve().is_relative_to(run.resolve()):
         shutil.rmtree(index)
     return _build(encoder, run, Run(run).images(), index, precision, progress), encoder
 
@@ -295,8 +295,8 @@ class _TableWriter:
         old = IndexMetadata.from_json(file.read_bytes(), file)
         if old.checksum != self.metadata.checksum:
             raise StepclrError(
-                f"{self.folder} was made by another encoder, {old.name} of {old.run}: pass that one, or choose "
-                "another out"
+                f"{self.folder} was made by another encoder, {old.name} of {old.run}: pass that one, delete the index, "
+                "or choose another out"
             )
         if old.precision != self.metadata.precision:
             raise StepclrError(f"{self.folder} was built with precision {old.precision}; pass the same")
