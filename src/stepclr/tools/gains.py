@@ -35,9 +35,7 @@ def gains_of(row: Score, scores: Scores, measure: str = "top1") -> list[Gain]:
     alike = {other.method: other for other in scores.rows if other.labels_per_class == row.labels_per_class}
     gains = []
     own = row.summary(measure)
-    in_test = (scores.protocol.get("images_per_class") or {}).get(
-        "test", {}
-    )  # files of earlier versions do not have it
+    in_test = (scores.protocol.get("images_per_class") or {}).get("test", {})  # earlier versions do not have it
     images = sum(in_test.values()) or 1
     for name in baselines_of(row.method, scores):
         other = alike[name].summary(measure) if name in alike else None
