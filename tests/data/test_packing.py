@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import call
 from touches import Forks
 
 import stepclr
@@ -314,3 +315,16 @@ def test_half_a_folder_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "packing.json").write_text('{"per_shard": 7}')
     with pytest.raises(stepclr.StepclrError, match="packing was not finished; run the same stepclr pack again"):
         stepclr.open_images(tmp_path)
+
+
+def test_images_that_cannot_be_read_make_no_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as 16-bit images without the numbers of black and white; with these, the same folder can be used."""
+    (tmp_path / "deep").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), 1000 * (i + 1), np.uint16)).save(tmp_path / "deep" / f"{i}.png")
+    words = ["pack", tmp_path / "deep", "--out", tmp_path / "shards"]
+    assert call(*words) == 2
+    assert f"stepclr: no image of {tmp_path / 'deep'} can be read, such as 0.png: " in capsys.readouterr().err
+    assert list((tmp_path / "shards").iterdir()) == []
+    assert call(*words, "--value-range", "0,4000") == 0
+    assert len(stepclr.open_images(tmp_path / "shards")) == 3

@@ -90,7 +90,7 @@ def pack(
 
     After an interruption the same call resumes, and ends in the same bytes. In a complete folder it verifies the
     shards, and writes corrupt ones again. Images that cannot be read are left out and listed in `skipped.csv`. Raises
-    `StepclrError` if the folder contains anything else.
+    `StepclrError` if the folder contains anything else, and if no image can be read.
     """
     folder = Path(out)
     treatment = _treatment(images, per_shard, short_side, quality)
@@ -193,6 +193,11 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
     for k in range(count):
         images.ledger.unreadable |= load(k).skipped
         images.ledger.remarks |= load(k).changed
+    if not any(load(k).shard.images for k in range(count)):
+        for path in folder.iterdir():  # so that the folder can be used once the images can be read
+            path.unlink()
+        name, why = next(iter(images.ledger.unreadable.items()))
+        raise StepclrError(f"no image of {images.source} can be read, such as {name}: {why}")
     images.ledger.write(folder / "skipped.csv")
     write_index(folder, [partial(load, k) for k in range(count)], plan, images.classes)
 
