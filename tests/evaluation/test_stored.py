@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small import call, untrained_run
+from small import call, run_config, untrained_run
 
 import stepclr
 from stepclr.data.reading import AS_DECLARED
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.stored import read_scores, reading_of
+from stepclr.tools.report.classifier import classifier
+from stepclr.tools.report.context import Context
 from stepclr.tools.scores import score_table, stored_scores
 
 WRONG: list[Any] = [None, "x", 3, [1], {"a": 1}]  # where another type belongs
@@ -103,3 +105,13 @@ def test_names_that_a_reading_does_not_have_are_ignored() -> None:
     reading = reading_of({"reading": {"max_pixels": 7, "gamma": 2.2}})
     assert (reading.max_pixels, reading.channels) == (7, None)
     assert reading_of({}) == AS_DECLARED
+
+
+def test_the_page_says_that_the_stored_scores_are_those_of_a_later_classifier(run: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    run_config().write(copied)
+    context = Context(stepclr.Run(copied), None)
+    assert "why" not in classifier(context)
+    train = stepclr.open_images("sample:train", classes="Bag,Sandal", limit=24)
+    stepclr.finetune(copied, train, labels_per_class=2, epochs=1, seed=1, out=tmp_path / "c.safetensors")
+    assert classifier(context)["why"] == "finetune.json has the scores of another classifier, not of this one."

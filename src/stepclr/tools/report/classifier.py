@@ -32,6 +32,8 @@ def classifier(context: Context) -> Json:
     if context.config.teacher:
         return _facts(path) | _student(context, Path(context.config.teacher))
     scores = _stored(path)
+    if scores is None and path.with_name(FINETUNING).is_file():
+        return _facts(path) | {"why": f"{FINETUNING} has the scores of another classifier, not of this one."}
     if scores is None:
         return _facts(path)
     return finetuned(path, scores, context.opened(scores.protocol["test"] or {}))
