@@ -116,6 +116,8 @@ def test_compare_asks_for_runs(capsys: pytest.CaptureFixture[str]) -> None:
         ("config.json", {"views": "two"}, "is corrupt: views is 'two'"),
         ("metrics.jsonl", {"knn": 76.5}, ", line 1, is corrupt: delete that line"),
         ("metrics.jsonl", {"knn_images": -1}, ", line 1, is corrupt: delete that line"),
+        ("metrics.jsonl", {"step": float("nan")}, ", line 1, is corrupt: delete that line"),
+        ("metrics.jsonl", {"epoch": float("inf")}, ", line 1, is corrupt: delete that line"),
     ],
 )
 @pytest.mark.parametrize("command", ["compare", "report"])

@@ -131,7 +131,8 @@ def _record(line: bytes, where: str) -> Fields:
         record = json.loads(line)
         numbers = all(isinstance(value, int | float) for value in record.values())
         possible = 0 <= record.get("knn", 0) <= 1 and record.get("knn_images", 1) >= 1
-        if record["step"] and record["epoch"] and numbers and possible:
+        counted = all(isinstance(record[name], int) and record[name] > 0 for name in ("step", "epoch"))
+        if numbers and possible and counted:
             return record
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
