@@ -10,6 +10,7 @@ import numpy as np
 from stepclr.data.reading import Reading
 from stepclr.errors import StepclrError, fault_of
 from stepclr.evaluation.results import MEASURES, Scores
+from stepclr.evaluation.splits import parse_labels_per_class
 from stepclr.io import check_shape
 
 Json = dict[str, Any]
@@ -81,7 +82,10 @@ def read_scores(path: Path, of_classifier: bool = False) -> Scores:
         confused = protocol.get("confusion")
         if confused and np.array(confused["matrix"], np.int64).shape != (len(confused["classes"]),) * 2:
             raise StepclrError("its confusion matrix does not have one row and one column per class")
-        return Scores.from_dict(stored)
+        scores = Scores.from_dict(stored)
+        for row in scores.rows:
+            parse_labels_per_class(row.labels_per_class)
+        return scores
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
 

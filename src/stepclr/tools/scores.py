@@ -127,7 +127,7 @@ def holdout_words(scores: Scores) -> str:
     if not drawn:
         return ""
     scored = sum(drawn["test"].values())
-    coarse = f" ({coarse_words(scored)})" if scored < FEW else ""
+    coarse = f" ({coarse_words(scored)})" if 0 < scored < FEW else ""
     words = (
         f"Held out: {100 * drawn['share']:g} % of each class (seed {drawn['seed']}), {scored:,} "
         f"images to score on{coarse}; {sum(drawn['train'].values()):,} are left to learn from"
