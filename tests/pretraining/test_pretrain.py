@@ -1,6 +1,7 @@
 """Step 6 as a user meets it: a run folder, exact resume, interruption, refusals. All on real images (the sample)."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,23 @@ def test_a_run_of_large_steps_is_not_silent_until_the_tenth(
         seconds = 100 + 20.0 * step
         printer.stepped(step, 10)
     assert capsys.readouterr().err == "1/10\n3/10, 2:20 left\n"
+
+
+def test_the_time_left_knows_that_the_views_of_a_progressive_run_grow(
+    unbroken: stepclr.Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 steps, 40 have a quarter of the pixels and 35 nine sixteenths: 4 s, 9 s and 16 s a step."""
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    printer = Printer(enabled=True)
+    printer.start(replace(unbroken.config, progressive=True), unbroken, Views(size=28), 0, 100, 32, False)
+    capsys.readouterr()
+    whole = 40 * 4 + 35 * 9 + 25 * 16
+    for step, done in ((1, 4), (21, 84), (50, 160 + 90), (90, 160 + 315 + 240), (100, whole)):
+        seconds = done
+        printer.stepped(step, 100)
+        left = re.search(r"(\d+):(\d+) left", capsys.readouterr().err)
+        assert step == 1 or (left and 60 * int(left[1]) + int(left[2]) == pytest.approx(whole - done, abs=1))
 
 
 def test_the_encoder_of_a_run_is_the_one_that_was_trained(unbroken: stepclr.Run) -> None:

@@ -320,7 +320,7 @@ def test_weights_without_a_run_say_so(run: stepclr.Run, tmp_path: Path) -> None:
     shutil.copy(run.folder / "encoder.safetensors", tmp_path / "alone.safetensors")
     text = stepclr.export(tmp_path / "alone.safetensors", tmp_path / "out", "safetensors").card.read_text()
     assert text.count("Unknown: the weights were not in the folder of their run.") == 2
-    assert "None: these weights were not evaluated." in text
+    assert "None: there is no evaluation.json beside these weights." in text
 
 
 def test_names_are_no_markdown(run: stepclr.Run, tmp_path: Path) -> None:

@@ -120,9 +120,10 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
     if not path.is_file():
         if timm.is_model(str(run)) and not path.exists():
             raise StepclrError(f"there is no run {run}. Did you mean '{TIMM}{run}'?")
+        a_file = path == Path(run) and path.suffix == Path(ENCODER_FILE).suffix
+        missing = f"{path} does not exist" if a_file else f"{Path(run)} has no {ENCODER_FILE}"
         raise StepclrError(
-            f"{Path(run)} has no {ENCODER_FILE}; give the folder of a finished run (or resume the run), an encoder "
-            f"file or {TIMM}NAME"
+            f"{missing}; give the folder of a finished run (or resume the run), an encoder file or {TIMM}NAME"
         )
     metadata = _read(path)
     if "labels" in metadata:
@@ -159,9 +160,9 @@ def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = Non
 
     Raises StepclrError unless every tensor is there, fits and is finite.
     """
-    encoder = os.fspath(path)
-    trains = f"stepclr finetune {encoder} --train LABELED --out {CLASSIFIER} trains one from it"
-    path = Path(path)
+    encoder, path = os.fspath(path), Path(path)
+    out = "" if path.is_dir() else f" --out {CLASSIFIER}"  # a run has a place for its classifier
+    trains = f"stepclr finetune {encoder} --train LABELED{out} trains one from it"
     path = path / CLASSIFIER if path.is_dir() else path
     if timm_name(encoder) is not None:
         raise StepclrError(f"{encoder} is an encoder, not a classifier; {trains}")

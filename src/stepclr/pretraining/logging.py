@@ -2,17 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, lines_as_text
 from stepclr.metrics import in_percent, whole_percent
 from stepclr.pretraining.batches import Batch
+from stepclr.pretraining.resolve import work_of
 from stepclr.pretraining.run import Fields, Run
 from stepclr.views.views import Views
 
@@ -80,6 +82,7 @@ class Printer:
         # A source such as sample:train: is text, never an emoji.
         self.console = Console(file=sys.stderr, quiet=not enabled, highlight=False, emoji=False, soft_wrap=True)
         self.bar: Progress | None = None
+        self.work: Callable[[int], float] = float  # up to a step, in full steps
         self.spoke = time.monotonic()
         self.silence = EVERY / 5  # seconds; shorter before the first line
         self.first, self.clocked = 1, 0.0
@@ -122,20 +125,20 @@ class Printer:
             lines.append(f"  resuming after step {step:,}")
         self.say("\n".join(lines))
         self.spoke = time.monotonic()
-        self.first = step + 1
+        self.first, self.work = step + 1, partial(work_of, config, steps=steps)
         self.events = Events(run) if self.tensorboard else None
         if self.console.is_terminal and not self.console.quiet:
-            text = TextColumn("{task.description}")
-            columns = (BarColumn(bar_width=16), MofNCompleteColumn(), text, TimeRemainingColumn())
-            self.bar = Progress(*columns, console=self.console)
-            self.bar.add_task("", total=steps, completed=step)
+            done, text = TextColumn("{task.fields[done]}"), TextColumn("{task.description}")
+            self.bar = Progress(BarColumn(bar_width=16), done, text, TimeRemainingColumn(), console=self.console)
+            task = self.bar.add_task("", total=self.work(steps), done=f"{step}/{steps}")
+            self.bar.update(task, completed=self.work(step))
             self.bar.start()
 
     def stepped(self, step: int, steps: int) -> None:
         """Show that a step without metrics is done: where steps take seconds, those with metrics are minutes apart."""
         self._clock(step)
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=step)
+            self.bar.update(self.bar.task_ids[0], completed=self.work(step), done=f"{step}/{steps}")
         elif time.monotonic() - self.spoke > 2 * self.silence:
             self._print(step, steps, "")
 
@@ -152,7 +155,8 @@ class Printer:
         if self.bar:
             # Next to the bar, within 80 columns.
             short = f"loss {line['loss']:.2f}{speed}, waiting {whole_percent(line['waiting'])}"
-            self.bar.update(self.bar.task_ids[0], completed=line["step"], description=short)
+            self.bar.update(self.bar.task_ids[0], description=short)
+            self.stepped(line["step"], steps)
         elif time.monotonic() - self.spoke > self.silence or line["step"] == steps:
             loss = f" epoch {line['epoch']}: loss {line['loss']:.3f}"
             self._print(line["step"], steps, f"{loss}{_top1(line)}{speed}, waiting {whole_percent(line['waiting'])}")
@@ -167,7 +171,8 @@ class Printer:
         self.spoke, self.silence = time.monotonic(), EVERY
         words = f"{step:,}/{steps:,}{metrics}"
         if step > self.first or step == steps:
-            left = int((self.spoke - self.clocked) / max(1, step - self.first) * (steps - step))
+            done, ahead = self.work(step) - self.work(self.first), self.work(steps) - self.work(step)
+            left = int((self.spoke - self.clocked) / (done or 1) * ahead)
             words += f", {left // 60}:{left % 60:02d} left"
         self.console.print(words)
 

@@ -241,6 +241,16 @@ def stages_of(config: ResolvedConfig, views: Views) -> list[tuple[float, Views]]
     return [*stages, (1.0, views)]
 
 
+def work_of(config: ResolvedConfig, step: int, steps: int) -> float:
+    """How many full steps the steps up to this one amount to: one with smaller views counts as much as their area."""
+    work, begun = 0.0, 0.0
+    for until, share in (*(STAGES if config.progressive else ()), (1.0, 1.0)):
+        ends = min(until * steps, step)
+        work += max(0.0, ends - begun) * share**2
+        begun = until * steps
+    return work
+
+
 def view_size(images: ImageSet) -> int:
     """Side of a view: the images' own if they are square, all equal and at most 96 pixels, else 224."""
     sizes = images.sizes()

@@ -163,7 +163,7 @@ def _recipe(config: RunConfig) -> Iterable[str]:
 def _scores(source: Path, network: Network) -> Iterator[str]:
     path = source.parent / (FINETUNING if isinstance(network, Classifier) else EVALUATION)
     if timm_name(source) is not None or not path.is_file():
-        yield "None: these weights were not evaluated."
+        yield f"None: there is no {path.name} beside these weights."
         return
     scores = read_scores(path, of_classifier=isinstance(network, Classifier))
     try:

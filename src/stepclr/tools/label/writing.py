@@ -171,7 +171,7 @@ def _next_round(index: EmbeddingIndex, classes: list[str], n: int, files: list[P
     if not chosen:
         raise StepclrError(
             f"there is nothing to label: all {len(index):,} images have a label of {', '.join(present[:5])}; "
-            "to label them by other names, pass classes"
+            "to label them by other names, pass other classes"
         )
     if unsure:
         notes.append(f"images that are not asked again, because nobody was sure about them: {len(unsure):,}")
