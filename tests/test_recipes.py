@@ -54,8 +54,10 @@ def settings_of(command: str) -> PretrainConfig | None:
     words = shlex.split(command)
     if words[:2] != ["stepclr", "pretrain"] or "--recipe" not in words:
         return None
+    progressive = "--progressive" in words
+    words = [word for word in words if word != "--progressive"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
-    config = recipe_config(given["--recipe"])
+    config = replace(recipe_config(given["--recipe"]), progressive=progressive)
     kinds = {
         "--epochs": int,
         "--minutes": float,
@@ -65,6 +67,8 @@ def settings_of(command: str) -> PretrainConfig | None:
         "--temperature": float,
         "--encoder": str,
         "--head": str,
+        "--loss": str,
+        "--stem": str,
     }
     if "--minutes" in given:
         config = replace(config, epochs=None)
