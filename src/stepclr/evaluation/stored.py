@@ -54,6 +54,8 @@ OF_ENCODER = SHARED | {
     "representation": str,
     "linear_evaluation?": {"l2_smallest?": float},
 }
+COMPARED = ("classes", "test", "labels_per_class")
+TO_COMPARE = {name if name in COMPARED else f"{name.removesuffix('?')}?": shape for name, shape in OF_ENCODER.items()}
 OF_CLASSIFIER = SHARED | {
     "test": dict | None,
     "unsure?": [{"names": [str], "is": str, "best": (str, float), "second": (str, float)}],
@@ -62,21 +64,22 @@ OF_CLASSIFIER = SHARED | {
 }
 
 
-def read_scores(path: Path, of_classifier: bool = False) -> Scores:
+def read_scores(path: Path, of_classifier: bool = False, to_compare: bool = False) -> Scores:
     """The scores in a file: `finetune.json` for those `of_classifier`, else `evaluation.json`.
 
+    to_compare: to compare runs alone, which needs no more of the protocol than COMPARED.
     Raises StepclrError that names the file and the first field that is wrong, and OSError where there is no file.
     """
     try:
         stored = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
-    shape = OF_CLASSIFIER if of_classifier else OF_ENCODER
+    shape = OF_CLASSIFIER if of_classifier else TO_COMPARE if to_compare else OF_ENCODER
     check_shape(stored, {"rows": [dict], "protocol": shape}, f"{path} is corrupt:")
     protocol = stored["protocol"]
     try:
         for name in ("train", "test"):
-            if protocol[name] is not None:
+            if protocol.get(name) is not None:
                 check_shape(protocol[name], PART, f"protocol: {name}:")
                 reading_of(protocol[name])
         confused = protocol.get("confusion")

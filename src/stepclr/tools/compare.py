@@ -20,7 +20,7 @@ def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
 
     Raises StepclrError for a folder that is not a run, and where two runs were scored on other images or classes.
     """
-    scores = {run: stored_scores(run) for run in (Run(Path(path)) for path in runs)}
+    scores = {run: stored_scores(run, to_compare=True) for run in (Run(Path(path)) for path in runs)}
     _check_alike({run.folder: scored_on(stored) for run, stored in scores.items() if stored and stored.rows})
     columns = [_facts(run) | _own_scores(stored) for run, stored in scores.items()]
     table = Table(title="runs, and their top-1 on the test images")

@@ -54,7 +54,7 @@ def method_of(name: str, scores: Scores) -> Method | None:
     others = [method for method in scores.protocol.get("methods") or {} if method not in METHODS]
     if name not in others:
         return None
-    if name == scores.protocol["run"]:
+    if name == scores.protocol.get("run"):
         return METHODS["simclr"]._replace(words="off the shelf, frozen, linear layer")
     return Method("another encoder, frozen, linear layer", *OTHERS[others.index(name) % len(OTHERS)])
 
@@ -71,7 +71,7 @@ def baselines_of(name: str, scores: Scores) -> list[str]:
     if method is None:
         return []
     named = list(method.baselines)
-    if name in ("simclr", scores.protocol["run"]):
+    if name in ("simclr", scores.protocol.get("run")):
         named += [other for other in scores.protocol.get("methods") or {} if other not in (*METHODS, name)]
     return named
 

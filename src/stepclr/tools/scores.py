@@ -23,14 +23,14 @@ from stepclr.tools.methods import lambda_words, method_of
 Json = dict[str, Any]
 
 
-def stored_scores(run: Run) -> Scores | None:
+def stored_scores(run: Run, to_compare: bool = False) -> Scores | None:
     """evaluation.json of the run, or None where there is none. Raises StepclrError if it is corrupt.
 
-    Scores of an encoder that the run has since trained further have no rows.
+    to_compare: see `read_scores`. Scores of an encoder that the run has since trained further have no rows.
     """
     path = run.folder / EVALUATION
     try:
-        scores = read_scores(path)
+        scores = read_scores(path, to_compare=to_compare)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
