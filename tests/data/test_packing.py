@@ -323,7 +323,7 @@ def test_images_that_cannot_be_read_make_no_pack(tmp_path: Path, capsys: pytest.
     for i in range(3):
         Image.fromarray(np.full((8, 8), 1000 * (i + 1), np.uint16)).save(tmp_path / "deep" / f"{i}.png")
     words = ["pack", tmp_path / "deep", "--out", tmp_path / "shards"]
-    assert call(*words) == 2
+    assert call(*words, "--per-shard", "2") == 2
     assert f"stepclr: no image of {tmp_path / 'deep'} can be read, such as 0.png: " in capsys.readouterr().err
     assert list((tmp_path / "shards").iterdir()) == []
     assert call(*words, "--value-range", "0,4000") == 0

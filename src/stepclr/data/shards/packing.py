@@ -194,8 +194,9 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
         images.ledger.unreadable |= load(k).skipped
         images.ledger.remarks |= load(k).changed
     if not any(load(k).shard.images for k in range(count)):
-        for path in folder.iterdir():  # so that the folder can be used once the images can be read
-            path.unlink()
+        # The folder is left as it was, so that it can be used once the images can be read.
+        for written in (*(folder / _name(k) for k in range(count)), *folder.glob("*.part"), folder / PLAN):
+            written.unlink()
         name, why = next(iter(images.ledger.unreadable.items()))
         raise StepclrError(f"no image of {images.source} can be read, such as {name}: {why}")
     images.ledger.write(folder / "skipped.csv")
