@@ -190,10 +190,13 @@ def _finish(folder: Path, images: ImageSet, plan: dict[str, Any], count: int) ->
             raise StepclrError(f"{_part_path(folder, k)} was corrupted in the meantime; run the same command again")
         return part
 
+    packed = 0
     for k in range(count):
-        images.ledger.unreadable |= load(k).skipped
-        images.ledger.remarks |= load(k).changed
-    if not any(load(k).shard.images for k in range(count)):
+        part = load(k)
+        images.ledger.unreadable |= part.skipped
+        images.ledger.remarks |= part.changed
+        packed += part.shard.images
+    if not packed:
         # The folder is left as it was, so that it can be used once the images can be read.
         for written in (*(folder / _name(k) for k in range(count)), *folder.glob("*.part"), folder / PLAN):
             written.unlink()
