@@ -1,13 +1,15 @@
 """What cannot be written is said before the long part, and by its own name."""
 
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from small import call
 
 from stepclr.errors import StepclrError
-from stepclr.io import check_writable, expanded, user_folder, write_whole
+from stepclr.io import check_shape, check_writable, expanded, from_json, user_folder, write_whole
 
 COMMANDS = (
     "predict nowhere sample:test --out FILE/x.csv",
@@ -55,3 +57,29 @@ def test_a_name_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STEPCLR_CACHE")
     with pytest.raises(StepclrError, match=r"there is no home folder for .*; set HOME, or STEPCLR_CACHE"):
         user_folder("STEPCLR_CACHE", "decoded")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A record as files have them."""
+
+    rate: float
+    epochs: int | float
+    sizes: list[int]
+    strength: tuple[float, ...] | None
+    normalized: bool
+
+
+KEPT = {"rate": 1, "epochs": 2.5, "sizes": [1, 2], "strength": [0.5, 1], "normalized": True}
+
+
+def test_true_is_no_number() -> None:
+    assert from_json(Stored, KEPT, "x.json").strength == (0.5, 1)
+    for name, value in (("rate", True), ("epochs", False), ("sizes", [1, True]), ("strength", [0.5, True])):
+        with pytest.raises(StepclrError, match=re.escape(f"x.json is corrupt: {name} is {value}")):
+            from_json(Stored, KEPT | {name: value}, "x.json")
+    with pytest.raises(StepclrError, match=r"x\.json is corrupt: normalized is 1"):
+        from_json(Stored, KEPT | {"normalized": 1}, "x.json")
+    with pytest.raises(StepclrError, match=r"x\.json: draws: it is True"):
+        check_shape({"draws": True}, {"draws": int}, "x.json:")
+    check_shape({"any": {"of": True}}, {"any": dict}, "x.json:")
