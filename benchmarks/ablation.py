@@ -4,7 +4,8 @@
 
 TRAIN and TEST are folders with a folder a class (all of CIFAR-10: 50,000 and 10,000 images); labels only score. No
 variant takes a step longer than the recipe's, so that equal epochs are equal minutes. Each encoder is scored by
-`stepclr.evaluate` with all labels of TRAIN on all of TEST, by weighted kNN (k = 20, T = 0.1). With --out, each row is
+`stepclr.evaluate` with all labels of TRAIN on all of TEST, by weighted kNN (k = 20, T = 0.1), with whole images of the
+size of the views. With --out, each row is
 added to the file as it comes, and a later call skips those that are there.
 """
 
@@ -75,7 +76,7 @@ def knn(variant: Variant, train: Path, test: Path, epochs: float, seed: int) -> 
 
     images = stepclr.open_images(train)
     images = replace(images, classes=[], labels=images.labels * 0 - 1)
-    config = replace(recipe_config(RECIPE), epochs=epochs, seed=seed, **variant.settings)
+    config = replace(recipe_config(RECIPE), epochs=epochs, seed=seed, test_scale=1, **variant.settings)
     with tempfile.TemporaryDirectory() as out, patch("stepclr.pretraining.api.build_model", build):
         stepclr.pretrain(images, Path(out) / "run", config=config, progress=False)
         (row,) = stepclr.evaluate(Path(out) / "run", train, test, probe="knn", baselines=()).rows

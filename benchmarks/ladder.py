@@ -16,8 +16,9 @@ is a loop, a number of minutes and a seed; it is trained from the beginning, wit
 - lightly-recipe: that, with the recipe's settings too (rate and its warm-up, decay, temperature, head and crops): what
   is left of the difference is how many images each loop gets through.
 
-Each encoder is scored by `stepclr.evaluate` with all labels of TRAIN on all of TEST, with the preprocessing that it was
-trained with: weighted kNN (k = 20, T = 0.1) and linear evaluation. The recipe was chosen on images of TRAIN alone.
+Each encoder is scored by `stepclr.evaluate` with all labels of TRAIN on all of TEST: weighted kNN (k = 20, T = 0.1) and
+linear evaluation, with whole images of the size of its views (32 px) and of 1.5 times that (48 px), as the recipe has
+them. The recipe was chosen on images of TRAIN alone.
 
 With --out, each row is added to the file as it comes, and a later call skips those that are there. Minutes are wall
 time: run it on a machine that does nothing else. What a row reaches depends only on its number of epochs, so with
@@ -41,7 +42,7 @@ from rows import Stored
 
 import stepclr
 from stepclr.config import ResolvedConfig
-from stepclr.model.files import save_encoder
+from stepclr.model.files import load_encoder, save_encoder
 from stepclr.pretraining.optim import scaled_lr
 from stepclr.pretraining.resolve import resolve
 from stepclr.recipes import recipe_config
@@ -52,7 +53,8 @@ TRIAL = 60.0  # seconds
 WARM_UP = 3  # steps
 WITH_RECIPE = "lightly-recipe"
 LOOPS = ("stepclr", *NAMES, WITH_RECIPE)
-SIZE = 32
+SIZE = 32  # of the views
+SIZES = (32, 48)  # of the whole images that are scored
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def main() -> None:
                 folder.mkdir(parents=True, exist_ok=True)
             trained = train(name, given.train, float(minutes), epochs, int(seed), folder)
             clock = {"seconds": trained.seconds, "epochs": trained.epochs, "clocked": not given.pace_of}
-            result = scored(trained, given.train, given.test) | clock
+            result = clock
+            for size in SIZES:
+                result |= scored(trained, size, given.train, given.test)
         stored.add(row, result, measured=True)
         print(f"{row}: {result}", flush=True)
 
@@ -171,11 +175,14 @@ def train(name: str, images: Path, minutes: float, epochs: float | None, seed: i
     return lightly(images, minutes, epochs, seed, folder / "encoder.safetensors", name)
 
 
-def scored(trained: Trained, train: Path, test: Path) -> dict[str, float]:
-    """Its accuracies."""
-    scores = stepclr.evaluate(trained.encoder, train, test, baselines=())
+def scored(trained: Trained, size: int, train: Path, test: Path) -> dict[str, float]:
+    """Its accuracies, where it represents whole images of this size."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "encoder.safetensors"
+        save_encoder(load_encoder(trained.encoder).represent_at(size), path)
+        scores = stepclr.evaluate(path, train, test, baselines=())
     top1 = {one.method: one.mean for one in scores.rows}
-    return {"knn": top1["knn"], "linear": top1["simclr"]}
+    return {f"knn at {size} px": top1["knn"], f"linear at {size} px": top1["simclr"]}
 
 
 if __name__ == "__main__":

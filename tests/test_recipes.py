@@ -69,6 +69,7 @@ def settings_of(command: str) -> PretrainConfig | None:
         "--head": str,
         "--loss": str,
         "--stem": str,
+        "--test-scale": float,
     }
     if "--minutes" in given:
         config = replace(config, epochs=None)

@@ -5,8 +5,7 @@ same with everything decided. `RunConfig` adds the facts of a run, and is what c
 """
 
 import json
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
@@ -36,6 +35,7 @@ OLDER: dict[str, Any] = {
     "split": None,
     "labels_checksum": None,
     "channels": RGB,
+    "test_scale": 1.0,
 }
 
 
@@ -122,6 +122,9 @@ class PretrainConfig:
         int | None, _default("the images' own side if all are square, equal and at most 96, else 224", "PX")
     ] = None
     """Side of a view in pixels."""
+    test_scale: Annotated[float | None, _default("that of the teacher, else 1", "FACTOR")] = None
+    """Side of a whole image, wherever the trained encoder represents one, as a multiple of the view's, from 1 to 2.
+    Objects are larger in a random crop than in the whole image, which 1.5 makes up for (FixRes)."""
     strength: Strength = None
     """Strength s of the color jitter, in policies that have one. Separate the strengths of several views by commas."""
     blur: Annotated[float | None, _default("0 up to 32 px, 0.5 above", "P")] = None
@@ -222,6 +225,7 @@ class PretrainOptions(TypedDict, total=False):
     policy: Any
     views: int
     size: int | None
+    test_scale: float | None
     strength: float | tuple[float, ...] | None
     blur: float | None
     warp: float | None
@@ -273,6 +277,12 @@ class ResolvedConfig(PretrainConfig):
     epochs: Number = field()
     precision: Literal["bf16", "fp32"] = field()
     batchnorm: BatchNorm = "batch"
+    test_scale: float = 1.0
+
+    @property
+    def test_size(self) -> int:
+        """Side of a whole image where the trained encoder represents it, in pixels."""
+        return round(self.test_scale * self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,12 +356,3 @@ class RunConfig(ResolvedConfig):
 
 
 SETTINGS = tuple(setting.name for setting in fields(PretrainConfig))
-
-
-def length_as_asked(config: PretrainConfig, asked: Collection[str]) -> PretrainConfig:
-    """`config` without its minutes where epochs are asked for instead, and the other way round."""
-    if "minutes" in asked and "epochs" not in asked:
-        return replace(config, epochs=None)
-    if "epochs" in asked and "minutes" not in asked:
-        return replace(config, minutes=None)
-    return config

@@ -372,6 +372,7 @@ def test_an_encoder_file_carries_what_is_needed_to_use_it(tmp_path: Path) -> Non
         "name": SMALL,
         "stem": "small-stride2",
         "size": 28,
+        "test_size": 28,
         "num_features": encoder.num_features,
         "classes": encoder.classes,
         "normalize_h": False,

@@ -22,9 +22,9 @@ from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.printing import say_loading
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.training import distill, finetune, pack, pretrain
-from stepclr.config import PretrainConfig, length_as_asked
+from stepclr.config import PretrainConfig
 from stepclr.errors import StepclrError, choose, one_line
-from stepclr.recipes import RECIPES
+from stepclr.recipes import RECIPES, length_as_asked
 
 SOURCES = """A SOURCE is a folder or zip file of images (class folders or --labels give labels), shards (a folder
 written by 'stepclr pack', x.tar, DIR/{0000..0127}.tar, or an fsspec URL of these), or NAME:SPLIT; where

@@ -66,6 +66,7 @@ def pixels(encoder: Encoder) -> Encoder:
     """An encoder whose h is the pixels of `encoder.preprocess`, so that both see the same crop."""
     body = _Pixels(min(MAX_SIDE, encoder.size), encoder.channels)
     plain = Encoder(body, "pixels", "own", encoder.size, channels=encoder.channels).preprocess_as(encoder)
+    plain.represent_at(encoder.size)  # enlarged pixels say no more
     plain.mean.zero_()
     plain.std.fill_(1)
     return plain

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from stepclr.data.images import ImageSet
 from stepclr.data.reading import RGB, Range, Reading, channels_words
 from stepclr.data.stores import as_image
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, first_line
 from stepclr.views.reference import Interpolation
 
 STRIP = 16  # short sides; only the middle of a longer image is enlarged, or a line of pixels would fill the memory
@@ -28,12 +28,15 @@ class Encoder(nn.Module):
 
     C is 3, RGB, unless `channels` says otherwise.
 
-    It includes its preprocessing: `mean` and `std` are buffers, `size` is S, and `preprocess` makes x from an image.
+    It includes its preprocessing: `mean` and `std` are buffers, and `preprocess` makes x from an image. S is `size` in
+    training, and `test_size` of whole images.
 
     Attributes:
         body: the network; it receives (x - mean) / std.
         name, stem: as in `build_encoder`; of a user's own module, "module:" and its class, and "own".
         size: side S of the views, in pixels.
+        test_size: side S to which `preprocess` brings whole images, in pixels; that of the views, unless
+            `represent_at` says otherwise.
         num_features: F.
         classes: the classes that were chosen for pretraining, or empty.
         value_range: the numbers that are black and white in images of more than 8 bits; None: what each file declares.
@@ -66,6 +69,7 @@ class Encoder(nn.Module):
             num_features = int(getattr(body, "head_hidden_size", None) or body.num_features)  # type: ignore[arg-type]
         self.num_features = num_features
         self.classes: list[str] = []
+        self.test_size = size
         self.side = size if size <= SMALL else round(size / 0.875)
         self.interpolation: Interpolation = "bicubic"
         self.squash = False
@@ -92,6 +96,30 @@ class Encoder(nn.Module):
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
         h: Tensor = self.body((x - self.mean) / self.std)
         return F.normalize(h.float()).to(h.dtype) if self.normalize_h else h
+
+    def represent_at(self, test_size: int) -> "Encoder":
+        """This encoder, whose `preprocess` from now on makes images of this side, with the same crop.
+
+        An object is larger in a random crop that is resized to S than in the whole image: an encoder that learned from
+        such crops may represent whole images better where they are larger than its views (FixRes, 1906.06423).
+        Raises StepclrError where the network does not take images of that size.
+        """
+        modes = [(layer, layer.training) for layer in self.modules()]
+        x = torch.zeros(2, self.channels, test_size, test_size, device=self.mean.device)
+        try:
+            with torch.no_grad():
+                self.eval()(x)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            raise StepclrError(
+                f"{self.name} takes images of {self.size} px, but not of {test_size} px, which test_scale=1 avoids: "
+                f"{first_line(error)}"
+            ) from error
+        finally:
+            for layer, training in modes:
+                layer.training = training
+        self.side = round(self.side * test_size / self.test_size)
+        self.test_size = test_size
+        return self
 
     def preprocess(self, images: AnyImage | Sequence[AnyImage]) -> Float[Tensor, "n c s s"]:
         """Image(s) -> x `[n, C, S, S]` in [0, 1], ready for the encoder: short side resized, center cropped.
@@ -132,7 +160,8 @@ class Encoder(nn.Module):
         self.to(other.mean.device)
         self.mean.copy_(other.mean)
         self.std.copy_(other.std)
-        self.side, self.interpolation, self.squash = other.side, other.interpolation, other.squash
+        self.test_size, self.side = other.test_size, other.side
+        self.interpolation, self.squash = other.interpolation, other.squash
         return self
 
     @property
@@ -140,20 +169,20 @@ class Encoder(nn.Module):
         """What `preprocess` does to the size of an image, in words."""
         what = "both sides" if self.squash else "short side"
         resized = f"{what} to {self.side} px ({self.interpolation}, antialiased)"
-        return f"{resized}, central crop of {self.size} x {self.size} px"
+        return f"{resized}, central crop of {self.test_size} x {self.test_size} px"
 
     def _center(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
             taken = f"uint8 images [n, {self.channels}, H, W]"
             raise StepclrError(f"preprocess takes {taken}, not {images.dtype} {list(images.shape)}")
         x = images.to(self.mean.device).float().div_(255)
-        side = self.side
-        if x.shape[-2:] != (self.size, self.size) or side != self.size:
+        size, side = self.test_size, self.side
+        if x.shape[-2:] != (size, size) or side != size:
             short = min(x.shape[-2:])
             x = tv.center_crop(x, [min(length, STRIP * short) for length in x.shape[-2:]])
             shape = [side, side]
             if not self.squash:
                 shape = [round(length * side / short) for length in x.shape[-2:]]
             x = tv.resize(x, shape, tv.InterpolationMode(self.interpolation), antialias=True).clamp(0, 1)
-            x = tv.center_crop(x, [self.size, self.size])
+            x = tv.center_crop(x, [size, size])
         return x

@@ -71,7 +71,7 @@ def represent(
             features = encoder if dtype == torch.float32 else _in_bfloat16(encoder)
             # On the CPU, chunks of a few large images side by side: a thread for each keeps all cores busy, and no
             # thread waits for another.
-            apart = dtype == torch.float32 and encoder.size > SMALL and encoder.mean.device.type == "cpu"
+            apart = dtype == torch.float32 and encoder.test_size > SMALL and encoder.mean.device.type == "cpu"
             chunk = CHUNK if apart else batch_size
             each: Each = map if encoder.name.startswith(OWN_MODULE) else side_by_side
 

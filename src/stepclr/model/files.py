@@ -30,6 +30,7 @@ CLASSIFIER = "classifier.safetensors"
 OLDER: dict[str, Any] = {
     "value_range": None,
     "channels": RGB,
+    "test_size": None,
     "side": None,
     "interpolation": "bicubic",
     "squash": False,
@@ -55,6 +56,7 @@ class EncoderMetadata:
     normalize_h: bool
     value_range: Range | None
     channels: int
+    test_size: int | None
     side: int | None
     interpolation: Interpolation
     squash: bool
@@ -76,7 +78,7 @@ class EncoderMetadata:
             if module is not None:
                 raise StepclrError(f"{path} holds weights of {self.name}, not of your own module; do not pass module")
             encoder = build_encoder(self.name, self.stem, None, self.size, self.normalize_h, channels=self.channels)
-        encoder.side = self.side or encoder.side
+        encoder.test_size, encoder.side = self.test_size or self.size, self.side or encoder.side
         for attribute in ("classes", "value_range", "interpolation", "squash", "weights"):
             setattr(encoder, attribute, getattr(self, attribute))
         return encoder

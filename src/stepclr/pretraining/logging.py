@@ -111,6 +111,8 @@ class Printer:
             described += ", rendered by torch"
         if config.progressive:
             described += ", at half and three quarters of the size first"
+        if config.test_scale != 1:
+            described += f"; whole images are represented at {config.test_size} px"
         scale = "" if config.loss_scale == 1 else f" (times {config.loss_scale:.4g} in the gradient)"
         lines += [
             described,

@@ -48,6 +48,8 @@ def build_model(
     encoder.classes = list(images.chosen or [])
     encoder.value_range = config.value_range
     encoder.frozen_statistics = config.batchnorm == "frozen"
+    if config.test_scale != 1:
+        encoder.represent_at(config.test_size)
     if config.progressive and not isinstance(encoder.body, ResNet):
         raise StepclrError(f"progressive is for ResNets, which take views of any size; {config.encoder} takes one size")
     if config.checkpoint_activations:

@@ -17,17 +17,17 @@ from stepclr.config import (
     ResolvedConfig,
     RunConfig,
     Scaling,
-    length_as_asked,
 )
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes
 from stepclr.data.reading import RGB, Reading
 from stepclr.device import bf16_helps
-from stepclr.errors import StepclrError, check_number, check_whole, choose
+from stepclr.errors import StepclrError, check_number, check_range, check_whole, choose
 from stepclr.io import plain
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import OWN_MODULE, network_of
 from stepclr.model.classifier import Classifier
+from stepclr.recipes import length_as_asked
 from stepclr.views.policies import TUNABLE, read_policy
 from stepclr.views.views import Renderer, Views
 
@@ -58,6 +58,7 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
         "temperature": OBJECTIVES[config.loss].temperature(size),
         "lr": lr,
         "batchnorm": batchnorm,
+        "test_scale": teacher.encoder.test_size / size if teacher else 1.0,
         "weight_decay": weight_decay,
         "warmup": _warmup(epochs),
         "epochs": epochs,
@@ -169,6 +170,8 @@ def _check_choices(config: PretrainConfig) -> None:
     check_whole("linear_epochs", config.linear_epochs, 0)
     for name in ("epochs", "minutes", "lr", "temperature", "loss_scale", "cache_gib"):
         check_number(name, getattr(config, name), above=0)
+    if config.test_scale is not None:
+        check_range("test_scale", config.test_scale, 1, 2)  # images are decoded at twice the views' side
     for name in ("weight_decay", "warmup"):
         check_number(name, getattr(config, name), least=0)
     if config.minutes is not None and config.epochs is not None:

@@ -74,9 +74,10 @@ def _what(network: Network, what: str, format: str, of_timm: bool) -> str:
     width = len(network.classes) if isinstance(network, Classifier) else encoder.num_features
     normalized = ", of unit norm" if encoder.normalize_h and out == "h" else ""
     trained = plain(encoder.weights) if of_timm else "a SimCLR run"
+    shape = f"[n, {encoder.channels}, {encoder.test_size}, {encoder.test_size}]"
     return (
         f"The {what} of {trained}, as {format}: {plain(encoder.name)} with the stem {encoder.stem}, images "
-        f"`[n, {encoder.channels}, {encoder.size}, {encoder.size}]` -> {out} `[n, {width}]`{normalized}, float32."
+        f"`{shape}` -> {out} `[n, {width}]`{normalized}, float32."
     )
 
 
@@ -88,7 +89,7 @@ def _loading(name: str, code: str) -> Iterator[str]:
 
 def _preprocessing(network: Network, format: str) -> Iterator[str]:
     encoder = encoder_of(network)
-    size, side = encoder.size, encoder.side
+    size, side = encoder.test_size, encoder.side
     sides = f"[round(length * {side} / min(x.shape[-2:])) for length in x.shape[-2:]]"
     if encoder.squash:
         sides = f"[{side}, {side}]"
@@ -205,8 +206,11 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterato
 
 
 def _limits(network: Network, parity: Parity) -> Iterator[str]:
-    size = encoder_of(network).size
+    encoder = encoder_of(network)
+    size = f"{encoder.test_size} px"
+    if encoder.test_size != encoder.size:
+        size += f", from views of {encoder.size} px"
     yield "- Tested only as listed under Scores; how well it works on other kinds of images is unknown."
     yield "- It inherits the biases of the images that it was trained on, which nobody has looked for."
-    yield f"- Made for {size} px; other sizes, and arithmetic below float32, were not compared."
+    yield f"- Made for {size}; other sizes, and arithmetic below float32, were not compared."
     yield f"- Compared with the original on one CPU, on {parity.images} images that were resized beforehand."

@@ -153,7 +153,7 @@ def _by_original(network: Network, images: UInt8[Tensor, "n c s s"]) -> Float[np
 
     Both crop the center: the images are given the border that will be cut off.
     """
-    border = encoder_of(network).side - encoder_of(network).size
+    border = encoder_of(network).side - encoder_of(network).test_size
     before = round(border / 2)
     framed = open_images(F.pad(images, (before, border - before) * 2), channels=images.shape[1])
     out, _ = logits(network, framed) if isinstance(network, Classifier) else represent(network, framed)

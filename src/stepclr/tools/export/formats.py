@@ -77,7 +77,7 @@ with torch.inference_mode():
 
 def _traced(network: Network) -> tuple[FromPixels, tuple[Tensor], tuple[dict[int, object]]]:
     """The module, two images to trace it on, and the statement that there may be any number of images."""
-    side = encoder_of(network).size
+    side = encoder_of(network).test_size
     return (
         FromPixels(network).eval(),
         (torch.zeros(2, encoder_of(network).channels, side, side, dtype=torch.uint8),),

@@ -185,7 +185,10 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
         ("Images", f"{config.images:,}", f"{config.labeled:,} with a label" if config.labeled else "no labels")
     )
     features = "" if context.no_encoder else f"h: {context.encoder.num_features:,} numbers, "
-    began = f"from {config.weights}" if config.weights else f"{features}{config.size}\u00a0px"
+    sizes = f"views of {config.size}\u00a0px"
+    if config.test_scale != 1:
+        sizes += f", whole images of {config.test_size}\u00a0px"
+    began = f"from {config.weights}" if config.weights else f"{features}{sizes}"
     facts.append(("Encoder", config.encoder, began))
     return facts
 

@@ -187,6 +187,8 @@ def encoder_checksum(encoder: Encoder) -> str:
         parts.append(encoder.channels)
     if encoder.weights:
         parts.append(encoder.resizing)
+    elif encoder.test_size != encoder.size:
+        parts.append(encoder.test_size)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
