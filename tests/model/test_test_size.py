@@ -98,6 +98,17 @@ def test_scores_say_it_and_baselines_share_it(run: stepclr.Run) -> None:
     assert torch.equal(represent(pixels(encoder), few)[0], represent(pixels(of_views), few)[0])
 
 
+def test_a_card_has_no_scores_of_another_size(run: stepclr.Run, tmp_path: Path) -> None:
+    train, few = stepclr.open_images("sample:train", limit=60), stepclr.open_images("sample:test", limit=30)
+    stepclr.evaluate(run, train, few, labels_per_class=1, draws=1, baselines=())
+    assert "the scores in" not in stepclr.export(run, tmp_path / "same", "torch-export").card.read_text()
+    other = run.folder / "other.safetensors"
+    save_encoder(run.encoder().represent_at(16), other)
+    card = stepclr.export(other, tmp_path / "other", "torch-export").card.read_text()
+    assert "None: the scores in evaluation.json belong to images of another size." in card
+    assert "[n, 3, 16, 16]" in card
+
+
 def test_it_is_another_encoder_to_an_index(run: stepclr.Run) -> None:
     encoder = run.encoder()
     before = encoder_checksum(encoder)

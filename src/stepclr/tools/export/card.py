@@ -169,8 +169,8 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
     scores = read_scores(path, of_classifier=isinstance(network, Classifier))
     try:
         protocol = scores.protocol
-        if not _is_of(protocol, network):
-            yield f"None: the scores in {path.name} belong to other weights."
+        if of_others := _of_others(protocol, network):
+            yield f"None: the scores in {path.name} belong to {of_others}."
             return
         shown = shown_measures(scores)
         rows = [
@@ -191,11 +191,16 @@ def _scores(source: Path, network: Network) -> Iterator[str]:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
 
 
-def _is_of(protocol: dict[str, Any], network: Network) -> bool:
-    """Whether the scores of this protocol are those of the exported weights."""
-    classifies = isinstance(network, Classifier)
-    scored = protocol["classifier"].get("sha256") if classifies else protocol["encoder_sha256"]["after"]
-    return bool(scored == state_checksum(network.state_dict()))
+def _of_others(protocol: dict[str, Any], network: Network) -> str:
+    """What the scores of this protocol are of, where not of the exported network; else empty."""
+    weights = state_checksum(network.state_dict())
+    if isinstance(network, Classifier):
+        return "" if protocol["classifier"].get("sha256") == weights else "other weights"
+    if protocol["encoder_sha256"]["after"] != weights:
+        return "other weights"
+    told = protocol["representation"]  # by earlier versions without a size, which was always that of the views
+    same_size = network.resizing in told if "px" in told else network.test_size == network.size
+    return "" if same_size else "images of another size"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
