@@ -117,6 +117,21 @@ def test_files_of_earlier_versions_have_the_size_of_the_views(tmp_path: Path) ->
     assert load_encoder(path).test_size == 16
 
 
+@pytest.mark.parametrize("name", ["size", "test_size", "side"])
+@pytest.mark.parametrize("pixels", ["-1", "00", "99999"])
+def test_a_size_that_no_image_has(name: str, pixels: str, tmp_path: Path) -> None:
+    path = tmp_path / "encoder.safetensors"
+    encoder = stepclr.build_encoder("test_resnet", size=16)
+    encoder.size = encoder.test_size = encoder.side = 10 ** (len(pixels) - 1)  # as many digits
+    save_encoder(encoder, path)
+    written = f'"{name}":"{10 ** (len(pixels) - 1)}"'.encode()
+    assert written in path.read_bytes()
+    value = pixels.replace("00", " 0")
+    path.write_bytes(path.read_bytes().replace(written, f'"{name}":"{value}"'.encode()))
+    with pytest.raises(StepclrError, match=f"is corrupt: {name} is {int(pixels)}"):
+        load_encoder(path)
+
+
 def test_runs_of_earlier_versions_are_read(run: stepclr.Run) -> None:
     path = run.folder.parent / "plain" / "config.json"
     stored = json.loads(path.read_text())

@@ -38,7 +38,8 @@ OLDER: dict[str, Any] = {
     "min_area": None,
     "flip": FLIP,
 }
-MAX_WIDTH = 2**20  # of a head's layer; a larger one in a corrupt file would fill the memory
+# A larger one in a corrupt file would fill the memory: of a head's layer, and of an image's side in pixels.
+MAX_WIDTH, MAX_SIDE = 2**20, 2**14
 
 
 @dataclass(frozen=True)
@@ -234,4 +235,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(kind: type[Metadata], metadata: dict[str, Any], path: Path) -> Metadata:
     if "name" not in metadata:
         raise StepclrError(f"{path} was not written by stepclr: its metadata has no 'name'")
-    return from_json(kind, OLDER | metadata, f"the metadata of {path}")
+    where = f"the metadata of {path}"
+    read = from_json(kind, OLDER | metadata, where)
+    for name, pixels in (("size", read.size), ("test_size", read.test_size), ("side", read.side)):
+        if pixels is not None and not 0 < pixels <= MAX_SIDE:
+            raise StepclrError(f"{where} is corrupt: {name} is {pixels}")
+    return read
