@@ -5,8 +5,7 @@
 TRAIN and TEST are folders with a folder a class (all of CIFAR-10: 50,000 and 10,000 images); labels only score. No
 variant takes a step longer than the recipe's, so that equal epochs are equal minutes. Each encoder is scored by
 `stepclr.evaluate` with all labels of TRAIN on all of TEST, by weighted kNN (k = 20, T = 0.1), with whole images of the
-size of the views. With --out, each row is
-added to the file as it comes, and a later call skips those that are there.
+size of the views. With --out, each row is added to the file as it comes, and a later call skips those that are there.
 """
 
 import argparse

@@ -160,8 +160,7 @@ def main() -> None:
                 folder = given.out.with_suffix(".runs") / row.replace(", ", "-").replace(" ", "-")
                 folder.mkdir(parents=True, exist_ok=True)
             trained = train(name, given.train, float(minutes), epochs, int(seed), folder)
-            clock = {"seconds": trained.seconds, "epochs": trained.epochs, "clocked": not given.pace_of}
-            result = clock
+            result = {"seconds": trained.seconds, "epochs": trained.epochs, "clocked": not given.pace_of}
             for size in SIZES:
                 result |= scored(trained, size, given.train, given.test)
         stored.add(row, result, measured=True)

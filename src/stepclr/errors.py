@@ -85,9 +85,9 @@ def check_whole(name: str, value: int | float | None, least: int) -> None:
     check_number(name, value, least)
 
 
-def check_range(name: str, value: float | int, low: float | int, high: float | int) -> None:
-    """Raise StepclrError unless low <= value <= high."""
-    if not low <= value <= high:
+def check_range(name: str, value: float | int | None, low: float | int, high: float | int) -> None:
+    """Raise StepclrError unless the argument `name` is None or low <= value <= high."""
+    if value is not None and not low <= value <= high:
         raise StepclrError(f"{name} must lie between {low} and {high}, not {value}")
 
 

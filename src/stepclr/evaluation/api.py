@@ -227,6 +227,7 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
         "started_from": weights,
         "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
         "encoder_sha256": {"before": before, "after": after},
+        "test_size": encoder.test_size,
         "representation": f"{encoder.num_features} features, float32, eval mode, {encoder.resizing}",
         **images.protocol,
         "linear_evaluation": linear.SETTINGS,

@@ -51,6 +51,7 @@ OF_ENCODER = SHARED | {
     "started_from?": str,
     "encoder": {"name": str},
     "encoder_sha256?": {"after": str},
+    "test_size?": int,
     "representation": str,
     "linear_evaluation?": {"l2_smallest?": float},
 }

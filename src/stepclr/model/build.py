@@ -12,7 +12,7 @@ from torch import nn
 
 from stepclr.data.reading import RGB
 from stepclr.errors import StepclrError, choose, first_line
-from stepclr.model.encoder import SMALL, Encoder
+from stepclr.model.encoder import DOES_NOT_FIT, SMALL, Encoder, on_zeros
 from stepclr.model.timm_weights import TIMM, create_pretrained, full_name, pretrained, timm_name
 from stepclr.model.weights import check_finite, load_weights, set_mean_std, stored_network
 
@@ -121,18 +121,12 @@ def _of_module(
 
 
 def _measured_features(module: nn.Module, size: int, channels: int) -> int:
-    """F of a module, from two images of zeros; BatchNorm's statistics and the modes of its layers stay as they are."""
+    """F of a module, from images of zeros."""
     name, expected = type(module).__name__, f"images [2, {channels}, {size}, {size}] -> [2, features]"
-    modes = [(layer, layer.training) for layer in module.modules()]
-    parameter = next(module.parameters(), torch.empty(0))
     try:
-        with torch.no_grad():
-            h: object = module.eval()(torch.zeros(2, channels, size, size, device=parameter.device))
-    except (RuntimeError, ValueError, TypeError) as error:
+        h = on_zeros(module, channels, size)
+    except DOES_NOT_FIT as error:
         raise StepclrError(f"{name} must map {expected}, but it fails: {first_line(error)}") from error
-    finally:
-        for layer, training in modes:
-            layer.training = training
     if not isinstance(h, torch.Tensor) or h.ndim != 2 or len(h) != 2:
         shape = list(h.shape) if isinstance(h, torch.Tensor) else type(h).__name__
         raise StepclrError(f"{name} must map {expected}, but it returns {shape}")

@@ -23,6 +23,24 @@ SMALL = 64  # up to this view size a stem that reduces the image fourfold leaves
 AnyImage = Image.Image | Tensor | NDArray[np.uint8]
 
 
+DOES_NOT_FIT = (RuntimeError, ValueError, TypeError, AssertionError)  # what networks raise for images of a wrong shape
+
+
+def on_zeros(network: nn.Module, channels: int, size: int) -> object:
+    """What a network makes of two images of zeros; BatchNorm's statistics and the modes of its layers stay as they are.
+
+    Raises one of DOES_NOT_FIT where it does not take images of this size.
+    """
+    modes = [(layer, layer.training) for layer in network.modules()]
+    parameter = next(network.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            return network.eval()(torch.zeros(2, channels, size, size, device=parameter.device))
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
 class Encoder(nn.Module):
     """h = f(x): images `[n, C, S, S]` in [0, 1] -> representation `[n, F]`, the last pooling (SimCLR section 2).
 
@@ -104,19 +122,13 @@ class Encoder(nn.Module):
         such crops may represent whole images better where they are larger than its views (FixRes, 1906.06423).
         Raises StepclrError where the network does not take images of that size.
         """
-        modes = [(layer, layer.training) for layer in self.modules()]
-        x = torch.zeros(2, self.channels, test_size, test_size, device=self.mean.device)
         try:
-            with torch.no_grad():
-                self.eval()(x)
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            on_zeros(self, self.channels, test_size)
+        except DOES_NOT_FIT as error:
             raise StepclrError(
                 f"{self.name} takes images of {self.size} px, but not of {test_size} px, which test_scale=1 avoids: "
                 f"{first_line(error)}"
             ) from error
-        finally:
-            for layer, training in modes:
-                layer.training = training
         self.side = round(self.side * test_size / self.test_size)
         self.test_size = test_size
         return self

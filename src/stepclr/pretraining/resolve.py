@@ -170,8 +170,7 @@ def _check_choices(config: PretrainConfig) -> None:
     check_whole("linear_epochs", config.linear_epochs, 0)
     for name in ("epochs", "minutes", "lr", "temperature", "loss_scale", "cache_gib"):
         check_number(name, getattr(config, name), above=0)
-    if config.test_scale is not None:
-        check_range("test_scale", config.test_scale, 1, 2)  # images are decoded at twice the views' side
+    check_range("test_scale", config.test_scale, 1, 2)  # images are decoded at twice the views' side
     for name in ("weight_decay", "warmup"):
         check_number(name, getattr(config, name), least=0)
     if config.minutes is not None and config.epochs is not None:

@@ -198,9 +198,8 @@ def _of_others(protocol: dict[str, Any], network: Network) -> str:
         return "" if protocol["classifier"].get("sha256") == weights else "other weights"
     if protocol["encoder_sha256"]["after"] != weights:
         return "other weights"
-    told = protocol["representation"]  # by earlier versions without a size, which was always that of the views
-    same_size = network.resizing in told if "px" in told else network.test_size == network.size
-    return "" if same_size else "images of another size"
+    size = protocol.get("test_size") or network.size  # earlier versions scored at that of the views
+    return "" if size == network.test_size else "images of another size"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> Iterator[str]:
