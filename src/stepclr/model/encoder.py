@@ -32,10 +32,10 @@ def on_zeros(network: nn.Module, channels: int, size: int) -> object:
     Raises one of DOES_NOT_FIT where it does not take images of this size.
     """
     modes = [(layer, layer.training) for layer in network.modules()]
-    parameter = next(network.parameters(), torch.empty(0))
+    tensor = next(iter(network.state_dict().values()), torch.empty(0))  # an encoder of pixels has buffers alone
     try:
         with torch.no_grad():
-            return network.eval()(torch.zeros(2, channels, size, size, device=parameter.device))
+            return network.eval()(torch.zeros(2, channels, size, size, device=tensor.device))
     finally:
         for layer, training in modes:
             layer.training = training
