@@ -1,5 +1,8 @@
 """Which parts of the recipe matter? The recipe `cifar10`, and the same with one part changed, for as many epochs each.
 
+The recipe is taken with the stem small-stride2, with NT-Xent and with views of one size, as it was when most of its
+settings were chosen: a run takes half as long.
+
     python benchmarks/ablation.py TRAIN TEST [--epochs 5] [--seeds 0,1] [--variants NAME,NAME] [--out ablation.jsonl]
 
 TRAIN and TEST are folders with a folder a class (all of CIFAR-10: 50,000 and 10,000 images); labels only score. No
@@ -26,7 +29,7 @@ from stepclr.errors import choose
 from stepclr.pretraining.model import SimCLR, build_model
 from stepclr.recipes import recipe_config
 
-RECIPE = "cifar10"
+BASE = replace(recipe_config("cifar10"), stem="small-stride2", loss="nt-xent", progressive=False, test_scale=1)
 
 
 def blocks_begin_with_their_branch(model: SimCLR) -> None:
@@ -75,7 +78,7 @@ def knn(variant: Variant, train: Path, test: Path, epochs: float, seed: int) -> 
 
     images = stepclr.open_images(train)
     images = replace(images, classes=[], labels=images.labels * 0 - 1)
-    config = replace(recipe_config(RECIPE), epochs=epochs, seed=seed, test_scale=1, **variant.settings)
+    config = replace(BASE, epochs=epochs, seed=seed, **variant.settings)
     with tempfile.TemporaryDirectory() as out, patch("stepclr.pretraining.api.build_model", build):
         stepclr.pretrain(images, Path(out) / "run", config=config, progress=False)
         (row,) = stepclr.evaluate(Path(out) / "run", train, test, probe="knn", baselines=()).rows

@@ -12,9 +12,11 @@ is a loop, a number of minutes and a seed; it is trained from the beginning, wit
 - lightly: the loop of lightly's own CIFAR-10 benchmark (lightly_loop.py) in float32, with its network, a ResNet-18
   whose stem keeps the full resolution. Its M minutes are those of the steps alone: a trial of a minute, which does
   not count, decides how many.
-- lightly-bf16: the same under bfloat16 autocast, with channels_last and with the network of stepclr's recipe.
-- lightly-recipe: that, with the recipe's settings too (rate and its warm-up, decay, temperature, head and crops): what
-  is left of the difference is how many images each loop gets through.
+- lightly-bf16: the same under bfloat16 autocast, with channels_last and with the network of stepclr's recipe, but for
+  its stem, small-stride2: the loop has no smaller views to begin with, and full resolution takes three times as long.
+- lightly-recipe: that, with the recipe's settings too (rate and its warm-up, decay, temperature, head and crops).
+- stepclr-alike: stepclr with that stem and what lightly's loop has (NT-Xent, views of one size): what is left of the
+  difference to lightly-recipe is how many images each loop gets through.
 
 Each encoder is scored by `stepclr.evaluate` with all labels of TRAIN on all of TEST: weighted kNN (k = 20, T = 0.1) and
 linear evaluation, with whole images of the size of its views (32 px) and of 1.5 times that (48 px), as the recipe has
@@ -52,7 +54,12 @@ BATCH = 128  # of lightly's benchmark
 TRIAL = 60.0  # seconds
 WARM_UP = 3  # steps
 WITH_RECIPE = "lightly-recipe"
-LOOPS = ("stepclr", *NAMES, WITH_RECIPE)
+STEM = "small-stride2"  # of all loops but those with a stem of their own: stepclr and lightly
+OURS: dict[str, dict[str, Any]] = {
+    "stepclr": {},
+    "stepclr-alike": {"stem": STEM, "loss": "nt-xent", "progressive": False},
+}
+LOOPS = (*OURS, *NAMES, WITH_RECIPE)
 SIZE = 32  # of the views
 SIZES = (32, 48)  # of the whole images that are scored
 
@@ -67,11 +74,12 @@ class Trained:
     epochs: float
 
 
-def ours(train: Path, minutes: float, epochs: float | None, seed: int, out: Path) -> Trained:
+def ours(train: Path, minutes: float, epochs: float | None, seed: int, out: Path, name: str) -> Trained:
     """`stepclr.pretrain`, given images without their labels: there is no kNN to watch."""
     images = stepclr.open_images(train)
     images = replace(images, classes=[], labels=images.labels * 0 - 1)
-    config = replace(recipe_config(RECIPE), epochs=epochs, minutes=None if epochs else minutes, seed=seed)
+    config = replace(recipe_config(RECIPE), **OURS[name])
+    config = replace(config, epochs=epochs, minutes=None if epochs else minutes, seed=seed)
     begun = time.perf_counter()
     run = stepclr.pretrain(images, out, config=config, progress=False, resume=True)
     return Trained(str(out), time.perf_counter() - begun, run.config.epochs)
@@ -83,7 +91,7 @@ def lightly(train: Path, minutes: float, epochs: float | None, seed: int, out: P
     network, stem, bf16, settings = "resnet18", "small", False, Settings()
     if name != "lightly":
         recipe = resolve(recipe_config(RECIPE), images)
-        network, stem, bf16 = recipe.encoder, recipe.stem, True
+        network, stem, bf16 = recipe.encoder, STEM, True
         if name == WITH_RECIPE:
             settings = settings_of(recipe)
 
@@ -169,8 +177,8 @@ def main() -> None:
 
 def train(name: str, images: Path, minutes: float, epochs: float | None, seed: int, folder: Path) -> Trained:
     """Train the encoder of a row, for so many epochs, or for as many as fit."""
-    if name == "stepclr":
-        return ours(images, minutes, epochs, seed, folder / "run")
+    if name in OURS:
+        return ours(images, minutes, epochs, seed, folder / "run", name)
     return lightly(images, minutes, epochs, seed, folder / "encoder.safetensors", name)
 
 

@@ -54,10 +54,11 @@ def settings_of(command: str) -> PretrainConfig | None:
     words = shlex.split(command)
     if words[:2] != ["stepclr", "pretrain"] or "--recipe" not in words:
         return None
-    progressive = "--progressive" in words
-    words = [word for word in words if word != "--progressive"]
-    given = dict(zip(words[3::2], words[4::2], strict=True))
-    config = replace(recipe_config(given["--recipe"]), progressive=progressive)
+    switches = {"--progressive": True, "--no-progressive": False}
+    given = dict(zip(*[iter(word for word in words[3:] if word not in switches)] * 2, strict=True))
+    config = recipe_config(given["--recipe"])
+    for word in words:
+        config = replace(config, progressive=switches.get(word, config.progressive))
     kinds = {
         "--epochs": int,
         "--minutes": float,

@@ -83,5 +83,18 @@ def test_small_views_are_views_of_that_size(tmp_path: Path) -> None:
 
 def test_it_is_for_resnets_alone(tmp_path: Path) -> None:
     options = {**SETTINGS, "encoder": "test_vit", "stem": "auto", "size": 160}
-    with pytest.raises(stepclr.StepclrError, match="progressive is for ResNets"):
+    with pytest.raises(stepclr.StepclrError, match=r"progressive is for ResNets.*set progressive=False"):
         stepclr.pretrain("sample:unlabeled", tmp_path / "run", **options)
+
+
+def test_a_teacher_takes_views_of_one_size(sizes: list[int], tmp_path: Path) -> None:
+    """Growing views that a recipe brings are left out, and those that are asked for refused."""
+    own = {**SETTINGS, "epochs": 1, "limit": 32, "progressive": False}
+    teacher = stepclr.pretrain("sample:train", tmp_path / "teacher", loss="cross-entropy", **own)
+    sizes.clear()
+    student = {**own, "recipe": "cifar10", "loss": "distill", "teacher": str(teacher.folder)}
+    del student["progressive"]
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "student", **student)
+    assert (run.config.progressive, sizes) == (False, [28] * 2)
+    with pytest.raises(stepclr.StepclrError, match="the teacher takes views of one size"):
+        stepclr.pretrain("sample:unlabeled", tmp_path / "other", **student, progressive=True)

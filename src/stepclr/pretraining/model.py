@@ -51,7 +51,10 @@ def build_model(
     if config.test_scale != 1:
         encoder.represent_at(config.test_size)
     if config.progressive and not isinstance(encoder.body, ResNet):
-        raise StepclrError(f"progressive is for ResNets, which take views of any size; {config.encoder} takes one size")
+        raise StepclrError(
+            f"progressive is for ResNets, which take views of any size; {config.encoder} takes one size: set "
+            "progressive=False"
+        )
     if config.checkpoint_activations:
         checkpoint_activations(encoder)
     if OBJECTIVES[config.loss].contrastive:

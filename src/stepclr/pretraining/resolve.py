@@ -81,7 +81,7 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     """`config` with these settings instead of its own, and a line for each of them that has no effect.
 
     Settings of its own that the options leave without effect are gone: a recipe's blur is of no use to a policy without
-    one, nor its head to a loss without one.
+    one, nor its head to a loss without one. So are its smaller views where a teacher takes views of one size.
     """
     given = [name for name, value in options.items() if value is not None]
     settings: dict[str, Any] = {name: plain(value) for name, value in options.items()}
@@ -99,6 +99,8 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
             others = ", ".join(loss for loss, other in OBJECTIVES.items() if other.uses[name])
             lines.append(f"{name} {options[name]} has no effect with the loss {config.loss}: it is for {others}")
     dropped: dict[str, Any] = dict.fromkeys(unused)
+    if objective.needs_teacher and "progressive" not in given:
+        dropped["progressive"] = False
     return replace(config, **dropped), lines
 
 

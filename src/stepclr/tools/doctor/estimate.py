@@ -17,7 +17,7 @@ from stepclr.device import default_device
 from stepclr.io import user_folder
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.gpu_cache import joined, parted
-from stepclr.pretraining.resolve import views_of
+from stepclr.pretraining.resolve import views_of, work_of
 from stepclr.threads import Announce
 from stepclr.tools.doctor.scan import Scan
 from stepclr.tools.doctor.trial import Trial, proc_bytes, trial
@@ -59,6 +59,7 @@ class Estimate:
     epochs: Number
     """The epochs of the settings, or those that fit where the settings have minutes instead."""
     step_seconds: float
+    """Of a step, averaged over the run."""
     epoch_seconds: float
     steps_per_epoch: int
     decode_seconds: float
@@ -143,8 +144,8 @@ def estimate(prepared: Prepared, config: ResolvedConfig, measured: list[Trial], 
     batch = min(config.batch_size, n)
     at_once = min(config.micro_batch or batch, n)
     steps = steps_per_epoch(n, config.batch_size)
-    # Time grows with the batch.
-    step_seconds = large.step_seconds * batch / large.batch
+    # Time grows with the batch and with the area of the views, which are smaller at first in a progressive run.
+    step_seconds = large.step_seconds * batch / large.batch * work_of(config, 1, 1)
     epoch_seconds = step_seconds * steps + large.checkpoint_seconds
     decode_seconds = n / decoded_per_second if prepared.needed and prepared.cached else 0.0
     epochs, around_seconds = config.epochs, large.around_seconds + decode_seconds

@@ -61,8 +61,9 @@ def _run(diagnosis: Diagnosis) -> Iterator[str]:
         decoding = f"decoding {_time(run.decode_seconds)} once"
         if run.decoded_before:
             decoding += ", or not at all: an earlier run has read these files"
+    growing = " on average" if settings.progressive else ""
     yield (
-        f"  time    {_time(run.epoch_seconds)} per epoch ({run.steps_per_epoch:,} steps of "
+        f"  time    {_time(run.epoch_seconds)} per epoch{growing} ({run.steps_per_epoch:,} steps of "
         f"{run.step_seconds:.3g} s), {_time(run.run_seconds)} in total; {decoding}"
     )
     free = f"; {_gib(run.available_bytes)} are free" if run.available_bytes is not None else ""

@@ -56,12 +56,14 @@ def trial(images: ImageSet, config: ResolvedConfig, batch: int, steps: int, cach
     """
     indices = spread(len(images), batch * max(1, steps // MIN_EPOCHS))
     batch = min(batch, len(indices))
-    # What a run does now and then, such as kNN, is left out: in a short run it would weigh too much.
+    # What a run does now and then, such as kNN, is left out: in a short run it would weigh too much. So are smaller
+    # views: those of full size need the most memory, and `estimate` knows how much work the others are.
     short = replace(
         config,
         minutes=None,
         epochs=1 + max(MIN_EPOCHS, -(-steps // (len(indices) // batch))),
         batch_size=batch,
+        progressive=False,
         monitor=None,
         keep_every=None,
         linear_epochs=0,
