@@ -294,13 +294,36 @@ def test_the_greedy_choice_is_that_of_loops() -> None:
 
 
 def test_a_distance_is_that_to_the_kth_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In h whose covariance is the identity: of 60 rows with 16 features, 16/60 of it are a multiple of that."""
     h = clusters(3, 20, spread=0.5)
     monkeypatch.setattr(outliers, "BLOCK", 7)
-    far = np.sort(np.linalg.norm(h[:, None].astype(np.float64) - h[None], axis=2), 1)
+    covariance = np.cov(h.T.astype(np.float64), bias=True)
+    shrunk = (1 - 16 / 60) * covariance + 16 / 60 * np.diag(covariance).mean() * np.eye(16)
+    between = h[:, None].astype(np.float64) - h[None]
+    far = np.sort(np.sqrt(np.einsum("ijf,fg,ijg->ij", between, np.linalg.inv(shrunk), between)), 1)
     for k, used in ((4, 4), (50, 6)):  # of 60 images the 50th nearest says nothing
         expected = far[:, used] / np.sort(far[:, used])[29]
         np.testing.assert_allclose(outliers.outlier_scores(h, k=k), expected, rtol=1e-3)
     assert outliers.outlier_scores(np.zeros((5, 3), np.float32)).tolist() == [0] * 5
+    assert outliers.outlier_scores(np.full((5, 3), 7.3, np.float32)).tolist() == [0] * 5
+    assert outliers.outlier_scores(np.ones((1, 3), np.float32)).tolist() == [0]
+
+
+def test_what_is_odd_in_a_direction_of_little_spread_is_found() -> None:
+    """4 directions spread h more than the odd image differs in one of the 12 others."""
+    h = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
+    h *= np.repeat(np.float32([5, 0.1]), [4, 12])
+    h[17] = 2 * np.eye(16)[12]
+    far = np.sort(np.linalg.norm(h[:, None] - h[None], axis=2), 1)[:, 40]
+    assert (far > far[17]).sum() > 300
+    assert outliers.outlier_scores(h).argmax() == 17
+
+
+def test_few_images_with_many_features_are_compared_by_plain_distances() -> None:
+    h = np.random.default_rng(0).normal(size=(20, 30)).astype(np.float32)
+    h[3] *= 4
+    far = np.sort(np.linalg.norm(h[:, None].astype(np.float64) - h[None], axis=2), 1)[:, 2]
+    np.testing.assert_allclose(outliers.outlier_scores(h), far / np.sort(far)[9], rtol=1e-3)
 
 
 def test_noise_is_unusual_by_its_pixels_where_it_is_not_by_its_features() -> None:

@@ -1,4 +1,4 @@
-"""Unusual images of an index: those that are far from all others, in h or in simple statistics of their pixels."""
+"""Unusual images of an index: those far from all others, in whitened h or in simple statistics of their pixels."""
 
 import os
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from stepclr.data.order import spread
 from stepclr.errors import check_whole
 from stepclr.tools.curate.table import Table
 from stepclr.tools.images import thumbnail_pixels
@@ -18,6 +19,7 @@ from stepclr.tools.search.index import EmbeddingIndex, open_index
 
 BLOCK = 1000  # rows compared with all others at a time
 NEIGHBOR = 50  # an image with this many close neighbors is not an outlier
+SAMPLE = 10_000  # rows of h from which its covariance is estimated
 SIDE, BANDS = 32, 4  # pixels of a side, and how often it is halved, for the statistics
 TONE, LEAST = 10.0, 0.1  # gray levels that count as much as a factor of e in contrast; the least deviation
 
@@ -68,18 +70,39 @@ def outlier_scores(
 ) -> Float[np.ndarray, " n"]:
     """How unusual each image is: its distance to its k-th nearest neighbor over the median of that; 1 is typical.
 
-    The distance is |h_i - h_j|, h not normalized, because its length is informative too. An encoder may represent what
-    it never met, such as noise, like a common image. So the same is computed of the `statistics` of the pixels, and the
-    larger of both counts, once their logarithms have the same median deviation. With fewer than 10 k images, k is a
-    tenth of them. More than k outliers that resemble each other are not found. Memory grows with n, time with its
-    square.
+    The distance is |h_i - h_j|, h whitened: the directions in which images differ most are those of the classes, and an
+    unusual image stands out in others. An encoder may represent what it never met, such as noise, like a common image.
+    So the same is computed of the `statistics` of the pixels, and the larger of both counts, once their logarithms have
+    the same median deviation. With fewer than 10 k images, k is a tenth of them. More than k outliers that resemble
+    each other are not found. Memory grows with n, time with its square.
     """
-    scores = _relative_distances(torch.from_numpy(h), k)
+    if len(h) < 2:
+        return np.zeros(len(h))
+    scores = _relative_distances(whitened(h), k)
     if statistics is None:
         return scores
     of_pixels = _relative_distances(torch.from_numpy(statistics), k)
     scale = _spread(scores) / _spread(of_pixels)
     return np.maximum(scores, of_pixels**scale)
+
+
+def whitened(h: Float[np.ndarray, "n features"]) -> Float[Tensor, "n features"]:
+    """h turned and scaled so that its covariance is about the identity; distances then count every direction alike.
+
+    The covariance is that of at most SAMPLE rows, drawn toward a multiple of the identity, as far as there are few rows
+    for the features: with no more rows than features, all directions keep their length.
+    """
+    sample = h[spread(len(h), SAMPLE)].astype(np.float64)
+    count, features = sample.shape
+    center = sample.mean(0)
+    centered = sample - center
+    covariance = centered.T @ centered / count
+    share = min(1.0, features / count)
+    covariance = (1 - share) * covariance + share * covariance.trace() / features * np.eye(features)
+    variances, axes = np.linalg.eigh(covariance)
+    # Where all rows are equal, every variance is 0, and so is every distance.
+    scaled = (axes / np.sqrt(variances.clip(np.finfo(np.float32).tiny))).astype(np.float32)
+    return torch.from_numpy((h - center.astype(h.dtype)) @ scaled)
 
 
 def pixel_statistics(images: Iterable[UInt8[Tensor, "c _ _"]]) -> Float[np.ndarray, "n 18"]:
@@ -108,8 +131,6 @@ def _statistics(image: UInt8[Tensor, "c h w"]) -> Float[Tensor, "18"]:
 
 def _relative_distances(x: Float[Tensor, "n columns"], k: int) -> Float[np.ndarray, " n"]:
     """The distance of each row to its k-th nearest other row, over the median of these distances."""
-    if len(x) < 2:
-        return np.zeros(len(x))
     x = x.float()
     kth = min(k, -(-len(x) // 10)) + 1  # the first is the image itself
     distances = torch.cat([torch.cdist(rows, x).kthvalue(kth).values for rows in x.split(BLOCK)]).double()
