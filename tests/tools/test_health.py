@@ -158,6 +158,9 @@ def test_a_healthy_log_is_good_all_through() -> None:
         ("contrast", "watch", {}, {"contrastive_top1": 0.004}, "2.0 times chance"),
         ("knn", "watch", {}, {"knn": lambda at: 0.6 - 0.3 * at}, "30.0 % at the end"),
         ("trend", "watch", {}, {"loss": lambda at: 6.0 - at}, "in the last quarter"),
+        # From 75% of the steps on, the views of a progressive run are larger: what they change is no trend.
+        ("trend", "good", {"progressive": True}, {"loss": lambda at: 5.6 if at <= 0.75 else 5.0}, "last eighth"),
+        ("trend", "watch", {"progressive": True}, {"loss": lambda at: 6.0 - at}, "in the last eighth"),
         ("schedule", "watch", {"epochs": 40}, {}, "step 200 of 400"),
         ("data", "watch", {}, {"waiting": 0.6}, "60 % of the time"),
         ("skipped", "watch", {"skipped": 7, "images": 93}, {}, "7 of 100"),

@@ -44,7 +44,7 @@ EASY, EARLY, ENOUGH = 0.4, 100, 60  # contrastive top-1, by which step, of how m
 FEW_NEGATIVES = 62  # a batch of 32; SimCLR figure 9 begins at 256 and finds small batches worst in short runs
 BARELY = 8  # times chance that contrastive top-1 is at the end: broken runs 1.2 to 7, healthy ones from 9.9
 SLUMP = 0.05  # of kNN below its best: broken runs lost up to 0.57, healthy ones at most 0.03; of few images, 2 errors
-UNFINISHED = 0.05  # of all that the loss fell, in the last quarter
+UNFINISHED = 0.05  # of all that the loss fell, from one part to the next
 WAITS = 0.2  # of the time: a quarter faster without
 
 MEMORY = {"sgd": 10, "adamw": 1}  # steps' worth of decay that momentum 0.9 adds up; LARS makes a step relative: none
@@ -200,14 +200,15 @@ def _loss_facts(f: Facts, log: Log) -> None:
 
 
 def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:
-    """Mean loss of the last quarter and of the one before it, and whether they differ by more than noise."""
+    """Mean loss of the last part and of the one before it, whose views are as large, and whether they really differ."""
     f.before, f.after, f.noise = math.nan, math.nan, math.nan
-    quarter = len(losses) // 4
-    if quarter < 2 or f.stopped or f.stuck:
+    parts, f.part = (8, "eighth") if f.config.progressive else (4, "quarter")
+    length = len(losses) // parts
+    if length < 2 or f.stopped or f.stuck:
         return
-    before, after = losses[-2 * quarter : -quarter], losses[-quarter:]
+    before, after = losses[-2 * length : -length], losses[-length:]
     f.before, f.after = mean(before), mean(after)
-    noise = 2 * math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / quarter)
+    noise = 2 * math.sqrt((before.var(ddof=1) + after.var(ddof=1)) / length)
     f.noise = max(noise, UNFINISHED * (losses[0] - f.after))
 
 
@@ -326,7 +327,7 @@ RULES: tuple[tuple[Any, ...], ...] = (
     ),
     (
         "trend",
-        "loss {before:.3f}, then {after:.3f} in the last quarter",
+        "loss {before:.3f}, then {after:.3f} in the last {part}",
         ("watch", lambda f: f.before - f.after > f.noise, "still improving: --resume with more --epochs"),
         ("good", lambda f: f.before - f.after <= f.noise, "the loss has leveled off"),
     ),
