@@ -312,7 +312,7 @@ def test_a_distance_is_that_to_the_kth_nearest(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_odd_in_a_direction_of_little_spread_is_found() -> None:
     """4 directions spread h more than the odd image differs in one of the 12 others."""
     h = np.random.default_rng(0).normal(size=(400, 16)).astype(np.float32)
-    h *= np.repeat(np.float32([5, 0.1]), [4, 12])
+    h *= np.repeat(np.array([5, 0.1], np.float32), [4, 12])
     h[17] = 2 * np.eye(16)[12]
     far = np.sort(np.linalg.norm(h[:, None] - h[None], axis=2), 1)[:, 40]
     assert (far > far[17]).sum() > 300

@@ -102,7 +102,7 @@ def whitened(h: Float[np.ndarray, "n features"]) -> Float[Tensor, "n features"]:
     variances, axes = np.linalg.eigh(covariance)
     # Where all rows are equal, every variance is 0, and so is every distance.
     scaled = (axes / np.sqrt(variances.clip(np.finfo(np.float32).tiny))).astype(np.float32)
-    return torch.from_numpy((h - center.astype(h.dtype)) @ scaled)
+    return torch.from_numpy((h - center.astype(np.float32)) @ scaled)
 
 
 def pixel_statistics(images: Iterable[UInt8[Tensor, "c _ _"]]) -> Float[np.ndarray, "n 18"]:
