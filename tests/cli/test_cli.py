@@ -275,6 +275,7 @@ def test_an_empty_word_is_not_the_current_folder(capsys: pytest.CaptureFixture[s
     [
         ("batch_size must be at least 2, not 1", "--batch-size must be at least 2, not 1"),
         ("use resume=True to continue it, or another out", "use --resume to continue it, or another --out"),
+        ("takes one size: set progressive=False", "takes one size: set --no-progressive"),
         ("give stem=small", "give --stem small"),
         ("damaged_shards='skip' leaves such shards out", "--damaged-shards skip leaves such shards out"),
         ("size must lie between 4 and 8", "size must lie between 4 and 8"),

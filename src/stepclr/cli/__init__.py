@@ -102,6 +102,7 @@ def usage() -> str:
 def as_options(message: str) -> str:
     """A library error with its arguments spelled as options: batch_size as --batch-size, resume=True as --resume.
 
+    A switch that is set to False has --no- before its name.
     A name of one word is left as it is, because it may be an ordinary word: `size must be ...` reads well. Only
     `another out` at the end is certainly the option.
     """
@@ -112,7 +113,10 @@ def as_options(message: str) -> str:
         name, value = match[1], match[2]
         if name not in names or not (value or "_" in name):
             return match[0]
-        flag = "--" + name.replace("_", "-")
+        words = name.replace("_", "-")
+        if value == "=False":
+            return f"--no-{words}"
+        flag = f"--{words}"
         return flag if value in (None, "=True") else f"{flag} " + value.strip("='")
 
     message = re.sub(r"\banother out$", "another --out", message)
