@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import stepclr
 from stepclr.pretraining.checkpoint import checkpoints
@@ -85,6 +85,23 @@ def test_it_is_for_resnets_alone(tmp_path: Path) -> None:
     options = {**SETTINGS, "encoder": "test_vit", "stem": "auto", "size": 160}
     with pytest.raises(stepclr.StepclrError, match=r"progressive is for ResNets.*set progressive=False"):
         stepclr.pretrain("sample:unlabeled", tmp_path / "run", **options)
+
+
+def test_a_recipe_keeps_its_stem_and_growing_views_for_resnets(sizes: list[int], tmp_path: Path) -> None:
+    own: dict[str, Any] = {"recipe": "cifar10", "epochs": 1, "limit": 32, "batch_size": 16, "progress": False}
+    for name in ("resnet10x0.5", "test_resnet"):
+        run = stepclr.pretrain("sample:unlabeled", tmp_path / name, encoder=name, **own)
+        assert (run.config.stem, run.config.progressive) == ("small", True)
+    sizes.clear()
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", encoder="test_efficientnet", **own)
+    assert (run.config.stem, run.config.progressive, sizes) == ("own", False, [28] * 2)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, 8))
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "module", encoder=flat, test_scale=1.0, **own)
+    assert (run.config.stem, run.config.progressive) == ("own", False)
+    refused: tuple[dict[str, Any], ...] = ({"stem": "small"}, {"progressive": True})
+    for asked in refused:
+        with pytest.raises(stepclr.StepclrError, match="is for ResNets"):
+            stepclr.pretrain("sample:unlabeled", tmp_path / "other", encoder="test_efficientnet", **asked, **own)
 
 
 def test_a_teacher_takes_views_of_one_size(sizes: list[int], tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ def network_of(weights: str | None) -> str | None:
     return stored[0] if stored and not stored[0].startswith(OWN_MODULE) else None
 
 
+def is_resnet(network: str) -> bool:
+    """Whether the network of this name is a ResNet, which takes any of the STEMS and views of any size."""
+    plain, _ = _plain_name(network)
+    return timm.is_model(plain) and timm.model_entrypoint(plain).__module__ == ResNet.__module__
+
+
 def checkpoint_activations(encoder: Encoder) -> None:
     """Keep few activations for the backward pass and recompute the others. StepclrError where timm cannot do it."""
     try:

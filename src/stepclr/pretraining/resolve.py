@@ -25,7 +25,7 @@ from stepclr.device import bf16_helps
 from stepclr.errors import StepclrError, check_number, check_range, check_whole, choose
 from stepclr.io import plain
 from stepclr.loss.objectives import OBJECTIVES
-from stepclr.model.build import OWN_MODULE, network_of
+from stepclr.model.build import OWN_MODULE, is_resnet, network_of
 from stepclr.model.classifier import Classifier
 from stepclr.recipes import length_as_asked
 from stepclr.views.policies import TUNABLE, read_policy
@@ -80,8 +80,9 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
 def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[PretrainConfig, list[str]]:
     """`config` with these settings instead of its own, and a line for each of them that has no effect.
 
-    Settings of its own that the options leave without effect are gone: a recipe's blur is of no use to a policy without
-    one, nor its head to a loss without one. So are its smaller views where a teacher takes views of one size.
+    Settings of its own that the options leave without use are gone: a recipe's blur is of no use to a policy without
+    one, nor its head to a loss without one, nor its stem to a network that is not a ResNet, nor its smaller views to
+    such a network, or to a teacher that takes views of one size.
     """
     given = [name for name, value in options.items() if value is not None]
     settings: dict[str, Any] = {name: plain(value) for name, value in options.items()}
@@ -99,7 +100,10 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
             others = ", ".join(loss for loss, other in OBJECTIVES.items() if other.uses[name])
             lines.append(f"{name} {options[name]} has no effect with the loss {config.loss}: it is for {others}")
     dropped: dict[str, Any] = dict.fromkeys(unused)
-    if objective.needs_teacher and "progressive" not in given:
+    other_network = "encoder" in given and not is_resnet(str(config.encoder))
+    if other_network and "stem" not in given:
+        dropped["stem"] = "auto"
+    if (other_network or objective.needs_teacher) and "progressive" not in given:
         dropped["progressive"] = False
     return replace(config, **dropped), lines
 
