@@ -78,8 +78,8 @@ def ours(train: Path, minutes: float, epochs: float | None, seed: int, out: Path
     """`stepclr.pretrain`, given images without their labels: there is no kNN to watch."""
     images = stepclr.open_images(train)
     images = replace(images, classes=[], labels=images.labels * 0 - 1)
-    config = replace(recipe_config(RECIPE), **OURS[name])
-    config = replace(config, epochs=epochs, minutes=None if epochs else minutes, seed=seed)
+    length: dict[str, Any] = {"epochs": epochs, "minutes": None if epochs else minutes}
+    config = replace(recipe_config(RECIPE), seed=seed, **length, **OURS[name])
     begun = time.perf_counter()
     run = stepclr.pretrain(images, out, config=config, progress=False, resume=True)
     return Trained(str(out), time.perf_counter() - begun, run.config.epochs)

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 import stepclr
+from stepclr.model.build import is_resnet
 from stepclr.pretraining.checkpoint import checkpoints
 
 SETTINGS: dict[str, Any] = {
@@ -85,6 +87,15 @@ def test_it_is_for_resnets_alone(tmp_path: Path) -> None:
     options = {**SETTINGS, "encoder": "test_vit", "stem": "auto", "size": 160}
     with pytest.raises(stepclr.StepclrError, match=r"progressive is for ResNets.*set progressive=False"):
         stepclr.pretrain("sample:unlabeled", tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet50x2", "resnet18.a1_in1k", "seresnet50", "skresnet18", "resnest14d", "test_vit"]
+)
+def test_a_resnet_is_known_by_its_name(name: str) -> None:
+    with torch.device("meta"):
+        body = stepclr.build_encoder(name, size=160).body
+    assert is_resnet(name) == isinstance(body, ResNet)
 
 
 def test_a_recipe_keeps_its_stem_and_growing_views_for_resnets(sizes: list[int], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -352,6 +353,19 @@ def test_the_estimate(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     growing = estimated(sound, batch_size=32, epochs=10, progressive=True)
     assert growing.step_seconds == pytest.approx(0.4 * (0.4 / 4 + 0.35 * 9 / 16 + 0.25))
     assert (growing.peak_bytes, growing.largest_at_once) == (run.peak_bytes, run.largest_at_once)
+
+
+def test_a_progressive_run_is_tried_with_views_of_full_size(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def run(words: list[str], **_: Any) -> Any:
+        tried.append(json.loads((Path(words[-1]) / "settings.json").read_text())["progressive"])
+        measured = {"steps": 3, "step_seconds": 0.1, "checkpoint_seconds": 0.5, "seconds": 0.5, "peak_bytes": 10**9}
+        return subprocess.CompletedProcess(words, 0, json.dumps(measured), "")
+
+    monkeypatch.setattr("stepclr.tools.doctor.trial.subprocess.run", run)
+    estimated(sound, batch_size=32, epochs=10, progressive=True)
+    assert tried == [False, False]
 
 
 def test_the_free_memory_of_a_container(tmp_path: Path) -> None:

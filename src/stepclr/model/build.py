@@ -99,7 +99,8 @@ def network_of(weights: str | None) -> str | None:
 def is_resnet(network: str) -> bool:
     """Whether the network of this name is a ResNet, which takes any of the STEMS and views of any size."""
     plain, _ = _plain_name(network)
-    return timm.is_model(plain) and timm.model_entrypoint(plain).__module__ == ResNet.__module__
+    # timm builds its relatives (ResNeSt, SKNet, Res2Net) in other modules, but of the same class.
+    return timm.is_model(plain) and timm.model_entrypoint(plain).__globals__.get("ResNet") is ResNet
 
 
 def checkpoint_activations(encoder: Encoder) -> None:

@@ -90,7 +90,7 @@ def whitened(h: Float[np.ndarray, "n features"]) -> Float[Tensor, "n features"]:
     """h turned and scaled so that its covariance is about the identity; distances then count every direction alike.
 
     The covariance is that of at most SAMPLE rows, drawn toward a multiple of the identity, as far as there are few rows
-    for the features: with no more rows than features, all directions keep their length.
+    for the features: with no more rows than features, all directions are scaled alike.
     """
     sample = h[spread(len(h), SAMPLE)].astype(np.float64)
     count, features = sample.shape

@@ -200,9 +200,9 @@ def _loss_facts(f: Facts, log: Log) -> None:
 
 
 def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:
-    """Mean loss of the last part and of the one before it, whose views are as large, and whether they really differ."""
+    """Mean loss of the last part and of the one before it, of views of the same size, and what of it may be noise."""
     f.before, f.after, f.noise = math.nan, math.nan, math.nan
-    parts, f.part = (8, "eighth") if f.config.progressive else (4, "quarter")
+    parts, f.part = (8, "eighth") if f.config.progressive else (4, "quarter")  # full views in its last quarter
     length = len(losses) // parts
     if length < 2 or f.stopped or f.stuck:
         return
