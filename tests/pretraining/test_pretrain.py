@@ -20,13 +20,14 @@ from torch import nn
 from touches import Forks
 
 import stepclr
-from stepclr.config import ADAPTING_EPOCHS, ADAPTING_RATE, PretrainConfig
+from stepclr.config import ADAPTING_EPOCHS, ADAPTING_RATE, OPTIMIZERS, PretrainConfig
 from stepclr.pretraining import loop
 from stepclr.pretraining.batches import batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.logging import Printer
 from stepclr.pretraining.loop import Diverged
-from stepclr.pretraining.resolve import resolve
+from stepclr.pretraining.resolve import changed, resolve
+from stepclr.recipes import recipe_config
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
 
@@ -187,6 +188,31 @@ def test_given_weights_are_adapted_gently_unless_the_settings_say_otherwise(tmp_
     assert {name: getattr(given, name) for name in asked} == asked
     supervised = resolve(PretrainConfig("test_resnet", weights=weights, loss="cross-entropy"), images)
     assert (supervised.epochs, supervised.lr, supervised.batchnorm) == (new.epochs, new.lr, "batch")
+
+
+def test_weights_take_the_place_of_the_network_that_a_recipe_names(unbroken: stepclr.Run, tmp_path: Path) -> None:
+    """With the rate and the epochs that are for weights; what is asked for stays, or contradicts them and is refused."""
+    recipe, weights = recipe_config("cifar10"), str(unbroken.folder)
+    named = ("encoder", "stem", "lr", "epochs", "progressive", "temperature")
+    for options, expected in (
+        ({"weights": weights}, (None, "auto", None, None, True, 0.1)),
+        ({"weights": weights, "lr": 0.3, "epochs": 7}, (None, "auto", 0.3, 7, True, 0.1)),
+        ({"weights": weights, "encoder": "test_resnet"}, ("test_resnet", "auto", None, None, True, 0.1)),
+        ({"weights": "timm:resnet18.tv_in1k"}, (None, "auto", None, None, True, 0.1)),
+        ({"weights": "timm:tf_efficientnet_lite0.in1k"}, (None, "auto", None, None, False, 0.1)),
+        ({"weights": str(tmp_path / "foreign.pt")}, ("resnet10x0.5", "small", 0.5, 20, True, 0.1)),
+    ):
+        config, _ = changed(recipe, options)
+        assert tuple(getattr(config, name) for name in named) == expected, options
+    narrow = replace(recipe, encoder="test_resnet", stem="small-stride2")
+    assert changed(narrow, {"weights": weights})[0].lr == recipe.lr  # chosen for this very network
+
+    small: dict[str, Any] = {"recipe": "imagenette", "weights": weights, "limit": 32, "progress": False}
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", epochs=1, batch_size=16, **small)
+    assert (run.config.encoder, run.config.stem, run.config.batchnorm) == ("test_resnet", "small-stride2", "frozen")
+    assert run.config.lr == pytest.approx(ADAPTING_RATE * OPTIMIZERS["sgd"][0])
+    with pytest.raises(stepclr.StepclrError, match=r"stem"):
+        stepclr.pretrain("sample:unlabeled", tmp_path / "other", stem="small", **small)
 
 
 def test_adapting_trains_the_weights_and_keeps_the_statistics_of_batchnorm(

@@ -1,6 +1,6 @@
 """Decide what the settings leave open, once, before step 1: config.json records it, and a resumed run reuses it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
@@ -81,11 +81,11 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     """`config` with these settings instead of its own, and a line for each of them that has no effect.
 
     Settings of its own that the options leave without use are gone: a recipe's blur is of no use to a policy without
-    one, nor its head to a loss without one, nor its stem to a network that is not a ResNet, nor its smaller views to
-    such a network, or to a teacher that takes views of one size.
+    one, nor its head to a loss without one. See `_of_another_network` for those of its network.
     """
     given = [name for name, value in options.items() if value is not None]
     settings: dict[str, Any] = {name: plain(value) for name, value in options.items()}
+    own = config
     config = replace(length_as_asked(config, given), **settings)
     unused, lines = [], []
     if "policy" in given:
@@ -99,13 +99,31 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
         if name in given:
             others = ", ".join(loss for loss, other in OBJECTIVES.items() if other.uses[name])
             lines.append(f"{name} {options[name]} has no effect with the loss {config.loss}: it is for {others}")
+    left_open = _of_another_network(own, config, given)
     dropped: dict[str, Any] = dict.fromkeys(unused)
-    other_network = "encoder" in given and not is_resnet(str(config.encoder))
-    if other_network and "stem" not in given:
-        dropped["stem"] = "auto"
-    if (other_network or objective.needs_teacher) and "progressive" not in given:
-        dropped["progressive"] = False
+    dropped |= {name: value for name, value in left_open.items() if name not in given}
     return replace(config, **dropped), lines
+
+
+def _of_another_network(own: PretrainConfig, config: PretrainConfig, given: Collection[str]) -> dict[str, Any]:
+    """Settings as they are left open where `own` has them for another network than the one that is asked for.
+
+    Weights bring their network and its stem, and a rate and a length that were chosen for another are not for them.
+    Only ResNets have a choice of stems, and take views of every size; a teacher takes views of one.
+    """
+    brought = network_of(config.weights) if "weights" in given else None
+    left_open: dict[str, Any] = {}
+    if brought:
+        left_open |= {"encoder": None, "stem": "auto"}
+        if own.encoder not in (None, brought):
+            left_open |= dict.fromkeys(["lr", "epochs", "minutes", "warmup"])
+    network = config.encoder if "encoder" in given else brought
+    resnet = network is None or is_resnet(str(network))
+    if not resnet:
+        left_open["stem"] = "auto"
+    if not resnet or OBJECTIVES[config.loss].needs_teacher:
+        left_open["progressive"] = False
+    return left_open
 
 
 def asked_for(config: RunConfig, images: ImageSet | None) -> dict[str, object]:
