@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -135,17 +135,8 @@ def pretrain(
             printer.say(f"measuring the pace, to see how many epochs take {config.minutes:g} minutes")
             decided = fitted(decided, config, config.minutes, since, images, watched, views, model, teacher, world)
             printer.say(f"{config.minutes:g} minutes: {decided.epochs:g} epochs")
-        if config.warmup is not None and decided.warmup < config.warmup:
-            printer.say(
-                f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
-                f"{decided.epochs:g} of the run"
-            )
-
-        if (decided.keep_every or 0) > decided.epochs:
-            printer.say(
-                f"keep_every {decided.keep_every} keeps no checkpoint besides the last two: the run has "
-                f"{decided.epochs:g} epochs"
-            )
+        for line in _lines_on_length(config, decided):
+            printer.say(line)
 
         # No rank writes before all have looked for a run.
         run_config = _run_config(decided, images, limit, model, views, world)
@@ -189,6 +180,20 @@ def _own_module(options: PretrainOptions, stored: RunConfig | None, run: Run) ->
         own = stored.encoder.removeprefix(OWN_MODULE)
         raise StepclrError(f"{run.folder} was made with your own module {own}: in Python, pass encoder={own}(...) too")
     return None
+
+
+def _lines_on_length(config: PretrainConfig, decided: ResolvedConfig) -> Iterator[str]:
+    """A line for each setting that the number of epochs leaves without its effect."""
+    if config.warmup is not None and decided.warmup < config.warmup:
+        yield (
+            f"warm-up of {decided.warmup:g} epochs instead of {config.warmup:g}, which are not fewer than the "
+            f"{decided.epochs:g} of the run"
+        )
+    if (decided.keep_every or 0) > decided.epochs:
+        yield (
+            f"keep_every {decided.keep_every} keeps no checkpoint besides the last two: the run has "
+            f"{decided.epochs:g} epochs"
+        )
 
 
 def _watched(config: ResolvedConfig, images: ImageSet) -> ImageSet | None:

@@ -3,7 +3,7 @@
 Cached gradients (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"): every
 part goes through the encoder and only its h is kept; head and loss give the gradient on all h; then each part goes
 through once more, with its gradient. Memory is that of one part, and time about a third more. The gradient is that
-of the whole batch, except that BatchNorm in the encoder normalizes each part by itself, as on that many devices.
+of the whole batch, except that BatchNorm in the encoder normalizes each part by itself.
 """
 
 from collections.abc import Callable, Iterator
