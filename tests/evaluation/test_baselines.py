@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small import checksum, run_config
+from PIL import Image
+from small import checksum, run_config, untrained_run
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Subset
@@ -27,6 +28,7 @@ from stepclr.evaluation.prepare import all_logits, features, prepare
 from stepclr.evaluation.splits import Split, label_splits, mix_seed
 from stepclr.model.build import build_encoder
 from stepclr.model.encoder import Encoder
+from stepclr.model.features import represent
 from stepclr.model.files import save_encoder
 from stepclr.pretraining import classifier
 from stepclr.views.keys import view_keys
@@ -348,3 +350,37 @@ def test_only_small_encoders_whose_training_draws_nothing_are_trained_side_by_si
     as_read = replace(task, images=replace(task.images, train=items))
     for each in (own, large, as_read):
         assert methods.METHODS["scratch"](each).each is map
+
+
+def test_another_encoder_reads_the_images_in_its_own_range(tmp_path: Path) -> None:
+    """And weights without a range as the run does; a range that was given holds for all."""
+    generator = np.random.default_rng(0)
+    for i in range(16):
+        path = tmp_path / "photos" / ("dark", "light")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 3000, (16, 16), np.uint16)).save(path)
+    ranges = {"a": (0.0, 4000.0), "b": (0.0, 1000.0), "c": None}
+    for seed, (name, value_range) in enumerate(ranges.items()):
+        encoder = stepclr.load_encoder(untrained_run(tmp_path, seed=seed))
+        encoder.value_range = value_range
+        save_encoder(encoder, tmp_path / name / "encoder.safetensors")
+    name_of = {checksum(stepclr.load_encoder(tmp_path / name)): name for name in ranges}
+    seen: dict[str, float] = {}
+
+    def look(encoder: Encoder, images: ImageSet, **options: Any) -> Any:
+        seen.setdefault(name_of[checksum(encoder)], images.read([0])[0].float().mean().item())
+        return represent(encoder, images, **options)
+
+    def seen_by(name: str, others: list[str], **reading: Any) -> dict[str, float]:
+        seen.clear()
+        images = stepclr.open_images(tmp_path / "photos", **reading)
+        options: dict[str, Any] = {"labels_per_class": 2, "draws": 1, "probe": "linear"}
+        stepclr.evaluate(tmp_path / name, images, holdout=0.5, baselines=[tmp_path / x for x in others], **options)
+        return dict(seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stepclr.evaluation.prepare.represent", look)
+        seen_of_a = seen_by("a", ["b", "c"])
+        assert seen_of_a["b"] == seen_by("b", [])["b"] > seen_of_a["a"] == seen_of_a["c"]
+        given = seen_by("a", ["b", "c"], value_range=(0, 2000))
+        assert given["a"] == given["b"] == given["c"] > seen_of_a["a"]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
 from stepclr.evaluation.holdout import held_out
 from stepclr.model.files import load_classifier
-from stepclr.tools.scores import holdout_words
+from stepclr.tools.scores import holdout_words, notes, stored_scores
 
 CLASSES = ["ant", "bee", "cat"]
 COPIES = 6  # of one image of ant: an identical one, and brighter ones
@@ -55,6 +56,50 @@ def sides(labeled: Path, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     group = [i for i, name in enumerate(images.names) if name.startswith("ant/00")]
     mask = held_out(images.labels, CLASSES, SHARE, seed, [group])
     return images.take(~mask), images.take(mask)
+
+
+# Labels that the encoder knows already
+
+
+def test_scores_of_an_encoder_that_learned_from_labels_say_so(labeled: Path, tmp_path: Path) -> None:
+    """Held-out images of the source are among them; a run without labels, and images from elsewhere, are as usual."""
+    options: dict[str, Any] = {"encoder": "test_resnet", "epochs": 1, "batch_size": 16, "progress": False}
+    supcon = stepclr.pretrain(labeled, tmp_path / "supcon", loss="supcon", **options).folder
+    simclr = stepclr.pretrain(labeled, tmp_path / "simclr", **options).folder
+    elsewhere = shutil.copytree(labeled, tmp_path / "elsewhere")
+    scoring: dict[str, Any] = {"baselines": "", "labels_per_class": 2, "draws": 1}
+    fact = {"run": str(supcon), "loss": "supcon", "source": str(labeled), "labels": 66}
+
+    scores = stepclr.evaluate(supcon, labeled, holdout=SHARE, **scoring)
+    assert scores.protocol["learned_labels"] == [fact | {"scored": True}]
+    says = f"The encoder of {supcon} has learned from the 66 labels of {labeled} (supcon), where a row has fewer"
+    assert any(note.startswith(says) and "too high" in note for note in notes(scores))
+    assert stored_scores(stepclr.Run(supcon)) is not None
+
+    for path in elsewhere.glob("*/*.png"):
+        Image.effect_noise((16, 16), 90).convert("RGB").save(path)
+    scores = stepclr.evaluate(supcon, labeled, elsewhere, **scoring)
+    assert scores.protocol["learned_labels"] == [fact | {"scored": False}]
+    assert not any("too high" in note for note in notes(scores))
+
+    scores = stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring | {"baselines": supcon})
+    assert scores.protocol["learned_labels"] == [fact | {"scored": True}]
+    assert stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == []
+    tuned = stepclr.finetune(supcon, labeled, holdout=SHARE, epochs=1, out=tmp_path / "c.safetensors")
+    assert tuned.protocol["learned_labels"] == [fact | {"scored": True}]
+
+
+def test_a_table_that_kept_test_images_out_of_training_keeps_them_apart(labeled: Path, tmp_path: Path) -> None:
+    paths = sorted(path for path in labeled.glob("*/*.png") if "copy" not in path.name)
+    rows = [f"{path},{path.parent.name},{'test' if i % 4 == 0 else 'train'}\n" for i, path in enumerate(paths)]
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label,split\n" + "".join(rows))
+    images = stepclr.open_images(labeled, labels=table)
+    run = stepclr.pretrain(
+        images, tmp_path / "run", loss="supcon", encoder="test_resnet", epochs=1, batch_size=16, progress=False
+    )
+    scores = stepclr.evaluate(run, images, baselines="", labels_per_class=2, draws=1)
+    assert [learned["scored"] for learned in scores.protocol["learned_labels"]] == [False]
 
 
 # The draw

@@ -485,12 +485,45 @@ def test_without_scores_the_verdict_claims_none(run: stepclr.Run, tmp_path: Path
     assert page["next"][1].endswith("--holdout 0.2")
 
 
-def test_the_command_that_scores_a_run_has_its_labels(run: stepclr.Run, tmp_path: Path) -> None:
+def test_the_command_that_scores_a_run_has_its_labels(
+    run: stepclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "my labels.csv"):
+        Path(name).touch()
     page = told(run, tmp_path, labels=["a.csv", "my labels.csv"], source="photos")
     assert page["next"][1].endswith("--train photos --labels a.csv 'my labels.csv' --holdout 0.2")
     shutil.rmtree(tmp_path / "copy")
     page = told(run, tmp_path, labels=["a.csv"], source="photos", split="train")  # the table says what is for testing
     assert page["next"][1].endswith("--train photos --labels a.csv")
+    shutil.rmtree(tmp_path / "copy")
+    page = told(run, tmp_path, labels=["a.csv"], source="photos", split="train", monitor="watched")
+    assert page["next"][1].endswith("--train watched --holdout 0.2")  # which the table does not divide
+
+
+def test_labels_from_no_file_are_in_the_run(run: stepclr.Run, tmp_path: Path) -> None:
+    page = told(run, tmp_path, labels=["the mapping"], source="photos")
+    assert page["next"][1].endswith(f"--train photos --labels {tmp_path}/copy/labels.csv --holdout 0.2")
+
+
+def test_an_encoder_that_learned_from_the_labels_is_scored_on_others(run: stepclr.Run, tmp_path: Path) -> None:
+    words, command = told(run, tmp_path, loss="supcon", source="photos")["next"]
+    assert words == "Score it on labeled images that it has not learned from:"
+    assert command.endswith("--train photos --test OTHER_IMAGES")
+
+
+def test_the_classifier_has_the_test_images_of_the_scores(run: stepclr.Run, tmp_path: Path) -> None:
+    for split, test, end in ((None, "others", " --test others"), ("train", "photos", ""), ("train", "x", " --test x")):
+        train = {"source": "photos", "labels": ["a.csv"], "split": split}
+
+        def change(scores: dict[str, Any], train: dict[str, Any] = train, test: str = test) -> None:
+            scores["rows"] = [row("simclr", 2, 0.7)]
+            scores["protocol"]["train"] |= train
+            scores["protocol"]["test"] |= train | {"source": test}
+
+        page = told(run, tmp_path, change)
+        assert page["next"][1].endswith(f"--train photos --labels a.csv{end}")
+        shutil.rmtree(tmp_path / "copy")
 
 
 def test_the_ticks_of_a_small_range_differ() -> None:

@@ -24,6 +24,7 @@ from stepclr.evaluation import linear
 from stepclr.evaluation.baselines import START, pixels, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.methods import METHODS, Method, Task, fits, method
+from stepclr.evaluation.overlap import learned_labels
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
 from stepclr.evaluation.results import EVALUATION, Predictions, Scores, first_confusion, score
 from stepclr.evaluation.running import Running
@@ -188,6 +189,7 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     before = state_checksum(encoder.state_dict())
     weights = started_from(run, encoder)
     names, others = _other_encoders(names, run, encoder, weights)
+    given_encoders = [name for name in others if name not in (START, os.fspath(run)) and timm_name(name) is None]
     given.announce("the images and their representations")
     min_area, bf16, flip = training_defaults(run)
     if shared is None:
@@ -225,6 +227,7 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     protocol = {
         "run": from_anywhere(run),
         "started_from": weights,
+        "learned_labels": learned_labels([run.folder, *given_encoders], images.protocol),
         "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
         "encoder_sha256": {"before": before, "after": after},
         "test_size": encoder.test_size,

@@ -19,6 +19,7 @@ from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_number, check_suffix, check_used, check_whole, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
+from stepclr.evaluation.overlap import learned_labels
 from stepclr.evaluation.prepare import MIN_AREA, PreparedImages, all_logits, prepare, training_defaults
 from stepclr.evaluation.results import (
     FINETUNING,
@@ -216,6 +217,7 @@ def finetune(
         "run": from_anywhere(run),
         "start": start,
         **images.protocol,
+        "learned_labels": learned_labels([run], images.protocol),
         "methods": {"finetuned": settings.describe()},
         **_about_the_saved(path, checksum, saved, images, logits_of_saved),
     }

@@ -122,11 +122,13 @@ def _other(name: str, task: Task) -> Method:
     encoder = task.others[name]
     h = task.images.h, task.images.h_test
     if encoder is not task.encoder:
-        # From the images as they are in their source: this encoder may take larger ones than the run's.
+        # From the images as they are in their source: this encoder may take larger ones than the run's, and of another
+        # range of values. The run's own range is for those that have none.
         images = task.images
-        reading = Reading(channels=encoder.channels)
-        train = unreduced(images.train, images.opened[0]).read_as(reading)
-        test = unreduced(images.test, images.opened[1]).read_as(reading)
+        train, test = unreduced(images.train, images.opened[0]), unreduced(images.test, images.opened[1])
+        value_range = train.value_range or encoder.value_range or task.encoder.value_range
+        reading = Reading(value_range, channels=encoder.channels)
+        train, test = train.read_as(reading), test.read_as(reading)
         h = _features(task, name, encoder, resized(train, encoder), resized(test, encoder))
     what = "the encoder as training began" if name == START else name
     if timm_name(name) is not None:

@@ -1,4 +1,9 @@
-"""Versions of one image: test images that are in train too, and the images of a set that a holdout keeps together."""
+"""Test images that are in train too, images that a holdout keeps together, and labels that an encoder knows already."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -8,6 +13,8 @@ from stepclr.data.details import groups
 from stepclr.data.images import ImageSet
 from stepclr.distributed import World
 from stepclr.errors import StepclrError
+from stepclr.loss.objectives import OBJECTIVES
+from stepclr.pretraining.run import Run
 
 # Versions are looked for among up to this many pairs of images. Identical images are found in sets of any size.
 MAX_PAIRS = 2_000_000_000
@@ -55,3 +62,26 @@ def version_groups(images: ImageSet, world: World) -> tuple[list[list[int]], boo
     pairs = copies(fingerprints(images), near=near) if world.first else None
     exact, versions = world.objects(pairs)[0]
     return groups([*exact, *versions]), near
+
+
+def learned_labels(runs: Iterable[str | os.PathLike[str]], protocol: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of the runs whose loss learned from labels, and of which source: their encoders know these labels.
+
+    scored: whether the images that the protocol scores on may be among that source. They are not where training left
+    out what a table's column `split` holds out.
+    """
+    learned = []
+    for run in map(Run, map(Path, runs)):
+        if run.exists() and OBJECTIVES[run.config.loss].needs_labels:
+            config, train, part = run.config, protocol["train"], protocol["test"] or protocol["train"]
+            kept_apart = config.split and train.get("split") and not protocol["holdout"]
+            scored = not kept_apart and _share_images(config.sources, part.get("sources") or [part["source"]])
+            source = {"source": config.source_text, "labels": config.labeled}
+            learned.append({"run": os.fspath(run.folder), "loss": config.loss, **source, "scored": scored})
+    return learned
+
+
+def _share_images(sources: list[str], others: list[str]) -> bool:
+    """Whether some source is among the others, or a folder in one of them, or around it."""
+    pairs = [(Path(a), Path(b)) for a in sources for b in others]
+    return any(a.is_relative_to(b) or b.is_relative_to(a) for a, b in pairs)

@@ -34,7 +34,7 @@ class PreparedImages:
     """Readable labeled images to learn from and to score on (none where there is no test), with the encoder's h.
 
     Labels are positions in `classes`; `clean` says which test images are not in train too. `opened` are train and test
-    as they were opened, before they were reduced for the encoder. `protocol` is the part of the protocol that
+    as they were opened, before they were read and reduced for the encoder. `protocol` is the part of the protocol that
     `evaluation.json` and `finetune.json` share.
     """
 
@@ -69,10 +69,10 @@ def prepare(
     Raises StepclrError for a class that test has and train lacks, a class with too few labels, a test set that is all
     in train, and a holdout that leaves a class without an image on one side.
     """
-    test = None if test is None else encoder.ranged(open_images(test))
-    train = encoder.ranged(open_images(train))
-    classes = shared_classes(encoder, train, test)
+    train, test = open_images(train), None if test is None else open_images(test)
     opened = (train, train if test is None else test)
+    train, test = encoder.ranged(train), None if test is None else encoder.ranged(test)
+    classes = shared_classes(encoder, train, test)
     # Before the long part, see whether there are enough labels.
     labels = train.keep(classes).labels
     if holdout is not None:

@@ -38,6 +38,7 @@ SHARED = {
         "names_checksum": str,
     },
     "test_images_in_train?": {"identical": int, "near_identical?": int, "clean": int, "examples": [str]},
+    "learned_labels?": [{"run": str, "loss": str, "source": str, "labels": int, "scored": bool}],
     "test_labels": str,
     "labels_per_class": [PER_CLASS],
     "draws": int,

@@ -150,6 +150,22 @@ def start_words(scores: Scores) -> str:
     return words
 
 
+def learned_words(scores: Scores) -> str:
+    """Which encoders learned from labels, and whether the scores may be of these labels, in sentences; "" for none."""
+    words = []
+    for learned in scores.protocol.get("learned_labels") or ():
+        words.append(
+            f"The encoder of {learned['run']} has learned from the {learned['labels']:,} labels of {learned['source']} "
+            f"({learned['loss']}), where a row has fewer labels too."
+        )
+        if learned["scored"]:
+            words[-1] += (
+                " Images to score on may be among them, and its scores too high: score it on images that it has not "
+                "learned from, such as those that a column split of --labels holds out of pretraining."
+            )
+    return " ".join(words)
+
+
 def unbalanced_words(scores: Scores) -> str:
     """How the classes of the test images differ in size, in a sentence; "" where they hardly do."""
     counts = test_counts(scores)
@@ -166,8 +182,8 @@ def unbalanced_words(scores: Scores) -> str:
 
 def notes(scores: Scores) -> list[str]:
     """What has to be known to read the scores, in sentences."""
-    sentences = (start_words(scores), holdout_words(scores), unbalanced_words(scores), overlap_words(scores))
-    return [words for words in (*sentences, lambda_words(scores)) if words]
+    sentences = (start_words(scores), learned_words(scores), holdout_words(scores), unbalanced_words(scores))
+    return [words for words in (*sentences, overlap_words(scores), lambda_words(scores)) if words]
 
 
 def scored_images(scores: Scores) -> str:

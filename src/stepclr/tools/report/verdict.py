@@ -13,9 +13,11 @@ from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.evaluation.stored import reading_of
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import FEW, coarse_words, in_percent, whole_percent
 from stepclr.model.files import CLASSIFIER
 from stepclr.pretraining.resolve import asked_for
+from stepclr.pretraining.run import LABELS
 from stepclr.tools.gains import Gain, gains_of
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
@@ -219,7 +221,8 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
     if (run / EVALUATION).is_file() and context.scores and context.scores.rows:
         return _after_scores(context, context.scores, resumed)
     if config.labeled or config.monitor:
-        return "Score it on labeled images:", _command(_evaluate(context))
+        unseen = " that it has not learned from" if _needs_others(config) else ""
+        return f"Score it on labeled images{unseen}:", _command(_evaluate(context))
     words = ["stepclr", "label", run, "--classes", "CLASS,CLASS"]
     return "Label a few images, chosen by the encoder, on a page of their own:", _command(words)
 
@@ -255,11 +258,19 @@ def _twice_as_long(config: RunConfig) -> list[str]:
 def _again(context: Context, mended: dict[str, object]) -> list[Any]:
     """`pretrain` as it was, but for what is mended."""
     config = context.config
-    chosen: dict[str, object] = {"labels": config.labels or None, "limit": config.limit}
+    chosen: dict[str, object] = {"labels": _tables(context), "limit": config.limit}
     chosen["classes"] = ",".join(config.classes) or None
     asked = asked_for(config, context.images) | mended
     end = [*reading_words(config.reading), *option_words(asked), "--out", f"{context.run.folder}-2"]
     return ["stepclr", "pretrain", *config.sources, *option_words(chosen), *end]
+
+
+def _tables(context: Context) -> list[str] | None:
+    """The tables that the run's labels are from; where one is not there, such as a mapping, the run's own."""
+    tables = context.config.labels
+    if all(Path(table).exists() for table in tables):
+        return tables or None
+    return [str(context.run.folder / LABELS)]
 
 
 def _evaluate(context: Context) -> list[Any]:
@@ -270,9 +281,16 @@ def _evaluate(context: Context) -> list[Any]:
     if config.monitor:  # which may not be in shards
         words += [config.monitor, *reading_words(replace(reading, damaged_shards=None))]
     else:
-        words += [*config.sources, *option_words({"labels": config.labels or None}), *reading_words(reading)]
+        words += [*config.sources, *option_words({"labels": _tables(context)}), *reading_words(reading)]
+    if _needs_others(config):
+        return [*words, "--test", "OTHER_IMAGES"]
     # A table that says which images are for testing leaves nothing to hold out.
-    return words if config.split else [*words, "--holdout", f"{USUAL_SHARE:g}"]
+    return words if config.split and not config.monitor else [*words, "--holdout", f"{USUAL_SHARE:g}"]
+
+
+def _needs_others(config: RunConfig) -> bool:
+    """Whether the encoder has learned from all labels that the run knows, so that none of them can score it."""
+    return OBJECTIVES[config.loss].needs_labels and not (config.monitor or config.split)
 
 
 def _finetune(run: Path | str, scores: Scores, reading: Reading) -> list[Any]:
@@ -288,7 +306,9 @@ def _finetune(run: Path | str, scores: Scores, reading: Reading) -> list[Any]:
     if drawn:
         words += ["--holdout", f"{drawn['share']:g}"]
         return [*words, "--seed", drawn["seed"]] if drawn["seed"] else words
-    return words if train.get("labels") else [*words, "--test", *(test.get("sources") or [test["source"]])]
+    # The test images are those of a source of their own, or those that a column `split` of the tables names.
+    sources, others = (part.get("sources") or [part["source"]] for part in (train, test))
+    return words if train.get("split") and sources == others else [*words, "--test", *others]
 
 
 def _not_of_the_encoder(config: RunConfig) -> Reading:
