@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from small import call
 
 from stepclr.errors import StepclrError
-from stepclr.io import check_shape, check_writable, expanded, from_json, user_folder, write_whole
+from stepclr.io import ABANDONED, check_shape, check_writable, expanded, from_json, locked, user_folder, write_whole
 
 COMMANDS = (
     "predict nowhere sample:test --out FILE/x.csv",
@@ -43,6 +44,20 @@ def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path: Path) -> No
     with pytest.raises(OSError, match="too long") as caught:
         write_whole(path, lambda file: file.write(b""))
     assert caught.value.filename == str(path)
+
+
+def test_a_killed_exports_draft_does_not_lock_a_folder_for_good(tmp_path: Path) -> None:
+    """Its temporary folder stays while its process may be writing it, and goes when that was a day ago."""
+    draft, half = tmp_path / ".encoder.onnx.x.tmp", tmp_path / ".config.json.x.tmp"
+    draft.mkdir()
+    (draft / "encoder.onnx").touch()
+    half.touch()
+    with locked(tmp_path, "busy"):
+        assert (draft.exists(), half.exists()) == (True, False)
+    long_ago = time.time() - 2 * ABANDONED
+    os.utime(draft, (long_ago, long_ago))
+    with locked(tmp_path, "busy"):
+        assert not draft.exists()
 
 
 def test_a_cache_may_be_the_current_folder(monkeypatch: pytest.MonkeyPatch) -> None:

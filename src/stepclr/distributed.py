@@ -11,19 +11,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from stepclr.errors import StepclrError
 
-TIMEOUT = timedelta(hours=1)  # a rank may be decoding or evaluating; torchrun reports dead ranks at once
+TIMEOUT = timedelta(hours=1)  # of an exchange; torchrun reports dead ranks at once
+PATIENCE = timedelta(days=30)  # for what one rank does alone: decoding, or a second stage
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,9 @@ class World:
                     raise StepclrError(f"rank {rank} has {name} {others.get(name)}, but rank 0 has {value}")
 
     def wait(self) -> None:
-        """Wait until every rank has called this."""
-        self.numbers(0)
+        """Wait until every rank has called this, however long one of them takes."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1), group=_patient_group(dist.group.WORLD))
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -129,6 +133,12 @@ class World:
         if min(sizes) == longest:
             return every
         return torch.cat([part[:size] for part, size in zip(every.split(longest), sizes, strict=True)])
+
+
+@cache
+def _patient_group(_: object) -> Any:
+    """A group of all ranks of this process group, whose exchanges do not give up after TIMEOUT."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 ALONE = World()
@@ -158,9 +168,35 @@ def process_group() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def restarted() -> bool:
-    """Whether torchrun has restarted this job after one of its processes died (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def begins(run: Path) -> None:
+    """Note, for `restarted`, that this job has begun or resumed this run."""
+    store = _store_of_the_job()
+    if store:
+        store.set(_begun(run), "yes")
+
+
+def restarted(run: Path) -> bool:
+    """Whether torchrun has restarted this job after one of its processes died (--max-restarts), with this run begun.
+
+    A run that lay there before is not the job's: it is refused again, as the first time.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return False
+    store = _store_of_the_job()
+    return store is None or store.check([_begun(run)])
+
+
+def _begun(run: Path) -> str:
+    return f"stepclr has begun {run.resolve()}"
+
+
+def _store_of_the_job() -> Store | None:
+    """torchrun's own store, which outlives a restart; None where it shares none, or does not restart."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=TIMEOUT)  # type: ignore[attr-defined]
 
 
 def lost_the_others(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -213,6 +214,10 @@ def temporary_files(folder: Path) -> list[Path]:
     return list(folder.glob(".*.tmp"))
 
 
+def _abandoned(temporary: Path) -> bool:
+    return temporary.stat().st_mtime < time.time() - ABANDONED
+
+
 @contextmanager
 def locked(folder: Path, busy: str) -> Iterator[None]:
     """A context that locks a folder against other processes; however this process ends, the lock is released.
@@ -224,7 +229,10 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
     """
     with _locked(folder, busy):
         for temporary in temporary_files(folder):
-            temporary.unlink()
+            if not temporary.is_dir():
+                temporary.unlink()
+            elif _abandoned(temporary):  # the draft of an export, which another process may be writing
+                shutil.rmtree(temporary)
         yield
 
 
@@ -253,7 +261,7 @@ def published(path: Path) -> Iterator[BufferedWriter]:
     try:
         for temporary in temporary_files(path.parent):
             with suppress(FileNotFoundError):  # another process deleted it first
-                if temporary.stat().st_mtime < time.time() - ABANDONED:
+                if _abandoned(temporary):
                     temporary.unlink()
         with new_file(path) as file:
             yield file

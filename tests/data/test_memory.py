@@ -152,9 +152,9 @@ class Counted(FakeData):  # type: ignore[misc]
 
     asked = 0
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(size=12, image_size=(3, 8, 8), num_classes=4, **options)
-        self.targets = [int(super(Counted, self).__getitem__(i)[1]) for i in range(12)]
+    def __init__(self, size: int = 12, **options: Any) -> None:
+        super().__init__(size=size, image_size=(3, 8, 8), num_classes=4, **options)
+        self.targets = [int(super(Counted, self).__getitem__(i)[1]) for i in range(size)]
 
     def __getitem__(self, index: int) -> Any:
         self.asked += 1
@@ -162,13 +162,29 @@ class Counted(FakeData):  # type: ignore[misc]
 
 
 def test_labels_come_from_targets_when_those_are_the_items_labels() -> None:
-    dataset = Counted()
+    """An image of each of the 4 classes is compared; the others are not read."""
+    dataset = Counted(100)
     assert open_images(dataset).labels.tolist() == dataset.targets
     assert open_images(Subset(dataset, [3, 1])).labels.tolist() == [dataset.targets[3], dataset.targets[1]]
-    assert dataset.asked <= 2
+    assert dataset.asked <= 1 + 4 + 1 + 2
+    dataset = Counted()
     misled = Counted()
     misled.targets = [label + 1 for label in dataset.targets]  # not what its items say
     assert open_images(misled).labels.tolist() == dataset.targets
+
+
+class Merged(Counted):
+    """Its last class is its first one, which its list of labels does not know."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return image, int(label) % 3
+
+
+def test_labels_that_a_dataset_changes_for_some_classes_are_those_that_come_with_the_images() -> None:
+    merged = Merged()
+    assert merged.targets[0] < 3 in merged.targets  # the first image does not show it
+    assert open_images(merged).labels.tolist() == [label % 3 for label in merged.targets]
 
 
 def test_the_transforms_of_torchvision_are_left_aside() -> None:
@@ -241,6 +257,7 @@ def test_a_data_set_of_hugging_face() -> None:
         ),
         (table(text=feature("Value")), "Table has no column of images; its columns are text"),
         (stream, "IterableDataset is a stream"),
+        (Table({"image": [], "label": []}, {"image": feature("Image"), "label": names}), "Table has no images"),
     ):
         with pytest.raises(StepclrError, match=said):
             open_images(given)

@@ -88,6 +88,32 @@ def test_a_run_of_ones_own_module_is_used_as_any_other(tmp_path: Path) -> None:
             use()
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a mask of attention among its buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out, self.again = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.again.weight = self.out.weight
+        self.mask: Tensor
+        self.register_buffer("mask", torch.tensor([0.0] * 7 + [-torch.inf]))
+
+    def forward(self, x: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n 8"]:
+        h: Tensor = self.again(self.out(self.into(x).mean((2, 3))))
+        return h + self.mask.clamp(min=-1)
+
+
+def test_a_module_with_tied_weights_and_a_mask_is_trained_saved_and_resumed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "micro_batch": 8, "limit": 32, "progress": False}
+    net = Tied()
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", encoder=net, epochs=1, **options)
+    loaded = stepclr.load_encoder(run.folder, module=Tied())
+    assert all(torch.equal(value, loaded.body.state_dict()[name]) for name, value in net.cpu().state_dict().items())
+    stepclr.pretrain("sample:unlabeled", run.folder, encoder=Tied(), epochs=2, resume=True, **options)
+    whole = stepclr.pretrain("sample:unlabeled", tmp_path / "whole", encoder=Tied(), epochs=2, **options)
+    assert len(run.metrics) == len(whole.metrics) == 2
+
+
 def test_random_is_a_new_initialization_of_ones_own_module() -> None:
     encoder = stepclr.build_encoder(Net(), size=20)
     first, again, other = (random_encoder(encoder, seed).state_dict() for seed in (1, 1, 2))

@@ -15,13 +15,67 @@ from touches import Forks
 
 import stepclr
 from stepclr.cli import main
+from stepclr.distributed import World
+from stepclr.pretraining import api, loop
 from stepclr.pretraining.checkpoint import checkpoints, save_checkpoint
+from stepclr.pretraining.logging import Meter
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> stepclr.Run:
     out = tmp_path_factory.mktemp("runs") / "whole"
     return stepclr.pretrain("sample:unlabeled", out, progress=False, **SETTINGS)
+
+
+class Another(World):
+    """A rank that does not write."""
+
+    first = False
+
+
+class Eight(World):
+    """Eight ranks, all of which have met the same broken images."""
+
+    def total(self, value: float | int) -> float | int:
+        return 8 * value
+
+
+def test_an_image_that_every_rank_has_met_is_one(tmp_path: Path) -> None:
+    images, run = stepclr.open_images("sample:train", limit=100), stepclr.Run(tmp_path)
+    for count in range(1, 7):
+        images.ledger.unreadable[images.names[count]] = "it is gone"
+        if count < 6:
+            loop._check_readable(images, 0, 9, run, Eight())
+    with pytest.raises(stepclr.StepclrError, match=r"^6 of 100 images of sample:train cannot be read, for example "):
+        loop._check_readable(images, 0, 9, run, Eight())
+
+
+def test_every_rank_knows_when_a_checkpoint_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not takes each step for due, and looks at all weights."""
+    saved: list[int] = []
+    monkeypatch.setattr(Meter, "saved", lambda _: saved.append(1))
+    monkeypatch.setattr(api, "join", Another)
+    stepclr.pretrain("sample:unlabeled", tmp_path / "run", progress=False, **SETTINGS)
+    assert len(saved) == 3  # epochs
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_files_are_left_out_whether_the_others_fit_into_the_cache_or_not(tmp_path: Path) -> None:
+    """And a run goes on where they no longer do."""
+    photos = photos_in(tmp_path / "photos", 40)
+    for i in range(6):
+        (photos / f"broken {i}.png").write_bytes(b"not a png")
+    settings = SETTINGS | {"epochs": 2, "limit": None, "progress": False}
+    kept = stepclr.pretrain(photos, tmp_path / "kept", **settings)
+    read = stepclr.pretrain(photos, tmp_path / "read", cache_gib=1e-6, **settings)
+    assert (kept.config.images, read.config.images) == (40, 40)
+    assert same(kept, read)
+    for run in (kept, read):
+        assert (run.folder / "skipped.csv").read_text().count("broken ") == 6
+    settings["epochs"] = 3
+    stepclr.pretrain(photos, kept.folder, cache_gib=1e-6, resume=True, **settings)
+    stepclr.pretrain(photos, read.folder, cache_gib=4.0, resume=True, **settings)
+    assert same(kept, read)
 
 
 def resumed(out: Path) -> stepclr.Run:

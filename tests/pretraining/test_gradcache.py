@@ -1,5 +1,6 @@
 """Cached gradients: a batch in parts has the gradient of the batch at once, on real images (the sample)."""
 
+import math
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.distributed import ALONE
+from stepclr.model.weights import is_finite
 from stepclr.pretraining import gradcache
 from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.gradcache import simclr_step_in_parts
@@ -130,6 +132,37 @@ def test_running_statistics_move_once_a_step_by_the_mean_of_the_parts(images: st
     assert norm.running_mean is not None
     torch.testing.assert_close(norm.running_mean, 0.9 * 0.4 + 0.1 * torch.stack(means).mean(0))
     assert norm.num_batches_tracked == 1
+
+
+class Masked(nn.Module):
+    """Buffers of other kinds, which no step moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("shown", torch.tensor([True, False]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.norm(x).mean((2, 3))
+        return h
+
+
+def test_masks_of_a_module_of_ones_own_stay_as_they_are(images: stepclr.ImageSet) -> None:
+    """They may be infinite; weights, statistics and what is not a number may not."""
+    pixels, keys = images.read(range(N)), stepclr.view_keys(0, 0, range(N))
+    assert isinstance(pixels, Tensor)
+    encoder = Masked().train()
+    representations(encoder, lambda pixels, _: (pixels.float() / 255)[None], pixels, keys, 8)
+    state = encoder.state_dict()
+    assert torch.equal(state["mask"], torch.tensor([0.0, -torch.inf]))
+    assert state["norm.num_batches_tracked"] == 1
+    assert is_finite(encoder)
+    for name, value in (("mask", math.nan), ("norm.weight", math.inf), ("norm.running_var", math.inf)):
+        before = state[name].clone()
+        state[name][0] = value
+        assert not is_finite(encoder), name
+        state[name].copy_(before)
 
 
 def test_under_autocast_the_gradients_of_parts_are_added_up_in_float32() -> None:

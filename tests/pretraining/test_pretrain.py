@@ -191,7 +191,7 @@ def test_given_weights_are_adapted_gently_unless_the_settings_say_otherwise(tmp_
 
 
 def test_weights_take_the_place_of_the_network_that_a_recipe_names(unbroken: stepclr.Run, tmp_path: Path) -> None:
-    """With the rate and the epochs that are for weights; what is asked for stays, or contradicts them and is refused."""
+    """With the rate and the epochs that are for weights; what is asked for stays, or is refused."""
     recipe, weights = recipe_config("cifar10"), str(unbroken.folder)
     named = ("encoder", "stem", "lr", "epochs", "progressive", "temperature")
     for options, expected in (
@@ -199,6 +199,7 @@ def test_weights_take_the_place_of_the_network_that_a_recipe_names(unbroken: ste
         ({"weights": weights, "lr": 0.3, "epochs": 7}, (None, "auto", 0.3, 7, True, 0.1)),
         ({"weights": weights, "encoder": "test_resnet"}, ("test_resnet", "auto", None, None, True, 0.1)),
         ({"weights": "timm:resnet18.tv_in1k"}, (None, "auto", None, None, True, 0.1)),
+        ({"weights": "timm", "encoder": "resnet18"}, ("resnet18", "auto", None, None, True, 0.1)),
         ({"weights": "timm:tf_efficientnet_lite0.in1k"}, (None, "auto", None, None, False, 0.1)),
         ({"weights": str(tmp_path / "foreign.pt")}, ("resnet10x0.5", "small", 0.5, 20, True, 0.1)),
     ):

@@ -130,6 +130,42 @@ def test_a_killed_rank_and_a_restart_end_as_if_nothing_had_happened(two: Path, t
     assert all(tensor.equal(expected[name]) for name, tensor in trained.items())
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_restarted_job_refuses_a_run_that_was_there_before_it(count: int, one: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(one, tmp_path / "run"))
+    before = (out / "encoder.safetensors").read_bytes()
+    done = world(count, *PRETRAIN, "--epochs", "5", "--out", str(out), restarts=1)
+    assert done.returncode
+    assert done.stderr.count("already contains a run: --resume continues it, or choose another --out") >= 2
+    assert (out / "encoder.safetensors").read_bytes() == before
+    assert stepclr.Run(out).config.epochs == 4
+
+
+PATIENT = """
+import time
+from datetime import timedelta
+from stepclr import distributed
+
+distributed.TIMEOUT = timedelta(seconds=2)
+world = distributed.join()
+if world.first:
+    time.sleep(6)
+world.wait()
+with world.in_turn():
+    time.sleep(5 * world.first)
+print("together", world.numbers(world.rank))
+"""
+
+
+def test_ranks_wait_for_what_one_of_them_does_alone(tmp_path: Path) -> None:
+    """Such as a second stage, which takes longer than an exchange may."""
+    script = tmp_path / "patient.py"
+    script.write_text(PATIENT)
+    done = world(2, str(script))
+    assert not done.returncode, done.stderr
+    assert done.stdout.count("together [0.0, 1.0]") == 2
+
+
 TIMED = """
 import os, signal, sys
 from stepclr.cli import main

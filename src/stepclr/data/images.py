@@ -237,6 +237,17 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             raise StepclrError(f"{self.source} has no image of {', '.join(wanted) or 'no class at all'}")
         return replace(self.take(labels >= 0), labels=labels[labels >= 0], classes=wanted, chosen=wanted)
 
+    def openable(self) -> ImageSet:
+        """The images of files whose headers can be read; the others are listed in `skipped`. Shards stay whole."""
+        if not self.store.files or self.store.sharded:
+            return self
+        broken = np.flatnonzero(self.store.sizes(self.rows)[:, 0] == 0)
+        if not len(broken):
+            return self
+        read = zip(broken.tolist(), self.store.read(self.rows[broken], self.short_side), strict=True)
+        self._enter({i: str(error) for i, error in read if isinstance(error, UnreadableError)})
+        return self.take(np.setdiff1d(np.arange(len(self)), broken))
+
     def decoded(
         self,
         short_side: int,

@@ -30,6 +30,7 @@ class ColumnTable(Protocol):
 
 
 MAX_CLASSES = 1_000_000  # a larger label is not a class number
+AGREE = 64  # classes of a data set of which an image is compared with its list of labels
 
 
 def open_array(
@@ -80,9 +81,9 @@ def open_dataset(dataset: Dataset[Any], reading: Reading = AS_DECLARED) -> Image
     except UnreadableError as error:
         raise StepclrError(f"{source}: {error}") from error
     # Its list of labels saves a pass over the images. But what counts is the label that comes with an image, and a data
-    # set may change it on the way.
+    # set may change that of some classes on the way.
     labels = _targets(dataset) if isinstance(item, tuple | list) else np.full(n, -1)
-    if labels is None or labels[first] != _label(item):
+    if labels is None or not _agree(labels, dataset, first):
         labels = np.array([_label(_item(dataset, i)) for i in range(n)])
     images = _numbered(Items(dataset), n, labels, _classes(dataset), source)
     if transforms:
@@ -90,6 +91,13 @@ def open_dataset(dataset: Dataset[Any], reading: Reading = AS_DECLARED) -> Image
             f"ignored {', '.join(sorted(transforms))} of {source}: the images are read as they are"
         )
     return images
+
+
+def _agree(labels: NDArray[Any], dataset: Any, first: int) -> bool:
+    """Whether an image of each class, of AGREE classes at most, comes with its label."""
+    _, one_of_each = np.unique(labels, return_index=True)
+    items = ((i, _item(dataset, i)) for i in {first, *one_of_each[:AGREE].tolist()})
+    return all(labels[i] == _label(item) for i, item in items if item is not None)
 
 
 def open_table(dataset: ColumnTable) -> ImageSet:
@@ -177,6 +185,8 @@ def _numbered(store: Store, n: int, given: object, names: list[str] | None, sour
         labels = given.cpu().numpy()
     else:
         labels = np.asarray(given)
+    if not n:
+        raise StepclrError(f"{source} has no images")
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise StepclrError(f"{source}: labels must be {n} whole numbers, not {labels.dtype} {list(labels.shape)}")
     largest = int(labels.max())

@@ -21,7 +21,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.head import parse_head
 from stepclr.model.timm_weights import TIMM, timm_name
-from stepclr.model.weights import ENCODER_FILE, check_finite, load_weights
+from stepclr.model.weights import ENCODER_FILE, check_finite, load_weights, to_store
 from stepclr.views.policies import FLIP
 from stepclr.views.reference import Interpolation
 
@@ -217,7 +217,7 @@ def _encoder_values(encoder: Encoder) -> dict[str, Any]:
 def _save(module: nn.Module, encoder: Encoder, values: dict[str, Any], path: str | os.PathLike[str]) -> None:
     # The tensors contain mean and std too; this copy is for programs that read the metadata alone.
     values = values | {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}
+    tensors = to_store(module.state_dict())
     content = in_order(save(tensors, {name: json.dumps(value) for name, value in values.items()}))
     write_whole(Path(path), lambda file: file.write(content))
 

@@ -17,6 +17,7 @@ from stepclr.model.encoder import Encoder
 from stepclr.model.foreign import find_backbone, parse_mean_std, read_pickled
 
 ENCODER_FILE = "encoder.safetensors"  # of a run
+STATISTICS = ("running_mean", "running_var", "mean", "std")  # buffers: those of BatchNorm and of an encoder
 
 
 def load_weights(encoder: Encoder, path: Path) -> str:
@@ -71,10 +72,31 @@ def set_mean_std(encoder: Encoder, text: str) -> None:
 
 
 def is_finite(module: nn.Module) -> bool:
-    """Whether all weights and buffers are finite numbers, those of BatchNorm's statistics included."""
-    floats = [tensor for tensor in module.state_dict().values() if tensor.is_floating_point() and tensor.numel()]
+    """Whether all weights are finite numbers, and the statistics and other buffers too.
+
+    A buffer of a user's own module may be infinite, as a mask of attention is, but not NaN.
+    """
+    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    floats = []
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel():
+            finite = name in weights or name.rpartition(".")[2] in STATISTICS
+            floats.append(tensor if finite else tensor.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0))
     # The largest absolute value: on a GPU, a few kernels for all tensors, and it is waited for once.
     return math.isfinite(torch.nn.utils.get_total_norm(floats, math.inf))
+
+
+def to_store(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors writes them: on the CPU and contiguous. Of those that share memory, each is copied."""
+    stored: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        stored[name] = tensor.detach().cpu().contiguous()
+        storage = stored[name].untyped_storage().data_ptr()
+        if storage in taken:
+            stored[name] = stored[name].clone()
+        taken.add(storage)
+    return stored
 
 
 def check_finite(module: nn.Module, path: Path) -> None:

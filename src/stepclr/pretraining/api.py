@@ -19,7 +19,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, heading, of_these_classes, to_learn_from
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as, sources_of
 from stepclr.device import default_device, seeded, torch_threads
-from stepclr.distributed import World, join, restarted
+from stepclr.distributed import World, begins, join, restarted
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import OWN_MODULE, module_name
@@ -84,9 +84,10 @@ def pretrain(
     # What is asked for: a recipe, all settings at once, or those of the run that is resumed; `options` change them.
     since = time.monotonic() if since is None else since
     world = join()
-    resume = resume or restarted()
     run = Run(Path(out))
+    resume = resume or restarted(run.folder)
     run.check_free(resume)
+    begins(run.folder)
     stored = run.config if resume and run.exists() else None
     config = _before_options(recipe, config, stored, options)
     module = _own_module(options, stored, run)
@@ -153,6 +154,7 @@ def pretrain(
             train(run, decided, images, watched, views, model, teacher, printer, profile, world)
             if world.first:
                 _save(run, decided, images, model, teacher, printer)
+            world.wait()  # for a second stage, which the first rank trains alone
     list_skipped(images, run, world)
     return run
 
@@ -222,7 +224,7 @@ def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
 def _decoded(images: ImageSet, config: ResolvedConfig, printer: Printer) -> ImageSet:
     """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
     budget = int(config.cache_gib * 2**30)
-    decoded = images.decoded(source_side(config.size), budget=budget, progress=printer.decoded)
+    decoded = images.decoded(source_side(config.size), budget=budget, progress=printer.decoded).openable()
     for line in decoded.ledger.lines_of_read():
         printer.say(line)
     return decoded

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from stepclr.errors import StepclrError
 from stepclr.io import blake, temporary_files, write_whole
+from stepclr.model.weights import to_store
 from stepclr.pretraining.run import Fields
 
 
@@ -25,7 +26,7 @@ def save_checkpoint(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = to_store(tensors)
     metadata = {"step": str(step), "kept": str(step in keep), "facts": json.dumps(state)}
     content = save(tensors, metadata | {"digest": _digest(tensors, metadata)})
     write_whole(folder / f"step-{step:08d}.safetensors", lambda file: file.write(content))

@@ -91,18 +91,19 @@ def parts_of(n: int, micro_batch: int | None, world: World) -> list[slice]:
 def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
     """A context in which running statistics move once for all parts, by the mean of their moves.
 
-    Call what it yields after each part.
+    Call what it yields after each part. Other buffers stay as they are, such as a mask of True and False or of -inf.
     """
-    before = [buffer.clone() for buffer in encoder.buffers()]
-    moved = [torch.zeros_like(buffer) for buffer in encoder.buffers()]
+    buffers = [buffer for buffer in encoder.buffers() if buffer.dtype != torch.bool]
+    before = [buffer.clone() for buffer in buffers]
+    moved = [torch.zeros_like(buffer) for buffer in buffers]
 
     def part_seen() -> None:
-        for total, buffer, start in zip(moved, encoder.buffers(), before, strict=True):
-            total += buffer - start
+        for total, buffer, start in zip(moved, buffers, before, strict=True):
+            total += torch.where(buffer == start, torch.zeros_like(start), buffer - start)  # -inf - -inf is not 0
             buffer.copy_(start)
 
     yield part_seen
-    for buffer, total in zip(encoder.buffers(), moved, strict=True):
+    for buffer, total in zip(buffers, moved, strict=True):
         buffer += total / parts if buffer.is_floating_point() else total // parts
 
 

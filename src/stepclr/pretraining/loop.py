@@ -184,10 +184,11 @@ def train(
 
                 # ------------------------------------------------------------------------------------------------------
                 # Checkpoint: all that the next step depends on. Then stop, if a signal asked for it.
-                if saves and world.first:
+                if saves:
                     state = {"seconds": meter.total()}
-                    save_checkpoint(run.folder / "checkpoint", step, model, optimizer, state, schedule.kept)
-                    meter.saved()
+                    if world.first:
+                        save_checkpoint(run.folder / "checkpoint", step, model, optimizer, state, schedule.kept)
+                    meter.saved()  # on every rank: whether a checkpoint is due is for all of them to know
                 if stop and step < schedule.steps:
                     raise Interrupted(stop, step, schedule.steps, run.folder)
 
@@ -340,14 +341,18 @@ def _watch(
 
 
 def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: World) -> None:
-    """Raise StepclrError if more than the share MAX_LOST of the images have become unreadable since the run began."""
-    lost = world.total(len(images.skipped) - before)
-    if lost > MAX_LOST * len(images):
+    """Raise StepclrError if more than the share MAX_LOST of the images were found unreadable since training began."""
+    most = MAX_LOST * len(images)
+    if world.total(len(images.skipped) - before) <= most:
+        return
+    # In time every rank meets the same image: each counts once.
+    lost = len(world.union(images.skipped)) - before
+    if lost > most:
         list_skipped(images, run, world)
         name, reason = images.skipped[-1]
         raise StepclrError(
-            f"{lost:.0f} of {len(images)} images of {images.source} can no longer be read, for example {name}: "
-            f"{reason}; stopped at step {step}: restore the files and resume the run"
+            f"{lost} of {len(images)} images of {images.source} cannot be read, for example {name}: {reason}; stopped "
+            f"at step {step}: restore the files and resume the run, or begin one without them"
         )
 
 

@@ -111,7 +111,9 @@ def _of_another_network(own: PretrainConfig, config: PretrainConfig, given: Coll
     Weights bring their network and its stem, and a rate and a length that were chosen for another are not for them.
     Only ResNets have a choice of stems, and take views of every size; a teacher takes views of one.
     """
-    brought = network_of(config.weights) if "weights" in given else None
+    brought = None
+    if "weights" in given:  # "timm" are those that timm prefers for this network
+        brought = config.encoder or ENCODER if config.weights == "timm" else network_of(config.weights)
     left_open: dict[str, Any] = {}
     if brought:
         left_open |= {"encoder": None, "stem": "auto"}
