@@ -23,6 +23,7 @@ import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options
 from stepclr.cli.printing import Counter, say
 from stepclr.cli.training import PAGE_SECONDS
+from stepclr.config import ADAPTING_RATE, OPTIMIZERS
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 TINY_OPTIONS = "--encoder test_resnet --stem small-stride2 --epochs 1 --batch-size 32 --limit 64 --head 32-16"
@@ -201,6 +202,22 @@ def test_every_option_has_a_help_text(
     for entry in entries:
         text = re.sub(r"\((default|required)[^)]*\)", "", entry)
         assert len(text.split()) > 3, f"{command} {entry}"
+
+
+def test_an_option_that_equals_the_recipes_value_is_given_too(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused where it has no use, and kept where a recipe's own value would give way."""
+    words = ["pretrain", "sample:unlabeled", "--limit", 32, "--batch-size", 16]
+    assert call(*words, "--recipe", "sample", "--policy", "crop", "--blur", 0.5, "--out", tmp_path / "x") == 2
+    assert "policy crop does not use blur" in capsys.readouterr().err
+    words += ["--recipe", "cifar10", "--weights", run]
+    for option, lr in (["--lr=0.5"], 0.5), ([], ADAPTING_RATE * OPTIMIZERS["sgd"][0]):
+        out = tmp_path / f"at {lr}"
+        assert call(*words, *option, "--no-progressive", "--epochs", 1, "--out", out) == 0
+        assert stepclr.Run(out).config.lr == pytest.approx(lr)
+    assert call(*words, "--stem", "small", "--out", tmp_path / "x") == 2  # the run's is another
+    capsys.readouterr()
 
 
 def test_help_shows_the_recipes_own_defaults(capsys: pytest.CaptureFixture[str]) -> None:

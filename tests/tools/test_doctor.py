@@ -389,6 +389,24 @@ def advised(size: int = 32, images: int = 10_000, labeled: int = 0, **more: Any)
     return advice(Facts(["a b/"], size, images, labeled=labeled, **{"largest": 1000, **more}), findings)
 
 
+@pytest.mark.usefixtures("without_trials")
+def test_the_advice_is_on_as_many_images_as_are_to_be_used(sound: Path) -> None:
+    found = stepclr.doctor(sound, PretrainConfig("test_resnet", size=32), limit=6)
+    assert found.advice is not None
+    assert "--limit 6 " in found.advice.command
+    assert "--limit 6 " in found.advice.start.compare[0]
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_a_class_without_an_image_is_not_the_smallest(sound: Path) -> None:
+    """There are labels to score with: none is asked for."""
+    images = stepclr.open_images(sound)
+    images = replace(images, labels=np.arange(len(images)) % 2, classes=["ant", "bee", "of the test split alone"])
+    found = stepclr.doctor(images, PretrainConfig("test_resnet", size=32))
+    assert found.advice is not None
+    assert "labels.csv" not in " ".join([*found.advice.start.compare, *found.advice.start.notes])
+
+
 def test_advice() -> None:
     assert advised(size=28).command == "stepclr pretrain 'a b/' --recipe sample --out runs/doctor"
     assert advised().command == "stepclr pretrain 'a b/' --recipe cifar10 --out runs/doctor"

@@ -331,6 +331,14 @@ def test_names_are_no_markdown(run: stepclr.Run, tmp_path: Path) -> None:
     assert done.parity.images == 4
 
 
+def test_the_encoder_of_another_run_is_not_overwritten(run: stepclr.Run, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run.folder, tmp_path / "other"))
+    before = (other / "encoder.safetensors").read_bytes()
+    with pytest.raises(stepclr.StepclrError, match=r"encoder\.safetensors belongs to the run .*other; choose another"):
+        stepclr.export(run.folder, other, "timm")
+    assert (other / "encoder.safetensors").read_bytes() == before
+
+
 def test_a_damaged_evaluation_is_named_and_nothing_written(run: stepclr.Run, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run.folder, other)

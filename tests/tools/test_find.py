@@ -384,6 +384,8 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
     for words, answer in {
         ("dupes", source): "unknown thing to find 'dupes'. Did you mean 'duplicates'?",
         ("next", source, "-n", "0"): "n must be at least 1, not 0",
+        ("next", source, "--seed", "-1"): "seed must be at least 0, not -1",
+        ("mislabeled", source, "--seed", "-1"): "seed must be at least 0, not -1",
         ("next", source, "--out", "x.txt"): "out must end in .csv, or be a folder, not 'x.txt'",
         ("duplicates", source, "--seed", "1"): "--seed has no effect here: it is for find next and find mislabeled",
         ("outliers", source, "--labels", bare): "--labels has no effect here: it is for find next and find mislabeled",
@@ -397,6 +399,11 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path: Path, capsys: Capture
         said = capsys.readouterr().err
         assert answer in said
         assert len(said.splitlines()) == 1
+
+
+def test_a_seed_of_any_size_draws_the_folds(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "x.npz", clusters(2, 6), labels=[0, 1] * 6, classes=("a", "b"))
+    assert stepclr.find_mislabeled(source, seed=2**32 + 1).checked == 12
 
 
 def test_no_sheet_of_an_earlier_table_is_left(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ import stepclr
 from stepclr.recipes import recipe_config
 from stepclr.tools.images import jpeg_thumbnail
 from stepclr.tools.label import writing
+from stepclr.tools.label.writing import index_for
+from stepclr.tools.search.index import open_index
 
 Capture = pytest.CaptureFixture[str]
 EVIL = "<img src=x onerror=window.harmed=1>.png"
@@ -273,7 +275,28 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     assert call("label", "run/index", "--out", "x.csv") == 2
     assert "out must end in .html" in capsys.readouterr().err
     assert call("label", "run/index") == 2
+    assert "seed must be at least 0" not in capsys.readouterr().err
+    assert call("label", "run/index", "--classes", "x", "--seed", -1) == 2
+    assert "seed must be at least 0, not -1" in capsys.readouterr().err
+    assert call("label", "run/index") == 2
     assert "name them with --classes cat,dog,other" in capsys.readouterr().err
+
+
+def test_a_run_has_no_index_of_images_that_it_left_out_or_reads_otherwise(run: Path, tmp_path: Path) -> None:
+    """Those that its table holds out, or that are read with other options, are in an index of their own."""
+    photos = run.parent / "photos"
+    names = sorted(path.name for path in photos.iterdir())
+    table = tmp_path / "labels.csv"
+    rows = [f"{photos / name},a,{'test' if i % 4 == 0 else 'train'}\n" for i, name in enumerate(names)]
+    table.write_text("path,label,split\n" + "".join(rows))
+    options: dict[str, Any] = {"encoder": "test_resnet", "epochs": 1, "batch_size": 16, "progress": False}
+    part = stepclr.pretrain(stepclr.open_images(photos, labels=table), tmp_path / "part", **options).folder
+    other = tmp_path / "other"
+    whole = stepclr.open_images(photos)
+    assert index_for(part, whole, other)[0] == other
+    assert len(open_index(other)) == len(names)
+    assert index_for(run, whole, other)[0] == run / "index"
+    assert index_for(run, stepclr.open_images(photos, max_pixels=10_000), tmp_path / "third")[0] == tmp_path / "third"
 
 
 def test_a_run_of_several_sources_is_labeled_as_it_reads_them(

@@ -289,6 +289,7 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
         ({"precision": 16}, r"precision must be Literal\['auto', 'bf16', 'fp32'\], not 16"),
         ({"options": {"temprature": 1}}, r"unknown option 'temprature'\. Did you mean 'temperature'\? .*"),
         ({"options": {"seed": 1}}, r"the seed of a SimCLRTransformer is its random_state: leave it out of options"),
+        ({"encoder": torch.nn.Flatten()}, r"encoder must be the name of a network, not a module of your own: .*"),
         ({"options": 1}, r"options must be a dictionary of settings, not 1"),
     ],
 )

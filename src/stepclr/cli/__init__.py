@@ -16,7 +16,7 @@ from typing import NoReturn
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from stepclr.cli.arguments import base_settings, first_line
+from stepclr.cli.arguments import base_settings, first_line, note_typed
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.printing import say_loading
@@ -143,6 +143,7 @@ def _run(words: list[str]) -> None:
         base = base_settings(_peek(arguments, "--recipe"), Path(run) if run else None)
         base = length_as_asked(base, [length for length in ("epochs", "minutes") if _peek(arguments, f"--{length}")])
         command = partial(command, config=base)
+        note_typed(arguments)
     tyro.cli(command, args=arguments, prog=f"stepclr {name}", config=(OmitArgPrefixes,))
 
 

@@ -1,6 +1,7 @@
 """What the commands are given: types of arguments, and the settings and images that these stand for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,8 @@ ALL = "(default: all)"
 Source = Annotated[str, arg(metavar="SOURCE")]
 # A switch of a command. A setting that is on or off may be on already, in a recipe or in a run that is resumed.
 Switch = FlagCreatePairsOff[bool]
+# The settings whose options were typed: the parser does not tell one that equals the recipe's from one left out.
+_TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 
 # One SOURCE, or several as a list.
 _SOURCES = PrimitiveConstructorSpec(
@@ -83,12 +86,17 @@ def base_settings(recipe: str | None, resumed: Path | None = None) -> PretrainCo
     return stored.settings() if stored else recipe_config(recipe)
 
 
+def note_typed(arguments: Sequence[str]) -> None:
+    """Note, for `given_settings`, the settings whose options are among the words that were typed."""
+    options = (word.partition("=")[0] for word in arguments if word.startswith("--"))
+    names = [option.removeprefix("--").replace("-", "_") for option in options]
+    _TYPED.set(tuple(name for name in SETTINGS if name in names or f"no_{name}" in names))
+
+
 def given_settings(config: PretrainConfig, base: PretrainConfig) -> dict[str, Any]:
-    """The settings in which `config` differs from `base`: those that the options give."""
-    given = {name: getattr(config, name) for name in SETTINGS if getattr(config, name) != getattr(base, name)}
-    if config.epochs and config.minutes:  # no base has both: the one that equals the base's is given too
-        given |= {"epochs": config.epochs, "minutes": config.minutes}
-    return given
+    """The settings that the options give: those that were typed, and others in which `config` differs from `base`."""
+    differ = [name for name in SETTINGS if getattr(config, name) != getattr(base, name)]
+    return {name: getattr(config, name) for name in SETTINGS if name in _TYPED.get() or name in differ}
 
 
 def open_source(

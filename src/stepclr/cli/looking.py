@@ -217,8 +217,8 @@ def doctor(
     for line in unused:
         print(line, file=sys.stderr)
     images, test_images = open_train_test(source, test, labels or None, missing="list", reading=config.reading)
-    images = open_images(images, classes or None, limit)
-    diagnosis = stepclr.doctor(images, config, test_images, Counter("images"), note)
+    images = open_images(images, classes or None)
+    diagnosis = stepclr.doctor(images, config, test_images, Counter("images"), note, limit)
     text = dumps(diagnosis.to_dict(), indent=2)
     if out:
         write_whole(out, lambda file: file.write(text.encode()))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from typeguard import TypeCheckError, check_type
 
@@ -190,6 +190,8 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             raise StepclrError(f"options must be a dictionary of settings, not {self.options!r}")
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         given |= self.options or {}
+        if isinstance(given.get("encoder"), nn.Module):
+            raise StepclrError("encoder must be the name of a network, not a module of your own: use stepclr.pretrain")
         if "seed" in given:
             raise StepclrError("the seed of a SimCLRTransformer is its random_state: leave it out of options")
         kinds = get_type_hints(PretrainOptions)

@@ -87,6 +87,7 @@ def find_mislabeled(
     Raises StepclrError if a file cannot be read, or if fewer than two classes have labels, or none has two.
     """
     check_whole("n", n, 1)
+    check_whole("seed", seed, 0)
     index = with_labels(open_index(index), [Path(file) for file in labels])
     known = np.flatnonzero(index.labels >= 0)
     classes, y = np.unique(index.labels[known], return_inverse=True)
@@ -95,7 +96,7 @@ def find_mislabeled(
             "labels can be checked where there are two classes or more, and two labels of a class; the index has "
             f"{len(known):,} labeled images of {len(classes):,} classes"
         )
-    p = held_out_probabilities(index.vectors[known], y, seed)
+    p = held_out_probabilities(index.vectors[known], y, seed % 2**32)
     checked = np.flatnonzero(~np.isnan(p[:, 0]))
     known, y, p = known[checked], y[checked], p[checked]
     given, likeliest = p[np.arange(len(y)), y], p.argmax(1)

@@ -71,6 +71,7 @@ def suggest_labels(
     Raises StepclrError if a file cannot be read, names an image that is not in the index, or gives one two labels.
     """
     check_whole("n", n, 1)
+    check_whole("seed", seed, 0)
     index = open_index(index)
     index = with_labels(index, [Path(file) for file in labels])
     return Suggestions(*choose_images(index.vectors, index.labels, n, seed), index)

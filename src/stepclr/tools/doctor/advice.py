@@ -48,6 +48,8 @@ class Facts:
     """The labeled images of the smallest class; 0 if there are no labels to learn."""
     chosen: Sequence[str] = ()
     """The classes that were chosen, if any."""
+    limit: int | None = None
+    """How many images of the sources the run may have at most, if that was said."""
     tables: Sequence[str] = ()
     """The tables that the labels are from, which may say what is for test: then `test` is the source itself."""
     test: Sequence[str] = ()
@@ -114,7 +116,8 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
     wanted = replace(config, encoder=encoder, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
     changed = {name: getattr(wanted, name) for name in CHANGED if getattr(wanted, name) != getattr(config, name)}
     read = reading_words(facts.reading)
-    chosen = [*facts.label_options, *(["--classes", ",".join(facts.chosen)] if facts.chosen else [])]
+    classes = ",".join(facts.chosen) or None
+    chosen = [*facts.label_options, *option_words({"classes": classes, "limit": facts.limit})]
     start = ["stepclr", "pretrain", *facts.sources, *chosen, "--recipe"]
     end = [*option_words(changed), *read, "--out", FROM_SCRATCH]
     with_labels = None

@@ -13,7 +13,7 @@ from stepclr.config import PretrainConfig, ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, source_lines
 from stepclr.data.reading import AS_DECLARED
-from stepclr.data.sources import Source, open_train_test
+from stepclr.data.sources import Source, open_images, open_train_test
 from stepclr.device import default_device
 from stepclr.errors import StepclrError
 from stepclr.pretraining.resolve import resolve, view_size, with_epochs
@@ -58,6 +58,7 @@ def doctor(
     test: Source | None = None,
     progress: Progress | None = None,
     announce: Announce | None = None,
+    limit: int | None = None,
 ) -> Diagnosis:
     """Examine images before training: findings, time and memory of a run with these settings, a suggested recipe.
 
@@ -69,11 +70,13 @@ def doctor(
         test: images to score on later; those that are also training images are reported.
         progress: called with (images read, images in all).
         announce: called with what is done next in words, such as "reading 2,000 images".
+        limit: examine a run on at most this many of the images, which the suggested commands then limit too.
 
     Raises StepclrError for settings that cannot be used, and where a trial run fails.
     """
     config = config or PretrainConfig()
     images, test = open_train_test(images, test, reading=config.reading)
+    images = open_images(images, limit=limit)
     test = of_these_classes(test, images.chosen) if test is not None and images.chosen else test
     announce = announce or silent
     seconds: dict[str, float] = {}
@@ -110,8 +113,9 @@ def doctor(
             gpu=default_device().type == "cuda",
             largest=estimated.largest_at_once,
             labeled=learnable,
-            smallest_class=min(class_counts(images).values()) if learnable else 0,
+            smallest_class=min(filter(None, class_counts(images).values())) if learnable else 0,
             chosen=images.chosen or [],
+            limit=limit,
             tables=list(images.labeling.labeled) if images.labeling else [],
             test=(test.parts or [test.source]) if test is not None and (test.labels >= 0).any() else (),
             reading=images.store.reading,

@@ -140,8 +140,9 @@ def index_for(
     run = Run(where)
     if run.exists():
         config = run.config
-        chosen = config.limit or config.classes  # a part of its source
-        if source is None or (not chosen and config.source in (source.source, os.path.abspath(source.source))):
+        chosen = config.limit or config.classes or config.split  # a part of its source
+        whole = not chosen and source and config.source in (source.source, os.path.abspath(source.source))
+        if source is None or (whole and config.reading.changed(source.store.reading) == config.reading):
             return where / "index", update_run_index(where, progress)[0]
     elif where.suffix != Path(ENCODER_FILE).suffix and timm_name(where) is None:
         return where, None
