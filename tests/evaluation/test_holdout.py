@@ -61,11 +61,15 @@ def sides(labeled: Path, seed: int = 0) -> tuple[ImageSet, ImageSet]:
 # Labels that the encoder knows already
 
 
-def test_scores_of_an_encoder_that_learned_from_labels_say_so(labeled: Path, tmp_path: Path) -> None:
+def test_scores_of_an_encoder_that_learned_from_labels_say_so(
+    labeled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Held-out images of the source are among them; a run without labels, and images from elsewhere, are as usual."""
-    options: dict[str, Any] = {"encoder": "test_resnet", "epochs": 1, "batch_size": 16, "progress": False}
+    options: dict[str, Any] = {"encoder": "test_resnet", "epochs": 1, "batch_size": 16}
     supcon = stepclr.pretrain(labeled, tmp_path / "supcon", loss="supcon", **options).folder
+    assert "kNN is of labels that training learns from; set monitor to other" in capsys.readouterr().err
     simclr = stepclr.pretrain(labeled, tmp_path / "simclr", **options).folder
+    assert "kNN is of labels" not in capsys.readouterr().err
     elsewhere = shutil.copytree(labeled, tmp_path / "elsewhere")
     scoring: dict[str, Any] = {"baselines": "", "labels_per_class": 2, "draws": 1}
     fact = {"run": str(supcon), "loss": "supcon", "source": str(labeled), "labels": 66}

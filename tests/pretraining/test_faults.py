@@ -16,9 +16,10 @@ from touches import Forks
 import stepclr
 from stepclr.cli import main
 from stepclr.distributed import World
-from stepclr.pretraining import api, loop
+from stepclr.pretraining import api
 from stepclr.pretraining.checkpoint import checkpoints, save_checkpoint
 from stepclr.pretraining.logging import Meter
+from stepclr.pretraining.run import check_readable
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,9 @@ def test_an_image_that_every_rank_has_met_is_one(tmp_path: Path) -> None:
     for count in range(1, 7):
         images.ledger.unreadable[images.names[count]] = "it is gone"
         if count < 6:
-            loop._check_readable(images, 0, 9, run, Eight())
+            check_readable(images, 0, 9, run, Eight())
     with pytest.raises(stepclr.StepclrError, match=r"^6 of 100 images of sample:train cannot be read, for example "):
-        loop._check_readable(images, 0, 9, run, Eight())
+        check_readable(images, 0, 9, run, Eight())
 
 
 def test_every_rank_knows_when_a_checkpoint_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

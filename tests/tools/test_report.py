@@ -507,7 +507,9 @@ def test_labels_from_no_file_are_in_the_run(run: stepclr.Run, tmp_path: Path) ->
 
 
 def test_an_encoder_that_learned_from_the_labels_is_scored_on_others(run: stepclr.Run, tmp_path: Path) -> None:
-    words, command = told(run, tmp_path, loss="supcon", source="photos")["next"]
+    page = told(run, tmp_path, loss="supcon", source="photos")
+    assert page["cautions"][-1] == "Training learned from these very labels: other images may score lower."
+    words, command = page["next"]
     assert words == "Score it on labeled images that it has not learned from:"
     assert command.endswith("--train photos --test OTHER_IMAGES")
 

@@ -31,12 +31,12 @@ from stepclr.model.weights import ENCODER_FILE, is_finite
 from stepclr.pretraining.batches import steps_per_epoch
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Printer
-from stepclr.pretraining.loop import Diverged, list_skipped, train
+from stepclr.pretraining.loop import Diverged, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.pace import fitted
 from stepclr.pretraining.resolve import ENCODER, changed, resolve, views_of
 from stepclr.pretraining.resume import check_same_choice, extended, resumed
-from stepclr.pretraining.run import Run
+from stepclr.pretraining.run import Run, list_skipped
 from stepclr.recipes import recipe_config
 from stepclr.views.policies import read_policy
 from stepclr.views.views import Views

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
 from stepclr.errors import StepclrError, lines_as_text
+from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import in_percent, whole_percent
 from stepclr.pretraining.batches import Batch
 from stepclr.pretraining.resolve import work_of
@@ -123,6 +124,8 @@ class Printer:
         ]
         if not watched:
             lines[-1] += "; no labels for the kNN score; set monitor to a labeled source"
+        elif OBJECTIVES[config.loss].needs_labels and not config.monitor:
+            lines[-1] += "; kNN is of labels that training learns from; set monitor to other labeled images"
         if step:
             lines.append(f"  resuming after step {step:,}")
         self.say("\n".join(lines))

@@ -15,7 +15,6 @@ from stepclr.config import ResolvedConfig, total_steps
 from stepclr.data.images import ImageSet
 from stepclr.device import compiles, cudnn_benchmark, default_device
 from stepclr.distributed import World
-from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
@@ -34,7 +33,7 @@ from stepclr.pretraining.monitor import Monitor, batch_metrics
 from stepclr.pretraining.optim import build_optimizer, lr_multiplier, set_lr
 from stepclr.pretraining.profile import Profile
 from stepclr.pretraining.resolve import stages_of
-from stepclr.pretraining.run import Run
+from stepclr.pretraining.run import Run, check_readable
 from stepclr.pretraining.step import simclr_step
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
@@ -43,7 +42,6 @@ from stepclr.views.views import Views
 TakeStep = Callable[[Optimizer, Any, Batch, Tensor], tuple[Tensor, list[Tensor]]]
 
 LOG_EVERY = 10  # steps
-MAX_LOST = 0.05  # of the images; if more can no longer be read, the run ends: it would be another run
 # A checkpoint is written at the end of each epoch, and in a longer epoch after this many seconds. On a GPU, where an
 # epoch may take 2 seconds, the end of an epoch writes one only if the last one is older than SOON seconds.
 CHECKPOINT_AFTER, SOON = 600, 30
@@ -150,7 +148,7 @@ def train(
             for batch in islice(clock.feed(meter.watch(feed)), schedule.steps - step):
                 # ------------------------------------------------------------------------------------------------------
                 # One step of Algorithm 1. Its views and whatever dropout draws depend on the step alone.
-                _check_readable(loaded, unreadable_before, step, run, world)
+                check_readable(loaded, unreadable_before, step, run, world)
                 lr = set_lr(optimizer, lr_multiplier(step, schedule.steps, schedule.warmup_steps))
                 torch.manual_seed(_seed_of(config.seed, step, world.rank))
                 keys = view_keys(config.seed, epoch, batch.samples)
@@ -338,27 +336,3 @@ def _watch(
     except NotFiniteError:
         raise _diverged("the representation h", step, lr, run) from None
     return {}
-
-
-def _check_readable(images: ImageSet, before: int, step: int, run: Run, world: World) -> None:
-    """Raise StepclrError if more than the share MAX_LOST of the images were found unreadable since training began."""
-    most = MAX_LOST * len(images)
-    if world.total(len(images.skipped) - before) <= most:
-        return
-    # In time every rank meets the same image: each counts once.
-    lost = len(world.union(images.skipped)) - before
-    if lost > most:
-        list_skipped(images, run, world)
-        name, reason = images.skipped[-1]
-        raise StepclrError(
-            f"{lost} of {len(images)} images of {images.source} cannot be read, for example {name}: {reason}; stopped "
-            f"at step {step}: restore the files and resume the run, or begin one without them"
-        )
-
-
-def list_skipped(images: ImageSet, run: Run, world: World) -> None:
-    """Write skipped.csv: what any rank has skipped, ignored or changed when it opened and read the images."""
-    images.ledger.unreadable |= world.union(images.skipped)
-    images.ledger.remarks |= world.union(images.ledger.remarks.items())
-    if world.first:
-        images.ledger.write(run.folder / "skipped.csv")

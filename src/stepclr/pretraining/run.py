@@ -16,6 +16,7 @@ from torch import nn
 from stepclr.config import CONFIG_FILE, RunConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as
+from stepclr.distributed import World
 from stepclr.errors import StepclrError, choose
 from stepclr.io import locked, named, temporary_files, write_csv, write_whole
 from stepclr.loss.objectives import OBJECTIVES
@@ -25,6 +26,7 @@ from stepclr.model.timm_weights import timm_name
 
 Fields = dict[str, Any]  # one JSON object
 LABELS = "labels.csv"
+MAX_LOST = 0.05  # of the images; if more can no longer be read, the run ends: it would be another run
 
 
 @dataclass(frozen=True)
@@ -146,3 +148,27 @@ def free_folder(wanted: str | os.PathLike[str]) -> Path:
         number += 1
         path = Path(f"{os.fspath(wanted)}-{number}")
     return path
+
+
+def list_skipped(images: ImageSet, run: Run, world: World) -> None:
+    """Write skipped.csv: what any rank has skipped, ignored or changed when it opened and read the images."""
+    images.ledger.unreadable |= world.union(images.skipped)
+    images.ledger.remarks |= world.union(images.ledger.remarks.items())
+    if world.first:
+        images.ledger.write(run.folder / "skipped.csv")
+
+
+def check_readable(images: ImageSet, before: int, step: int, run: Run, world: World) -> None:
+    """Raise StepclrError if more than the share MAX_LOST of the images were found unreadable since training began."""
+    most = MAX_LOST * len(images)
+    if world.total(len(images.skipped) - before) <= most:
+        return
+    # In time every rank meets the same image: each counts once.
+    lost = len(world.union(images.skipped)) - before
+    if lost > most:
+        list_skipped(images, run, world)
+        name, reason = images.skipped[-1]
+        raise StepclrError(
+            f"{lost} of {len(images)} images of {images.source} cannot be read, for example {name}: {reason}; stopped "
+            f"at step {step}: restore the files and resume the run, or begin one without them"
+        )

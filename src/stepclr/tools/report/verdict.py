@@ -163,9 +163,10 @@ def _unscored(context: Context, classifier: Json) -> Json:
             "words": f"of {images}labeled images have the class of their nearest labeled neighbors (kNN). It shows how "
             "training went, and is not a score next to baselines yet.",
         }
-        if "knn_images" in last:
-            headline["cautions"] = _few("labeled images", last["knn_images"])
-        return headline
+        cautions = _few("labeled images", last["knn_images"]) if "knn_images" in last else []
+        if OBJECTIVES[context.config.loss].needs_labels and not context.config.monitor:
+            cautions.append("Training learned from these very labels: other images may score lower.")
+        return headline | {"cautions": cautions}
     if "contrastive_top1" in last:
         return {
             "score": whole_percent(last["contrastive_top1"]),
