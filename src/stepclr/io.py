@@ -261,7 +261,7 @@ def published(path: Path) -> Iterator[BufferedWriter]:
     try:
         for temporary in temporary_files(path.parent):
             with suppress(FileNotFoundError):  # another process deleted it first
-                if _abandoned(temporary):
+                if _abandoned(temporary) and not temporary.is_dir():
                     temporary.unlink()
         with new_file(path) as file:
             yield file

@@ -408,6 +408,11 @@ def damage(run: Path, what: str) -> None:
         ("no checkpoint", "finetune RUN --train sample:train --from head.1", "no checkpoint"),
         ("distill", "finetune RUN --train sample:train --from head.1", "which has no projection head"),
         ("distill", "finetune RUN --train sample:train", "is the classifier that pretraining trained"),
+        (
+            "distill",
+            "finetune RUN/encoder.safetensors --train sample:train --out RUN/classifier.safetensors",
+            "is the classifier that pretraining trained",
+        ),
         ("other head", "finetune RUN --train sample:train --from head.1", "is not 64-64-16"),
         ("other encoder", "finetune RUN --train sample:train --from head.1", "a different encoder"),
         ("truncated", "finetune RUN --train sample:train --from head.1", "cannot be read"),

@@ -15,6 +15,7 @@ from small import call, checksum, untrained_run
 import stepclr
 from stepclr.data.images import ImageSet
 from stepclr.errors import StepclrError
+from stepclr.evaluation import overlap
 from stepclr.evaluation.holdout import held_out
 from stepclr.model.files import load_classifier
 from stepclr.tools.scores import holdout_words, notes, stored_scores
@@ -74,9 +75,10 @@ def test_scores_of_an_encoder_that_learned_from_labels_say_so(
     scoring: dict[str, Any] = {"baselines": "", "labels_per_class": 2, "draws": 1}
     fact = {"run": str(supcon), "loss": "supcon", "source": str(labeled), "labels": 66}
 
+    known = [fact | {"scored": True}]
     scores = stepclr.evaluate(supcon, labeled, holdout=SHARE, **scoring)
-    assert scores.protocol["learned_labels"] == [fact | {"scored": True}]
-    says = f"The encoder of {supcon} has learned from the 66 labels of {labeled} (supcon), where a row has fewer"
+    assert scores.protocol["learned_labels"] == known
+    says = f"The encoder has learned from the 66 labels of {labeled} (in {supcon}, by the loss supcon)"
     assert any(note.startswith(says) and "too high" in note for note in notes(scores))
     assert stored_scores(stepclr.Run(supcon)) is not None
 
@@ -89,21 +91,60 @@ def test_scores_of_an_encoder_that_learned_from_labels_say_so(
     scores = stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring | {"baselines": supcon})
     assert scores.protocol["learned_labels"] == [fact | {"scored": True}]
     assert stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == []
+    file = supcon / "encoder.safetensors"  # which is in the run
+    assert stepclr.evaluate(file, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == known
+    heir = stepclr.pretrain(labeled, tmp_path / "heir", weights=str(supcon), epochs=1, batch_size=16).folder
+    assert stepclr.evaluate(heir, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == known
     tuned = stepclr.finetune(supcon, labeled, holdout=SHARE, epochs=1, out=tmp_path / "c.safetensors")
     assert tuned.protocol["learned_labels"] == [fact | {"scored": True}]
 
 
+@pytest.mark.parametrize(
+    ("source", "of_run", "meet"),
+    [
+        ("/a/photos", "/a/photos", True),
+        ("/a/photos/test", "/a/photos", True),
+        ("/a/photos", "/a/photos/train", True),
+        ("/a/photos/test", "/a/photos/train", False),
+        ("stl10:train", "stl10:train+unlabeled", True),
+        ("stl10:test", "stl10:train+unlabeled", False),
+        ("cifar10:train", "cifar100:train", False),
+        ("array", "array", False),
+        ("https://a/x.tar", "https://a/x.tar", True),
+    ],
+)
+def test_sources_that_share_images_are_told_from_others(source: str, of_run: str, meet: bool) -> None:
+    assert overlap._meet(source, of_run) == overlap._meet(of_run, source) == meet
+
+
+def test_arrays_are_told_apart_by_their_number(tmp_path: Path) -> None:
+    """They have no place; labels held out of the same arrays are known."""
+    generator = np.random.default_rng(0)
+    arrays = [generator.integers(0, 256, (count, 16, 16, 3), np.uint8) for count in (40, 30)]
+    (x, y), (x_test, y_test) = ((images, np.arange(len(images)) % 2) for images in arrays)
+    options: dict[str, Any] = {"encoder": "test_resnet", "epochs": 1, "batch_size": 16, "progress": False}
+    run = stepclr.pretrain((x, y), tmp_path / "run", loss="supcon", **options)
+    scoring: dict[str, Any] = {"baselines": "", "labels_per_class": 2, "draws": 1}
+    apart = stepclr.evaluate(run, (x, y), (x_test, y_test), **scoring)
+    held = stepclr.evaluate(run, (x, y), holdout=0.5, **scoring)
+    assert [scores.protocol["learned_labels"][0]["scored"] for scores in (apart, held)] == [False, True]
+
+
 def test_a_table_that_kept_test_images_out_of_training_keeps_them_apart(labeled: Path, tmp_path: Path) -> None:
     paths = sorted(path for path in labeled.glob("*/*.png") if "copy" not in path.name)
-    rows = [f"{path},{path.parent.name},{'test' if i % 4 == 0 else 'train'}\n" for i, path in enumerate(paths)]
-    table = tmp_path / "labels.csv"
-    table.write_text("path,label,split\n" + "".join(rows))
+    table, other = tmp_path / "labels.csv", tmp_path / "other.csv"  # which holds out others
+    for held, file in enumerate((table, other)):
+        rows = [f"{path},{path.parent.name},{'test' if i % 4 == held else 'train'}\n" for i, path in enumerate(paths)]
+        file.write_text("path,label,split\n" + "".join(rows))
     images = stepclr.open_images(labeled, labels=table)
     run = stepclr.pretrain(
         images, tmp_path / "run", loss="supcon", encoder="test_resnet", epochs=1, batch_size=16, progress=False
     )
     scores = stepclr.evaluate(run, images, baselines="", labels_per_class=2, draws=1)
     assert [learned["scored"] for learned in scores.protocol["learned_labels"]] == [False]
+    images = stepclr.open_images(labeled, labels=other)
+    scores = stepclr.evaluate(run, images, baselines="", labels_per_class=2, draws=1)
+    assert [learned["scored"] for learned in scores.protocol["learned_labels"]] == [True]
 
 
 # The draw

@@ -19,7 +19,7 @@ from stepclr.distributed import World
 from stepclr.pretraining import api
 from stepclr.pretraining.checkpoint import checkpoints, save_checkpoint
 from stepclr.pretraining.logging import Meter
-from stepclr.pretraining.run import check_readable
+from stepclr.pretraining.run import LostImages
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,15 @@ class Eight(World):
 
 
 def test_an_image_that_every_rank_has_met_is_one(tmp_path: Path) -> None:
-    images, run = stepclr.open_images("sample:train", limit=100), stepclr.Run(tmp_path)
+    images = stepclr.open_images("sample:train", limit=100)
+    lost = LostImages(images, stepclr.Run(tmp_path), Eight())
     for count in range(1, 7):
         images.ledger.unreadable[images.names[count]] = "it is gone"
         if count < 6:
-            check_readable(images, 0, 9, run, Eight())
+            lost.check(step=9)
+            lost.check(step=10)
     with pytest.raises(stepclr.StepclrError, match=r"^6 of 100 images of sample:train cannot be read, for example "):
-        check_readable(images, 0, 9, run, Eight())
+        lost.check(step=11)
 
 
 def test_every_rank_knows_when_a_checkpoint_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,17 +68,36 @@ def test_broken_files_are_left_out_whether_the_others_fit_into_the_cache_or_not(
     photos = photos_in(tmp_path / "photos", 40)
     for i in range(6):
         (photos / f"broken {i}.png").write_bytes(b"not a png")
+    half = (photos / "00.png").read_bytes()
+    (photos / "00.png").write_bytes(half[: len(half) // 2])  # its header can be read
     settings = SETTINGS | {"epochs": 2, "limit": None, "progress": False}
     kept = stepclr.pretrain(photos, tmp_path / "kept", **settings)
     read = stepclr.pretrain(photos, tmp_path / "read", cache_gib=1e-6, **settings)
-    assert (kept.config.images, read.config.images) == (40, 40)
-    assert same(kept, read)
+    assert (kept.config.images, read.config.images) == (39, 40)
     for run in (kept, read):
         assert (run.folder / "skipped.csv").read_text().count("broken ") == 6
     settings["epochs"] = 3
-    stepclr.pretrain(photos, kept.folder, cache_gib=1e-6, resume=True, **settings)
-    stepclr.pretrain(photos, read.folder, cache_gib=4.0, resume=True, **settings)
-    assert same(kept, read)
+    for run, other in ((kept, 1e-6), (read, 4.0)):
+        copy = shutil.copytree(run.folder, f"{run.folder}-copy")
+        again = stepclr.pretrain(photos, copy, cache_gib=other, resume=True, **settings)
+        stepclr.pretrain(photos, run.folder, resume=True, **settings)
+        assert same(run, again)
+        listed = [stepclr.Run(folder).left_out() for folder in (run.folder, again.folder)]
+        assert listed[0].keys() == listed[1].keys() == {"00.png", *(f"broken {i}.png" for i in range(6))}
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_broken_files_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photos_in(tmp_path / "photos", 40)
+    (photos / "broken.png").write_bytes(b"not a png")
+    settings = SETTINGS | {"epochs": 2, "limit": None, "progress": False, "cache_gib": 1e-6}
+    with monkeypatch.context() as patch:
+        patch.setattr(stepclr.ImageSet, "openable", lambda images: images)
+        run = stepclr.pretrain(photos, tmp_path / "run", **settings)
+    assert run.config.images == 41
+    stepclr.pretrain(photos, run.folder, resume=True, **settings | {"epochs": 3})
+    assert (run.config.epochs, run.config.images) == (3, 41)
 
 
 def resumed(out: Path) -> stepclr.Run:

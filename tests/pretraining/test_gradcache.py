@@ -148,6 +148,28 @@ class Masked(nn.Module):
         return h
 
 
+class Counting(nn.Module):
+    """Statistics whose tensors a forward pass replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moving: Tensor
+        self.register_buffer("moving", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.moving = 0.9 * self.moving + 0.1 * x.detach().mean((0, 2, 3))
+        return x.mean((2, 3))
+
+
+def test_statistics_of_a_module_that_replaces_them_move_once_a_step(images: stepclr.ImageSet) -> None:
+    pixels, keys = images.read(range(N)), stepclr.view_keys(0, 0, range(N))
+    assert isinstance(pixels, Tensor)
+    encoder = Counting().train()
+    representations(encoder, lambda pixels, _: (pixels.float() / 255)[None], pixels, keys, 8)
+    means = [part.float().div(255).mean((0, 2, 3)) for part in (pixels[:8], pixels[8:15], pixels[15:])]
+    torch.testing.assert_close(encoder.moving, 0.1 * torch.stack(means).mean(0))
+
+
 def test_masks_of_a_module_of_ones_own_stay_as_they_are(images: stepclr.ImageSet) -> None:
     """They may be infinite; weights, statistics and what is not a number may not."""
     pixels, keys = images.read(range(N)), stepclr.view_keys(0, 0, range(N))

@@ -200,11 +200,18 @@ def test_weights_take_the_place_of_the_network_that_a_recipe_names(unbroken: ste
         ({"weights": weights, "encoder": "test_resnet"}, ("test_resnet", "auto", None, None, True, 0.1)),
         ({"weights": "timm:resnet18.tv_in1k"}, (None, "auto", None, None, True, 0.1)),
         ({"weights": "timm", "encoder": "resnet18"}, ("resnet18", "auto", None, None, True, 0.1)),
+        ({"weights": "timm"}, ("resnet10x0.5", "auto", 0.5, 20, True, 0.1)),  # timm has none, which is refused
         ({"weights": "timm:tf_efficientnet_lite0.in1k"}, (None, "auto", None, None, False, 0.1)),
         ({"weights": str(tmp_path / "foreign.pt")}, ("resnet10x0.5", "small", 0.5, 20, True, 0.1)),
     ):
         config, _ = changed(recipe, options)
         assert tuple(getattr(config, name) for name in named) == expected, options
+    _, lines = changed(recipe, {"weights": weights})
+    assert lines[0].startswith(
+        "the weights are of test_resnet: the encoder resnet10x0.5 is not used, nor are the learni"
+    )
+    assert changed(PretrainConfig(), {"weights": weights})[1] == []
+    assert changed(recipe_config("imagenet"), {"weights": "timm"})[0].encoder == "resnet50"
     narrow = replace(recipe, encoder="test_resnet", stem="small-stride2")
     assert changed(narrow, {"weights": weights})[0].lr == recipe.lr  # chosen for this very network
 

@@ -142,17 +142,19 @@ def test_a_restarted_job_refuses_a_run_that_was_there_before_it(count: int, one:
 
 
 PATIENT = """
-import time
+import os, pathlib, sys, time
 from datetime import timedelta
 from stepclr import distributed
 
-distributed.TIMEOUT = timedelta(seconds=2)
+here = pathlib.Path(sys.argv[1])
+(here / os.environ["RANK"]).touch()
+while len(list(here.iterdir())) < 2:  # they start together
+    time.sleep(0.01)
+distributed.TIMEOUT = timedelta(seconds=5)
 world = distributed.join()
 if world.first:
-    time.sleep(6)
+    time.sleep(10)
 world.wait()
-with world.in_turn():
-    time.sleep(5 * world.first)
 print("together", world.numbers(world.rank))
 """
 
@@ -161,7 +163,8 @@ def test_ranks_wait_for_what_one_of_them_does_alone(tmp_path: Path) -> None:
     """Such as a second stage, which takes longer than an exchange may."""
     script = tmp_path / "patient.py"
     script.write_text(PATIENT)
-    done = world(2, str(script))
+    (tmp_path / "ranks").mkdir()
+    done = world(2, str(script), str(tmp_path / "ranks"))
     assert not done.returncode, done.stderr
     assert done.stdout.count("together [0.0, 1.0]") == 2
 

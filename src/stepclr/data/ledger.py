@@ -1,5 +1,6 @@
 """`Ledger`: what was skipped, ignored or changed when a source was opened and its images were read."""
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from stepclr.io import write_csv
 KINDS = 6  # that a line names
 LONGEST = 10  # letters of a suffix
 NO_SUFFIX = "without a suffix"
+IGNORED, CHANGED = "ignored: ", "changed: "  # begin the reason of what is no image, and of an image that is read
 ARRAY = ".npy"  # an image where a source has no others; beside images it may be anything
 
 # Names that operating systems, NAS boxes and programs give to folders and files of their own, in lower case.
@@ -153,12 +155,19 @@ class Ledger:
         rows = [("path", "reason"), *self.unreadable.items()]
         for name, (kind, hint, number) in self.ignored.items():
             several = f"{number:,} " if number > 1 else ""
-            rows.append((name, f"ignored: {several}{kind}" + (f" ({hint})" if hint else "")))
-        rows += [(name, f"changed: {text}") for name, text in self.remarks.items()]
+            rows.append((name, f"{IGNORED}{several}{kind}" + (f" ({hint})" if hint else "")))
+        rows += [(name, f"{CHANGED}{text}") for name, text in self.remarks.items()]
         if len(rows) > 1:
             write_csv(path, rows)
         else:
             path.unlink(missing_ok=True)
+
+
+def unreadable_in(path: Path) -> dict[str, str]:
+    """The images that a file of `Ledger.write` lists as unreadable, and why."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [(row[0], row[1]) for row in csv.reader(file) if len(row) == 2]
+    return {name: why for name, why in rows[1:] if not why.startswith((IGNORED, CHANGED))}
 
 
 def _number(n: int, one: str, more: str) -> str:

@@ -189,7 +189,6 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     before = state_checksum(encoder.state_dict())
     weights = started_from(run, encoder)
     names, others = _other_encoders(names, run, encoder, weights)
-    given_encoders = [name for name in others if name not in (START, os.fspath(run)) and timm_name(name) is None]
     given.announce("the images and their representations")
     min_area, bf16, flip = training_defaults(run)
     if shared is None:
@@ -227,7 +226,7 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     protocol = {
         "run": from_anywhere(run),
         "started_from": weights,
-        "learned_labels": learned_labels([run.folder, *given_encoders], images.protocol),
+        "learned_labels": learned_labels([run, *set(others) - {START}], images.protocol, images.opened),
         "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
         "encoder_sha256": {"before": before, "after": after},
         "test_size": encoder.test_size,

@@ -217,7 +217,7 @@ def finetune(
         "run": from_anywhere(run),
         "start": start,
         **images.protocol,
-        "learned_labels": learned_labels([run], images.protocol),
+        "learned_labels": learned_labels([run], images.protocol, images.opened),
         "methods": {"finetuned": settings.describe()},
         **_about_the_saved(path, checksum, saved, images, logits_of_saved),
     }
@@ -277,8 +277,9 @@ def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
     if out is None and not run.folder.is_dir():
         raise StepclrError(f"{run.folder} is not a folder, so out must name a file for the classifier")
     path = run.folder / CLASSIFIER if out is None else Path(out)
-    if run.exists() and path.resolve() == (run.folder / CLASSIFIER).resolve():
-        config = run.config
+    place = Run(path.parent)
+    if place.exists() and path.name == CLASSIFIER:
+        config = place.config
         if not OBJECTIVES[config.loss].contrastive or config.linear_epochs:
             raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
     check_suffix(path, [".safetensors"])

@@ -1,19 +1,23 @@
 """Test images that are in train too, images that a holdout keeps together, and labels that an encoder knows already."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from stepclr.config import RunConfig
 from stepclr.data.copies import copies, fingerprints
 from stepclr.data.details import groups
 from stepclr.data.images import ImageSet
+from stepclr.data.sources import sources_of
 from stepclr.distributed import World
 from stepclr.errors import StepclrError
 from stepclr.loss.objectives import OBJECTIVES
+from stepclr.model.timm_weights import timm_name
 from stepclr.pretraining.run import Run
 
 # Versions are looked for among up to this many pairs of images. Identical images are found in sets of any size.
@@ -64,24 +68,49 @@ def version_groups(images: ImageSet, world: World) -> tuple[list[list[int]], boo
     return groups([*exact, *versions]), near
 
 
-def learned_labels(runs: Iterable[str | os.PathLike[str]], protocol: dict[str, Any]) -> list[dict[str, Any]]:
-    """Those of the runs whose loss learned from labels, and of which source: their encoders know these labels.
+def learned_labels(
+    encoders: Iterable[str | os.PathLike[str]], protocol: dict[str, Any], opened: tuple[ImageSet, ImageSet]
+) -> list[dict[str, Any]]:
+    """The runs behind these encoders whose loss learned from labels, and of which source: the encoders know them.
 
-    scored: whether the images that the protocol scores on may be among that source. They are not where training left
-    out what a table's column `split` holds out.
+    scored: whether the images to score on, the second of those `opened`, may be among that source. They are not where
+    training left out what the same table's column `split` holds out.
     """
-    learned = []
-    for run in map(Run, map(Path, runs)):
-        if run.exists() and OBJECTIVES[run.config.loss].needs_labels:
-            config, train, part = run.config, protocol["train"], protocol["test"] or protocol["train"]
-            kept_apart = config.split and train.get("split") and not protocol["holdout"]
-            scored = not kept_apart and _share_images(config.sources, part.get("sources") or [part["source"]])
+    learned = {}
+    for run in chain.from_iterable(map(_runs_behind, encoders)):
+        config, train = run.config, protocol["train"]
+        if OBJECTIVES[config.loss].needs_labels:
+            same_table = config.split and train.get("split") and train.get("labels") == config.labels
+            scored = (not same_table or bool(protocol["holdout"])) and _may_be_among(opened[1], config)
             source = {"source": config.source_text, "labels": config.labeled}
-            learned.append({"run": os.fspath(run.folder), "loss": config.loss, **source, "scored": scored})
-    return learned
+            learned[run.folder] = {"run": os.fspath(run.folder), "loss": config.loss, **source, "scored": scored}
+    return list(learned.values())
 
 
-def _share_images(sources: list[str], others: list[str]) -> bool:
-    """Whether some source is among the others, or a folder in one of them, or around it."""
-    pairs = [(Path(a), Path(b)) for a in sources for b in others]
-    return any(a.is_relative_to(b) or b.is_relative_to(a) for a, b in pairs)
+def _runs_behind(encoder: str | os.PathLike[str]) -> Iterator[Run]:
+    """The run that made an encoder, those whose weights it began with, and those of its teachers."""
+    places, seen = [os.fspath(encoder)], set[Path]()
+    while places:
+        place = Path(places.pop(0))
+        run = Run(place if place.is_dir() else place.parent)  # an encoder may be given as the file in its run
+        if timm_name(place) is None and run.exists() and run.folder.resolve() not in seen:
+            seen.add(run.folder.resolve())
+            yield run
+            places += [other for other in (run.config.weights, run.config.teacher) if other]
+
+
+def _may_be_among(images: ImageSet, config: RunConfig) -> bool:
+    """Whether images may be among those of a run, by their sources; those of arrays, by their number alone."""
+    given = sources_of(images)
+    sources = [given] if isinstance(given, str) else given
+    same = sources == config.sources and images.names_checksum() == config.names_checksum
+    return same or any(_meet(a, b) for a, b in product(sources, config.sources))
+
+
+def _meet(source: str, other: str) -> bool:
+    """Whether two sources share images: a folder in another, or a part of NAME:SPLIT+SPLIT. Arrays have no place."""
+    (name, _, splits), (of_other, _, splits_of_other) = source.partition(":"), other.partition(":")
+    if name == of_other and splits:
+        return not {*splits.split("+")}.isdisjoint(splits_of_other.split("+"))
+    a, b = Path(source), Path(other)
+    return a.is_absolute() and (a.is_relative_to(b) or b.is_relative_to(a))

@@ -35,7 +35,7 @@ from stepclr.pretraining.loop import Diverged, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.pace import fitted
 from stepclr.pretraining.resolve import ENCODER, changed, resolve, views_of
-from stepclr.pretraining.resume import check_same_choice, extended, resumed
+from stepclr.pretraining.resume import as_it_began, check_same_choice, extended, resumed
 from stepclr.pretraining.run import Run, list_skipped
 from stepclr.recipes import recipe_config
 from stepclr.views.policies import read_policy
@@ -126,7 +126,8 @@ def pretrain(
         if decided.stem == "auto" and model.encoder.stem == "small":
             printer.say(f"stem small, for views of up to {SMALL} px; small-stride2 takes a fourth of the operations")
         with world.in_turn():
-            images = _decoded(images, decided, printer)
+            given, images = images, _decoded(images, decided, printer)
+            images = as_it_began(given, images, decided.size, stored, run) if stored else images
             watched = _decoded(watched, decided, printer) if watched else images
         _check_enough(images, decided, world)
         if decided.batch_size > len(images):  # the rate is that of the batch that is used

@@ -93,17 +93,20 @@ def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
 
     Call what it yields after each part. Other buffers stay as they are, such as a mask of True and False or of -inf.
     """
-    buffers = [buffer for buffer in encoder.buffers() if buffer.dtype != torch.bool]
-    before = [buffer.clone() for buffer in buffers]
-    moved = [torch.zeros_like(buffer) for buffer in buffers]
+
+    def buffers() -> list[Tensor]:  # listed each time: a module may put another tensor in the place of one
+        return [buffer for buffer in encoder.buffers() if buffer.dtype != torch.bool]
+
+    before = [buffer.clone() for buffer in buffers()]
+    moved = [torch.zeros_like(buffer) for buffer in before]
 
     def part_seen() -> None:
-        for total, buffer, start in zip(moved, buffers, before, strict=True):
+        for total, buffer, start in zip(moved, buffers(), before, strict=True):
             total += torch.where(buffer == start, torch.zeros_like(start), buffer - start)  # -inf - -inf is not 0
             buffer.copy_(start)
 
     yield part_seen
-    for buffer, total in zip(buffers, moved, strict=True):
+    for buffer, total in zip(buffers(), moved, strict=True):
         buffer += total / parts if buffer.is_floating_point() else total // parts
 
 

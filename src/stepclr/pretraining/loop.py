@@ -33,7 +33,7 @@ from stepclr.pretraining.monitor import Monitor, batch_metrics
 from stepclr.pretraining.optim import build_optimizer, lr_multiplier, set_lr
 from stepclr.pretraining.profile import Profile
 from stepclr.pretraining.resolve import stages_of
-from stepclr.pretraining.run import Run, check_readable
+from stepclr.pretraining.run import LostImages, Run
 from stepclr.pretraining.step import simclr_step
 from stepclr.views.keys import view_keys
 from stepclr.views.views import Views
@@ -127,7 +127,7 @@ def train(
     monitor = Monitor(watched) if Monitor.can_watch(watched) else None
     meter = Meter(state.get("seconds", 0.0))
     clock = Profile(device, enabled=profile)
-    unreadable_before = len(loaded.skipped)
+    lost = LostImages(loaded, run, world)
     losses: list[Tensor] = []  # since the last check; each check waits for the GPU
 
     with ExitStack() as stack:
@@ -148,7 +148,7 @@ def train(
             for batch in islice(clock.feed(meter.watch(feed)), schedule.steps - step):
                 # ------------------------------------------------------------------------------------------------------
                 # One step of Algorithm 1. Its views and whatever dropout draws depend on the step alone.
-                check_readable(loaded, unreadable_before, step, run, world)
+                lost.check(step)
                 lr = set_lr(optimizer, lr_multiplier(step, schedule.steps, schedule.warmup_steps))
                 torch.manual_seed(_seed_of(config.seed, step, world.rank))
                 keys = view_keys(config.seed, epoch, batch.samples)

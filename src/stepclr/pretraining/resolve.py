@@ -102,6 +102,11 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     left_open = _of_another_network(own, config, given)
     dropped: dict[str, Any] = dict.fromkeys(unused)
     dropped |= {name: value for name, value in left_open.items() if name not in given}
+    if "encoder" in dropped and own.encoder not in (None, network_of(config.weights)):
+        lines.append(
+            f"the weights are of {network_of(config.weights)}: the encoder {own.encoder} is not used, nor are the "
+            "learning rate and the epochs that are for it"
+        )
     return replace(config, **dropped), lines
 
 
@@ -116,7 +121,9 @@ def _of_another_network(own: PretrainConfig, config: PretrainConfig, given: Coll
         brought = config.encoder or ENCODER if config.weights == "timm" else network_of(config.weights)
     left_open: dict[str, Any] = {}
     if brought:
-        left_open |= {"encoder": None, "stem": "auto"}
+        left_open["stem"] = "auto"
+        if config.weights != "timm":
+            left_open["encoder"] = None
         if own.encoder not in (None, brought):
             left_open |= dict.fromkeys(["lr", "epochs", "minutes", "warmup"])
     network = config.encoder if "encoder" in given else brought

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from stepclr.config import SETTINGS, PretrainConfig, RunConfig, total_steps
-from stepclr.data.images import class_names
+from stepclr.data.decode import source_side
+from stepclr.data.images import ImageSet, class_names
 from stepclr.errors import StepclrError
 from stepclr.pretraining.checkpoint import checkpoints, step_of
 from stepclr.pretraining.resolve import fitting_warmup
@@ -41,6 +42,24 @@ def check_same_choice(classes: str | Sequence[str] | None, limit: int | None, st
         raise StepclrError(f"{run.folder} was started with the classes {began}, not {', '.join(names)}")
     if limit is not None and limit != stored.limit:
         raise StepclrError(f"{run.folder} was started with limit {stored.limit}, not {limit}")
+
+
+def as_it_began(given: ImageSet, readable: ImageSet, size: int, stored: RunConfig, run: Run) -> ImageSet:
+    """The images of a run about to be resumed: the readable ones, or those that it began with among the given ones.
+
+    The two differ where a run that kept its images decoded, and left out those that it could not decode, no longer
+    keeps them, or the other way round. Where they are other images, `extended` says so.
+    """
+    if readable.names_checksum() == stored.names_checksum:
+        return readable
+    left_out = run.left_out()
+    whole = given.decoded(source_side(size), budget=0)  # decoded each time they are read
+    others = whole.take([i for i, name in enumerate(whole.names) if name not in left_out])
+    for images in (whole.openable(), whole, others):
+        if images.names_checksum() == stored.names_checksum:
+            images.ledger.unreadable |= left_out
+            return images
+    return readable
 
 
 def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:

@@ -15,6 +15,7 @@ from torch import nn
 
 from stepclr.config import CONFIG_FILE, RunConfig
 from stepclr.data.images import ImageSet
+from stepclr.data.ledger import unreadable_in
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as
 from stepclr.distributed import World
 from stepclr.errors import StepclrError, choose
@@ -25,7 +26,7 @@ from stepclr.model.files import load_encoder
 from stepclr.model.timm_weights import timm_name
 
 Fields = dict[str, Any]  # one JSON object
-LABELS = "labels.csv"
+LABELS, SKIPPED = "labels.csv", "skipped.csv"
 MAX_LOST = 0.05  # of the images; if more can no longer be read, the run ends: it would be another run
 
 
@@ -113,6 +114,11 @@ class Run:
             rows = [(files.get(name, name), *row) for name, row in images.labeling.rows.items()]
             write_csv(self.folder / LABELS, [("path", "label", "split"), *rows])
 
+    def left_out(self) -> dict[str, str]:
+        """The images that skipped.csv lists as unreadable, and why; none where there is no such file."""
+        path = self.folder / SKIPPED
+        return unreadable_in(path) if path.is_file() else {}
+
     def write(self, name: str, text: str) -> None:
         write_whole(self.folder / name, lambda file: file.write(text.encode()))
 
@@ -155,20 +161,29 @@ def list_skipped(images: ImageSet, run: Run, world: World) -> None:
     images.ledger.unreadable |= world.union(images.skipped)
     images.ledger.remarks |= world.union(images.ledger.remarks.items())
     if world.first:
-        images.ledger.write(run.folder / "skipped.csv")
+        images.ledger.write(run.folder / SKIPPED)
 
 
-def check_readable(images: ImageSet, before: int, step: int, run: Run, world: World) -> None:
-    """Raise StepclrError if more than the share MAX_LOST of the images were found unreadable since training began."""
-    most = MAX_LOST * len(images)
-    if world.total(len(images.skipped) - before) <= most:
-        return
-    # In time every rank meets the same image: each counts once.
-    lost = len(world.union(images.skipped)) - before
-    if lost > most:
-        list_skipped(images, run, world)
-        name, reason = images.skipped[-1]
-        raise StepclrError(
-            f"{lost} of {len(images)} images of {images.source} cannot be read, for example {name}: {reason}; stopped "
-            f"at step {step}: restore the files and resume the run, or begin one without them"
-        )
+class LostImages:
+    """Counts the images that are found unreadable from now on: a run that loses many of them is another run."""
+
+    def __init__(self, images: ImageSet, run: Run, world: World) -> None:
+        self.images, self.run, self.world = images, run, world
+        self.before, self.counted = len(images.skipped), 0.0
+
+    def check(self, step: int) -> None:
+        """Raise StepclrError, on every rank, if they are more than the share MAX_LOST."""
+        images, world, most = self.images, self.world, MAX_LOST * len(self.images)
+        total = world.total(len(images.skipped) - self.before)
+        if total <= most or total == self.counted:
+            return
+        # In time every rank meets the same image, which counts once. The names are compared when there are new ones.
+        self.counted = total
+        lost = len(world.union(images.skipped)) - self.before
+        if lost > most:
+            list_skipped(images, self.run, world)
+            name, reason = images.skipped[-1]
+            raise StepclrError(
+                f"{lost} of {len(images)} images of {images.source} cannot be read, for example {name}: {reason}; "
+                f"stopped at step {step}: restore the files and resume the run, or remove them and begin a new run"
+            )

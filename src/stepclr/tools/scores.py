@@ -155,8 +155,8 @@ def learned_words(scores: Scores) -> str:
     words = []
     for learned in scores.protocol.get("learned_labels") or ():
         words.append(
-            f"The encoder of {learned['run']} has learned from the {learned['labels']:,} labels of {learned['source']} "
-            f"({learned['loss']}), where a row has fewer labels too."
+            f"The encoder has learned from the {learned['labels']:,} labels of {learned['source']} (in "
+            f"{learned['run']}, by the loss {learned['loss']}), whatever number of labels a row has."
         )
         if learned["scored"]:
             words[-1] += (
