@@ -39,6 +39,15 @@ def test_tables_of_all_kinds_say_the_same(text: str | bytes, tmp_path: Path) -> 
     assert labels_in(tmp_path, text) == {0: "Siamese cat", 1: "dog"}
 
 
+def test_labels_of_another_encoding_are_no_class_names(tmp_path: Path) -> None:
+    """As spreadsheets on Windows write them; a path, which no person reads, may be of any bytes."""
+    with pytest.raises(
+        StepclrError, match=r"0\.csv, line 3: the label 'k\\udce4se' is not UTF-8: save the table as CSV U"
+    ):
+        labels_in(tmp_path, "path,label\ncat/a.png,dog\ncat/b.png,k\xe4se\n".encode("cp1252"))
+    assert labels_in(tmp_path, "path,label\ncat/b.png,k\xe4se\n") == {1: "k\xe4se"}
+
+
 def test_names_are_found_however_they_are_written(tmp_path: Path) -> None:
     decomposed = unicodedata.normalize("NFD", NAMES[2])
     text = f'path,label\n{decomposed},{decomposed[:5]}\nodd.png,"crane, bird"\n"x,y.png",b\ntwin.png,t\n'

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import call
+from small import call, photos_in
 from touches import Forks
 
 import stepclr
@@ -315,6 +315,15 @@ def test_half_a_folder_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "packing.json").write_text('{"per_shard": 7}')
     with pytest.raises(stepclr.StepclrError, match="packing was not finished; run the same stepclr pack again"):
         stepclr.open_images(tmp_path)
+
+
+def test_a_split_that_shards_do_not_keep_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = photos_in(tmp_path / "photos", 8)
+    table = tmp_path / "labels.csv"
+    for split, said in (("test", True), ("", False)):
+        table.write_text(f"path,label,split\n00.png,a,{split}\n01.png,b,{split and 'train'}\n")
+        assert call("pack", photos, "--labels", table, "--out", tmp_path / f"shards{split}") == 0
+        assert ("shards have no column split" in capsys.readouterr().out) == said
 
 
 def test_images_that_cannot_be_read_make_no_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_scores_of_an_encoder_that_learned_from_labels_say_so(
     assert "kNN is of labels" not in capsys.readouterr().err
     elsewhere = shutil.copytree(labeled, tmp_path / "elsewhere")
     scoring: dict[str, Any] = {"baselines": "", "labels_per_class": 2, "draws": 1}
-    fact = {"run": str(supcon), "loss": "supcon", "source": str(labeled), "labels": 66}
+    fact = {"row": None, "run": str(supcon), "loss": "supcon", "source": str(labeled), "labels": 66}
 
     known = [fact | {"scored": True}]
     scores = stepclr.evaluate(supcon, labeled, holdout=SHARE, **scoring)
@@ -89,14 +89,20 @@ def test_scores_of_an_encoder_that_learned_from_labels_say_so(
     assert not any("too high" in note for note in notes(scores))
 
     scores = stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring | {"baselines": supcon})
-    assert scores.protocol["learned_labels"] == [fact | {"scored": True}]
+    assert scores.protocol["learned_labels"] == [fact | {"row": str(supcon), "scored": True}]
+    assert any(note.startswith(f"The row {supcon} has learned from the 66 labels") for note in notes(scores))
     assert stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == []
     file = supcon / "encoder.safetensors"  # which is in the run
     assert stepclr.evaluate(file, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == known
     heir = stepclr.pretrain(labeled, tmp_path / "heir", weights=str(supcon), epochs=1, batch_size=16).folder
     assert stepclr.evaluate(heir, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == known
     tuned = stepclr.finetune(supcon, labeled, holdout=SHARE, epochs=1, out=tmp_path / "c.safetensors")
-    assert tuned.protocol["learned_labels"] == [fact | {"scored": True}]
+    assert tuned.protocol["learned_labels"] == known
+    options |= {"loss": "distill", "teacher": str(tmp_path / "c.safetensors")}
+    student = stepclr.pretrain(labeled, tmp_path / "student", **options)
+    scores = stepclr.evaluate(student, labeled, holdout=SHARE, **scoring)
+    assert [learned["scored"] for learned in scores.protocol["learned_labels"]] == [None]
+    assert any("and so from the labels of that one" in note for note in notes(scores))
 
 
 @pytest.mark.parametrize(

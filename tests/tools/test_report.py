@@ -19,7 +19,7 @@ from window import Window
 
 import stepclr
 from stepclr.evaluation.results import Score, Scores, confusion
-from stepclr.model.files import load_classifier, save_classifier
+from stepclr.model.files import load_classifier, save_classifier, state_checksum
 from stepclr.tools.gains import paired
 from stepclr.tools.images import INK, RULE
 from stepclr.tools.methods import COLORS, METHODS
@@ -615,6 +615,33 @@ def classified(run: stepclr.Run, photos: Path, tmp_path_factory: pytest.TempPath
     copy, test = Path(shutil.copytree(run.folder, home / "copy")), turned(photos, home)
     assert call("finetune", copy, "--train", photos, "--test", test, "--epochs", 1, "--batch-size", 16) == 0
     return copy, test
+
+
+def test_a_classifier_that_is_not_to_be_used_is_not_the_next_step(
+    classified: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """One of an earlier encoder, and one that is no better than guessing."""
+    copy = Path(shutil.copytree(classified[0], tmp_path / "copy"))
+    path = copy / "finetune.json"
+    stored = json.loads(path.read_text())
+
+    def next_step(top1: float, of_encoder: str) -> tuple[str, str]:
+        protocol = stored["protocol"] | {"of_encoder": of_encoder}
+        protocol["classifier"] |= {"top1": top1}
+        path.write_text(json.dumps(stored | {"protocol": protocol}))
+        context = open_context(stepclr.Run(copy), None)
+        page = verdict(context, {"training": training(context), "usage": {}, "classifier": {}})
+        return page["next"][1].split()[1], " ".join(page["cautions"])
+
+    encoder = stored["protocol"]["of_encoder"]
+    assert encoder == state_checksum(stepclr.Run(copy).encoder().state_dict())
+    assert next_step(1.0, encoder)[0] == "predict"
+    command, cautions = next_step(1.0, "another")
+    assert command != "predict"
+    assert "The classifier is of an earlier encoder" in cautions
+    command, cautions = next_step(0.1, encoder)
+    assert command != "predict"
+    assert "no better than always naming the most frequent class" in cautions
 
 
 def test_a_classifier_is_on_the_page_with_its_mistakes_and_doubts(classified: tuple[Path, Path]) -> None:

@@ -465,6 +465,15 @@ def test_a_bad_query_gets_one_line(
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_a_query_that_is_not_there_is_named_before_anything_is_embedded(
+    encoder: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run = Path(shutil.copytree(encoder.parent if encoder.is_file() else encoder, tmp_path / "run"))
+    assert call("search", run, tmp_path / "nope.jpg") == 2
+    assert "nope.jpg does not exist" in capsys.readouterr().err
+    assert not (run / "index").exists()
+
+
 @pytest.mark.parametrize(("package", "out"), [("lancedb", "index"), ("pyarrow.parquet", "h.parquet")])
 def test_a_missing_package_is_named(
     package: str, out: str, encoder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -44,6 +44,9 @@ def search(
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
     out = out or Path(f"hits-{query[0].stem[:50]}.png")
     format = image_format(out)
+    for path in query:  # before a run's index is updated, which may take long
+        if not path.is_file():
+            raise StepclrError(f"{path} is not an image file" if path.exists() else f"{path} does not exist")
     index, encoder = _index_of(index)
     opened = Search(index, run or encoder)
     images = [read_query(path, opened.encoder) for path in query]  # all of them, before anything is printed

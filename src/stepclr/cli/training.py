@@ -64,6 +64,9 @@ def pack(
     say_unread(images)
     skipped = f"; {packed.skipped:,} could not be read, see {out / 'skipped.csv'}" if packed.skipped else ""
     say(f"{out}: {packed.images:,} images in {packed.shards:,} shards{skipped}")
+    if images.labeling and any(split for _, split in images.labeling.rows.values()):
+        say("shards have no column split: without it, pretrain learns from the images that are for test too; pack only")
+        say("those for train, or give the table with --labels to the commands that read the shards")
 
 
 def pretrain(
@@ -166,8 +169,9 @@ def finetune(
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.evaluation.splits import labels_words
+    from stepclr.tools.report.classifier import is_a_guess
     from stepclr.tools.report.writing import classifier_page
-    from stepclr.tools.scores import measures_words, score_summary, scored_images, shown_measures, test_counts
+    from stepclr.tools.scores import measures_words, score_summary, scored_images, shown_measures
 
     holds_out = holdout is None
     reading = options.pop("reading")
@@ -184,7 +188,7 @@ def finetune(
         file, count = Path(made["file"]).name, scores.protocol["test"]["images"]
         measures = measures_words(made, shown_measures(scores))
         say(f"{file}: {measures} on the {count:,} {scored_images(scores)}")
-        if made["top1"] <= max(test_counts(scores).values()) / count:
+        if is_a_guess(scores):
             say("this is no better than always naming the most frequent class")
     classifier = out or Path(made["file"])
     if (run / CONFIG_FILE).is_file() and Path(made["file"]).parent.samefile(run):

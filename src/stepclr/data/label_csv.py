@@ -201,6 +201,10 @@ def _read_text(file: Path) -> LabelTable:
             if len(cells) <= max(place for place in places if place is not None) or any(cells[len(header) :]):
                 raise StepclrError(f"{file}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}")
             _, label, split = (cells[place] if place is not None else "" for place in places)
+            if not is_text(label):  # unlike a path, which need not be
+                raise StepclrError(
+                    f"{file}, line {reader.line_num}: the label {label!r} is not UTF-8: save the table as CSV UTF-8"
+                )
             if label or split:
                 # A name may begin with a space.
                 rows.append(Row(row[places[0]], _cell(label), split, reader.line_num))
@@ -231,6 +235,11 @@ def _text(file: Path) -> str:
         return content.decode("utf-16", "replace")
     # A spreadsheet may begin a file with a byte order mark; paths need not be valid text.
     return content.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+
+
+def is_text(name: str) -> bool:
+    """Whether the name has no bytes that could not be decoded."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in name)
 
 
 Places = tuple[int, int, int | None]  # of the path, the label and the split among the columns

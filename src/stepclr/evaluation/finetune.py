@@ -183,6 +183,7 @@ def finetune(
     check_used("more than one number in labels_per_class", len(per_class) > 1, scored, to_score)
     check_draws(draws, 1, per_class)
     announce("the images and their representations")
+    of_encoder = state_checksum(initial.encoder.state_dict())
     images = prepare(initial.encoder, train, test, per_class, draws, seed, holdout, announce=announce)
 
     saved = max(images.splits, key=lambda split: len(split.indices))  # the first of those with the most labels
@@ -216,8 +217,9 @@ def finetune(
     protocol = {
         "run": from_anywhere(run),
         "start": start,
+        "of_encoder": of_encoder,
         **images.protocol,
-        "learned_labels": learned_labels([run], images.protocol, images.opened),
+        "learned_labels": learned_labels(run, [], images.protocol, images.opened),
         "methods": {"finetuned": settings.describe()},
         **_about_the_saved(path, checksum, saved, images, logits_of_saved),
     }

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +69,30 @@ def version_groups(images: ImageSet, world: World) -> tuple[list[list[int]], boo
 
 
 def learned_labels(
-    encoders: Iterable[str | os.PathLike[str]], protocol: dict[str, Any], opened: tuple[ImageSet, ImageSet]
+    encoder: str | os.PathLike[str],
+    others: Iterable[str],
+    protocol: dict[str, Any],
+    opened: tuple[ImageSet, ImageSet],
 ) -> list[dict[str, Any]]:
-    """The runs behind these encoders whose loss learned from labels, and of which source: the encoders know them.
+    """The runs behind an encoder and the `others`, rows of their own, that learned from labels, and of which source.
 
     scored: whether the images to score on, the second of those `opened`, may be among that source. They are not where
-    training left out what the same table's column `split` holds out.
+    training left out what the same table's column `split` holds out. None for a student: its source is the teacher,
+    and which labels that one learned from is not known here.
     """
-    learned = {}
-    for run in chain.from_iterable(map(_runs_behind, encoders)):
-        config, train = run.config, protocol["train"]
-        if OBJECTIVES[config.loss].needs_labels:
-            same_table = config.split and train.get("split") and train.get("labels") == config.labels
-            scored = (not same_table or bool(protocol["holdout"])) and _may_be_among(opened[1], config)
-            source = {"source": config.source_text, "labels": config.labeled}
-            learned[run.folder] = {"run": os.fspath(run.folder), "loss": config.loss, **source, "scored": scored}
-    return list(learned.values())
+    learned: list[dict[str, Any]] = []
+    for row, place in [(None, encoder), *((other, other) for other in others)]:
+        for run in _runs_behind(place):
+            config, train, objective = run.config, protocol["train"], OBJECTIVES[run.config.loss]
+            of_run: dict[str, Any] = {"row": row, "run": os.fspath(run.folder), "loss": config.loss}
+            if objective.needs_teacher:
+                learned.append(of_run | {"source": config.teacher, "labels": 0, "scored": None})
+            elif objective.needs_labels:
+                same_table = config.split and train.get("split") and train.get("labels") == config.labels
+                scored = (not same_table or bool(protocol["holdout"])) and _may_be_among(opened[1], config)
+                source = {"source": config.source_text, "labels": config.labeled}
+                learned.append(of_run | source | {"scored": scored})
+    return learned
 
 
 def _runs_behind(encoder: str | os.PathLike[str]) -> Iterator[Run]:

@@ -38,7 +38,9 @@ SHARED = {
         "names_checksum": str,
     },
     "test_images_in_train?": {"identical": int, "near_identical?": int, "clean": int, "examples": [str]},
-    "learned_labels?": [{"run": str, "loss": str, "source": str, "labels": int, "scored": bool}],
+    "learned_labels?": [
+        {"row": str | None, "run": str, "loss": str, "source": str, "labels": int, "scored": bool | None}
+    ],
     "test_labels": str,
     "labels_per_class": [PER_CLASS],
     "draws": int,
@@ -60,6 +62,7 @@ COMPARED = ("classes", "test", "labels_per_class")
 TO_COMPARE = {name if name in COMPARED else f"{name.removesuffix('?')}?": shape for name, shape in OF_ENCODER.items()}
 OF_CLASSIFIER = SHARED | {
     "test": dict | None,
+    "of_encoder?": str,
     "unsure?": [{"names": [str], "is": str, "best": (str, float), "second": (str, float)}],
     "classifier": {"file": str, "labels_per_class": PER_CLASS, "labels?": int, "sha256?": str, "top1": float | None}
     | {f"{measure}?": float for measure in MEASURES},

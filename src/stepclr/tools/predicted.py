@@ -47,8 +47,8 @@ def labeled_words(predictions: Classified) -> str:
     counts = np.bincount(truth[known])
     words = measures_words(values, measures_for(counts[counts > 0].tolist()))
     return (
-        f"{int(known.sum()):,} images have a label among the classes: {words}; this is no test where the classifier "
-        "was trained on these images"
+        f"{int(known.sum()):,} image{'s have' if known.sum() > 1 else ' has'} a label among the classes: {words}; "
+        "this is no test where the classifier was trained on these images"
     )
 
 

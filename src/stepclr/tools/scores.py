@@ -41,12 +41,12 @@ def stored_scores(run: Run, to_compare: bool = False) -> Scores | None:
         scored = (scores.protocol.get("encoder_sha256") or {}).get("after")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
-    if scored is not None and scored != _encoder_checksum(run):
+    if scored is not None and scored != encoder_checksum(run):
         return Scores([], scores.protocol)
     return scores
 
 
-def _encoder_checksum(run: Run) -> str | None:
+def encoder_checksum(run: Run) -> str | None:
     """The checksum of the run's encoder; None where there is none, or it cannot be read."""
     try:
         return state_checksum(load_file(run.folder / ENCODER_FILE))
@@ -154,9 +154,16 @@ def learned_words(scores: Scores) -> str:
     """Which encoders learned from labels, and whether the scores may be of these labels, in sentences; "" for none."""
     words = []
     for learned in scores.protocol.get("learned_labels") or ():
+        whose = f"The row {learned['row']}" if learned["row"] else "The encoder"
+        if learned["scored"] is None:
+            words.append(
+                f"{whose} has learned from the classifier {learned['source']}, and so from the labels of that one: "
+                "images to score on should not be among these."
+            )
+            continue
         words.append(
-            f"The encoder has learned from the {learned['labels']:,} labels of {learned['source']} (in "
-            f"{learned['run']}, by the loss {learned['loss']}), whatever number of labels a row has."
+            f"{whose} has learned from the {learned['labels']:,} labels of {learned['source']} (in {learned['run']}, "
+            f"by the loss {learned['loss']}), whatever number of labels a row has."
         )
         if learned["scored"]:
             words[-1] += (

@@ -14,12 +14,13 @@ from stepclr.evaluation.splits import labels_words
 from stepclr.evaluation.stored import read_scores
 from stepclr.metrics import in_percent
 from stepclr.model.files import CLASSIFIER, load_classifier, state_checksum
+from stepclr.pretraining.run import Run
 from stepclr.tools.gains import paired
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
 from stepclr.tools.report.plots import confusion as confusion_plot
-from stepclr.tools.scores import measures_for, measures_words, percent, test_counts
+from stepclr.tools.scores import encoder_checksum, measures_for, measures_words, percent, test_counts
 
 Json = dict[str, Any]
 
@@ -58,6 +59,24 @@ def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
     else:
         section["why"] = "It was not scored: give finetune --test or --holdout to know how good it is."
     return section
+
+
+def is_a_guess(scores: Scores) -> bool:
+    """Whether a classifier that was scored is no better than always naming the most frequent class."""
+    top1, counts = scores.protocol["classifier"]["top1"], test_counts(scores).values()
+    return top1 is not None and bool(counts) and top1 <= max(counts) / sum(counts)
+
+
+def unfit(run: Run) -> str:
+    """Why the classifier that was fine-tuned in a run is not to be used, in a sentence; "" where it may be."""
+    scores = _stored(run.folder / CLASSIFIER)
+    if scores is None:
+        return ""
+    if scores.protocol.get("of_encoder") not in (None, encoder_checksum(run)):
+        return "The classifier is of an earlier encoder: the run has been trained further since. Fine-tune it again."
+    if is_a_guess(scores):
+        return "The classifier is no better than always naming the most frequent class."
+    return ""
 
 
 def _facts(path: Path) -> Json:
