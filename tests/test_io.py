@@ -16,7 +16,6 @@ COMMANDS = (
     "predict nowhere sample:test --out FILE/x.csv",
     "predict nowhere sample:test --sheet FILE/x.png",
     "embed nowhere sample:test --out FILE/index",
-    "pretrain nowhere --out FILE/run",
     "find next nowhere --out FILE/x.csv",
     "label nowhere --out FILE/x.html",
 )

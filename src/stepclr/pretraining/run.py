@@ -19,7 +19,7 @@ from stepclr.data.ledger import unreadable_in
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as
 from stepclr.distributed import World
 from stepclr.errors import StepclrError, choose
-from stepclr.io import check_writable, locked, named, temporary_files, write_csv, write_whole
+from stepclr.io import locked, named, temporary_files, write_csv, write_whole
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder
@@ -86,7 +86,6 @@ class Run:
         """Raise StepclrError if a new run (or, with `resume`, this one) cannot use the folder."""
         if self.exists() and not resume:
             raise StepclrError(f"{self.folder} already contains a run: resume=True continues it, or choose another out")
-        check_writable(self.folder)
         if self.exists() or not self.folder.exists():
             return
         # What a process has left that was killed before it wrote config.json may stay.

@@ -67,16 +67,21 @@ def is_a_guess(scores: Scores) -> bool:
     return top1 is not None and bool(counts) and top1 <= max(counts) / sum(counts)
 
 
-def unfit(run: Run) -> str:
-    """Why the classifier that was fine-tuned in a run is not to be used, in a sentence; "" where it may be."""
+def is_of_an_earlier_encoder(run: Run) -> bool:
+    """Whether a run has been trained further since its classifier was fine-tuned."""
     scores = _stored(run.folder / CLASSIFIER)
-    if scores is None:
-        return ""
-    if scores.protocol.get("of_encoder") not in (None, encoder_checksum(run)):
-        return "The classifier is of an earlier encoder: the run has been trained further since. Fine-tune it again."
-    if is_a_guess(scores):
-        return "The classifier is no better than always naming the most frequent class."
-    return ""
+    return scores is not None and scores.protocol.get("of_encoder") not in (None, encoder_checksum(run))
+
+
+def cautions_of(run: Run) -> list[str]:
+    """What speaks against the classifier of a run, in sentences."""
+    scores = _stored(run.folder / CLASSIFIER)
+    cautions = []
+    if is_of_an_earlier_encoder(run):
+        cautions.append("The classifier is of an earlier encoder: the run has been trained further since.")
+    if scores is not None and is_a_guess(scores):
+        cautions.append("The classifier is no better than always naming the most frequent class.")
+    return cautions
 
 
 def _facts(path: Path) -> Json:

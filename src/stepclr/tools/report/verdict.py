@@ -21,7 +21,7 @@ from stepclr.pretraining.run import LABELS
 from stepclr.tools.gains import Gain, gains_of
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
-from stepclr.tools.report.classifier import unfit
+from stepclr.tools.report.classifier import cautions_of, is_of_an_earlier_encoder
 from stepclr.tools.report.context import Context
 from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
 
@@ -63,8 +63,8 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
         headline |= _unscored(context, sections["classifier"])
         if scores:
             headline["cautions"].insert(0, EARLIER)
-    if (context.run.folder / CLASSIFIER).is_file() and (why := unfit(context.run)):
-        headline["cautions"].append(why)
+    if (context.run.folder / CLASSIFIER).is_file():
+        headline["cautions"] += cautions_of(context.run)
     facts = [*headline.pop("facts", []), *_facts(context, training)]
     return headline | {
         "facts": facts,
@@ -219,7 +219,7 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
         return "Finish the run:", _command(resumed)
     if over_teacher and over_teacher.level == "bad":
         return "Let the student learn for longer:", _command([*resumed, *_twice_as_long(config)])
-    if (run / CLASSIFIER).is_file() and not unfit(context.run):
+    if (run / CLASSIFIER).is_file() and not is_of_an_earlier_encoder(context.run):
         words = ["stepclr", "predict", run, "NEW_IMAGES", "--out", "predictions.csv"]
         return "Classify new images:", _command(words)
     if (run / EVALUATION).is_file() and context.scores and context.scores.rows:
