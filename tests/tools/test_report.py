@@ -628,7 +628,7 @@ def test_a_classifier_of_an_earlier_encoder_is_not_the_next_step(classified: tup
         protocol["classifier"] |= {"top1": top1}
         path.write_text(json.dumps(stored | {"protocol": protocol}))
         context = open_context(stepclr.Run(copy), None)
-        page = verdict(context, {"training": training(context), "usage": {}, "classifier": {}})
+        page = verdict(context, {"training": training(context), "usage": {}, "classifier": classifier(context)})
         return page["next"][1].split()[1], " ".join(page["cautions"])
 
     encoder = stored["protocol"]["of_encoder"]

@@ -38,15 +38,14 @@ def search(
     from rich.table import Table
     from rich.text import Text
 
-    from stepclr.tools.search.queries import Search, read_query, sheet_of
+    from stepclr.tools.search.queries import Search, check_query, read_query, sheet_of
 
     if not query:
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
     out = out or Path(f"hits-{query[0].stem[:50]}.png")
     format = image_format(out)
     for path in query:  # before a run's index is updated, which may take long
-        if not path.is_file():
-            raise StepclrError(f"{path} is not an image file" if path.exists() else f"{path} does not exist")
+        check_query(path)
     index, encoder = _index_of(index)
     opened = Search(index, run or encoder)
     images = [read_query(path, opened.encoder) for path in query]  # all of them, before anything is printed

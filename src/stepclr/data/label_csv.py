@@ -201,7 +201,7 @@ def _read_text(file: Path) -> LabelTable:
             if len(cells) <= max(place for place in places if place is not None) or any(cells[len(header) :]):
                 raise StepclrError(f"{file}, line {reader.line_num}: {len(cells)} cells instead of {len(header)}")
             _, label, split = (cells[place] if place is not None else "" for place in places)
-            if not is_text(label):  # unlike a path, which need not be
+            if not _is_text(label):  # unlike a path, which need not be
                 raise StepclrError(
                     f"{file}, line {reader.line_num}: the label {label!r} is not UTF-8: save the table as CSV UTF-8"
                 )
@@ -237,7 +237,7 @@ def _text(file: Path) -> str:
     return content.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
 
 
-def is_text(name: str) -> bool:
+def _is_text(name: str) -> bool:
     """Whether the name has no bytes that could not be decoded."""
     return not any("\udc80" <= letter <= "\udcff" for letter in name)
 

@@ -102,7 +102,7 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     left_open = _of_another_network(own, config, given)
     dropped: dict[str, Any] = dict.fromkeys(unused)
     dropped |= {name: value for name, value in left_open.items() if name not in given}
-    if "encoder" in dropped and own.encoder not in (None, network_of(config.weights)):
+    if "encoder" in dropped and "lr" in left_open:
         lines.append(
             f"the weights are of {network_of(config.weights)}: the encoder {own.encoder} is not used, nor are the "
             "learning rate and the epochs that are for it"

@@ -37,7 +37,8 @@ def classifier(context: Context) -> Json:
         return _facts(path) | {"why": f"{FINETUNING} has the scores of another classifier, not of this one."}
     if scores is None:
         return _facts(path)
-    return finetuned(path, scores, context.opened(scores.protocol["test"] or {}))
+    section = finetuned(path, scores, context.opened(scores.protocol["test"] or {}))
+    return section | _against(scores, context.run)
 
 
 def finetuned(path: Path, scores: Scores, test: ImageSet | None) -> Json:
@@ -67,21 +68,15 @@ def is_a_guess(scores: Scores) -> bool:
     return top1 is not None and bool(counts) and top1 <= max(counts) / sum(counts)
 
 
-def is_of_an_earlier_encoder(run: Run) -> bool:
-    """Whether a run has been trained further since its classifier was fine-tuned."""
-    scores = _stored(run.folder / CLASSIFIER)
-    return scores is not None and scores.protocol.get("of_encoder") not in (None, encoder_checksum(run))
-
-
-def cautions_of(run: Run) -> list[str]:
-    """What speaks against the classifier of a run, in sentences."""
-    scores = _stored(run.folder / CLASSIFIER)
+def _against(scores: Scores, run: Run) -> Json:
+    """What speaks against a classifier, in sentences, and whether it is of an `earlier` encoder than the run's."""
+    earlier = scores.protocol.get("of_encoder") not in (None, encoder_checksum(run))
     cautions = []
-    if is_of_an_earlier_encoder(run):
+    if earlier:
         cautions.append("The classifier is of an earlier encoder: the run has been trained further since.")
-    if scores is not None and is_a_guess(scores):
+    if is_a_guess(scores):
         cautions.append("The classifier is no better than always naming the most frequent class.")
-    return cautions
+    return {"earlier": earlier, "cautions": cautions}
 
 
 def _facts(path: Path) -> Json:

@@ -21,7 +21,6 @@ from stepclr.pretraining.run import LABELS
 from stepclr.tools.gains import Gain, gains_of
 from stepclr.tools.methods import method_of
 from stepclr.tools.options import option_words, reading_words
-from stepclr.tools.report.classifier import cautions_of, is_of_an_earlier_encoder
 from stepclr.tools.report.context import Context
 from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
 
@@ -63,8 +62,7 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
         headline |= _unscored(context, sections["classifier"])
         if scores:
             headline["cautions"].insert(0, EARLIER)
-    if (context.run.folder / CLASSIFIER).is_file():
-        headline["cautions"] += cautions_of(context.run)
+    headline["cautions"] += sections["classifier"].get("cautions", [])
     facts = [*headline.pop("facts", []), *_facts(context, training)]
     return headline | {
         "facts": facts,
@@ -72,7 +70,7 @@ def verdict(context: Context, sections: Mapping[str, Json]) -> Json:
         "watched": [one.name for one in training["attention"]],
         "curve": next((plot for plot in training["learning"] if plot.title == "Loss"), None),
         "neighbors": sections["usage"].get("neighbors", [])[:3],
-        "next": _next(context, training["health"].name, training["attention"], sections["classifier"].get("gain")),
+        "next": _next(context, training["health"].name, training["attention"], sections["classifier"]),
     }
 
 
@@ -199,9 +197,10 @@ def _facts(context: Context, training: Json) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: Gain | None) -> tuple[str, str]:
+def _next(context: Context, diagnosis: str, attention: list[Any], classifier: Json) -> tuple[str, str]:
     """What to do next, and the command."""
     config, run = context.config, context.run.folder
+    over_teacher: Gain | None = classifier.get("gain")
     mended: dict[str, dict[str, object]] = {
         "rate too high": _lower_rate(config),
         "nothing learned": {"lr": OPTIMIZERS[config.optimizer][0]},
@@ -219,7 +218,7 @@ def _next(context: Context, diagnosis: str, attention: list[Any], over_teacher: 
         return "Finish the run:", _command(resumed)
     if over_teacher and over_teacher.level == "bad":
         return "Let the student learn for longer:", _command([*resumed, *_twice_as_long(config)])
-    if (run / CLASSIFIER).is_file() and not is_of_an_earlier_encoder(context.run):
+    if (run / CLASSIFIER).is_file() and not classifier.get("earlier"):
         words = ["stepclr", "predict", run, "NEW_IMAGES", "--out", "predictions.csv"]
         return "Classify new images:", _command(words)
     if (run / EVALUATION).is_file() and context.scores and context.scores.rows:

@@ -142,16 +142,21 @@ class Search:
         return hits
 
 
+def check_query(path: Path) -> None:
+    """Raise StepclrError unless there is a file to read a query from."""
+    if not path.exists():
+        raise StepclrError(f"{path} does not exist")
+    if not path.is_file():
+        raise StepclrError(f"{path} is not an image file")
+
+
 def read_query(query: Query, encoder: Encoder) -> UInt8[Tensor, "c h w"]:
     """A query's pixels, resized as the images of an index are before the encoder sees them."""
     short_side, reading = source_side(encoder.size), Reading(encoder.value_range, channels=encoder.channels)
     if isinstance(query, Tensor | Image.Image):
         return reduced(as_image(query, reading), short_side)
     path = Path(query)
-    if not path.exists():
-        raise StepclrError(f"{path} does not exist")
-    if not path.is_file():
-        raise StepclrError(f"{path} is not an image file")
+    check_query(path)
     try:
         with reasons(), path.open("rb") as file:
             return decode(file, short_side, reading)
