@@ -226,9 +226,7 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     protocol = {
         "run": from_anywhere(run),
         "started_from": weights,
-        "learned_labels": learned_labels(
-            run, [name for name in others if name != START], images.protocol, images.opened
-        ),
+        "learned_labels": learned_labels(run, sorted(others.keys() - {START}), images.protocol, images.opened[1]),
         "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
         "encoder_sha256": {"before": before, "after": after},
         "test_size": encoder.test_size,

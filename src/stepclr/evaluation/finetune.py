@@ -219,7 +219,7 @@ def finetune(
         "start": start,
         "of_encoder": of_encoder,
         **images.protocol,
-        "learned_labels": learned_labels(run, [], images.protocol, images.opened),
+        "learned_labels": learned_labels(run, [], images.protocol, images.opened[1]),
         "methods": {"finetuned": settings.describe()},
         **_about_the_saved(path, checksum, saved, images, logits_of_saved),
     }

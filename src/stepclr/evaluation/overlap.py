@@ -69,16 +69,13 @@ def version_groups(images: ImageSet, world: World) -> tuple[list[list[int]], boo
 
 
 def learned_labels(
-    encoder: str | os.PathLike[str],
-    others: Iterable[str],
-    protocol: dict[str, Any],
-    opened: tuple[ImageSet, ImageSet],
+    encoder: str | os.PathLike[str], others: Iterable[str], protocol: dict[str, Any], test: ImageSet
 ) -> list[dict[str, Any]]:
     """The runs behind an encoder and the `others`, rows of their own, that learned from labels, and of which source.
 
-    scored: whether the images to score on, the second of those `opened`, may be among that source. They are not where
-    training left out what the same table's column `split` holds out. None for a student: its source is the teacher,
-    and which labels that one learned from is not known here.
+    test: the images to score on, or those that they are held out of, as they were opened. scored: whether they may be
+    among that source. They are not where training left out what the same table's column `split` holds out. None for a
+    student: its source is the teacher, and which labels that one learned from is not known here.
     """
     learned: list[dict[str, Any]] = []
     for row, place in [(None, encoder), *((other, other) for other in others)]:
@@ -89,7 +86,7 @@ def learned_labels(
                 learned.append(of_run | {"source": config.teacher, "labels": 0, "scored": None})
             elif objective.needs_labels:
                 same_table = config.split and train.get("split") and train.get("labels") == config.labels
-                scored = (not same_table or bool(protocol["holdout"])) and _may_be_among(opened[1], config)
+                scored = (not same_table or bool(protocol["holdout"])) and _may_be_among(test, config)
                 source = {"source": config.source_text, "labels": config.labeled}
                 learned.append(of_run | source | {"scored": scored})
     return learned
