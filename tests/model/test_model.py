@@ -81,7 +81,13 @@ def test_representations_have_the_papers_sizes(name: str, width: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "features", "millions"),
-    [("resnet50x2", 4096, 94), ("resnet18x0.5", 256, 2.8), ("resnet10", 512, 4.9), ("resnet10x0.5", 256, 1.23)],
+    [
+        ("resnet50x2", 4096, 94),
+        ("resnet18x0.5", 256, 2.8),
+        ("resnet10", 512, 4.9),
+        ("resnet10x0.5", 256, 1.23),
+        ("resnet50x0.25", 512, 1.49),
+    ],
 )  # the first is SimCLR's table 6
 def test_a_resnet_may_be_wider_narrower_or_shorter(name: str, features: int, millions: float) -> None:
     encoder = build_encoder(name, size=64)

@@ -203,6 +203,10 @@ def _plain_name(name: str) -> tuple[str, dict[str, Any]]:
 def _scale_stem(body: nn.Module, wide: int, channels: int) -> None:
     """Make the stem of a ResNet as wide as its first stage, as SimCLR's code does; timm's option leaves it at 64."""
     assert isinstance(body, ResNet)
+    block: Any = body.get_submodule("layer1.0")
+    if block.downsample is None:  # a ResNet-50 of a quarter of the width: 64 channels in and out
+        out = block.conv3.out_channels
+        block.downsample = nn.Sequential(nn.Conv2d(out, out, 1, bias=False), nn.BatchNorm2d(out))
     for name in ("conv1", "layer1.0.conv1", "layer1.0.downsample.0"):
         old = body.get_submodule(name)
         assert isinstance(old, nn.Conv2d)
