@@ -39,7 +39,7 @@ ELSEWHERE = (
     "benchmarks/RESULTS.md",
     *(f"benchmarks/results/{path.name}" for path in TOPICS),
 )
-COMPILING = "compiling the renderer of views"  # printed once per machine, and in each new session of tests
+COMPILING = "compiling "  # begins what is printed once per machine, and in each new session of tests
 LOADED = {"src", "srcset", "poster", "data"}  # attributes with the URL of something that a page loads
 INCLUDED = [
     pytest.param(page.name, name, path, id=f"{page.stem}-{name}")

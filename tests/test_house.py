@@ -16,7 +16,7 @@ from stepclr.loss.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "stepclr"
-FOUNDATIONS = ["errors", "threads", "splitmix", "io", "device", "distributed"]
+FOUNDATIONS = ["errors", "threads", "splitmix", "io", "machine_code", "device", "distributed"]
 ROOMS = ["data", "views", "model", "loss", "metrics", "config", "recipes", "pretraining", "evaluation", "tools", "cli"]
 ORDER = [*FOUNDATIONS, *ROOMS]
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -144,7 +144,7 @@ def import_everything() -> None:
     from PIL import Image
 
     import stepclr
-    from stepclr.views.numba.compiled import compiled
+    from stepclr.views.numba.batch import compiled
 
     Image.init()
     del jinja2, numpy, scipy, sklearn, timm, torch, torchvision

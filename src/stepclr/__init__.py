@@ -18,7 +18,7 @@ Upstairs are the tools: how to use an encoder, in Python and from the command li
 
 Foundations: `config.py` (what a user may set), `recipes.py` (named settings), `metrics.py` (metrics computed from
 stored h, z and labels), `distributed.py` (the process group), `io.py` (atomic files, checksums, locks), `splitmix.py`
-(the counter-based random generator), `device.py`, `threads.py`, `errors.py`.
+(the counter-based random generator), `machine_code.py` (what Numba compiles), `device.py`, `threads.py`, `errors.py`.
 
 The public names are in `__init__.pyi`; they load on first use, so that `import stepclr` does not import torch.
 """

@@ -1,4 +1,4 @@
-"""The processor's cores, the threads that read and decode images, reading ahead in a thread, and progress."""
+"""The processor's cores, threads that share work among them, reading ahead in a thread, and progress."""
 
 import os
 from collections import deque
@@ -11,6 +11,7 @@ Progress = Callable[[int, int], None]  # is called with (images done, images in 
 Announce = Callable[[str], object]  # is called with what is done next, in words
 Batch = TypeVar("Batch")
 Content = TypeVar("Content")
+PIECES_PER_THREAD = 4  # of a piece of work, so that all threads finish at about the same time
 
 
 def silent(*_: object) -> None:
@@ -31,6 +32,18 @@ def pool() -> ThreadPoolExecutor:
 def threads_for(task: str, count: int) -> ThreadPoolExecutor:
     """The threads of this process for a task, which is part of their name: the same ones at every call."""
     return ThreadPoolExecutor(count, f"stepclr-{task}")
+
+
+def share_out(task: str, do: Callable[[int, int], None], n: int, least: int, count: int) -> None:
+    """Call do(first, last) for pieces of range(n), of at least `least` each, on `count` threads."""
+    step = max(least, -(-n // (count * PIECES_PER_THREAD)))
+    if count == 1 or step >= n:
+        do(0, n)
+        return
+    pool = threads_for(task, count)
+    pieces = [pool.submit(do, first, min(first + step, n)) for first in range(0, n, step)]
+    for piece in pieces:
+        piece.result()
 
 
 if hasattr(os, "register_at_fork"):

@@ -18,8 +18,8 @@ import torch
 from small import WORDS, photos_in
 from touches import Forks
 
+from stepclr.machine_code import _private_folder
 from stepclr.pretraining.checkpoint import checkpoints
-from stepclr.views.numba.compiled import _private_folder
 
 
 class Poison:
@@ -151,8 +151,8 @@ def test_the_compilers_cache_is_the_users_alone(tmp_path: Path, monkeypatch: pyt
     """What is in there is unpickled and run: it is made private, and a folder that others may write is not used."""
     pytest.importorskip("numba")
     monkeypatch.setenv("STEPCLR_KERNELS", str(tmp_path / "new" / "kernels"))
-    made = _private_folder()
+    made = _private_folder("stepclr.views.numba.kernel")
     assert made
     assert [stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parent)] == [0o700, 0o700]
     made.parent.chmod(0o777)
-    assert _private_folder() is None
+    assert _private_folder("stepclr.views.numba.kernel") is None

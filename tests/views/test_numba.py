@@ -19,11 +19,10 @@ import torch
 from test_views import cut, images, made_up, plain_draws, real_images, unchecked  # noqa: F401  # fixtures, too
 from torch import Tensor
 
-from stepclr import StepclrError, Views, view_keys
+from stepclr import StepclrError, Views, machine_code, view_keys
 from stepclr.threads import threads_for
 from stepclr.views.color import BRIGHTNESS, CONTRAST, HUE, SATURATION
-from stepclr.views.numba import compiled as compiling
-from stepclr.views.numba.batch import render_numba, share_out
+from stepclr.views.numba.batch import compiled, render_numba
 from stepclr.views.ops import (
     AutoAugment,
     Blur,
@@ -271,19 +270,6 @@ def test_a_view_is_the_same_in_any_company_and_memory_and_by_any_number_of_threa
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-@pytest.mark.parametrize("n", [1, 7, 64, 1000])
-def test_each_view_is_handed_out_once(n: int, threads: int) -> None:
-    seen: list[int] = []
-    share_out(lambda first, last: seen.extend(range(first, last)), n, 3, threads)
-    assert sorted(seen) == list(range(n))
-
-
-def test_an_error_in_a_thread_is_an_error() -> None:
-    with pytest.raises(ZeroDivisionError):
-        share_out(lambda first, _: print(1 // first), 100, 1, 2)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_threads_of_its_own() -> None:
@@ -396,22 +382,22 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Path
     """The folders that the machine code would be kept in; nothing is compiled."""
     folders: list[Path | None] = []
 
-    def compile_into(folder: Path | None) -> Callable[..., None]:
+    def compile_into(_: str, folder: Path | None) -> list[Callable[..., None]]:
         folders.append(folder)
-        return folders.clear
+        return [folders.clear]
 
-    monkeypatch.setattr(compiling, "_compile", compile_into)
+    monkeypatch.setattr(machine_code, "_compile", compile_into)
     monkeypatch.setenv("STEPCLR_KERNELS", str(tmp_path / "kernels"))
-    compiling._compiled.cache_clear()
+    machine_code._machine_code.cache_clear()
     yield folders
-    compiling._compiled.cache_clear()
+    machine_code._machine_code.cache_clear()
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
     asked: list[Path | None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "kernels").write_text("a file where a folder should be")
-    compiling.compiled()
+    compiled()
     assert asked == [None]
     told = capsys.readouterr().err
     assert told.count("\n") == 1
@@ -419,30 +405,30 @@ def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
 
 
 def test_code_that_others_could_have_written_is_not_run(asked: list[Path | None], tmp_path: Path) -> None:
-    compiling.compiled()
+    compiled()
     (folder,) = asked
     assert folder is not None
     folder.chmod(0o777)
-    compiling._compiled.cache_clear()
-    compiling.compiled()
+    machine_code._machine_code.cache_clear()
+    compiled()
     assert asked == [folder, None]
     folder.chmod(0o700)
     (tmp_path / "kernels").chmod(0o777)
-    compiling._compiled.cache_clear()
-    compiling.compiled()
+    machine_code._machine_code.cache_clear()
+    compiled()
     assert asked[2:] == [None]
 
 
 def test_a_damaged_cache_is_done_without(asked: list[Path | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_with(folder: Path | None) -> Callable[..., None]:
+    def fails_with(_: str, folder: Path | None) -> list[Callable[..., None]]:
         asked.append(folder)
         if folder:
             (folder / "index.nbi").write_bytes(b"half of")
             raise EOFError
-        return asked.clear
+        return [asked.clear]
 
-    monkeypatch.setattr(compiling, "_compile", fails_with)
-    assert compiling.compiled() == asked.clear
+    monkeypatch.setattr(machine_code, "_compile", fails_with)
+    assert compiled() == asked.clear
     damaged, none = asked
     assert damaged is not None
     assert list(damaged.iterdir()) == []  # so that the next process keeps its own there

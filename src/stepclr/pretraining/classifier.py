@@ -24,6 +24,7 @@ from stepclr.device import seeded, stop_if_unwanted
 from stepclr.model.build import OWN_MODULE
 from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
+from stepclr.model.cpu_norm import cpu_norms
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
 from stepclr.pretraining.batches import endless, steps_per_epoch
@@ -91,7 +92,7 @@ def train_classifier(
     feed = islice(endless(images, seed, settings.batch_size, device=device), settings.steps)
     # torch has one generator for all threads: networks that draw from it are trained one after another.
     drawing = seeded(seed) if not settings.freeze and _draws(classifier) else nullcontext()
-    with drawing, cpu_convolutions(classifier):
+    with drawing, cpu_norms(classifier), cpu_convolutions(classifier):
         for step, (epoch, batch) in enumerate(feed):
             stop_if_unwanted()
             set_lr(optimizer, lr_multiplier(step, settings.steps, warmup_steps=0))

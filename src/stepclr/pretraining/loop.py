@@ -18,6 +18,7 @@ from stepclr.distributed import World
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
+from stepclr.model.cpu_norm import cpu_norms
 from stepclr.model.features import NotFiniteError, check_represents
 from stepclr.model.weights import is_finite
 from stepclr.pretraining.batches import Batch, batches, steps_per_epoch
@@ -235,7 +236,8 @@ def ready_to_train(
 def _settings_of_the_loop(
     stack: ExitStack, model: SimCLR, teacher: Classifier | None, device: torch.device, config: ResolvedConfig
 ) -> SimCLR:
-    """Change how convolutions are computed and memory is kept, until `stack` ends. Returns the model to call."""
+    """Change how layers are computed and memory is kept, until `stack` ends. Returns the model to call."""
+    stack.enter_context(cpu_norms(model))
     stack.enter_context(cpu_convolutions(model))
     if teacher:
         stack.enter_context(cpu_convolutions(teacher))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stepclr.data.reading import RGB, Range, Reading
 from stepclr.data.stores import as_image
-from stepclr.views.numba.compiled import compiled
+from stepclr.views.numba.batch import compiled
 from stepclr.views.policies import ListedOp
 from stepclr.views.reference import Interpolation
 from stepclr.views.views import Renderer, Views

@@ -1,8 +1,8 @@
 """The renderer for CPUs, compiled by Numba: the pixels of `views/reference.py` to 1/255, several times as fast.
 
-`batch.py` shares a batch's views out among threads; `compiled.py` keeps the machine code in the user's cache;
-`kernel.py` renders one view after the other, each by one thread in planes that stay in its cache; `crop.py` is crop,
-resize and flip; `ops.py` has the ops; `simd.py` is their innermost loop.
+`batch.py` shares a batch's views out among threads; `kernel.py` renders one view after the other, each by one thread
+in planes that stay in its cache; `crop.py` is crop, resize and flip; `ops.py` has the ops; `simd.py` is their innermost
+loop.
 
 The layout of the kernels' arguments, the same in all these files:
 

@@ -1,16 +1,16 @@
 """All views of a batch, shared out among threads. A view does not depend on its thread or on the other views."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64, UInt8
 from torch import Tensor
 
-from stepclr.threads import threads_for
+from stepclr.machine_code import Kernel, machine_code, numba_is_missing
+from stepclr.threads import share_out
 from stepclr.views.color import ChannelJitter
 from stepclr.views.geometry import EraseParams, RotateParams, TurnParams
-from stepclr.views.numba.compiled import compiled, numba_is_missing
 from stepclr.views.ops import (
     AutoAugment,
     BlurParams,
@@ -35,7 +35,6 @@ PARAMS = (  # in the order of `kernel.JITTER, GRAY, ...`
     TurnParams,
     RotateParams,
 )
-PIECES_PER_THREAD = 4  # of a batch, so that all threads finish at about the same time
 MIN_PIECE_PIXELS = 2**16  # so that handing a piece out takes little of the time that it takes to render it
 
 
@@ -71,20 +70,14 @@ def render_numba(
         cubic, radius = interpolation == "bicubic", blur_kernel(size) // 2
         render_views(first, last, out, size, cubic, radius, *of_views, kinds, columns, table)
 
-    share_out(render_piece, len(table), -(-MIN_PIECE_PIXELS // size**2), torch.get_num_threads())
+    share_out("render", render_piece, len(table), -(-MIN_PIECE_PIXELS // size**2), torch.get_num_threads())
     return torch.from_numpy(out).view(len(params), len(images), 3, size, size)
 
 
-def share_out(render_piece: Callable[[int, int], None], n: int, min_piece: int, threads: int) -> None:
-    """Call render_piece(first, last) for pieces of range(n) of at least `min_piece` views, on this many threads."""
-    step = max(min_piece, -(-n // (threads * PIECES_PER_THREAD)))
-    if threads == 1 or step >= n:
-        render_piece(0, n)
-        return
-    pool = threads_for("render", threads)
-    pieces = [pool.submit(render_piece, first, min(first + step, n)) for first in range(0, n, step)]
-    for piece in pieces:
-        piece.result()
+def compiled() -> Kernel:
+    """`kernel.render_views` in machine code."""
+    (render_views,) = machine_code("stepclr.views.numba.kernel", "the renderer of views (about 10 seconds")
+    return render_views
 
 
 def _addresses(images: Tensor | Sequence[Tensor]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, "n 2"]]:

@@ -8,7 +8,7 @@ from stepclr.views.numba.crop import crop_memory, crop_resize_flip
 from stepclr.views.numba.ops import blur, blur_memory, change_levels, color_jitter, erase, rotate, to_gray, turn, warp
 from stepclr.views.numba.simd import LANES, OPTIONS, aligned, bytes_at, kernel, up
 
-__all__ = ["ARGUMENTS", "OPTIONS", "render_views"]
+__all__ = ["ENTRIES", "OPTIONS"]
 
 JITTER, GRAY, LEVELS, ERASE, WARP, BLUR, TURN, ROTATE = range(8)  # from WARP on, they make a new view of an old one
 REAL, WHOLE, FLAG = numba.types.float32, numba.types.int64, numba.types.boolean
@@ -83,3 +83,6 @@ def remake(kind, x, p, plane, size, params, radius, line, y, q, y_plane):
         turn(x, p, plane, size, params[0], y, q, y_plane)
     else:
         rotate(x, p, plane, size, params[1], params[2], y, q, y_plane)
+
+
+ENTRIES = ((render_views, ARGUMENTS),)
