@@ -18,7 +18,8 @@ from stepclr.errors import StepclrError
 from stepclr.evaluation import overlap
 from stepclr.evaluation.holdout import held_out
 from stepclr.model.files import load_classifier
-from stepclr.tools.scores import holdout_words, notes, stored_scores
+from stepclr.tools.notes import holdout_words, notes
+from stepclr.tools.scores import stored_scores
 
 CLASSES = ["ant", "bee", "cat"]
 COPIES = 6  # of one image of ant: an identical one, and brighter ones
@@ -59,7 +60,16 @@ def sides(labeled: Path, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     return images.take(~mask), images.take(mask)
 
 
-# Labels that the encoder knows already
+# What the encoder knows already
+
+
+def noise(folder: Path) -> Path:
+    """Class folders of other images."""
+    for i in range(12):
+        path = folder / CLASSES[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 90).convert("RGB").save(path)
+    return folder
 
 
 def test_scores_of_an_encoder_that_learned_from_labels_say_so(
@@ -82,6 +92,8 @@ def test_scores_of_an_encoder_that_learned_from_labels_say_so(
     assert any(note.startswith(says) and "too high" in note for note in notes(scores))
     assert stored_scores(stepclr.Run(supcon)) is not None
 
+    copied = stepclr.evaluate(supcon, noise(tmp_path / "noise"), elsewhere, **scoring)
+    assert copied.protocol["learned_labels"] == known  # by their content: the folder is another one
     for path in elsewhere.glob("*/*.png"):
         Image.effect_noise((16, 16), 90).convert("RGB").save(path)
     scores = stepclr.evaluate(supcon, labeled, elsewhere, **scoring)
@@ -91,7 +103,15 @@ def test_scores_of_an_encoder_that_learned_from_labels_say_so(
     scores = stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring | {"baselines": supcon})
     assert scores.protocol["learned_labels"] == [fact | {"row": str(supcon), "scored": True}]
     assert any(note.startswith(f"The row {supcon} has learned from the 66 labels") for note in notes(scores))
-    assert stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == []
+    scores = stepclr.evaluate(simclr, labeled, holdout=SHARE, **scoring)
+    assert scores.protocol["learned_labels"] == []
+    assert scores.protocol["seen_unlabeled"] == [{"row": None, "run": str(simclr), "source": str(labeled)}]
+    assert any(
+        note.startswith("Pretraining of the encoder may have seen the images held out") for note in notes(scores)
+    )
+    scores = stepclr.evaluate(simclr, labeled, noise(tmp_path / "new"), **scoring)
+    assert scores.protocol["seen_unlabeled"] == []
+    assert not any("may have seen" in note for note in notes(scores))
     file = supcon / "encoder.safetensors"  # which is in the run
     assert stepclr.evaluate(file, labeled, holdout=SHARE, **scoring).protocol["learned_labels"] == known
     heir = stepclr.pretrain(labeled, tmp_path / "heir", weights=str(supcon), epochs=1, batch_size=16).folder

@@ -397,3 +397,15 @@ def test_a_budget_that_is_none_is_told_so_in_one_line(given: object) -> None:
     with pytest.raises(StepclrError, match=r"^labels_per_class .*such as 1,10,all") as error:
         parse_labels_per_class(given)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("every", [4, "100%"])
+def test_a_number_that_takes_every_label_is_one_draw_and_that_of_all(every: Any) -> None:
+    labels = np.repeat([0, 1], 4)
+    splits = label_splits(labels, ["a", "b"], [3, every, "all"], 3, 7)
+    assert [split.labels_per_class for split in splits] == [3, every, "all", 3, 3]
+    of_every, of_all = splits[1:3]
+    assert of_every.indices.tolist() == of_all.indices.tolist() == list(range(8))
+    assert of_every.seed == of_all.seed
+    uneven = label_splits(np.repeat([0, 1], [4, 5]), ["a", "b"], [4], 3, 7)
+    assert len(uneven) == 3

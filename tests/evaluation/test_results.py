@@ -12,7 +12,8 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, recall_score, top
 from stepclr.evaluation.results import ClassScore, Score, Scores, Summary, measures, ranking, score, summarize
 from stepclr.evaluation.seeds import over_seeds
 from stepclr.tools.gains import gains_of
-from stepclr.tools.scores import class_table, is_unbalanced, measures_for, notes, paired_lines, score_table
+from stepclr.tools.notes import is_unbalanced, notes
+from stepclr.tools.scores import class_table, measures_for, paired_lines, score_table
 
 CLASSES = ["ant", "bee", "cat", "dog"]
 COUNTS = {"ant": 60, "bee": 20, "cat": 0, "dog": 4}
@@ -107,7 +108,8 @@ def test_unbalanced_classes_bring_their_measures_into_the_table() -> None:
     text = shown(score_table(scores))
     for words in ("71.4 %", "balanced accuracy", "33.3 %", "macro F1", "27.8 %"):
         assert words in text
-    (words,) = notes(scores)
+    few, words = notes(scores)
+    assert few == "There are only 84 test images: each is 1.2 points."
     assert "4 (dog) to 60 (ant) a class" in words
     assert "leave out the classes without test images (cat)" in words
     lines = [line.split("│")[1:5] for line in shown(class_table(scores)).splitlines() if line.startswith("│")]
@@ -117,7 +119,7 @@ def test_unbalanced_classes_bring_their_measures_into_the_table() -> None:
 
 
 def test_a_choice_at_the_end_of_the_grid_of_lambda_is_said() -> None:
-    same = dict.fromkeys("ab", 10)
+    same = dict.fromkeys("ab", 50)
     scores = scores_of(same, same)
     scores.protocol["linear_evaluation"] = {"l2_smallest": 1e-6}
     methods = {"pixels": {"l2": {"1": [10.0], "all": [0.01]}}, "simclr": {"l2": {"all": [0.1, 1e-6]}}, "knn": {}}
@@ -150,6 +152,18 @@ def test_one_draw_is_judged_by_the_number_of_test_images(mean: float, images: in
     assert (gain.over, gain.error, gain.level) == ("pixels", None, level)
 
 
+def test_where_test_images_are_in_train_a_gain_is_that_on_the_clean_ones() -> None:
+    def row(method: str, clean: list[float], whole: list[float]) -> Score:
+        return Score(method, 5, 0.0, None, whole, clean_mean=0.0, clean_values=clean)
+
+    rows = [row("pixels", [0.5, 0.6], [0.2, 0.2]), row("simclr", [0.4, 0.4], [0.9, 0.9])]
+    protocol = {"run": "runs/a", "test_images_in_train": {"clean": 40}}
+    assert next(iter(paired_lines(Scores(rows, protocol)))) == (
+        "simclr - pixels with 5 labels per class, on clean images: -15.0 points, standard error 5.0, above in 0 of 2 "
+        "draws"
+    )
+
+
 def test_unbalanced_classes_have_the_paired_difference_of_balanced_accuracy_too() -> None:
     def row(method: str, top1: list[float], balanced: list[float]) -> Score:
         return Score(method, 5, 0.0, None, top1, balanced_accuracy=summarize(balanced))
@@ -165,7 +179,7 @@ def test_unbalanced_classes_have_the_paired_difference_of_balanced_accuracy_too(
 
 
 def test_balanced_classes_do_not() -> None:
-    same = dict.fromkeys("ab", 10)
+    same = dict.fromkeys("ab", 50)
     scores = scores_of(same, same)
     assert "balanced" not in shown(score_table(scores))
     assert "F1" not in shown(score_table(scores))

@@ -12,6 +12,7 @@ from torch import nn
 import stepclr
 from stepclr.config import CONFIG_FILE
 from stepclr.tools.compare import compare_table
+from stepclr.tools.notes import notes
 
 IMAGES = 32  # two steps an epoch
 
@@ -165,3 +166,24 @@ def test_scores_of_an_earlier_encoder_are_not_shown_for_the_later_one(tmp_path: 
     small_run(run.folder, "sample:train", epochs=2, encoder="test_resnet", limit=40, resume=True)
     assert "knn, all labels" not in cells(run)
     assert cells(run)["scores"] == "of an earlier encoder: evaluate again"
+
+
+def test_a_run_that_was_extended_and_has_not_ended_has_no_score(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", "sample:train", epochs=1)
+    other = small_run(tmp_path / "other", "sample:train", epochs=1, seed=1)
+    train, test = (stepclr.open_images(f"sample:{split}", limit=20) for split in ("train", "test"))
+    scoring: dict[str, Any] = {"probe": "knn", "baselines": (), "module": Net()}
+    stepclr.evaluate(run, train, test, **scoring)
+    with pytest.raises(RuntimeError, match="killed"):
+        small_run(run.folder, "sample:train", encoder=Net(fails_at=3), resume=True, epochs=4)
+    assert cells(run)["scores"] == "of an earlier encoder: evaluate again"
+    says = "The run has done 2 of its 4 epochs: its encoder is the one of before it went on."
+    assert says in notes(stepclr.evaluate(run, train, test, **scoring))
+    for first, second in ((run, other), (other, run)):
+        with pytest.raises(
+            stepclr.StepclrError, match=f"^{run.folder} has not ended; resume it, so that all runs have as many"
+        ):
+            stepclr.evaluate(first, train, test, seeds=second, **scoring)
+    small_run(run.folder, "sample:train", resume=True)
+    assert says not in notes(stepclr.evaluate(run, train, test, **scoring))
+    assert "knn, all labels" in cells(run)

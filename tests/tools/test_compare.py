@@ -72,6 +72,30 @@ def test_runs_scored_on_other_images_are_not_compared(
     assert said.count("\n") == 1
 
 
+def test_runs_that_learned_from_other_labeled_images_are_not_compared(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    test = stepclr.open_images("sample:test", limit=200)
+    stepclr.evaluate(other, stepclr.open_images("sample:train", limit=100), test, probe="knn", baselines=())
+    assert compare(runs[0], other) == 2
+    said = capsys.readouterr().err
+    assert "10 classes from T-shirt/top to Ankle boot, after learning from 200 of sample:train" in said
+    assert "after learning from 100 of sample:train; evaluate both with the same images" in said
+
+
+def test_knn_with_other_neighbors_is_another_row(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    train, test = (stepclr.open_images(f"sample:{split}", limit=200) for split in ("train", "test"))
+    stepclr.evaluate(other, train, test, probe="knn", baselines=(), knn_k=1)
+    assert compare(runs[0], other) == 0
+    shown = capsys.readouterr().out
+    assert "knn, all labels" in shown
+    assert "knn (k 1, temperature 0.1), all labels" in shown
+
+
 def test_runs_scored_on_images_held_out_by_another_seed_are_not_compared(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,9 +169,10 @@ def finetune(
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.evaluation.splits import labels_words
+    from stepclr.tools.notes import scored_images
     from stepclr.tools.report.classifier import is_a_guess
     from stepclr.tools.report.writing import classifier_page
-    from stepclr.tools.scores import measures_words, score_summary, scored_images, shown_measures
+    from stepclr.tools.scores import measures_words, score_summary, shown_measures
 
     holds_out = holdout is None
     reading = options.pop("reading")

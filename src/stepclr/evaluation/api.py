@@ -24,7 +24,6 @@ from stepclr.evaluation import linear
 from stepclr.evaluation.baselines import START, pixels, start_encoder, started_from
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.methods import METHODS, Method, Task, fits, method
-from stepclr.evaluation.overlap import learned_labels
 from stepclr.evaluation.prepare import PreparedImages, prepare, represented_by, training_defaults
 from stepclr.evaluation.results import EVALUATION, Predictions, Scores, first_confusion, score
 from stepclr.evaluation.running import Running
@@ -226,7 +225,8 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
     protocol = {
         "run": from_anywhere(run),
         "started_from": weights,
-        "learned_labels": learned_labels(run, sorted(others.keys() - {START}), images.protocol, images.opened[1]),
+        "interrupted": _interrupted(run),
+        **images.known_to(run, sorted(others.keys() - {START}), encoder),
         "encoder": {"name": encoder.name, "stem": encoder.stem, "size": encoder.size},
         "encoder_sha256": {"before": before, "after": after},
         "test_size": encoder.test_size,
@@ -237,6 +237,14 @@ def _evaluate(run: Run, names: list[str], given: _Given, shared: _Shared | None 
         "confusion": first_confusion(predictions, labels, whose, truth, images.classes, images.test.names),
     }
     return Scores(rows, protocol), _Shared(images, work)
+
+
+def _interrupted(run: Run) -> Json | None:
+    """How far a run has come that was extended and has not ended: its encoder is the one of before."""
+    if not run.exists() or not run.interrupted:
+        return None
+    config = run.config
+    return {"done": run.metrics[-1]["step"] / config.steps_per_epoch, "epochs": config.epochs}
 
 
 def _prepared(encoder: Encoder, names: list[str], given: _Given, work: Work) -> PreparedImages:

@@ -19,7 +19,6 @@ from stepclr.device import default_device
 from stepclr.errors import StepclrError, check_number, check_suffix, check_used, check_whole, choose
 from stepclr.evaluation.holdout import check_holdout
 from stepclr.evaluation.init_from import InitialWeights, initial_weights
-from stepclr.evaluation.overlap import learned_labels
 from stepclr.evaluation.prepare import MIN_AREA, PreparedImages, all_logits, prepare, training_defaults
 from stepclr.evaluation.results import (
     FINETUNING,
@@ -219,7 +218,7 @@ def finetune(
         "start": start,
         "of_encoder": of_encoder,
         **images.protocol,
-        "learned_labels": learned_labels(run, [], images.protocol, images.opened[1]),
+        **images.known_to(run, [], initial.encoder),
         "methods": {"finetuned": settings.describe()},
         **_about_the_saved(path, checksum, saved, images, logits_of_saved),
     }

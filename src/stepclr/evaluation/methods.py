@@ -207,6 +207,7 @@ def _knn(task: Task) -> Method:
         return Fit(ranking(votes.numpy()), min(task.knn_k, len(bank)))
 
     settings = {"weighted kNN of": "the run's encoder, frozen", "bank": "the draw", "T": task.knn_temperature}
+    settings["neighbors"] = task.knn_k  # and at most the bank
     return Method(predict, "k", settings)
 
 

@@ -1,7 +1,7 @@
-"""Test images that are in train too, images that a holdout keeps together, and labels that an encoder knows already."""
+"""Test images that are in train too, those that a holdout keeps together, and what an encoder knows of them already."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from stepclr.pretraining.run import Run
 
 # Versions are looked for among up to this many pairs of images. Identical images are found in sets of any size.
 MAX_PAIRS = 2_000_000_000
+MAX_COMPARED = 100_000  # images of a run that are decoded once more, to look for those to score on
 EXAMPLES = 5
+Decoded = Callable[[ImageSet], ImageSet]
 Overlap = dict[str, object]
 
 
@@ -69,27 +71,60 @@ def version_groups(images: ImageSet, world: World) -> tuple[list[list[int]], boo
 
 
 def learned_labels(
-    encoder: str | os.PathLike[str], others: Iterable[str], protocol: dict[str, Any], test: ImageSet
+    encoder: str | os.PathLike[str],
+    others: Iterable[str],
+    protocol: dict[str, Any],
+    tests: tuple[ImageSet, ImageSet],
+    decoded: Decoded,
 ) -> list[dict[str, Any]]:
     """The runs behind an encoder and the `others`, rows of their own, that learned from labels, and of which source.
 
-    test: the images to score on, or those that they are held out of, as they were opened. scored: whether they may be
-    among that source. They are not where training left out what the same table's column `split` holds out. None for a
-    student: its source is the teacher, and which labels that one learned from is not known here.
+    tests: the images to score on, or those that they are held out of, as they were opened; and decoded by `decoded`.
+    scored: whether they may be among that source. They are not where training left out what the same table's column
+    `split` holds out. None for a student: its source is the teacher, and which labels that one learned from is not
+    known here.
     """
     learned: list[dict[str, Any]] = []
+    opened, readable = tests
+    for row, run in _rows_and_runs(encoder, others):
+        config, objective = run.config, OBJECTIVES[run.config.loss]
+        of_run: dict[str, Any] = {"row": row, "run": os.fspath(run.folder), "loss": config.loss}
+        if objective.needs_teacher:
+            learned.append(of_run | {"source": config.teacher, "labels": 0, "scored": None})
+        elif objective.needs_labels:
+            left_out = _left_out(config, protocol)
+            scored = not left_out and (_may_be_among(opened, config) or _are_copies(readable, run, decoded))
+            learned.append(of_run | {"source": config.source_text, "labels": config.labeled, "scored": scored})
+    return learned
+
+
+def seen_unlabeled(
+    encoder: str | os.PathLike[str], others: Iterable[str], protocol: dict[str, Any], test: ImageSet
+) -> list[dict[str, Any]]:
+    """The runs behind an encoder and the `others` that may have been pretrained, without labels, on images to score on.
+
+    test: as in `learned_labels`, as they were opened.
+    """
+    return [
+        {"row": row, "run": os.fspath(run.folder), "source": run.config.source_text}
+        for row, run in _rows_and_runs(encoder, others)
+        if not OBJECTIVES[run.config.loss].needs_labels
+        if not _left_out(run.config, protocol) and _may_be_among(test, run.config)
+    ]
+
+
+def _rows_and_runs(encoder: str | os.PathLike[str], others: Iterable[str]) -> Iterator[tuple[str | None, Run]]:
+    """The runs behind an encoder (row None), and those behind each of the others, by its row."""
     for row, place in [(None, encoder), *((other, other) for other in others)]:
         for run in _runs_behind(place):
-            config, train, objective = run.config, protocol["train"], OBJECTIVES[run.config.loss]
-            of_run: dict[str, Any] = {"row": row, "run": os.fspath(run.folder), "loss": config.loss}
-            if objective.needs_teacher:
-                learned.append(of_run | {"source": config.teacher, "labels": 0, "scored": None})
-            elif objective.needs_labels:
-                same_table = config.split and train.get("split") and train.get("labels") == config.labels
-                scored = (not same_table or bool(protocol["holdout"])) and _may_be_among(test, config)
-                source = {"source": config.source_text, "labels": config.labeled}
-                learned.append(of_run | source | {"scored": scored})
-    return learned
+            yield row, run
+
+
+def _left_out(config: RunConfig, protocol: dict[str, Any]) -> bool:
+    """Whether a run left out the images to score on: those that the column `split` of the same table holds out."""
+    train = protocol["train"]
+    same_table = config.split and train.get("split") and train.get("labels") == config.labels
+    return bool(same_table) and not protocol["holdout"]
 
 
 def _runs_behind(encoder: str | os.PathLike[str]) -> Iterator[Run]:
@@ -110,6 +145,17 @@ def _may_be_among(images: ImageSet, config: RunConfig) -> bool:
     sources = [given] if isinstance(given, str) else given
     same = sources == config.sources and images.names_checksum() == config.names_checksum
     return same or any(_meet(a, b) for a, b in product(sources, config.sources))
+
+
+def _are_copies(images: ImageSet, run: Run, decoded: Decoded) -> bool:
+    """Whether an image is among those of a run under another path. Of many images, or where they are gone, False."""
+    if run.config.images > MAX_COMPARED:
+        return False
+    try:
+        of_run = decoded(run.images())
+    except StepclrError:
+        return False
+    return any(copies(fingerprints(images), fingerprints(of_run), near=False))
 
 
 def _meet(source: str, other: str) -> bool:

@@ -1,5 +1,6 @@
 """Prepares labeled images for every method: the classes, the readable images and their h, the label splits."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from stepclr.data.sources import Source, absolute_source, open_images, sources_o
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
 from stepclr.evaluation.holdout import describe_holdout, held_out
-from stepclr.evaluation.overlap import find_overlap, no_overlap, version_groups
+from stepclr.evaluation.overlap import find_overlap, learned_labels, no_overlap, seen_unlabeled, version_groups
 from stepclr.evaluation.splits import LabelsPerClass, Split, label_splits
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
@@ -47,6 +48,18 @@ class PreparedImages:
     opened: tuple[ImageSet, ImageSet]
     splits: list[Split]
     protocol: dict[str, Any]
+
+    def known_to(self, run: str | os.PathLike[str], others: Sequence[str], encoder: Encoder) -> dict[str, Any]:
+        """What the encoder of a run, and `others` with a row of their own, know already of the images to score on."""
+
+        def decoded(images: ImageSet) -> ImageSet:
+            return encoder.ranged(images).decoded(source_side(encoder.size))
+
+        opened = self.opened[1]
+        return {
+            "learned_labels": learned_labels(run, others, self.protocol, (opened, self.test), decoded),
+            "seen_unlabeled": seen_unlabeled(run, others, self.protocol, opened),
+        }
 
 
 def prepare(

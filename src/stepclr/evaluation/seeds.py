@@ -30,6 +30,8 @@ def other_seeds(run: str | os.PathLike[str], seeds: OneOrMore) -> list[Run]:
     for each in runs:
         if not each.exists():
             raise StepclrError(f"{each.folder} is not the folder of a run, so its pretraining seed is not known")
+        if each.interrupted:
+            raise StepclrError(f"{each.folder} has not ended; resume it, so that all runs have as many epochs")
         for name in SAME_OVER_SEEDS:
             first, value = getattr(runs[0].config, name), getattr(each.config, name)
             if value != first:

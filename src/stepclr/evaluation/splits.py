@@ -92,7 +92,9 @@ def label_splits(
     draws: int,
     seed: int,
 ) -> list[Split]:
-    """`draws` splits for each of `labels_per_class` (one for "all"): first all those with number 0, then number 1, ...
+    """`draws` splits for each of `labels_per_class`: first all those with number 0, then number 1, ...
+
+    Of all labels there is one, also where a count or a share takes every label of each class: it is that of "all".
 
     A share is of each class's labels, rounded, and at least one label, so that the split has the classes in the
     proportions of train: SimCLR's 1% and 10% of a balanced set.
@@ -103,9 +105,11 @@ def label_splits(
     splits = []
     for number in range(draws):
         for per_class in labels_per_class:
-            if per_class != "all" or number == 0:
-                indices = _draw(labels, classes, per_class, seed, number)
-                splits.append(Split(per_class, number, indices, mix_seed(seed, _key(per_class), number)))
+            indices = _draw(labels, classes, per_class, seed, number)
+            every_label = len(indices) == len(labels)
+            if not every_label or number == 0:
+                key = _key("all" if every_label else per_class)
+                splits.append(Split(per_class, number, indices, mix_seed(seed, key, number)))
     return splits
 
 

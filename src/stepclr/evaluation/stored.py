@@ -41,6 +41,7 @@ SHARED = {
     "learned_labels?": [
         {"row": str | None, "run": str, "loss": str, "source": str, "labels": int, "scored": bool | None}
     ],
+    "seen_unlabeled?": [{"row": str | None, "run": str, "source": str}],
     "test_labels": str,
     "labels_per_class": [PER_CLASS],
     "draws": int,
@@ -52,6 +53,7 @@ SHARED = {
 OF_ENCODER = SHARED | {
     "test": PART,
     "started_from?": str,
+    "interrupted?": {"done": float, "epochs": float},
     "encoder": {"name": str},
     "encoder_sha256?": {"after": str},
     "test_size?": int,

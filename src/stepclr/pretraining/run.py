@@ -61,6 +61,12 @@ class Run:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         return [_record(line, f"{path}, line {number},") for number, line in enumerate(lines, 1)]
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the log ends before the run does: an encoder that is there is the one of before it went on."""
+        lines = self.metrics
+        return bool(lines) and lines[-1]["step"] < self.config.steps
+
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config

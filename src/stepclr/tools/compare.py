@@ -9,7 +9,7 @@ from rich.table import Table
 from stepclr.errors import StepclrError
 from stepclr.evaluation.results import Scores
 from stepclr.evaluation.splits import labels_words
-from stepclr.metrics import in_percent
+from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS, in_percent
 from stepclr.pretraining.run import Run
 from stepclr.tools.methods import method_of
 from stepclr.tools.scores import MEASURES, Json, percents, scored_on, shown_measures, stored_scores
@@ -18,7 +18,7 @@ from stepclr.tools.scores import MEASURES, Json, percents, scored_on, shown_meas
 def compare_table(runs: Iterable[str | os.PathLike[str]]) -> Table:
     """One column per run: policy, loss, encoder, epochs, minutes, last monitored kNN, and its own scores.
 
-    Raises StepclrError for a folder that is not a run, and where two runs were scored on other images or classes.
+    Raises StepclrError for a folder that is not a run, and where two runs were scored with other images or classes.
     """
     scores = {run: stored_scores(run, to_compare=True) for run in (Run(Path(path)) for path in runs)}
     _check_alike({run.folder: scored_on(stored) for run, stored in scores.items() if stored and stored.rows})
@@ -59,27 +59,35 @@ def _own_scores(scores: Scores | None) -> dict[str, str]:
         method = method_of(row.method, scores)
         if not method or not method.ours:
             continue
-        name = f"{row.method}, {labels_words(row.labels_per_class, row.labels)}"
+        name = f"{row.method}{_setting(row.method, scores)}, {labels_words(row.labels_per_class, row.labels)}"
         cells[name] = percents(row)
         for measure in shown_measures(scores)[1:]:
             cells[f"{name}, {MEASURES[measure]}"] = percents(row, measure)
     return cells
 
 
+def _setting(method: str, scores: Scores) -> str:
+    """Neighbors and temperature of kNN, where they are not the usual ones: other rows than those of the usual."""
+    settings = (scores.protocol.get("methods") or {}).get(method) or {}
+    chosen = settings.get("neighbors", NEIGHBORS), settings.get("T", KNN_TEMPERATURE)
+    return "" if chosen == (NEIGHBORS, KNN_TEMPERATURE) else f" (k {chosen[0]}, temperature {chosen[1]:g})"
+
+
 def _check_alike(scored_on: dict[Path, Json]) -> None:
-    """Raise StepclrError unless all runs were scored on the same classes of the same images."""
+    """Raise StepclrError unless all runs learned from the same images and were scored on the same ones and classes."""
     for run, test in scored_on.items():
         first = next(iter(scored_on))
         if test != scored_on[first]:
             raise StepclrError(
                 f"{first} and {run} cannot be compared: the first was scored on {_test_words(scored_on[first])}, "
-                f"the second on {_test_words(test)}; evaluate both on the same images"
+                f"the second on {_test_words(test)}; evaluate both with the same images"
             )
 
 
 def _test_words(test: Json) -> str:
     classes, holdout = test["classes"], test["holdout"]
     words = f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
+    words += f", after learning from {test['train']['images']:,} of {test['train']['source']}"
     if holdout:
         words += f", held out with share {holdout['share']:g}, seed {holdout['seed']} ({holdout['names_checksum'][:8]})"
     return words

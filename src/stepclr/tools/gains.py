@@ -31,14 +31,18 @@ class Gain(NamedTuple):
 
 
 def gains_of(row: Score, scores: Scores, measure: str = "top1") -> list[Gain]:
-    """How far a row of ours is above each of its baselines, where both saw the same labels in each draw."""
+    """How far a row of ours is above each of its baselines, where both saw the same labels in each draw.
+
+    Where test images are in train too, on the clean ones alone.
+    """
     alike = {other.method: other for other in scores.rows if other.labels_per_class == row.labels_per_class}
     gains = []
-    own = row.summary(measure)
+    clean = row.clean_mean is not None
+    own = row.summary(measure, clean)
     in_test = (scores.protocol.get("images_per_class") or {}).get("test", {})  # earlier versions do not have it
-    images = sum(in_test.values()) or 1
+    images = (scores.protocol["test_images_in_train"]["clean"] if clean else sum(in_test.values())) or 1
     for name in baselines_of(row.method, scores):
-        other = alike[name].summary(measure) if name in alike else None
+        other = alike[name].summary(measure, clean) if name in alike else None
         if own and other:
             gains.append(paired(name, own.values, other.values, images))
     return gains

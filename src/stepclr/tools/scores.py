@@ -9,16 +9,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stepclr.errors import StepclrError, fault_of
-from stepclr.evaluation.baselines import START
 from stepclr.evaluation.results import EVALUATION, Score, Scores
 from stepclr.evaluation.splits import labels_words
 from stepclr.evaluation.stored import read_scores
-from stepclr.metrics import FEW, coarse_words, in_percent
+from stepclr.metrics import in_percent
 from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
 from stepclr.tools.gains import gains_of
-from stepclr.tools.methods import lambda_words, method_of
+from stepclr.tools.methods import method_of
+from stepclr.tools.notes import is_unbalanced, notes, scored_images, test_counts
 
 Json = dict[str, Any]
 
@@ -41,9 +41,8 @@ def stored_scores(run: Run, to_compare: bool = False) -> Scores | None:
         scored = (scores.protocol.get("encoder_sha256") or {}).get("after")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StepclrError(f"{path} is corrupt: {fault_of(error)}") from None
-    if scored is not None and scored != encoder_checksum(run):
-        return Scores([], scores.protocol)
-    return scores
+    trained_on = scored is not None and (scored != encoder_checksum(run) or (run.exists() and run.interrupted))
+    return Scores([], scores.protocol) if trained_on else scores
 
 
 def encoder_checksum(run: Run) -> str | None:
@@ -55,9 +54,6 @@ def encoder_checksum(run: Run) -> str | None:
 
 
 MEASURES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
-# Where the largest class has UNBALANCED times the test images of the smallest, top-1 describes the common classes. The
-# counts of a small hold-out are rounded, so they must differ that much even if each is off by ROUNDED.
-UNBALANCED, ROUNDED = 1.5, 0.5
 LISTED = 20  # classes in the table of their accuracies
 PAIRED_COVERS = "the standard errors cover the draws of the labels, not other test images or another pretraining seed"
 
@@ -77,18 +73,6 @@ def percents(row: Score, measure: str = "top1") -> str:
     return f"{percent(row, measure)} ({clean} on clean images)" if clean else percent(row, measure)
 
 
-def test_counts(scores: Scores) -> dict[str, int]:
-    """The number of test images of each class that has any."""
-    counts = (scores.protocol.get("images_per_class") or {}).get("test", {})
-    return {name: count for name, count in counts.items() if count}
-
-
-def is_unbalanced(counts: Iterable[int]) -> bool:
-    """Whether the numbers of images of the classes differ so much that top-1 alone misleads."""
-    sizes = list(counts)
-    return bool(sizes) and max(sizes) - ROUNDED >= UNBALANCED * (min(sizes) + ROUNDED)
-
-
 def measures_for(counts: Iterable[int]) -> list[str]:
     """The measures that a reader needs for classes with these numbers of images; unbalanced ones need more."""
     return list(MEASURES) if is_unbalanced(counts) else ["top1", "top5"]
@@ -103,99 +87,6 @@ def shown_measures(scores: Scores) -> list[str]:
 def measures_words(values: dict[str, Any], shown: Iterable[str]) -> str:
     """Measures in words, such as "top-1 76.5 %, balanced accuracy 60.1 %, macro F1 58.2 %"."""
     return ", ".join(f"{MEASURES[name]} {in_percent(values[name])}" for name in shown if values.get(name) is not None)
-
-
-def overlap_words(scores: Scores) -> str:
-    """How many test images are in train too, in a sentence; "" where there are none, or no test."""
-    overlap = scores.protocol.get("test_images_in_train")
-    if not overlap or not scores.protocol["test"]:
-        return ""
-    near, clean, total = overlap.get("near_identical"), overlap["clean"], scores.protocol["test"]["images"]
-    if total == clean:
-        return "" if near is not None else "Versions of test images in train were not looked for: too many pairs."
-    versions = "versions not looked for" if near is None else f"{near:,} nearly identical"
-    example = f", such as {overlap['examples'][0]}" if overlap["examples"] else ""
-    return (
-        f"{total - clean:,} of the {total:,} test images are in train too ({overlap['identical']:,} identical, "
-        f"{versions}){example}; the clean scores are those on the other {clean:,}."
-    )
-
-
-def holdout_words(scores: Scores) -> str:
-    """What was held out of train to score on, in a sentence; "" where nothing was."""
-    drawn = scores.protocol.get("holdout")
-    if not drawn:
-        return ""
-    scored = sum(drawn["test"].values())
-    coarse = f" ({coarse_words(scored)})" if 0 < scored < FEW else ""
-    words = (
-        f"Held out: {100 * drawn['share']:g} % of each class (seed {drawn['seed']}), {scored:,} "
-        f"images to score on{coarse}; {sum(drawn['train'].values()):,} are left to learn from"
-    )
-    groups = drawn["groups_kept_together"]
-    if groups:
-        together = f"{groups:,} group{'s' * (groups > 1)} of {drawn['images_in_groups']:,} images"
-        words += f". Versions of one image are on one side: {together}"
-    return f"{words}."
-
-
-def start_words(scores: Scores) -> str:
-    """Which weights training began with, in a sentence; "" for a random initialization."""
-    weights = scores.protocol.get("started_from")
-    if not weights:
-        return ""
-    words = f"Training began with the weights {weights}."
-    if any(row.method == START for row in scores.rows):
-        words += f" The row {START} is the encoder with these, so that the difference is what training added."
-    return words
-
-
-def learned_words(scores: Scores) -> str:
-    """Which encoders learned from labels, and whether the scores may be of these labels, in sentences; "" for none."""
-    words = []
-    for learned in scores.protocol.get("learned_labels") or ():
-        whose = f"The row {learned['row']}" if learned["row"] else "The encoder"
-        if learned["scored"] is None:
-            words.append(
-                f"{whose} has learned from the classifier {learned['source']}, and so from the labels of that one: "
-                "images to score on should not be among these."
-            )
-            continue
-        words.append(
-            f"{whose} has learned from the {learned['labels']:,} labels of {learned['source']} (in {learned['run']}, "
-            f"by the loss {learned['loss']}), whatever number of labels a row has."
-        )
-        if learned["scored"]:
-            words[-1] += (
-                " Images to score on may be among them, and its scores too high: score it on images that it has not "
-                "learned from, such as those that a column split of --labels holds out of pretraining."
-            )
-    return " ".join(words)
-
-
-def unbalanced_words(scores: Scores) -> str:
-    """How the classes of the test images differ in size, in a sentence; "" where they hardly do."""
-    counts = test_counts(scores)
-    if not is_unbalanced(counts.values()):
-        return ""
-    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    missing = scores.protocol.get("classes_not_in_test")
-    without = f", and leave out the classes without test images ({', '.join(missing)})" if missing else ""
-    return (
-        f"The {scored_images(scores)} are unbalanced: {counts[least]:,} ({least}) to {counts[most]:,} ({most}) a class."
-        f" Balanced accuracy and macro F1 count every class alike{without}; top-1 counts every image."
-    )
-
-
-def notes(scores: Scores) -> list[str]:
-    """What has to be known to read the scores, in sentences."""
-    sentences = (start_words(scores), learned_words(scores), holdout_words(scores), unbalanced_words(scores))
-    return [words for words in (*sentences, overlap_words(scores), lambda_words(scores)) if words]
-
-
-def scored_images(scores: Scores) -> str:
-    """What the images are that the scores are on."""
-    return "images held out" if scores.protocol.get("holdout") else "test images"
 
 
 def score_grid(scores: Scores, measure: str = "top1") -> tuple[list[str], dict[str, list[str]]]:
@@ -309,24 +200,26 @@ def _paired_lines(row: Score, scores: Scores) -> Iterator[str]:
     if is_unbalanced(test_counts(scores).values()):
         compared.append("balanced_accuracy")
     labels = labels_words(row.labels_per_class, row.labels)
+    clean = "" if row.clean_mean is None else ", on clean images"
     for measure in compared:
         of_measure = "" if measure == "top1" else f", {MEASURES[measure]}"
         for gain in gains_of(row, scores, measure):
             if gain.error is not None:
                 yield (
-                    f"{row.method} - {gain.over} with {labels}{of_measure}: {gain.mean:+.1f} points, standard error "
-                    f"{gain.error:.1f}, above in {gain.above} of {len(row.values)} draws"
+                    f"{row.method} - {gain.over} with {labels}{of_measure}{clean}: {gain.mean:+.1f} points, standard "
+                    f"error {gain.error:.1f}, above in {gain.above} of {len(row.values)} draws"
                 )
 
 
 def scored_on(scores: Scores) -> Json:
-    """The images and the classes that the scores are on."""
+    """The images and the classes that the scores are on, and the labeled images that were learned from."""
     protocol = scores.protocol
     test, classes, holdout = protocol["test"], protocol["classes"], protocol.get("holdout")
     images_and_classes = {
         "source": test["source"],
         "images": int(test["images"]),
         "classes": [classes[0], *classes[1:]],
+        "train": {"source": protocol["train"]["source"], "images": int(protocol["train"]["images"])},
     }
     # Encoders that take images of other sizes may find other versions, and then hold out other images.
     return images_and_classes | {

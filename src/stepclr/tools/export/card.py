@@ -18,7 +18,8 @@ from stepclr.model.encoder import STRIP, Encoder
 from stepclr.model.files import state_checksum
 from stepclr.model.timm_weights import pretrained, timm_name
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
-from stepclr.tools.scores import MEASURES, notes, percents, shown_measures
+from stepclr.tools.notes import notes
+from stepclr.tools.scores import MEASURES, percents, shown_measures
 
 PACKAGES = ("stepclr", "torch", "torchvision", "timm", "safetensors")
 

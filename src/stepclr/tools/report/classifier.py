@@ -16,11 +16,12 @@ from stepclr.metrics import in_percent
 from stepclr.model.files import CLASSIFIER, load_classifier, state_checksum
 from stepclr.pretraining.run import Run
 from stepclr.tools.gains import paired
+from stepclr.tools.notes import test_counts
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.evaluation import with_images
 from stepclr.tools.report.plots import Bar
 from stepclr.tools.report.plots import confusion as confusion_plot
-from stepclr.tools.scores import encoder_checksum, measures_for, measures_words, percent, test_counts
+from stepclr.tools.scores import encoder_checksum, measures_for, measures_words, percent
 
 Json = dict[str, Any]
 

@@ -11,18 +11,10 @@ from stepclr.evaluation.splits import labels_words
 from stepclr.metrics import in_percent
 from stepclr.tools.images import page_uri
 from stepclr.tools.methods import method_of, tone_of
+from stepclr.tools.notes import notes, overlap_words, unbalanced_words
 from stepclr.tools.report.context import Context
 from stepclr.tools.report.plots import Bar, confusion, label_budget, method_bars
-from stepclr.tools.scores import (
-    MEASURES,
-    notes,
-    overlap_words,
-    own_row,
-    paired_lines,
-    score_grid,
-    shown_measures,
-    unbalanced_words,
-)
+from stepclr.tools.scores import MEASURES, own_row, paired_lines, score_grid, shown_measures
 
 Json = dict[str, Any]
 

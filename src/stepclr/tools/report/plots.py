@@ -23,8 +23,9 @@ from stepclr.metrics import in_percent, whole_percent
 from stepclr.tools.images import data_uri, page_uri
 from stepclr.tools.label_chart import label_curves
 from stepclr.tools.methods import TONES, tone_of
+from stepclr.tools.notes import start_words
 from stepclr.tools.pages import lines_of
-from stepclr.tools.scores import percent, start_words
+from stepclr.tools.scores import percent
 
 Json = dict[str, Any]
 Words = Callable[[float], str]  # a number as a reader sees it

@@ -20,9 +20,10 @@ from stepclr.pretraining.resolve import asked_for
 from stepclr.pretraining.run import LABELS
 from stepclr.tools.gains import Gain, gains_of
 from stepclr.tools.methods import method_of
+from stepclr.tools.notes import is_unbalanced, scored_images, test_counts
 from stepclr.tools.options import option_words, reading_words
 from stepclr.tools.report.context import Context
-from stepclr.tools.scores import is_unbalanced, percent, scored_images, test_counts
+from stepclr.tools.scores import percent
 
 Json = dict[str, Any]
 OVER = {
@@ -95,30 +96,37 @@ def _scored(scores: Scores, row: Score) -> Json:
         cautions.append(
             "No baseline was scored: add --baselines pixels,random,scratch to see what pretraining is worth."
         )
-    cautions += _few(scored_images(scores), scores.protocol["test"]["images"])
+    count, kind = scores.protocol["test"]["images"], scored_images(scores)
     if row.clean_mean is not None:
-        cautions.append("Some test images are in train too: section 7 has the scores without them.")
+        in_all, count = f"{percent(row)} of all {count:,}", scores.protocol["test_images_in_train"]["clean"]
+        kind += " that are not in train too"
+        cautions.append(f"The other test images are in train too; with them it would be {in_all}.")
+    cautions += _few(kind, count)
     method = method_of(row.method, scores)
-    images = f"the {scores.protocol['test']['images']:,} {scored_images(scores)}"
     headline: Json = {
-        "score": percent(row),
-        "words": f"of {images} classified correctly, with {labels_words(row.labels_per_class, row.labels)}",
+        "score": _honest(row),
+        "words": f"of the {count:,} {kind} classified correctly, with {labels_words(row.labels_per_class, row.labels)}",
         "method": method.words if method else row.method,
         "gains": gains,
         "cautions": cautions,
         "facts": [],
     }
     if is_unbalanced(test_counts(scores).values()) and row.balanced_accuracy:
-        headline["facts"].append(("Balanced accuracy", percent(row, "balanced_accuracy"), "every class counts alike"))
+        headline["facts"].append(("Balanced accuracy", _honest(row, "balanced_accuracy"), "every class counts alike"))
     others = [other for other in scores.rows if other != row]
     of_knn = [other for other in others if other.method == "knn"]
     if of_knn:
         best = next((other for other in of_knn if other.labels_per_class == "all"), of_knn[-1])
-        headline["facts"].append(("kNN", percent(best), labels_words(best.labels_per_class, best.labels)))
+        headline["facts"].append(("kNN", _honest(best), labels_words(best.labels_per_class, best.labels)))
     for other in others:
         if (other.method, other.labels_per_class) == (row.method, "all") and row.method != "knn":
-            headline["facts"].append(("With all labels", percent(other), "the same method"))
+            headline["facts"].append(("With all labels", _honest(other), "the same method"))
     return headline
+
+
+def _honest(row: Score, measure: str = "top1") -> str:
+    """A measure of a row, on the clean images alone where others are in train too."""
+    return percent(row, measure, clean=row.clean_mean is not None)
 
 
 def _lead(gain: Gain) -> Lead:
