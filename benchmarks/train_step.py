@@ -2,13 +2,13 @@
 
     pip install '.[bench]'
     python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--encoder resnet18]
-        [--seconds 60] [--alone]
+        [--seconds 60] [--turns 2] [--alone]
 
 FOLDER holds images (any class folders are ignored). Both train the same ResNet on the same images with the
 same batch. "lightly" is the loop of its own benchmark (lightly_loop.py) with two DataLoader workers, in
 float32; "lightly-bf16" the same under autocast and with channels_last, so that engineering and precision are told
 apart. stepclr's side is `stepclr pretrain` with its defaults. Each side runs for the given time after a warm-up;
-loading and start-up do not count. They take turns, twice. With --alone, stepclr runs without lightly.
+loading and start-up do not count. They take turns. With --alone, stepclr runs without lightly.
 
 After each turn of stepclr, the network's convolutions are timed alone, forward and backward, at the shapes of a step
 and as the loop computes them; a matrix product of the same precision gives the machine's roof. The second line of a
@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--stem", default="small", choices=get_args(Stem))
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--alone", action="store_true")
     given = parser.parse_args()
     print(
@@ -250,7 +251,7 @@ def main() -> None:
         f"{given.encoder}, stem {given.stem}, {given.size} px, batch {given.batch}, {given.seconds:g} s each"
     )
     setting = Setting(given.folder, given.size, given.batch, given.stem, given.encoder, given.seconds)
-    for turn in (1, 2):
+    for turn in range(1, given.turns + 1):
         theirs: dict[str, float] = {}
         if not given.alone:
             theirs = {name: lightly_images_a_second(setting, bf16) for name, bf16 in NAMES.items()}

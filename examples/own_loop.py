@@ -1,6 +1,6 @@
 """SimCLR in plain PyTorch, made of stepclr's parts: images, views, an encoder, a head, a loss, and a loop of one's own.
 
-    python examples/own_loop.py [--epochs 5] [--batch-size 128] [--workers 2]
+    python examples/own_loop.py [--epochs 5] [--batch-size 128] [--workers 2] [--out encoder.safetensors]
 
 It trains on the bundled images, a few minutes on a CPU. Every part can be replaced: by your Dataset, your network
 (any nn.Module that maps [N, 3, S, S] to [N, F]) or your optimizer. On several GPUs, initialize torch.distributed and
@@ -30,8 +30,8 @@ class ViewsOfImages(Dataset[list[Tensor]]):
         return self.transform(image)
 
 
-def train(epochs: int, batch_size: int, workers: int, limit: int | None = None) -> list[float]:
-    """Pretrain an encoder; returns the mean loss of each epoch."""
+def train(epochs: int, batch_size: int, workers: int, out: str | None = None, limit: int | None = None) -> list[float]:
+    """Pretrain an encoder, and write it to the file `out`; returns the mean loss of each epoch."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = stepclr.open_images("sample:unlabeled", limit=limit)  # or "photos/", or your own Dataset
@@ -60,6 +60,8 @@ def train(epochs: int, batch_size: int, workers: int, limit: int | None = None) 
             total += loss.item()
         means.append(total / len(loader))
         print(f"epoch {epoch + 1} of {epochs}: loss {means[-1]:.3f}", flush=True)
+    if out:
+        stepclr.save_encoder(encoder, out)  # for load_encoder, and for every command that takes a run
     return means
 
 
@@ -68,5 +70,6 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out")
     options = parser.parse_args()
-    train(options.epochs, options.batch_size, options.workers)
+    train(options.epochs, options.batch_size, options.workers, options.out)

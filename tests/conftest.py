@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from touches import Forks, forks
 
@@ -46,6 +47,14 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Co
         patch.setenv("STEPCLR_DATA", str(tmp_path_factory.mktemp("data")))
         patch.setenv("STEPCLR_KERNELS", str(pytestconfig.rootpath / ".pytest_cache" / "kernels"))
         yield
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As users run it: without the shape checks of the tests, which would raise before stepclr's own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ def test_the_loss_of_the_example_falls_as_that_of_pretrain(
     own_loop: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.get_rng_state()
-    losses = own_loop.train(EPOCHS, BATCH_SIZE, workers=0, limit=LIMIT)
+    losses = own_loop.train(EPOCHS, BATCH_SIZE, workers=0, out=str(tmp_path / "own.safetensors"), limit=LIMIT)
     torch.set_rng_state(state)
     assert capsys.readouterr().out.startswith(f"epoch 1 of {EPOCHS}: loss {losses[0]:.3f}")
     run = stepclr.pretrain(
@@ -46,3 +46,5 @@ def test_the_loss_of_the_example_falls_as_that_of_pretrain(
     assert losses[-1] == min(losses)  # at first, the rate still rises
     assert losses[-1] < math.log(2 * BATCH_SIZE - 1) - 0.3
     assert losses[-1] == pytest.approx(last, rel=0.1)
+    encoder = stepclr.load_encoder(tmp_path / "own.safetensors")
+    assert (encoder.name, encoder.stem, encoder.size) == ("test_resnet", "small-stride2", 28)

@@ -18,6 +18,7 @@ from stepclr.model.classifier import Classifier as Classifier
 from stepclr.model.encoder import Encoder as Encoder
 from stepclr.model.files import load_classifier as load_classifier
 from stepclr.model.files import load_encoder as load_encoder
+from stepclr.model.files import save_encoder as save_encoder
 from stepclr.model.head import ProjectionHead as ProjectionHead
 from stepclr.pretraining.api import pretrain as pretrain
 from stepclr.pretraining.run import Run as Run

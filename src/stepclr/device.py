@@ -171,8 +171,9 @@ def bf16_helps() -> bool:
 
 def _bf16_is_correct() -> bool:
     with seeded(0):
-        convolution = nn.Conv2d(16, 32, 3, padding=1).to(memory_format=torch.channels_last)
-        x = torch.randn(8, 16, 12, 12).to(memory_format=torch.channels_last)
+        convolution = nn.Conv2d(16, 32, 3, padding=1, dtype=torch.float32, device="cpu")
+        x = torch.randn(8, 16, 12, 12, dtype=torch.float32, device="cpu").to(memory_format=torch.channels_last)
+    convolution.to(memory_format=torch.channels_last)
     results = []
     for enabled in (False, True):
         convolution.zero_grad()

@@ -5,7 +5,7 @@ import importlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 
@@ -70,6 +70,7 @@ def check_number(
     """Raise StepclrError unless the argument `name` is None or a finite number, at least `least` and above `above`."""
     if value is None:
         return
+    _check_is_number(name, value)
     if not math.isfinite(value):
         raise StepclrError(f"{name} must be a finite number, not {value}")
     if value < least:
@@ -81,14 +82,22 @@ def check_number(
 def check_whole(name: str, value: int | float | None, least: int) -> None:
     """Raise StepclrError unless the argument `name` is None or a whole number of at least `least`."""
     if value is not None and not isinstance(value, Integral):
-        raise StepclrError(f"{name} must be a whole number, not {value}")
+        raise StepclrError(f"{name} must be a whole number, not {value!r}")
     check_number(name, value, least)
 
 
 def check_range(name: str, value: float | int | None, low: float | int, high: float | int) -> None:
     """Raise StepclrError unless the argument `name` is None or low <= value <= high."""
-    if value is not None and not low <= value <= high:
+    if value is None:
+        return
+    _check_is_number(name, value)
+    if not low <= value <= high:
         raise StepclrError(f"{name} must lie between {low} and {high}, not {value}")
+
+
+def _check_is_number(name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise StepclrError(f"{name} must be a number, not {value!r}")
 
 
 def check_used(name: str, given: bool, used: bool, what: str) -> None:

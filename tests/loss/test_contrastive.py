@@ -4,9 +4,8 @@
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -120,14 +119,6 @@ FAULTS = [
     "positives summed",
     "float32 inside",
 ]
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the shape checks that the tests switch on, and that answer before stepclr's own do."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize(

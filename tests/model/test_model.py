@@ -4,11 +4,10 @@ import json
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import jaxtyping
 import numpy as np
 import pytest
 import timm
@@ -31,14 +30,6 @@ from stepclr.model.features import represent
 from stepclr.model.files import load_classifier, save_classifier, save_encoder
 
 SMALL = "test_resnet"  # timm's smallest ResNet
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the shape checks that the tests switch on, and that answer before stepclr's own do."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def trained(name: str = SMALL, stem: str = "auto", size: int = 32) -> Encoder:
@@ -696,3 +687,89 @@ def test_large_images_are_put_through_the_encoder_a_few_at_a_time(monkeypatch: p
     h, _ = represent(encoder, open_images((pixels, np.zeros(9, int))))
     assert sorted(sizes) == [1, 4, 4]
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
+
+
+# Parts in a loop of one's own
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
+    ],
+    ids=["plain", "Lightning's", "DistributedDataParallel's"],
+)
+def test_the_encoder_of_a_larger_module_keeps_its_mean_and_std(wrap: Callable[[Any], Any], tmp_path: Path) -> None:
+    encoder = build_encoder(SMALL, size=28, mean_std="imagenet")
+    model = torch.nn.Sequential(encoder, ProjectionHead(encoder.num_features, 32, 8))
+    torch.save(wrap(model.state_dict()), tmp_path / "model.pt")
+    loaded = build_encoder(SMALL, size=28, weights=tmp_path / "model.pt")
+    assert "with mean and std" in loaded.origin
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_a_file_with_two_encoders_is_refused(tmp_path: Path) -> None:
+    two = torch.nn.ModuleDict({"online": build_encoder(SMALL, size=28), "target": build_encoder(SMALL, size=28)})
+    torch.save(two.state_dict(), tmp_path / "two.pt")
+    with pytest.raises(StepclrError, match=r"two.pt has several encoders: online, target; write the one to use"):
+        build_encoder(SMALL, size=28, weights=tmp_path / "two.pt")
+
+
+def test_a_saved_encoder_is_loaded_and_other_files_say_what_they_are(tmp_path: Path) -> None:
+    encoder = trained(stem="small-stride2", size=28)
+    save_encoder(encoder, tmp_path / "e.safetensors")
+    loaded = load_encoder(tmp_path / "e.safetensors")
+    assert (loaded.stem, loaded.size) == ("small-stride2", 28)
+    with pytest.raises(StepclrError, match=r"out must end in .safetensors, not '.*e.pt'"):
+        save_encoder(encoder, tmp_path / "e.pt")
+    torch.save(encoder.state_dict(), tmp_path / "e.pt")
+    with pytest.raises(StepclrError, match=r"e.pt is not a file that save_encoder writes; build_encoder\("):
+        load_encoder(tmp_path / "e.pt")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_encoder_refuses_what_it_was_not_made_for() -> None:
+    encoder = build_encoder(SMALL, size=28).eval()
+    for x, words in (
+        (
+            torch.zeros(2, 3, 28, 28, dtype=torch.uint8),
+            r"numbers in \[0, 1\], not torch.uint8; `preprocess`",
+        ),
+        (torch.rand(2, 1, 28, 28), r"must be \[n, 3, S, S\], not \[2, 1, 28, 28\]"),
+        (torch.rand(3, 28, 28), r"must be \[n, 3, S, S\], not \[3, 28, 28\]"),
+    ):
+        with pytest.raises(StepclrError, match=words):
+            encoder(x)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_settings_of_a_wrong_kind_are_named() -> None:
+    for make, words in (
+        (lambda: build_encoder(SMALL, size=0), "size must be at least 1, not 0"),
+        (lambda: build_encoder(SMALL, channels=0), "channels must be at least 1, not 0"),
+        (lambda: build_encoder(torch.nn.Flatten), "network must be a name or an nn.Module, not <class"),  # type: ignore[arg-type]
+        (lambda: build_encoder(SMALL, mean_std=((0.5,) * 3, (0.2,) * 3)), "mean_std must be imagenet"),  # type: ignore[arg-type]
+        (lambda: build_encoder(torch.nn.Linear(8, 8).double(), size=8), "numbers in torch.float64; give it in"),
+        (lambda: ProjectionHead(0), "features must be at least 1, not 0"),
+        (lambda: ProjectionHead(16, hidden=0), "hidden must be at least 1, not 0"),
+        (lambda: ProjectionHead(16, out=8.0), "out must be a whole number, not 8.0"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(StepclrError, match=words):
+            make()
+
+
+def test_a_head_can_be_sliced() -> None:
+    head, h = ProjectionHead(16, 32, 8, 3).eval(), torch.rand(4, 16)
+    assert type(head[:-1]) is torch.nn.Sequential
+    assert torch.equal(head[3:](head[:3](h)), head(h))
+    assert head[0] is next(iter(head))
+
+
+def test_a_module_without_weights_is_loaded_again(tmp_path: Path) -> None:
+    encoder = build_encoder(torch.nn.Flatten(), size=8, mean_std="imagenet")
+    save_encoder(encoder, tmp_path / "flat.safetensors")
+    loaded, x = load_encoder(tmp_path / "flat.safetensors", module=torch.nn.Flatten()), torch.rand(2, 3, 8, 8)
+    assert torch.equal(loaded(x), encoder(x))

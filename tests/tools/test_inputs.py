@@ -64,7 +64,7 @@ def deep(dtype: Any, largest: int = 4095) -> NDArray[Any]:
     return np.tile(ramp(largest, dtype), (60, 1))[:, ::4]
 
 
-NUMBERS = "needs --value-range LOW,HIGH, the numbers of black and white: "
+NUMBERS = "needs --value-range LOW,HIGH (in Python value_range), the numbers of black and white: "
 PLAIN = file_of(Image.fromarray(scene()))
 FOUR_BANDS = np.dstack([scene(45), scene(45)[..., :1]])
 INPUTS = {

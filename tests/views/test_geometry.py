@@ -13,7 +13,6 @@ from scipy import ndimage, stats
 from test_cuda import SAME, farthest
 from test_numba import CLOSE
 from test_views import MANY, made_up, within
-from test_views import unchecked as unchecked
 from torch import Tensor
 
 from stepclr import StepclrError, Views, view_keys

@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 from test_cuda import farthest
 from test_geometry import RENDERERS, drawn
 from test_views import MANY, made_up, within
-from test_views import unchecked as unchecked
 from torch import Tensor
 
 from stepclr import StepclrError, Views, view_keys

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_views import cut, images, made_up, plain_draws, real_images, unchecked  # noqa: F401  # fixtures, too
+from test_views import cut, images, made_up, plain_draws, real_images  # noqa: F401  # a fixture, too
 from torch import Tensor
 
 from stepclr import StepclrError, Views, machine_code, view_keys

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from small import call
 from test_views import ImageBatch, cut, made_up, within
-from test_views import unchecked as unchecked
 
 from stepclr import StepclrError, Views, open_images, view_keys
 from stepclr.tools.sheet import policy_sheet

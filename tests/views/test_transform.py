@@ -121,3 +121,19 @@ def test_what_is_not_an_image_is_an_error(wrong: Any, message: str, monkeypatch:
 def test_the_example_in_the_docstring_runs() -> None:
     assert doctest.testmod(module).failed == 0
     assert doctest.testmod(module).attempted > 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": (32, 32)}, r"size must be a whole number, not \(32, 32\)"),
+        ({"size": 32.0}, "size must be a whole number, not 32.0"),
+        ({"views": 2.5}, "views must be a whole number, not 2.5"),
+        ({"channels": 0}, "channels must be at least 1, not 0"),
+        ({"min_area": "0.2"}, "min_area must be a number, not '0.2'"),
+    ],
+)
+def test_settings_of_a_wrong_kind_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(StepclrError, match=words):
+        SimCLRTransform(**options)

@@ -10,12 +10,11 @@ import math
 import os
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -72,14 +71,6 @@ def real_images(folder: Path, source: str) -> Tensor:
 @pytest.fixture(params=["imagenette", "cifar10"])
 def images(request: pytest.FixtureRequest, shared_data: Path) -> Tensor:
     return real_images(shared_data, request.param)
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """As users run it: without the shape checks of the tests, which would raise before stepclr's own checks."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def made_up(n: int, height: int, width: int) -> Tensor:

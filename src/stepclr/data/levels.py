@@ -22,7 +22,7 @@ PHOTOMETRIC, PLANES, EXTRA_SAMPLES = 262, 284, 338  # tags of TIFF
 WHITE_IS_ZERO, SEPARATE = 0, 2  # values of the first two
 LOWEST, HIGHEST = (340, 280), (341, 281)  # tags of TIFF for the smallest and the largest number
 HALVES = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # the byte order that swaps both bytes
-NEEDS = "needs --value-range LOW,HIGH, the numbers of black and white:"
+NEEDS = "needs --value-range LOW,HIGH (in Python value_range), the numbers of black and white:"
 ON_BLACK = "a light drawing on transparency, laid over black"
 FIRST_FRAME = "the first of several frames or pages"
 FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")  # a phone's JPEG and HEIC have further images for other purposes

@@ -14,18 +14,20 @@ of all of them: `World.gather_with_gradient` says how the gradient stays exact.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from stepclr.distributed import ALONE, World
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_number, first_line
 from stepclr.loss.tiles import Temperature, mean_log_sum, number
 
 NT_XENT_TEMPERATURE, SUPCON_TEMPERATURE = 0.5, 0.1  # by default
+MAX_POWERS = {torch.float32: 126, torch.float64: 1022}  # of 2
 
 
 def nt_xent(
@@ -62,7 +64,7 @@ def supcon(
     without any label it equals `nt_xent`. Arguments, result and errors are otherwise those of `nt_xent`.
     """
     z, views = _stack(z_i, z_j)
-    labels = torch.as_tensor(labels, device=z_i.device)
+    labels = _whole("labels", labels, z_i.device)
     if len(labels) != len(z_i):
         raise StepclrError(f"{len(z_i)} images but {len(labels)} labels")
     groups = own_class(labels, image_ids(z_i, world))
@@ -105,7 +107,7 @@ def contrastive(
     check_temperature(temperature)
     if isinstance(temperature, Tensor):
         temperature = temperature.reshape(())
-    groups = torch.as_tensor(groups, device=z.device)
+    groups = _whole("groups", groups, z.device)
     if z.ndim != 2:
         raise StepclrError(f"projections are [M, D], not {list(z.shape)}")
     if len(groups) != len(z):
@@ -117,7 +119,7 @@ def contrastive(
     if len(groups) < 2:
         return z.sum() * 0
     with torch.autocast(z.device.type, enabled=False):
-        z = world.gather_with_gradient(F.normalize(float32_or_64(z)), sizes)
+        z = world.gather_with_gradient(unit(float32_or_64(z)), sizes)
 
         # Number the groups by the place where each begins in sorted order (`unique` would make a GPU wait).
         ordered = groups.sort().values
@@ -155,8 +157,32 @@ def check_temperature(temperature: Temperature) -> None:
     """Raise StepclrError unless the temperature is one number above 0."""
     if isinstance(temperature, Tensor) and temperature.numel() != 1:
         raise StepclrError(f"temperature must be one number, not a tensor of shape {list(temperature.shape)}")
+    if not isinstance(temperature, Tensor):
+        check_number("temperature", temperature)
     if not temperature > 0:
         raise StepclrError(f"temperature must be above 0, not {number(temperature)}")
+
+
+def unit(z: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+    """The rows with length 1. A power of 2 first brings each near 1, so that no square is too large or too small."""
+    if not z.numel():
+        return z
+    largest = z.detach().abs().amax(1, keepdim=True)
+    most = MAX_POWERS[z.dtype]
+    power = largest.log2().floor().clamp(-most, most).where(largest > 0, 0)
+    return F.normalize(z * torch.exp2(-power))
+
+
+def _whole(what: str, values: Tensor | np.ndarray, device: torch.device) -> Int64[Tensor, " n"]:
+    """Labels or groups as int64 `[N]`; StepclrError for anything that is not one whole number of each."""
+    try:
+        numbers = torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise StepclrError(f"{what} must be whole numbers [N]: {first_line(error)}") from error
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
+        dtype = str(numbers.dtype).removeprefix("torch.")
+        raise StepclrError(f"{what} must be whole numbers [N], not {dtype} {list(numbers.shape)}")
+    return numbers.long()
 
 
 def float32_or_64(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -166,7 +192,9 @@ def float32_or_64(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def _stack(z_i: Tensor, z_j: Tensor | Sequence[Tensor]) -> tuple[Tensor, int]:
     """All views' projections, one view after another, and how many views there are."""
-    views = [z_i, z_j] if isinstance(z_j, Tensor) else [z_i, *z_j]
+    views: list[Any] = [z_i, z_j] if isinstance(z_j, Tensor) else [z_i, *z_j]
+    if others := [type(view).__name__ for view in views if not isinstance(view, Tensor)]:
+        raise StepclrError(f"projections must be tensors, not {others[0]}")
     for view in views:
         if view.shape != z_i.shape:
             raise StepclrError(f"the views' projections differ in shape: {list(z_i.shape)} and {list(view.shape)}")

@@ -299,7 +299,7 @@ def exact_setting() -> str:
     On AMD's processors oneDNN is about twice as fast as MKL, and only the setting "bf16" selects it. Processors with
     AMX do round to bfloat16 under this setting, so a small product finds out.
     """
-    a = torch.arange(1 << 14).mul(0.7).sin().view(128, 128)
+    a = torch.arange(1 << 14, dtype=torch.float32, device="cpu").mul(0.7).sin().view(128, 128)
     with _precision(_cpu(), "bf16"):
         product = (a @ a.T).double()
     expected = a.double() @ a.double().T

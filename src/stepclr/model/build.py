@@ -11,7 +11,7 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from stepclr.data.reading import RGB
-from stepclr.errors import StepclrError, choose, first_line
+from stepclr.errors import StepclrError, check_whole, choose, first_line
 from stepclr.model.encoder import DOES_NOT_FIT, SMALL, Encoder, on_zeros
 from stepclr.model.timm_weights import TIMM, create_pretrained, full_name, pretrained, timm_name
 from stepclr.model.weights import check_finite, load_weights, set_mean_std, stored_network
@@ -45,16 +45,20 @@ def build_encoder(
             the encoder says so. Every tensor of the encoder must be there and fit.
         size: side S of the views, in pixels.
         normalize_h: divide h by its length (SupCon's recipes do).
-        num_features: F of your own module; by default measured on an image of zeros.
+        num_features: F of your own module, which is believed; by default it is measured on images of zeros.
         mean_std: what the encoder normalizes images in [0, 1] by: "imagenet", "none", or six numbers with commas, three
             of the mean and three of the standard deviation. By default those of the weights, where they are known.
         channels: C of the images, 3 for RGB, and of the mean and the standard deviation. timm fits the first layer of
             its weights to other images, and their mean over red, green and blue is that of each channel.
 
     Raises StepclrError for an unknown name or stem, a stem on a network other than a ResNet, weights that do not fit,
-    and a module whose output is not `[n, F]`.
+    a module that is not in float32, and, where F is measured, one whose output is not `[n, F]`.
     """
     choose("stem", stem, ("auto", *STEMS, "own"))
+    check_whole("size", size, 1)
+    check_whole("channels", channels, 1)
+    if not isinstance(network, str | nn.Module):
+        raise StepclrError(f"network must be a name or an nn.Module, not {network!r}")
     of_timm = timm_name(f"{TIMM}{network}" if weights == "timm" else weights)
     if isinstance(network, nn.Module):
         if of_timm is not None:
@@ -122,6 +126,9 @@ def _of_module(
     name = type(module).__name__
     if stem not in ("auto", "own"):
         raise StepclrError(f"stem={stem} is for ResNets; your module {name} keeps its own stem (stem=auto)")
+    floats = {tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()}
+    if floats - {torch.float32}:
+        raise StepclrError(f"{name} has numbers in {', '.join(sorted(map(str, floats)))}; give it in torch.float32")
     if num_features is None:
         num_features = _measured_features(module, size, channels)
     return Encoder(module, module_name(module), "own", size, normalize_h, num_features, channels)

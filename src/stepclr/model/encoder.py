@@ -112,8 +112,17 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n features"]:
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self._check(x)
         h: Tensor = self.body((x - self.mean) / self.std)
         return F.normalize(h.float()).to(h.dtype) if self.normalize_h else h
+
+    def _check(self, x: Tensor) -> None:
+        """Raise StepclrError for bytes, and for images of other channels, which `mean` would be broadcast to."""
+        if not x.is_floating_point():
+            raise StepclrError(f"images must be numbers in [0, 1], not {x.dtype}; `preprocess` makes them of bytes")
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise StepclrError(f"images must be [n, {self.channels}, S, S], not {list(x.shape)}")
 
     def represent_at(self, test_size: int) -> "Encoder":
         """This encoder, whose `preprocess` from now on makes images of this side, with the same crop.

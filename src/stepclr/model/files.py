@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from stepclr.data.reading import RGB, Range
-from stepclr.errors import StepclrError, fault_of
+from stepclr.errors import StepclrError, check_suffix, fault_of
 from stepclr.io import from_json, in_order, write_whole
 from stepclr.model.build import OWN_MODULE, build_encoder, off_the_shelf
 from stepclr.model.classifier import Classifier
@@ -100,7 +100,11 @@ Metadata = TypeVar("Metadata", bound=EncoderMetadata)
 
 
 def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
-    """Write weights, buffers and metadata, all or nothing."""
+    """Write an encoder, with its preprocessing, into a file `NAME.safetensors` for `load_encoder`, all or nothing.
+
+    Every function and command that takes a run takes such a file. Raises StepclrError for another suffix.
+    """
+    check_suffix(Path(path), [Path(ENCODER_FILE).suffix])
     _save(encoder, encoder, _encoder_values(encoder), path)
 
 
@@ -118,8 +122,15 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
         if module is not None:
             raise StepclrError(f"{run} is a network of timm, not your own module; do not pass module")
         return off_the_shelf(name)
+    if isinstance(run, nn.Module):
+        raise StepclrError("an encoder is loaded from a file: save_encoder(encoder, 'encoder.safetensors') writes one")
     path = Path(run)
     path = path / ENCODER_FILE if path.is_dir() else path
+    if path.is_file() and path.suffix != Path(ENCODER_FILE).suffix:
+        raise StepclrError(
+            f"{path} is not a file that save_encoder writes; build_encoder(NAME, weights={os.fspath(path)!r}) takes "
+            "checkpoints of other programs"
+        )
     if not path.is_file():
         if timm.is_model(str(run)) and not path.exists():
             raise StepclrError(f"there is no run {run}. Did you mean '{TIMM}{run}'?")

@@ -113,6 +113,25 @@ def find_backbone(stored: object, expected: Mapping[str, Tensor], path: Path) ->
     return Backbone(own, words, sender, mean_std)
 
 
+def of_larger_module(stored: object, path: Path) -> tuple[dict[str, Tensor], str] | None:
+    """The state_dict of an `Encoder` of this package that was part of a larger module, and its prefix; None: no such.
+
+    Raises StepclrError where there are several.
+    """
+    tensors = dict(_flat(stored))
+    prefixes = [name.removesuffix("mean") for name in tensors if name == "mean" or name.endswith(".mean")]
+    found = []
+    for prefix in prefixes:
+        body = [name for name in tensors if name.startswith(f"{prefix}body.")]
+        if body and f"{prefix}std" in tensors:
+            own = [f"{prefix}mean", f"{prefix}std", *body]
+            found.append(({name.removeprefix(prefix): tensors[name] for name in own}, prefix))
+    if len(found) > 1:
+        names = ", ".join(prefix.removesuffix(".") for _, prefix in found)
+        raise StepclrError(f"{path} has several encoders: {names}; write the one to use into a file of its own")
+    return found[0] if found else None
+
+
 def parse_mean_std(text: str, channels: int = RGB) -> tuple[list[float], list[float]]:
     """(mean, std) of the channels of images in [0, 1], from "imagenet" (RGB alone), "none" or numbers with commas.
 
@@ -121,7 +140,7 @@ def parse_mean_std(text: str, channels: int = RGB) -> tuple[list[float], list[fl
     """
     try:
         numbers = [float(number) for number in NAMED.get(text, text).split(",")]
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):
         numbers = []
     if text == "none":
         numbers = [0.0] * channels + [1.0] * channels

@@ -2,10 +2,11 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 from torch import nn
 
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, check_whole, choose
 
 FORMS = ("batchnorm", "reference", "plain")
 
@@ -26,7 +27,7 @@ class ProjectionHead(nn.Sequential):
             not uniform as torch's; on the bundled sample the two score the same within the spread over three seeds
             (benchmarks/results/accuracy.md). "plain": linear layers with biases and ReLU alone (SupContrast).
 
-    Raises StepclrError for another number of layers, and for another form.
+    Raises StepclrError for another number of layers, another form, and widths that are not whole numbers from 1 up.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class ProjectionHead(nn.Sequential):
         if layers not in (1, 2, 3):
             raise StepclrError(f"a projection head has 1, 2 or 3 layers, not {layers}")
         widths = [hidden] * (layers - 1) + [out]
+        for name, width in (("features", features), ("hidden", hidden), ("out", out)):
+            check_whole(name, width, 1)
         steps: list[nn.Module] = []
         for wide, narrow in pairwise([features, *widths]):
             if layers == 1:
@@ -50,6 +53,10 @@ class ProjectionHead(nn.Sequential):
         self.widths = widths
         if form == "reference":
             self._take_reference_form()
+
+    def __getitem__(self, index: Any) -> Any:
+        """A layer, or for a slice an `nn.Sequential` of these layers."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
     @classmethod
     def of_text(cls, features: int, text: str) -> "ProjectionHead":

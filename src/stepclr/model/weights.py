@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stepclr.data.reading import channels_words
 from stepclr.errors import StepclrError, fault_of
 from stepclr.model.encoder import Encoder
-from stepclr.model.foreign import find_backbone, parse_mean_std, read_pickled
+from stepclr.model.foreign import find_backbone, of_larger_module, parse_mean_std, read_pickled
 
 ENCODER_FILE = "encoder.safetensors"  # of a run
 STATISTICS = ("running_mean", "running_var", "mean", "std")  # buffers: those of BatchNorm and of an encoder
@@ -41,7 +41,7 @@ def load_weights(encoder: Encoder, path: Path) -> str:
         raise StepclrError(f"{path} takes {taken}, not {encoder.channels}: set channels={channels}")
     expected = encoder.state_dict()
     words = ""
-    if isinstance(stored, Mapping) and any(str(name).startswith("body.") for name in stored):
+    if isinstance(stored, Mapping) and (metadata or any(str(name).startswith("body.") for name in stored)):
         tensors = dict(stored)
     else:
         tensors, words = _of_other_program(stored, expected, path)
@@ -124,6 +124,10 @@ def _of_other_program(stored: object, expected: Mapping[str, Tensor], path: Path
     """The tensors of another program's checkpoint under our names, with mean and std, and what is said of them."""
     if isinstance(stored, Mapping) and any(str(name).startswith("model.encoder.body.") for name in stored):
         raise StepclrError(f"{path} is a checkpoint of a run; name the run's folder, or resume the run to finish it")
+    if own := of_larger_module(stored, path):
+        tensors, prefix = own
+        where = f" under {prefix.removesuffix('.')}" if prefix else ""
+        return tensors, f"{len(tensors)} tensors of {path}{where}, with mean and std"
     body = {name.removeprefix("body."): tensor for name, tensor in expected.items() if name.startswith("body.")}
     backbone = find_backbone(stored, body, path)
     mean, std = parse_mean_std(backbone.mean_std or "none", len(expected["mean"]))

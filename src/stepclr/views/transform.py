@@ -33,6 +33,9 @@ class SimCLRTransform:
     those that `Views` makes of it for the same key. The key is drawn from torch's default generator, so that
     `torch.manual_seed` repeats the views, and each worker of a `DataLoader` draws its own.
 
+    A later transform that takes one image would change the first view alone: normalize in the encoder instead
+    (`build_encoder(..., mean_std=...)`).
+
     Args: those of `Views`, the size first; and `value_range`, (black, white) of PIL images of more than 8 bits.
     Raises StepclrError for settings that `Views` does not take, and for an image that is not one of the above.
     """

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from stepclr.data.reading import RGB, channels_words
-from stepclr.errors import StepclrError, check_range, choose
+from stepclr.errors import StepclrError, check_range, check_whole, choose
 from stepclr.splitmix import Indices
 from stepclr.views.cuda import render_cuda
 from stepclr.views.keys import NUMBERS
@@ -64,6 +64,8 @@ class Views:
         renderer: Renderer = "auto",
         channels: int = RGB,
     ) -> None:
+        for name, value in (("size", size), ("views", views), ("channels", channels)):
+            check_whole(name, value, 1)
         check_range("size", size, 4, 4096)
         check_range("views", views, 1, 64)
         default = read_policy(policy, size)
