@@ -15,7 +15,8 @@ from typing import Any
 
 import stepclr
 from stepclr.pretraining.loop import Diverged
-from stepclr.tools.report.health import Log, facts_of, health
+from stepclr.tools.report.health import facts_of, health
+from stepclr.tools.report.log import Log
 
 PLANTED: dict[str, dict[str, Any]] = {
     "healthy": {},

@@ -241,6 +241,42 @@ def test_supcon_may_draw_its_classes_together() -> None:
     assert (verdicts["spread"].level, "rate" in verdicts) == ("good", False)
 
 
+@pytest.mark.parametrize(
+    ("last", "uniformity", "rank", "name", "figure"),
+    [
+        # Four classes of CIFAR-10 in batches of 64: kNN of unseen images rose from 44 to 57%, far above chance (4.84).
+        (5.78, -3.8, 96.0, "healthy", "5.78 (at first: 7.76), 46 % of the way"),
+        (7.60, -3.5, 20.0, "healthy", "7.60 (at first: 7.76), 4 % of the way"),
+        (7.80, -3.2, 20.0, "nothing learned", "7.80 (at first: 7.76), 0 % of the way"),
+        # These fell from a wild start to the loss of one point: weight decays of 30 and 1 on the sample.
+        (4.81, -0.40, 1.0, "collapsed", "4.81 (chance: 4.84)"),
+        (4.85, -1.20, 1.0, "collapsed", "4.85 (chance: 4.84)"),
+        (4.86, -0.29, 6.9, "nothing learned", "4.86 (chance: 4.84), 0 % of the way"),
+    ],
+)
+def test_supcon_may_learn_far_above_the_loss_of_one_point(
+    last: float, uniformity: float, rank: float, name: str, figure: str
+) -> None:
+    verdicts = judged(
+        {"loss": "supcon", "temperature": 0.1, "batch_size": 64, "images": 240},
+        negatives=96,
+        loss=lambda at: 7.76 if at < 0.1 else last,
+        uniformity=uniformity,
+        effective_rank=rank,
+    )
+    assert verdicts["overall"].name == name, verdicts
+    assert figure in verdicts["loss"].figure
+    hardly = "watch" if last == 7.60 else "good"
+    assert verdicts["loss"].level == hardly or name != "healthy"
+
+
+def test_supcon_that_stops_above_the_loss_of_one_point_is_not_lost() -> None:
+    config: dict[str, Any] = {"loss": "supcon", "temperature": 0.1, "batch_size": 64, "images": 240, "lr": 10.0}
+    fell, *_ = health(replace(CONFIG, **config), log_of(negatives=96, loss=lambda at: 7.76 - at)[:3])
+    rose, *_ = health(replace(CONFIG, **config), log_of(negatives=96, loss=lambda at: 7.76 + at)[:3])
+    assert (fell.name, rose.name) == ("too short to judge", "rate too high")
+
+
 @pytest.mark.parametrize("missing", log_of(1)[0])
 def test_a_missing_field_is_no_error(missing: str) -> None:
     lines = [{name: value for name, value in line.items() if name != missing} for line in log_of()]

@@ -300,6 +300,7 @@ def test_every_kind_of_run_has_a_page(options: dict[str, Any], photos: Path, tmp
     run = stepclr.pretrain(photos, tmp_path / "run", **{**OPTIONS, "epochs": 1, **options})
     text = stepclr.report(run).read_text()
     assert ("worked out" in text) == (options.get("loss") != "cross-entropy")
+    assert ("guessing costs" in text) == (options.get("loss") in (None, "dcl"))
     assert "One change at a time" in text
     if "RandomErasing" in str(options):
         for words in ("upside down", "turned by ", "rotated by ", "equalize", "px erased at"):

@@ -72,7 +72,8 @@ def contrast(context: Context) -> Json:
         "temperature": temperature,
         "losses": losses,
         "no_start": no_start,
-        "chance": math.log(len(x) - 1 if with_positives else len(x) - 2),
+        # With the images of a class as positives, no guess but one point costs this: they are far apart at first.
+        "chance": None if context.by_label else math.log(len(x) - 1 if with_positives else len(x) - 2),
         "matrices": matrices,
         "batch": {"images": thumbnails, "captions": names},
         "anchor": _one_anchor(z, groups, temperature, with_positives, thumbnails, names),

@@ -5,12 +5,13 @@ The thresholds separate planted runs (benchmarks/health.py: test_resnet and a sm
 
 - the loss as a share of its way from chance, where all M projections are the same, to its least value, where the views
   of an image coincide and are at right angles to all others. Chance is the log of how many projections the loss's
-  denominator sums: M - 1, or the negatives alone;
+  denominator sums: M - 1, or the negatives alone. The positives of a supervised loss include other images, which are
+  far apart at first. Its loss then begins above chance and may stay there while the run learns, so that the way of
+  projections that have not drawn together begins at the first loss;
 - the uniformity of the projections, which depends little on batch and temperature: about -3 when a run begins.
 """
 
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import PercentFormatter, whole_percent
 from stepclr.pretraining.optim import scaled_lr
 from stepclr.tools.gains import gains_of
+from stepclr.tools.report.log import Log, mean
 from stepclr.views.ops import AutoAugment, ColorJitter, Equalize, Grayscale, RandAugment, Solarize
 from stepclr.views.policies import read_policy
 
@@ -36,6 +38,7 @@ MIN_STEPS, MIN_LINES = 50, 4  # healthy runs were still at chance after 15 to 30
 STUCK = 0.1  # of the way from chance: collapsed runs ended at -0.2 to 0, rates of 1000 0.05 to 0.13, healthy from 0.15
 POOR = 0.25  # rates of 100 ended at 0.16 to 0.21; healthy SGD at 0.22 (140 steps of batch 32) to 0.62
 ONE_POINT, ONE_DIRECTION = -0.1, 1.5  # uniformity, effective rank (collapsed: 1.0; all others: from 2)
+TOGETHER = -0.9  # uniformity of SupCon near chance: decays of 1 and 30, -0.29 and -0.40; healthy, -3.8 to -1.2
 CONTRACTED = -1.3  # uniformity at the end: rates of 100 and more, -1.20 to -0.41; healthy, -3.3 to -1.62
 SHAKEN = -1.1  # uniformity on the way: rates of 10 and 30, -1.0 to -0.45, and then they recovered; healthy, under -1.6
 HIGH_RATE = 30  # times the optimizer's default: nothing was lost at 25, projections contracted at 83, runs ended at 800
@@ -101,34 +104,6 @@ def _overall(verdicts: dict[str, Verdict]) -> Verdict:
     return Verdict("healthy", "good", words, verdicts["loss"].figure)
 
 
-@dataclass(frozen=True)
-class Log:
-    """The columns of metrics.jsonl: of each field the finite numbers."""
-
-    lines: list[Json]
-
-    def of(self, name: str, until: int | float = math.inf) -> NDArray[np.float64]:
-        """A column, up to a step."""
-        values = [line.get(name) for line in self.lines if line["step"] <= until]
-        return np.array([v for v in values if isinstance(v, int | float) and math.isfinite(v)], np.float64)
-
-    def first(self, name: str) -> float:
-        return mean(self.of(name)[:1])
-
-    def last(self, name: str) -> float:
-        return mean(self.of(name)[-1:])
-
-    def end(self, name: str) -> float:
-        """Mean of a column's last quarter, or of its last two lines if that is more: one batch alone is noisy."""
-        values = self.of(name)
-        return mean(values[-max(2, len(values) // 4) :])
-
-
-def mean(values: NDArray[np.float64]) -> float:
-    """Their mean, or NaN where there are none."""
-    return float(values.mean()) if len(values) else math.nan
-
-
 def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts:
     """All that the rules ask of a run. A number that is not known is NaN: no comparison with it holds."""
     f = Facts(config=config, early=EARLY)
@@ -142,6 +117,7 @@ def facts_of(config: RunConfig, log: Log, scores: Scores | None = None) -> Facts
     peak = max(log.of("lr"), default=0.0)
     f.lr_left = log.last("lr") / peak if peak else math.nan
 
+    f.uniformity, f.rank = log.end("uniformity"), log.last("effective_rank")
     _loss_facts(f, log)
     _trend_facts(f, log.of("loss"))
     _rate_facts(f, log)
@@ -177,26 +153,28 @@ def _loss_facts(f: Facts, log: Log) -> None:
     others = config.views * min(config.batch_size, config.images) - 1
     if f.self_supervised and f.negatives >= 0:
         others = f.negatives + config.views - 1
-    f.chance, f.way = math.nan, math.nan
+    chance, least, apart = math.nan, math.nan, False
     if objective.contrastive and others > 1:
         negatives = f.negatives if f.negatives >= 0 else others - 1
         positives = others - negatives if objective.positives_in_denominator else 0
-        if negatives + positives > 0:
-            f.chance = math.log(positives + negatives)
         if negatives > 0:
+            chance = math.log(positives + negatives)
             least = math.log(positives + negatives * math.exp(-1 / config.temperature))
-            f.way = (f.chance - f.loss) / (f.chance - least)
+        apart = not f.self_supervised and f.uniformity < TOGETHER and not f.rank < ONE_DIRECTION
     elif objective.needs_labels and len(config.classes) > 1:
-        f.chance = math.log(len(config.classes))
-        f.way = 1 - f.loss / f.chance
+        chance, least = math.log(len(config.classes)), 0.0
+    by_chance = not math.isnan(chance) and not (apart and f.first_loss > chance)
+    f.to_chance = f.long_enough and by_chance
+    f.start, start = (chance, "chance") if by_chance else (f.first_loss, "at first")
+    f.way = (f.start - f.loss) / (f.start - least)
     f.stuck = f.way < STUCK
 
     f.loss_words = "no loss logged"
     if not math.isnan(f.loss):
-        f.loss_words = f"loss {f.loss:.2f}" + ("" if math.isnan(f.chance) else f" (chance: {f.chance:.2f})")
-    f.way_words = f"{f.loss_words}, {f.first_loss:.2f} at first"
+        f.loss_words = f"loss {f.loss:.2f} ({start}: {f.start:.2f})"
+    f.way_words = f.loss_words
     if not math.isnan(f.way):
-        f.way_words = f"{f.loss_words}, {whole_percent(min(1, max(0, f.way)))} of the way to its least value"
+        f.way_words += f", {whole_percent(min(1, max(0, f.way)))} of the way to its least value"
 
 
 def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:
@@ -215,7 +193,6 @@ def _trend_facts(f: Facts, losses: NDArray[np.float64]) -> None:
 def _rate_facts(f: Facts, log: Log) -> None:
     """The rate and the decay, and the projections and representations that suffer where these are too high."""
     config = f.config
-    f.uniformity, f.rank = log.end("uniformity"), log.last("effective_rank")
     uniformity = "" if math.isnan(f.uniformity) else f"uniformity {f.uniformity:.2f} (0: one point, -4: spread out)"
     images = log.last("effective_rank_images")
     rank = "" if math.isnan(f.rank) else f"effective rank {f.rank:.1f}"
@@ -242,7 +219,7 @@ def _rate_facts(f: Facts, log: Log) -> None:
     if f.path_known:
         f.rate_words += f", uniformity up to {f.highest_uniformity:.2f}"
     # A run that diverged logs no line of it.
-    f.lost = f.stopped and not f.long_enough and (math.isnan(f.last_loss) or f.last_loss > f.chance)
+    f.lost = f.stopped and not f.long_enough and (math.isnan(f.last_loss) or f.last_loss > f.start)
 
 
 def _views_facts(f: Facts, log: Log) -> None:
@@ -297,9 +274,10 @@ RULES: tuple[tuple[Any, ...], ...] = (
     (
         "loss",
         "{way_words}",
-        ("bad", lambda f: f.long_enough and f.way <= 0, "no better than chance: try another --lr, or milder views"),
-        ("watch", lambda f: f.long_enough and f.stuck, "near chance: train longer, or try another --lr"),
-        ("good", lambda f: f.long_enough and f.way > 0, "well below chance"),
+        ("bad", lambda f: f.to_chance and f.way <= 0, "no better than chance: try another --lr, or milder views"),
+        ("watch", lambda f: f.to_chance and f.stuck, "near chance: train longer, or try another --lr"),
+        ("good", lambda f: f.to_chance, "well below chance"),
+        ("watch", lambda f: f.long_enough and 0 < f.way < STUCK, "hardly fallen: train longer, or try another --lr"),
         ("good", lambda f: f.long_enough and f.loss < f.first_loss, "the loss falls"),
         ("bad", lambda f: f.long_enough, "the loss has not fallen"),
     ),
