@@ -18,6 +18,7 @@ from touches import Forks
 import stepclr
 from stepclr.cli import main
 from stepclr.evaluation import finetune
+from stepclr.recipes import RECIPES
 
 pytestmark = pytest.mark.usefixtures("few_strengths", "small_sample")
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,22 @@ def test_the_readme_opens_with_a_result_and_the_two_commands() -> None:
     for start in ("![", "    make demo", "    make test"):
         assert any(line.startswith(start) for line in head), start
     assert len(COMMANDS) > 40
+
+
+def test_no_recorded_run_of_the_demo_is_outside_of_what_is_said() -> None:
+    """The README's score and other runs, and the recipe's line, cover every score of the demo that the results have."""
+    results = (ROOT / "benchmarks" / "results" / "evaluation.md").read_text()
+    demo = results.split("## The demo on the bundled sample\n")[1].split("\n## ")[0]
+    recorded = {float(mean) for mean in re.findall(r"(7[67]\.\d) ± ", demo)}  # no other method has as much
+    headline = re.search(r"\*\*simclr: .+?(\d+\.\d) ± ", README)
+    others = re.search(r"\) had (\d+\.\d) to (\d+\.\d) %\)", README)
+    line = re.search(r"others (\d+\.\d) to (\d+\.\d)\)", RECIPES["sample"].line)
+    assert headline
+    assert others
+    assert line
+    own, low, high = float(headline[1]), float(others[1]), float(others[2])
+    assert (low, high) == (min(recorded - {own}), max(recorded - {own}))
+    assert (float(line[1]), float(line[2])) == (min(recorded), max(recorded))
 
 
 def test_the_readme_shows_the_lines_of_the_training_step() -> None:
