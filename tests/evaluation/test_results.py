@@ -52,6 +52,13 @@ def test_a_class_that_is_never_predicted_scores_0_and_not_nan() -> None:
     assert measures(np.ones((4, 1), int), np.zeros(4, int)) == {"top1": 0, "balanced_accuracy": 0, "macro_f1": 0}
 
 
+def test_a_class_that_is_only_predicted_lowers_macro_f1_by_its_mistakes_alone() -> None:
+    truth, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 2])
+    assert measures(predicted[:, None], truth)["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
+    assert f1_score(truth, predicted, labels=[0, 1], average="macro") == pytest.approx((1 + 2 / 3) / 2)
+    assert f1_score(truth, predicted, average="macro") == pytest.approx((1 + 2 / 3) / 3)  # as the page says
+
+
 def test_top5_is_scored_from_20_classes_up() -> None:
     scores, truth = drawn(0, 200, 20)
     expected = top_k_accuracy_score(truth, scores, k=5, labels=range(20))

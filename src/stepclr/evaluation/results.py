@@ -72,9 +72,10 @@ class Score:
     `std` is None where there is one value. `labels` counts the labels of a split.
 
     `balanced_accuracy` is the mean of the accuracies of the classes, and `macro_f1` that of their F1 scores 2 P R /
-    (P + R), as in scikit-learn: each class counts alike, however many test images it has. `top5` is the share of images
-    whose class is among the five most likely ones; None where there are fewer than 20 classes. `per_class` has the
-    accuracy of each class. Classes without a test image are left out of all of these.
+    (P + R): each class counts alike, however many test images it has. `top5` is the share of images whose class is
+    among the five most likely ones; None where there are fewer than 20 classes. `per_class` has the accuracy of each
+    class. Classes without a test image are left out of all of these; scikit-learn's macro F1 does so where `labels` are
+    the others, and else counts a 0 for each such class that is predicted.
 
     The fields `clean_...` are the same of the test images that are not in train too; None where no image is in both.
     """
