@@ -1,12 +1,14 @@
 """Where tensors are computed, with which random numbers and threads, and in which precision."""
 
 import logging
+import platform
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +33,11 @@ def default_device() -> torch.device:
         # With its number: for threads that read ahead, "cuda" alone is the first GPU, also in other ranks.
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def software() -> dict[str, str]:
+    """The versions of what computes here, as the files of a run record them."""
+    return {"stepclr": version("stepclr"), "torch": torch.__version__, "python": platform.python_version()}
 
 
 def to_device(array: Num[np.ndarray, "*shape"], device: torch.device) -> Num[Tensor, "*shape"]:

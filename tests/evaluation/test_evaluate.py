@@ -19,6 +19,7 @@ from stepclr.data import decode
 from stepclr.data.copies import Fingerprints, fingerprints
 from stepclr.data.images import ImageSet
 from stepclr.data.sources import open_images
+from stepclr.device import software
 from stepclr.errors import StepclrError
 from stepclr.evaluation import api, methods, overlap, prepare
 from stepclr.evaluation.finetune import FinetuneSettings
@@ -643,6 +644,9 @@ def test_the_protocol_is_all_in_plain_fields(run: Path, train: ImageSet, test: I
     assert told["labels_per_class"] == [1, 2]
     assert (told["draws"], told["seed"]) == (2, 3)
     assert told["encoder"] == {"name": "test_resnet", "stem": "small-stride2", "size": 16}
+    assert told["versions"] == software()
+    assert set(told["versions"]) == {"stepclr", "torch", "python"}
+    assert told["threads"] == torch.get_num_threads()
     assert told["linear_evaluation"]["l2_at_1_label"] == 10
     assert told["methods"]["simclr"]["l2"]["1"] == [10, 10]
     assert all(1e-6 <= value <= 1e5 for value in told["methods"]["pixels"]["l2"]["2"])

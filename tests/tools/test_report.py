@@ -245,6 +245,18 @@ def test_with_all_labels_no_draw_is_claimed(run: stepclr.Run, tmp_path: Path) ->
     assert "were drawn" not in sentences
 
 
+def test_the_page_says_what_computed_the_scores(run: stepclr.Run, tmp_path: Path) -> None:
+    def sentences(**changed: Any) -> str:
+        home = tmp_path / str(changed)
+        told(run, home, lambda scores: scores["protocol"].update(changed))
+        return " ".join(evaluation(open_context(stepclr.Run(home / "copy"), None))["protocol"])
+
+    made = {"stepclr": "0.1", "torch": "2.9"}
+    assert "Computed by stepclr 0.1, torch 2.9, threads: 2." in sentences(versions=made, threads=2)
+    assert "Computed by stepclr 0.1, torch 2.9." in sentences(versions=made, threads=None)
+    assert "Computed" not in sentences(versions=None, threads=None)  # as in a file of an earlier version
+
+
 def test_the_commands_write_it(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     words = ["--encoder", "test_resnet", "--size", 32, "--epochs", 1, "--batch-size", 16]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, class_counts, of_these_classes, present_classes, split_folders
 from stepclr.data.reading import as_words
 from stepclr.data.sources import Source, absolute_source, open_images, sources_of
+from stepclr.device import software
 from stepclr.distributed import ALONE, World
 from stepclr.errors import StepclrError, choose, nearest
 from stepclr.evaluation.holdout import describe_holdout, held_out
@@ -138,6 +140,8 @@ def prepare(
         "draws": draws,
         "seed": seed,
         "std": "sample standard deviation over the draws (ddof 1); null where there is one value",
+        "versions": software(),
+        "threads": torch.get_num_threads(),
     }
     splits = label_splits(train.labels, classes, labels_per_class, draws, seed)
     return PreparedImages(classes, train, test, h, h_test, clean, opened, splits, protocol)

@@ -47,6 +47,8 @@ SHARED = {
     "draws": int,
     "seed": int,
     "std": str,
+    "versions?": {"*": str},
+    "threads?": int,
     "methods?": {"*": {"l2?": {"*": [float]}}},
     "confusion?": {"method": str, "labels_per_class": PER_CLASS, "classes": [str], "matrix": [[int]], "pairs": [PAIR]},
 }

@@ -1,12 +1,10 @@
 """`pretrain`: a whole run, from what a user asks for to an encoder file."""
 
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,7 +16,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.labels import check_classes, heading, of_these_classes, to_learn_from
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as, sources_of
-from stepclr.device import default_device, seeded, torch_threads
+from stepclr.device import default_device, seeded, software, torch_threads
 from stepclr.distributed import World, begins, join, restarted
 from stepclr.errors import StepclrError, choose
 from stepclr.loss.objectives import OBJECTIVES
@@ -257,7 +255,7 @@ def _run_config(
         threads=torch.get_num_threads(),
         ranks=world.size,
         device=default_device().type,
-        versions={"stepclr": version("stepclr"), "torch": torch.__version__, "python": platform.python_version()},
+        versions=software(),
     )
 
 

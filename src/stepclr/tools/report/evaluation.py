@@ -114,6 +114,10 @@ def _protocol(scores: Scores) -> list[str]:
     ]
     if protocol.get("classes_not_in_test"):
         sentences.append(f"The test images lack the classes {', '.join(protocol['classes_not_in_test'])}.")
+    if protocol.get("versions"):
+        with_threads = f", threads: {protocol['threads']}" if protocol.get("threads") else ""
+        packages = ", ".join(f"{package} {version}" for package, version in protocol["versions"].items())
+        sentences.append(f"Computed by {packages}{with_threads}.")
     for part in (train, test):
         left_out = [f"{part[key]:,} {words}" for words, key in reasons.items() if part.get(key)]
         if left_out:
