@@ -280,7 +280,7 @@ def test_views_describe_themselves_in_a_line(views: Callable[[], Views], expecte
         ("simclr+Rotate(angle=15)", {}, r"not an op; write it as Rotate\(degrees=15.0, p=0.5\)"),
         ("Rotate(15) or (1)", {}, "not an op; write it as Rotate"),
         ("Rotate(15, 1, 1)", {}, "not an op; write it as Rotate"),
-        ("Rotate(degrees='far')", {}, "not an op; write it as Rotate"),
+        ("Rotate(degrees='far')", {}, "degrees of Rotate must be a number, not 'far'"),
         ("simclr+Rotate(200)", {}, "degrees of Rotate must lie between 0 and 180, not 200"),
         ("simclr(2)", {}, "unknown op 'simclr'"),
         ("all", {}, "unknown policy 'all'"),

@@ -127,7 +127,7 @@ def test_the_example_in_the_docstring_runs() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": (32, 32)}, r"size must be a whole number, not \(32, 32\)"),
+        ({"size": (32, 32)}, r"size must be a number, not \(32, 32\)"),
         ({"size": 32.0}, "size must be a whole number, not 32.0"),
         ({"views": 2.5}, "views must be a whole number, not 2.5"),
         ({"channels": 0}, "channels must be at least 1, not 0"),

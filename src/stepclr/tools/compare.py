@@ -77,9 +77,11 @@ def _check_alike(scored_on: dict[Path, Json]) -> None:
     """Raise StepclrError unless all runs learned from the same images and were scored on the same ones and classes."""
     for run, test in scored_on.items():
         first = next(iter(scored_on))
-        if test != scored_on[first]:
+        of_first = scored_on[first]
+        known = [name for name in test if name != "train" or (test["train"] and of_first["train"])]
+        if any(test[name] != of_first[name] for name in known):
             raise StepclrError(
-                f"{first} and {run} cannot be compared: the first was scored on {_test_words(scored_on[first])}, "
+                f"{first} and {run} cannot be compared: the first was scored on {_test_words(of_first)}, "
                 f"the second on {_test_words(test)}; evaluate both with the same images"
             )
 
@@ -87,7 +89,8 @@ def _check_alike(scored_on: dict[Path, Json]) -> None:
 def _test_words(test: Json) -> str:
     classes, holdout = test["classes"], test["holdout"]
     words = f"{test['images']:,} images of {test['source']}, {len(classes)} classes from {classes[0]} to {classes[-1]}"
-    words += f", after learning from {test['train']['images']:,} of {test['train']['source']}"
+    if test["train"]:
+        words += f", after learning from {test['train']['images']:,} of {test['train']['source']}"
     if holdout:
         words += f", held out with share {holdout['share']:g}, seed {holdout['seed']} ({holdout['names_checksum'][:8]})"
     return words

@@ -215,11 +215,12 @@ def scored_on(scores: Scores) -> Json:
     """The images and the classes that the scores are on, and the labeled images that were learned from."""
     protocol = scores.protocol
     test, classes, holdout = protocol["test"], protocol["classes"], protocol.get("holdout")
+    train = protocol.get("train")  # earlier versions may not have it
     images_and_classes = {
         "source": test["source"],
         "images": int(test["images"]),
         "classes": [classes[0], *classes[1:]],
-        "train": {"source": protocol["train"]["source"], "images": int(protocol["train"]["images"])},
+        "train": train and {"source": train["source"], "images": int(train["images"])},
     }
     # Encoders that take images of other sizes may find other versions, and then hold out other images.
     return images_and_classes | {

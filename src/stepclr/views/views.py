@@ -64,10 +64,10 @@ class Views:
         renderer: Renderer = "auto",
         channels: int = RGB,
     ) -> None:
-        for name, value in (("size", size), ("views", views), ("channels", channels)):
-            check_whole(name, value, 1)
         check_range("size", size, 4, 4096)
         check_range("views", views, 1, 64)
+        for name, value in (("size", size), ("views", views), ("channels", channels)):
+            check_whole(name, value, 1)
         default = read_policy(policy, size)
         self.policy, self.size, self.views, self.channels = default.name, size, views, channels
         self.interpolation = interpolation or default.interpolation
