@@ -10,9 +10,10 @@ float32; "lightly-bf16" the same under autocast and with channels_last, so that 
 apart. stepclr's side is `stepclr pretrain` with its defaults. Each side runs for the given time after a warm-up;
 loading and start-up do not count. They take turns. With --alone, stepclr runs without lightly.
 
-After each turn of stepclr, the network's convolutions are timed alone, forward and backward, at the shapes of a step
-and as the loop computes them; a matrix product of the same precision gives the machine's roof. The second line of a
-turn says how much of a step is convolutions, and what the parts take that can be told apart: the views, the loss
+After each step of stepclr, the network's convolutions are timed alone, forward and backward, at the shapes of a step
+and as the loop computes them, so that both are of the same minutes of a machine that is not always equally fast; that
+does not count as time of the loop. A matrix product of the same precision gives the machine's roof. The second line of
+a turn says how much of a step is convolutions, and what the parts take that can be told apart: the views, the loss
 (forward), zero_grad, the optimizer, and the feed, which is all between two steps (waiting for images, the learning
 rate, the log). The rest is BatchNorm, ReLU, additions, pooling, the head and the loss's gradient.
 """
@@ -26,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal, get_args
 from unittest.mock import patch
 
@@ -37,11 +37,10 @@ from torch import Tensor, nn
 import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.device import bf16_helps
-from stepclr.model.cpu_conv import cpu_convolutions
+from stepclr.model.cpu_conv import use_cpu_convolutions
 from stepclr.pretraining import loop
-from stepclr.pretraining.malloc import freed_memory_kept
 
-ROUNDS = 5  # of each convolution, and of the matrix product
+ROUNDS = 5  # of the matrix product
 ROOF_SIDE = 2048  # of its matrices
 WARM_UP = 3  # steps
 Stem = Literal["imagenet", "small", "small-stride2"]
@@ -81,6 +80,10 @@ class Pace:
     """When each step began."""
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Seconds of each part, all steps after the warm-up together."""
+    alone: list[float] = field(default_factory=list)
+    """Seconds of the convolutions alone, after each step."""
+    outside: float = 0.0
+    """Seconds that were spent on that, those of the warm-up left out."""
 
     @property
     def steps(self) -> int:
@@ -89,7 +92,7 @@ class Pace:
     @property
     def step(self) -> float:
         """Seconds of a step."""
-        return (self.begun[-1] - self.begun[WARM_UP]) / self.steps
+        return (self.begun[-1] - self.begun[WARM_UP] - self.outside) / self.steps
 
     def share(self, part: str) -> float:
         """Of the time of the steps."""
@@ -108,8 +111,8 @@ class Pace:
         return call
 
 
-def stepclr_pace(setting: Setting) -> Pace:
-    """The real `pretrain`, stopped after its seconds."""
+def stepclr_pace(setting: Setting, alone: Callable[[], float]) -> Pace:
+    """The real `pretrain`, stopped after its seconds; `alone` says what its convolutions take."""
     pace, ended = Pace(), [0.0]
     step = loop.train_step
 
@@ -118,7 +121,7 @@ def stepclr_pace(setting: Setting) -> Pace:
         if len(pace.begun) > WARM_UP:
             pace.spent["feed"] += now - ended[0]
         pace.begun.append(now)
-        if pace.steps > 0 and now - pace.begun[WARM_UP] > setting.seconds:
+        if pace.steps > 0 and pace.step * pace.steps > setting.seconds:
             raise TimeoutError
         views, loss, *batch_of_step = inputs
         inputs = (pace.timed("views", views), pace.timed("loss", loss), *batch_of_step)
@@ -127,7 +130,12 @@ def stepclr_pace(setting: Setting) -> Pace:
             patch.object(optimizer, "step", pace.timed("optimizer", optimizer.step)),
         ):
             result = step(model, optimizer, algorithm, inputs, *rest)
+        since = time.perf_counter()
+        seconds = alone()
         ended[0] = time.perf_counter()
+        if len(pace.begun) > WARM_UP:
+            pace.alone.append(seconds)
+            pace.outside += ended[0] - since
         return result
 
     try:
@@ -160,19 +168,16 @@ class Convolution:
         return products * 2 * torch.Size(self.made).numel() * channels * high * wide
 
     def seconds(self) -> float:
-        """Of forward and backward, the median of some rounds."""
+        """Of forward and backward, once."""
         dtype = torch.bfloat16 if bf16_helps() else torch.float32
         x = torch.randn(self.seen).to(dtype, memory_format=torch.channels_last).requires_grad_(not self.first)
         g = torch.randn(self.made).to(dtype, memory_format=torch.channels_last)
-        times = []
-        for _ in range(ROUNDS):
-            x.grad = self.module.weight.grad = None
-            since = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16_helps()):
-                y = self.module(x)
-            y.backward(g)
-            times.append(time.perf_counter() - since)
-        return median(times)
+        self.module.weight.grad = None
+        since = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_helps()):
+            y = self.module(x)
+        y.backward(g)
+        return time.perf_counter() - since
 
 
 def convolutions(network: nn.Module, size: int, images: int) -> list[Convolution]:
@@ -192,20 +197,24 @@ def convolutions(network: nn.Module, size: int, images: int) -> list[Convolution
     return met
 
 
-def seconds_and_flops(setting: Setting) -> tuple[float, float]:
-    """Of the network's convolutions alone, forward and backward, for the images of a step."""
+def convolutions_alone(setting: Setting) -> tuple[Callable[[], float], float]:
+    """What times the network's convolutions alone, forward and backward, for the images of a step; and their FLOPs."""
     network = stepclr.build_encoder(setting.encoder, setting.stem, size=setting.size).to(
         memory_format=torch.channels_last
     )
-    seconds, known = 0.0, dict[tuple[Any, ...], float]()
-    with freed_memory_kept(), cpu_convolutions(network):
-        all_of_them = convolutions(network, setting.size, 2 * setting.batch)
-        for each in all_of_them:
+    use_cpu_convolutions(network)
+    met = convolutions(network, setting.size, 2 * setting.batch)
+
+    def seconds() -> float:
+        total, known = 0.0, dict[tuple[Any, ...], float]()
+        for each in met:
             shape = (each.seen, each.module.weight.shape, each.module.stride, each.first)
             if shape not in known:
                 known[shape] = each.seconds()
-            seconds += known[shape]
-    return seconds, sum(each.flops for each in all_of_them)
+            total += known[shape]
+        return total
+
+    return seconds, sum(each.flops for each in met)
 
 
 def roof() -> float:
@@ -220,9 +229,9 @@ def roof() -> float:
     return 2 * ROOF_SIDE**3 / min(times)
 
 
-def where_it_goes(pace: Pace, setting: Setting) -> str:
+def where_it_goes(pace: Pace, flops: float) -> str:
     """The second line of a turn."""
-    seconds, flops = seconds_and_flops(setting)
+    seconds = sum(pace.alone[:-1]) / (len(pace.alone) - 1)  # the last step is not one that counts
     most = roof()
     parts = [f"{part} {pace.share(part):.1%}" for part in ("views", "loss", "zero_grad", "optimizer", "feed")]
     rest = 1 - seconds / pace.step - sum(pace.spent.values()) / pace.steps / pace.step
@@ -251,15 +260,16 @@ def main() -> None:
         f"{given.encoder}, stem {given.stem}, {given.size} px, batch {given.batch}, {given.seconds:g} s each"
     )
     setting = Setting(given.folder, given.size, given.batch, given.stem, given.encoder, given.seconds)
+    alone, flops = convolutions_alone(setting)
     for turn in range(1, given.turns + 1):
         theirs: dict[str, float] = {}
         if not given.alone:
             theirs = {name: lightly_images_a_second(setting, bf16) for name, bf16 in NAMES.items()}
-        pace = stepclr_pace(setting)
+        pace = stepclr_pace(setting, alone)
         ours = given.batch / pace.step
         words = [f", {name} {speed:.1f} images/s (ratio {ours / speed:.2f})" for name, speed in theirs.items()]
         print(f"turn {turn}: stepclr {ours:.1f} images/s{''.join(words)}", flush=True)
-        print(f"  {where_it_goes(pace, setting)}", flush=True)
+        print(f"  {where_it_goes(pace, flops)}", flush=True)
 
 
 if __name__ == "__main__":
