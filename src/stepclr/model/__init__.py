@@ -7,4 +7,5 @@ writes and reads encoders and classifiers; `features.py` runs a frozen encoder o
 
 `cpu_conv.py` has faster convolutions in bfloat16 on a CPU, for small feature maps and for filters per channel;
 `cpu_norm.py` has BatchNorm in one with ReLU and the addition of a shortcut, by the kernels in `numba/`.
+`stand_ins.py` puts both in the places of a network's own layers, and back.
 """

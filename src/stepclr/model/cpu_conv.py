@@ -14,7 +14,7 @@ Only bfloat16 on the CPU uses this; scores are computed by the plain convolution
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -29,6 +29,7 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from stepclr.device import amd_family
+from stepclr.model.stand_ins import SharesAll, put_in, standing_in
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,8 @@ def limits() -> Limits:
     return ZEN5 if family >= 26 else ZEN4
 
 
-class StandIn(nn.Conv2d):
-    """A square convolution that is computed another `way` in bfloat16 on the CPU, where there is a faster one.
-
-    `plain`: the convolution that it stands for, with which it shares parameters, hooks and everything else.
-    """
-
-    def __init__(self, plain: nn.Conv2d) -> None:
-        object.__setattr__(self, "__dict__", plain.__dict__)
+class StandIn(SharesAll, nn.Conv2d):
+    """A square convolution that is computed another `way` in bfloat16 on the CPU, where there is a faster one."""
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o p q"]:
         half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
@@ -286,34 +281,22 @@ def gradient(given: Sequence[Tensor], stride: int, pad: int, of: int) -> Float[T
     return gradients[of]
 
 
-@contextmanager
-def cpu_convolutions(network: nn.Module) -> Iterator[None]:
+def cpu_convolutions(network: nn.Module) -> AbstractContextManager[None]:
     """A context of `use_cpu_convolutions` for a network on the CPU, whose own convolutions are put back at its end."""
-    swapped = use_cpu_convolutions(network)
-    try:
-        yield
-    finally:
-        for parent, name, child in swapped:
-            setattr(parent, name, child)
+    return standing_in(network, _stand_in)
 
 
-def use_cpu_convolutions(network: nn.Module) -> list[tuple[nn.Module, str, nn.Conv2d]]:
-    """Put the classes above in the places of the convolutions that they stand for, with the same weights and names.
+def use_cpu_convolutions(network: nn.Module) -> None:
+    """Put the classes above in the places of the convolutions that they stand for, with the same weights and names."""
+    put_in(network, _stand_in)
 
-    Returns (parent, name, what was there) of each.
-    """
-    swapped = []
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            # Of subclasses only timm's: what others do besides is not known here.
-            if not isinstance(child, nn.Conv2d) or type(child) not in (nn.Conv2d, Conv2dSame):
-                continue
-            if not child.weight.is_cpu:
-                continue
-            if kind := _kind(child):
-                swapped.append((parent, name, child))
-                setattr(parent, name, kind(child))
-    return swapped
+
+def _stand_in(module: nn.Module) -> StandIn | None:
+    # Of subclasses only timm's: what others do besides is not known here.
+    if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, Conv2dSame) or not module.weight.is_cpu:
+        return None
+    kind = _kind(module)
+    return kind(module) if kind else None
 
 
 def _kind(convolution: nn.Conv2d) -> type[StandIn] | None:

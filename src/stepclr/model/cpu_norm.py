@@ -7,8 +7,8 @@ depends on the maps alone, so that the number of threads does not change a resul
 Everything else is computed as before: other precisions, eval mode, other devices, maps that are not channels last.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from stepclr.machine_code import Kernel, machine_code, numba_is_missing
+from stepclr.model.stand_ins import SharesAll, standing_in
 from stepclr.threads import share_out
 
 TYPES = (torch.bfloat16,)
@@ -39,21 +40,15 @@ def norm_relu(x: Float[Tensor, "n c h w"], norm: nn.Module, shortcut: Tensor | N
     return F.relu(y, inplace=True)
 
 
-class CpuBatchNorm2d(nn.BatchNorm2d):
-    """A BatchNorm that is computed by the kernels where they can; it shares everything with the `plain` one."""
-
-    def __init__(self, plain: nn.BatchNorm2d) -> None:
-        object.__setattr__(self, "__dict__", plain.__dict__)
+class CpuBatchNorm2d(SharesAll, nn.BatchNorm2d):
+    """A BatchNorm that is computed by the kernels where they can."""
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         return fused(x, self, None, -np.inf) if takes(self, x) else super().forward(x)
 
 
-class CpuBasicBlock(BasicBlock):
-    """A block of ResNet-18 or 34 with norms, addition and ReLUs in one; it shares everything with the `plain` one."""
-
-    def __init__(self, plain: BasicBlock) -> None:
-        object.__setattr__(self, "__dict__", plain.__dict__)
+class CpuBasicBlock(SharesAll, BasicBlock):
+    """A block of ResNet-18 or 34 with norms, addition and ReLUs in one."""
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -61,11 +56,8 @@ class CpuBasicBlock(BasicBlock):
         return norm_relu(self.conv2(x), self.bn2, shortcut)
 
 
-class CpuBottleneck(Bottleneck):
+class CpuBottleneck(SharesAll, Bottleneck):
     """The same of a block of ResNet-50 and deeper."""
-
-    def __init__(self, plain: Bottleneck) -> None:
-        object.__setattr__(self, "__dict__", plain.__dict__)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -74,11 +66,8 @@ class CpuBottleneck(Bottleneck):
         return norm_relu(self.conv3(x), self.bn3, shortcut)
 
 
-class CpuResNet(ResNet):
+class CpuResNet(SharesAll, ResNet):
     """The same of a ResNet's stem."""
-
-    def __init__(self, plain: ResNet) -> None:
-        object.__setattr__(self, "__dict__", plain.__dict__)
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d p q"]:
         if self.grad_checkpointing:
@@ -97,22 +86,15 @@ STAND_INS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 }
 
 
-@contextmanager
-def cpu_norms(network: nn.Module) -> Iterator[None]:
+def cpu_norms(network: nn.Module) -> AbstractContextManager[None]:
     """A context in which the classes above stand in the places of a network's own modules on the CPU."""
-    swapped = []
-    if not numba_is_missing():
-        for parent in list(network.modules()):
-            for name, child in list(parent.named_children()):
-                # Of subclasses it is not known what they do besides.
-                if type(child) in STAND_INS and _is_plain(child):
-                    swapped.append((parent, name, child))
-                    setattr(parent, name, STAND_INS[type(child)](child))
-    try:
-        yield
-    finally:
-        for parent, name, child in swapped:
-            setattr(parent, name, child)
+    return nullcontext() if numba_is_missing() else standing_in(network, _stand_in)
+
+
+def _stand_in(module: nn.Module) -> nn.Module | None:
+    # Of subclasses it is not known what they do besides.
+    kind = STAND_INS.get(type(module))
+    return kind(module) if kind and _is_plain(module) else None
 
 
 def _is_plain(module: nn.Module) -> bool:
