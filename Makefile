@@ -14,7 +14,7 @@ test: .venv/ready
 	$(PYTEST)
 
 test-all: .venv/ready
-	$(PYTEST) -m ""
+	$(PYTEST) -m "" --jaxtyping-packages=stepclr,beartype.beartype
 
 check: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files

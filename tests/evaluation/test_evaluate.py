@@ -359,7 +359,8 @@ def test_all_work_that_is_expected_is_counted(
             made.append(self)
 
     monkeypatch.setattr(api, "Work", Kept)
-    monkeypatch.setattr(methods, "SGD_EPOCHS", 2)
+    for name in ("SGD_EPOCHS", "MIN_STEPS"):
+        monkeypatch.setattr(methods, name, 2)
     monkeypatch.setattr(FinetuneSettings, "training", lambda self, n: Supervised(2, n, self.peak, 0.2, False))
     other, seed = untrained_run(tmp_path / "other"), untrained_run(tmp_path / "seed", seed=1)
     for number, each in enumerate((run, seed)):

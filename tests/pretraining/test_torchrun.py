@@ -25,7 +25,6 @@ TORCHRUN = ["-m", "torch.distributed.run"]
 SMALL = ["--encoder", "test_resnet", "--stem", "small-stride2", "--head", "32-16", "--precision", "fp32"]
 PRETRAIN = ["-m", "stepclr", "pretrain", "sample:train", *SMALL, "--batch-size", "18", "--limit", "60"]
 PRETRAIN += ["--temperature", "0.5"]
-PRETRAIN += ["--temperature", "0.5"]
 Say = subprocess.CompletedProcess[str]
 
 
