@@ -50,10 +50,13 @@ def test_a_command_on_a_busy_machine_says_so_once() -> None:
 
 def test_what_this_process_started_is_not_another() -> None:
     before = cores._own()
-    child = "import time\nwhile time.process_time() < 1: pass"
-    with subprocess.Popen([sys.executable, "-c", child]) as running:
-        running.wait()
-    assert cores._own() - before > 0.9
+    child = "import time\nwhile time.process_time() < 1: pass\nprint('done', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stdout
+        running.stdout.readline()
+        assert cores._own() - before > 0.9  # while it runs
+        running.communicate(b"\n")
+    assert cores._own() - before > 0.9  # once it has ended
 
 
 @pytest.mark.parametrize(
@@ -63,7 +66,8 @@ def test_what_this_process_started_is_not_another() -> None:
         (8, 8, 0.0, 60.0, "keep 2.0 of 8 cores busy: the 8 threads.*OMP_NUM_THREADS=6$"),
         (2, 2, 0.0, 0.0, "keep 2.0 of 2 cores busy.*OMP_NUM_THREADS=1$"),
         (2, 2, 2.0, 16.0, None),  # others took 0.2
-        (2, 1, 0.0, 10.0, None),  # one thread waits for nobody
+        (2, 2, 10.0, 0.0, None),  # others took one core, and this command did nothing
+        (2, 1, 0.0, 2.0, None),  # one thread waits for nobody
         (8, 4, 20.0, 40.0, None),  # others took 2, and there is room for both
     ],
 )

@@ -17,7 +17,6 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from stepclr.cli.arguments import base_settings, first_line, note_typed
-from stepclr.cli.cores import noticing_others, prepare_torch
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
 from stepclr.cli.printing import say_loading
@@ -52,7 +51,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exit with 0, 1 (the run failed), 2 (bad input) or 128 + the signal that stopped it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    prepare_torch()
+    # torch, imported later, then uses large pages, which saves a tenth of a step, and its threads sleep while they
+    # wait: beside a busy process, a loop took several times as long (benchmarks/results/training.md; on Linux alone).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if sys.platform == "linux":
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # where it has no ± or no umlauts, an escape stands for them
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -160,6 +163,8 @@ def _announced(command: Command) -> Command:
     @wraps(command)
     def announced(*arguments: object, **options: object) -> None:
         say_loading()
+        from stepclr.cli.cores import noticing_others  # --help prints without it
+
         with noticing_others():
             command(*arguments, **options)
 

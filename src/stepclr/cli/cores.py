@@ -1,4 +1,4 @@
-"""The processor's cores, shared with others: how torch's threads wait, and a note where other processes are in the way.
+"""A note where other processes keep the processor's cores busy, so that torch's threads are in each other's way.
 
 The threads of one computation wait for each other many times in a step. Where another process has the core of one of
 them, oneDNN's wait in a loop, which keeps a core busy too, until the system gives that one a turn.
@@ -18,18 +18,7 @@ from stepclr.cli.printing import note
 from stepclr.threads import cores
 
 EVERY = 5  # seconds between two readings
-MARGIN = 0.5  # cores that others may be short of: the system itself needs some now and then
-
-
-def prepare_torch() -> None:
-    """Set what torch reads from the environment when it is imported, unless the user has set it.
-
-    Large pages save a tenth of a step. On Linux, OpenMP's threads sleep while they wait: `evaluate` beside a busy
-    process then takes a quarter of the time or less (benchmarks/results/training.md). Elsewhere this was not measured.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if sys.platform == "linux":
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+MARGIN = 0.5  # cores: the system itself needs so many now and then
 
 
 @contextmanager
@@ -52,10 +41,10 @@ class Reading(NamedTuple):
 
 
 def note_on_others(before: Reading, after: Reading, all_cores: int, threads: int) -> str | None:
-    """What to say about other processes, if torch's threads and they needed more cores than are there."""
+    """What to say about other processes, if no core was idle, and torch's threads and they need more than there are."""
     clock, idle, own = (now - then for now, then in zip(after, before, strict=True))
     others = all_cores - (idle + own) / clock
-    if threads == 1 or threads + others < all_cores + MARGIN:
+    if threads == 1 or idle / clock > MARGIN or threads + others < all_cores + MARGIN:
         return None
     fewer = max(1, int(all_cores - others + MARGIN))
     return (
