@@ -18,9 +18,16 @@ def silent(*_: object) -> None:
     """A `Progress` or `Announce` that does nothing."""
 
 
-def cores() -> int:
-    """The processor's cores that this process may use."""
+def visible_cores() -> int:
+    """The cores that the system may run this process on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores() -> int:
+    """As many cores as this process may keep busy: a container sees all there are, but may have a share of them."""
+    from joblib import cpu_count  # --help prints without it
+
+    return int(cpu_count())
 
 
 def pool() -> ThreadPoolExecutor:

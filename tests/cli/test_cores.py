@@ -1,4 +1,4 @@
-"""Cores shared with other processes: torch's threads sleep while they wait, and a note says who is in the way."""
+"""Shared cores: threads keep to a container's share, sleep while they wait, and a note says who else is in the way."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import pytest
 from stepclr.cli import cores
 from stepclr.cli.cores import Reading, note_on_others
 from stepclr.threads import cores as all_cores
+from stepclr.threads import pool
 
 SPIN = "while True: pass"
 
@@ -25,14 +26,34 @@ def busy() -> Iterator[None]:
         other.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="set on Linux only")
-@pytest.mark.parametrize(("given", "waits"), [(None, "PASSIVE"), ("active", "ACTIVE")])
-def test_openmp_waits_asleep_unless_the_user_says_otherwise(given: str | None, waits: str) -> None:
+def openmp_says(**settings: str) -> str:
+    """What OpenMP displays of its settings in a command."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
-    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": given} if given else {})
     words = [sys.executable, "-m", "stepclr", "report", "no-such-run"]
-    told = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-    assert f"OMP_WAIT_POLICY = '{waits}'" in told.stderr
+    environment |= {"OMP_DISPLAY_ENV": "true", **settings}
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="set on Linux only")
+@pytest.mark.parametrize(("given", "waits"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_openmp_waits_asleep_unless_the_user_says_otherwise(given: dict[str, str], waits: str) -> None:
+    assert f"OMP_WAIT_POLICY = '{waits}'" in openmp_says(**given)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP displays it as Linux's does")
+@pytest.mark.parametrize(
+    ("share", "given", "threads"),
+    [("1", {}, 1), ("64", {}, all_cores()), ("1", {"OMP_NUM_THREADS": "3"}, 3)],
+)
+def test_threads_are_as_many_as_the_share_of_the_cores_allows(share: str, given: dict[str, str], threads: int) -> None:
+    """joblib takes the least of a container's share, of the cores that can be seen and of LOKY_MAX_CPU_COUNT."""
+    assert re.search(rf"OMP_NUM_THREADS = '{threads}'", openmp_says(LOKY_MAX_CPU_COUNT=share, **given))
+
+
+def test_files_are_read_by_as_many_threads_as_the_share_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert all_cores() == 1
+    assert pool()._max_workers == 1
 
 
 @pytest.mark.usefixtures("busy")

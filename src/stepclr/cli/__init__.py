@@ -163,8 +163,9 @@ def _announced(command: Command) -> Command:
     @wraps(command)
     def announced(*arguments: object, **options: object) -> None:
         say_loading()
-        from stepclr.cli.cores import noticing_others  # --help prints without it
+        from stepclr.cli.cores import keep_to_share, noticing_others  # --help prints without it
 
+        keep_to_share()
         with noticing_others():
             command(*arguments, **options)
 

@@ -1,4 +1,4 @@
-"""A note where other processes keep the processor's cores busy, so that torch's threads are in each other's way.
+"""As many threads as a container may keep busy, and a note where other processes are in the way of torch's threads.
 
 The threads of one computation wait for each other many times in a step. Where another process has the core of one of
 them, oneDNN's wait in a loop, which keeps a core busy too, until the system gives that one a turn.
@@ -15,10 +15,20 @@ from typing import NamedTuple
 import psutil
 
 from stepclr.cli.printing import note
-from stepclr.threads import cores
+from stepclr.threads import cores, visible_cores
 
 EVERY = 5  # seconds between two readings
 MARGIN = 0.5  # cores: the system itself needs so many now and then
+
+
+def keep_to_share() -> None:
+    """Before torch is imported: give it as many threads as a container may keep busy, unless the user has decided.
+
+    By itself it starts one for each core of the machine. Once they have used up the container's share of a tenth of a
+    second, all of them stand still for the rest of it, also the one that the others wait for.
+    """
+    if (share := cores()) < visible_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 
 @contextmanager
@@ -58,14 +68,14 @@ def _notice(ended: threading.Event) -> None:
         before = _read()
         while not ended.wait(EVERY):
             after = _read()
-            if line := note_on_others(before, after, cores(), _threads()):
+            if line := note_on_others(before, after, visible_cores(), _threads()):
                 note(line)
                 return
             before = after
 
 
 def _read() -> Reading:
-    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(cores())
+    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(visible_cores())
     seen = [core for number, core in enumerate(psutil.cpu_times(percpu=True)) if number in ours]
     idle = sum(core.idle + getattr(core, "iowait", 0.0) for core in seen)
     return Reading(time.monotonic(), idle, _own())
