@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -18,9 +18,9 @@ def silent(*_: object) -> None:
     """A `Progress` or `Announce` that does nothing."""
 
 
-def visible_cores() -> int:
-    """The cores that the system may run this process on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def visible_cores() -> Collection[int]:
+    """The numbers of the cores that the system may run this process on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
 def cores() -> int:

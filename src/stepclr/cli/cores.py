@@ -27,7 +27,7 @@ def keep_to_share() -> None:
     By itself it starts one for each core of the machine. Once they have used up the container's share of a tenth of a
     second, all of them stand still for the rest of it, also the one that the others wait for.
     """
-    if (share := cores()) < visible_cores():
+    if (share := cores()) < len(visible_cores()):
         os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 
@@ -68,14 +68,14 @@ def _notice(ended: threading.Event) -> None:
         before = _read()
         while not ended.wait(EVERY):
             after = _read()
-            if line := note_on_others(before, after, visible_cores(), _threads()):
+            if line := note_on_others(before, after, len(visible_cores()), _threads()):
                 note(line)
                 return
             before = after
 
 
 def _read() -> Reading:
-    ours = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(visible_cores())
+    ours = visible_cores()
     seen = [core for number, core in enumerate(psutil.cpu_times(percpu=True)) if number in ours]
     idle = sum(core.idle + getattr(core, "iowait", 0.0) for core in seen)
     return Reading(time.monotonic(), idle, _own())
