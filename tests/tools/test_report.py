@@ -28,6 +28,7 @@ from stepclr.tools.report import contrast as step_5
 from stepclr.tools.report.classifier import classifier
 from stepclr.tools.report.context import Context, open_context
 from stepclr.tools.report.evaluation import evaluation
+from stepclr.tools.report.health import Verdict
 from stepclr.tools.report.plots import confusion as confusion_plot
 from stepclr.tools.report.plots import label_budget, line
 from stepclr.tools.report.training import training
@@ -455,6 +456,37 @@ def test_the_next_step_agrees_with_the_verdict(
         assert next.endswith("--out classifier.safetensors")
     if better == ("start",):
         assert f"--lr {run.config.lr / 10:.2g}" in next
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "settings", "proposed"),
+    [
+        ("nothing learned", {"lr": 9.0}, "pretrain --lr 0.3"),
+        ("nothing learned", {"lr": 0.3}, "doctor"),  # what it had: it would learn nothing again
+        ("nothing learned", {"lr": 0.3, "weights": "timm:resnet18"}, "pretrain --lr 0.01875"),  # for given weights
+        ("nothing learned", {"lr": 0.01875, "weights": "timm:resnet18"}, "doctor"),
+        ("rate too high", {"lr": 0.3}, "pretrain --lr 0.03"),
+        ("weight decay too high", {"weight_decay": 1.0}, "pretrain --weight-decay 1e-06"),
+        ("weight decay too high", {"weight_decay": 1e-6}, "doctor"),
+        ("views too easy", {"policy": "crop"}, "pretrain --policy simclr"),
+        ("views too easy", {"policy": "simclr"}, "doctor"),
+        ("no negatives", {"batch_size": 16}, "pretrain --batch-size 256"),
+        ("no negatives", {"batch_size": 256}, "doctor"),
+        ("collapsed", {}, "doctor"),
+    ],
+)
+def test_what_is_to_mend_a_run_is_not_what_it_already_had(
+    diagnosis: str, settings: dict[str, Any], proposed: str, run: stepclr.Run, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    replace(run.config, optimizer="lars", **settings).write(copy)
+    context = open_context(stepclr.Run(copy), None)
+    sections = {"training": training(context), "usage": {}, "classifier": {}}
+    sections["training"]["health"] = Verdict(diagnosis, "bad", "", "")
+    command, _, options = proposed.partition(" ")
+    _, next = verdict(context, sections)["next"]
+    assert next.startswith(f"stepclr {command} ")
+    assert options in next
 
 
 def test_the_score_of_a_classifier_is_beside_that_of_the_encoder(run: stepclr.Run) -> None:

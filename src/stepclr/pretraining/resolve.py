@@ -45,19 +45,15 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     _check_objective(config, images)
     size = _size(config, images, teacher)
     policy = read_policy(config.policy, size)
-    lr, weight_decay = OPTIMIZERS[config.optimizer]
-    batchnorm = "batch"
-    if adapts(config):
-        lr *= ADAPTING_RATE
-        batchnorm = "frozen"
+    _, weight_decay = OPTIMIZERS[config.optimizer]
     epochs = epochs_of(config)
     defaults = {
         **policy.defaults(),
         "encoder": network_of(config.weights) or ENCODER,
         "interpolation": policy.interpolation,
         "temperature": OBJECTIVES[config.loss].temperature(size),
-        "lr": lr,
-        "batchnorm": batchnorm,
+        "lr": usual_lr(config),
+        "batchnorm": "frozen" if adapts(config) else "batch",
         "test_scale": teacher.encoder.test_size / size if teacher else 1.0,
         "weight_decay": weight_decay,
         "warmup": _warmup(epochs),
@@ -169,6 +165,12 @@ def _warmup(epochs: Number) -> float:
 def adapts(config: PretrainConfig) -> bool:
     """Whether a contrastive loss adapts given weights, which a rate for new ones would undo."""
     return config.weights is not None and OBJECTIVES[config.loss].contrastive
+
+
+def usual_lr(config: PretrainConfig) -> float:
+    """The rate of a run that asks for none, at batch 256."""
+    lr, _ = OPTIMIZERS[config.optimizer]
+    return lr * ADAPTING_RATE if adapts(config) else lr
 
 
 def epochs_of(config: PretrainConfig) -> Number:

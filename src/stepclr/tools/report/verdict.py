@@ -16,7 +16,7 @@ from stepclr.evaluation.stored import reading_of
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import FEW, coarse_words, in_percent, whole_percent
 from stepclr.model.files import CLASSIFIER
-from stepclr.pretraining.resolve import asked_for
+from stepclr.pretraining.resolve import asked_for, usual_lr
 from stepclr.pretraining.run import LABELS
 from stepclr.tools.gains import Gain, gains_of
 from stepclr.tools.methods import method_of
@@ -211,14 +211,15 @@ def _next(context: Context, diagnosis: str, attention: list[Any], classifier: Js
     over_teacher: Gain | None = classifier.get("gain")
     mended: dict[str, dict[str, object]] = {
         "rate too high": _lower_rate(config),
-        "nothing learned": {"lr": OPTIMIZERS[config.optimizer][0]},
+        "nothing learned": {"lr": usual_lr(config)},
         "weight decay too high": {"weight_decay": OPTIMIZERS[config.optimizer][1]},
         "views too easy": {"policy": "simclr"},
         "no negatives": {"batch_size": 256},
     }
-    if diagnosis in mended:
-        return "Train again with what is most likely to mend it:", _command(_again(context, mended[diagnosis]))
-    if diagnosis == "collapsed":
+    changes = mended.get(diagnosis, {})
+    if any(getattr(config, name) != value for name, value in changes.items()):
+        return "Train again with what is most likely to mend it:", _command(_again(context, changes))
+    if changes or diagnosis == "collapsed":  # with the same settings it would end the same way
         examined = ["stepclr", "doctor", *config.sources, *reading_words(config.reading)]
         return "Look for what is wrong with the images or the settings:", _command(examined)
     resumed: list[Any] = ["stepclr", "pretrain", *config.sources, "--out", run, "--resume"]
