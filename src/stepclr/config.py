@@ -31,6 +31,7 @@ ADAPTING_EPOCHS, ADAPTING_RATE = 20, 1 / 16
 OLDER: dict[str, Any] = {
     "batchnorm": "batch",
     "minutes": None,
+    "began_as": None,
     "labels": [],
     "split": None,
     "labels_checksum": None,
@@ -77,7 +78,6 @@ Strength = Annotated[
     ),
     _default("0.5 up to 32 px, 1.0 above", "S[,S]"),
 ]
-
 
 Stem = Literal["auto", "imagenet", "small", "small-stride2", "own"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -307,6 +307,8 @@ class RunConfig(ResolvedConfig):
     ranks: int
     device: str
     memory_format: str = "channels_last"
+    began_as: str | None = None
+    """timm:NAME where the weights were timm's when training began, or empty. None in runs of earlier versions."""
     labels: list[str] = field(default_factory=list)
     """The tables that the labels are from, which labels.csv repeats; empty where they are the source's own."""
     split: str | None = None

@@ -1,6 +1,7 @@
 """Step 6 as a user meets it: a run folder, exact resume, interruption, refusals. All on real images (the sample)."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import photos_in
+from small import photos_in, put_where_timm_looks
 from torch import nn
 from touches import Forks
 
@@ -509,6 +510,41 @@ def test_supcon_uses_labels_and_asks_for_them(tmp_path: Path) -> None:
     supervised = small_run(tmp_path / "supcon", "sample:train", loss="supcon", epochs=1)
     plain = small_run(tmp_path / "plain", "sample:train", epochs=1)
     assert not same(supervised, plain)
+
+
+@pytest.mark.parametrize("kind", ["a run", "timm"])
+def test_a_run_resumes_where_the_weights_that_it_began_with_are_gone(
+    kind: str, unbroken: stepclr.Run, tmp_path: Path
+) -> None:
+    """On another machine, or without a network; what timm's weights are called stays with the encoder."""
+    options: dict[str, Any] = {"weights": str(tmp_path / "start"), "epochs": 2}
+    start, message = tmp_path / "start", "no weights at"
+    if kind == "timm":
+        options |= {"weights": "timm:test_resnet.r160_in1k", "stem": "auto"}
+        put_where_timm_looks("test_resnet.r160_in1k")
+        start = Path(os.environ["HF_HUB_CACHE"]) / "models--timm--test_resnet.r160_in1k"
+        message = "weights of timm:test_resnet.r160_in1k"
+    else:
+        shutil.copytree(unbroken.folder, start)
+    whole = small_run(tmp_path / "whole", **options)
+    for name in ("killed", "of an earlier version", "killed at once"):
+        shutil.copytree(whole.folder, tmp_path / name)
+        checkpoints(tmp_path / name / "checkpoint")[-1].unlink()
+    shutil.rmtree(tmp_path / "killed at once" / "checkpoint")
+    config = tmp_path / "of an earlier version" / "config.json"
+    config.write_text(re.sub(r'"began_as": .*', "", config.read_text()))
+
+    start.rename(tmp_path / "elsewhere")
+    try:
+        resumed = small_run(tmp_path / "killed", **options, resume=True)
+        assert same(whole, resumed)
+        assert resumed.encoder().weights == (options["weights"] if kind == "timm" else "")
+        for name in ("killed at once", "of an earlier version"):  # these need them
+            with pytest.raises(stepclr.StepclrError, match=message):
+                small_run(tmp_path / name, **options, resume=True)
+    finally:
+        (tmp_path / "elsewhere").rename(start)
+    assert same(whole, small_run(tmp_path / "of an earlier version", **options, resume=True))
 
 
 def test_a_run_can_start_from_another(unbroken: stepclr.Run, tmp_path: Path) -> None:

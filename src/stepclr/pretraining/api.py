@@ -27,6 +27,7 @@ from stepclr.model.files import CLASSIFIER, load_classifier, save_classifier, sa
 from stepclr.model.timm_weights import TIMM, full_name, timm_name
 from stepclr.model.weights import ENCODER_FILE, is_finite
 from stepclr.pretraining.batches import steps_per_epoch
+from stepclr.pretraining.checkpoint import checkpoints
 from stepclr.pretraining.classifier import linear_layer
 from stepclr.pretraining.logging import Printer
 from stepclr.pretraining.loop import Diverged, train
@@ -118,7 +119,7 @@ def pretrain(
         check_classes(watched)
 
     with seeded(decided.seed):
-        model = build_model(decided, images, teacher, module)
+        model = _begun_model(decided, images, teacher, module, stored, run)
         if model.encoder.origin and not stored:
             printer.say(f"weights: {model.encoder.origin}")
         if decided.stem == "auto" and model.encoder.stem == "small":
@@ -220,6 +221,25 @@ def _with_absolute_paths(config: PretrainConfig) -> PretrainConfig:
     return replace(config, weights=weights, **paths)
 
 
+def _begun_model(
+    config: ResolvedConfig,
+    images: ImageSet,
+    teacher: Classifier | None,
+    module: nn.Module | None,
+    stored: RunConfig | None,
+    run: Run,
+) -> SimCLR:
+    """The model before its first step; one that goes on from a checkpoint needs the weights that it began with no more.
+
+    They may be gone by then: a run is moved to another machine, or timm's file is not there and there is no network.
+    """
+    if stored is None or stored.began_as is None or not checkpoints(run.folder / "checkpoint"):
+        return build_model(config, images, teacher, module)
+    model = build_model(replace(config, weights=None), images, teacher, module)
+    model.encoder.weights = stored.began_as
+    return model
+
+
 def _decoded(images: ImageSet, config: ResolvedConfig, printer: Printer) -> ImageSet:
     """The images decoded for views of this size, in the cache where they fit; unreadable ones are reported."""
     budget = int(config.cache_gib * 2**30)
@@ -247,6 +267,7 @@ def _run_config(
         images=len(images),
         skipped=len(images.skipped),
         names_checksum=images.names_checksum(),
+        began_as=encoder.weights,
         labels=[absolute_source(name) for name in images.labeling.labeled] if images.labeling else [],
         split=images.labeling.split if images.labeling else None,
         labels_checksum=images.labels_checksum(),
