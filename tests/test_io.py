@@ -18,6 +18,9 @@ COMMANDS = (
     "embed nowhere sample:test --out FILE/index",
     "find next nowhere --out FILE/x.csv",
     "label nowhere --out FILE/x.html",
+    "doctor nowhere --out FILE/x.json",
+    "pack nowhere --out FILE/shards",
+    "views nowhere --out FILE/x.png",
 )
 
 

@@ -141,12 +141,14 @@ def views(
         seed: Seed of the views.
     """
     from stepclr.data.decode import source_side
+    from stepclr.io import check_writable
     from stepclr.pretraining.resolve import view_size
     from stepclr.tools.sheet import policy_sheet, sheet
     from stepclr.views.ops import FOR_RGB
     from stepclr.views.policies import POLICIES, read_policy
     from stepclr.views.views import Views
 
+    check_writable(out)
     check_whole("rows", rows, 1)
     check_whole("pairs", pairs, 1)
     for name, given in (("pairs", pairs != PAIRS), ("views", views != VIEWS)):
@@ -204,12 +206,13 @@ def doctor(
 
     import stepclr
     from stepclr.data.sources import open_images, open_train_test
-    from stepclr.io import write_whole
+    from stepclr.io import check_writable, write_whole
     from stepclr.pretraining.resolve import changed
     from stepclr.tools.doctor.screen import screen
 
     if out:
         check_suffix(out, [".json"])
+        check_writable(out)
     if recipe:
         print(f"recipe {recipe}: {RECIPES[recipe].line}", file=sys.stderr)
     base = base_settings(recipe)

@@ -58,7 +58,9 @@ def pack(
         quality: JPEG quality of reduced images, and of images without a file (which are PNG by default).
     """
     from stepclr.data.shards.packing import pack as write_shards
+    from stepclr.io import check_writable
 
+    check_writable(out)
     images = open_source(source, classes, limit, reading=reading, labels=labels)
     packed = write_shards(images, out, per_shard, short_side, quality, Counter("images"))
     say_unread(images)
