@@ -26,8 +26,8 @@ With --out, each row is added to the file as it comes, and a later call skips th
 time: run it on a machine that does nothing else. What a row reaches depends only on its number of epochs, so with
 `--pace-of 10` the length of a row follows from the row of 10 minutes of the same loop in --out (its epochs per second),
 and the machine may do other things meanwhile. Such rows are not "clocked": lightly's network in bfloat16 then goes
-through stepclr's layers for the CPU, the same sums in less time, and a folder beside --out has what a stopped row of
-stepclr goes on from.
+through stepclr's layers for the CPU, the same sums in less time, and a stopped row of stepclr resumes from a folder
+beside --out.
 """
 
 import argparse

@@ -229,9 +229,9 @@ def _begun_model(
     stored: RunConfig | None,
     run: Run,
 ) -> SimCLR:
-    """The model before its first step; one that goes on from a checkpoint needs the weights that it began with no more.
+    """The model before its first step. A run that resumes from a checkpoint no longer needs the weights it began with.
 
-    They may be gone by then: a run is moved to another machine, or timm's file is not there and there is no network.
+    They may be gone by then: the run was moved to another machine, or timm's file is missing and there is no network.
     """
     if stored is None or stored.began_as is None or not checkpoints(run.folder / "checkpoint"):
         return build_model(config, images, teacher, module)
