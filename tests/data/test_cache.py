@@ -19,6 +19,7 @@ from touches import Forks
 
 from stepclr import io
 from stepclr.data import decode, formats, recall, stores
+from stepclr.data.folders import FolderStore
 from stepclr.data.images import ImageSet
 from stepclr.data.reading import Reading
 from stepclr.data.sources import open_images
@@ -300,6 +301,29 @@ def test_a_damaged_cache_file_is_built_again(photos: Path, cache: Path, harm: st
     path.write_bytes(harmed[harm])
     assert all(map(torch.equal, all_images(images.decoded(SIDE)), expected))
     assert path.read_bytes() == whole
+
+
+def test_an_image_that_could_once_not_be_read_is_tried_again(
+    photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk or a network may fail for a moment, and a missing package be installed."""
+    images, image = open_images(photos), FolderStore.image
+
+    def failing(store: FolderStore, row: int, short_side: int | None) -> torch.Tensor:
+        if row in (3, 4):
+            raise formats.UnreadableError("Input/output error")
+        return image(store, row, short_side)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "image", failing)
+        assert len(images.decoded(SIDE)) == 28
+        assert len(images.decoded(SIDE)) == 28
+    assert len(images.decoded(SIDE)) == 30
+    assert len(entries(cache)) == 1
+    (stored,) = entries(cache)
+    written = stored.stat().st_mtime_ns
+    assert [why for _, why in open_images(photos).decoded(SIDE).skipped if "Input/output" in why] == []
+    assert stored.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a/00.png": 1}', '{"a/00.png": [1, 2, 3, 4]}', "[" * 100_000])

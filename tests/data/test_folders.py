@@ -171,6 +171,7 @@ def test_linked_folders_are_followed_and_loops_end(photos: Path, tmp_path: Path)
     os.mkfifo(photos / "pipe.png")
     images = open_images(photos)
     assert images.names == ["bird/bird.png", "cat/x.png", "dog/2024/a.png", "dog/b.PNG", "loose.png"]
+    assert "3 link (to folders that are read under another name)" in " ".join(images.ledger.lines())
 
 
 def test_a_zip_is_never_unpacked_and_names_that_lead_out_of_it_are_left(

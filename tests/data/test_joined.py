@@ -13,6 +13,7 @@ from small import SETTINGS, same, succeed
 
 import stepclr
 from stepclr.data.labels import heading
+from stepclr.data.memory import open_array
 from stepclr.data.shards.packing import pack
 from stepclr.errors import StepclrError
 from stepclr.pretraining.checkpoint import checkpoints
@@ -87,6 +88,25 @@ def test_the_heading_counts_the_images_of_each_source(here: Path) -> None:
     (here / "a" / "train" / "notes.txt").unlink()
 
 
+def named(source: str) -> stepclr.ImageSet:
+    """Stands for a named data set, which would have to be downloaded."""
+    return open_array(np.zeros((3, 16, 16), np.uint8), source=source)
+
+
+def test_a_folder_in_a_folder_of_its_name_is_one_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As unzipping makes them: cats/cats."""
+    cats, dogs = drawn(tmp_path / "cats", "cats/tabby/0.png"), drawn(tmp_path / "dogs", "dogs/0.png")
+    monkeypatch.chdir(tmp_path)
+    assert stepclr.open_images(["cats", "dogs"]).names == ["cats/cats/tabby/0.png", "dogs/dogs/0.png"]
+    assert stepclr.open_images([cats, dogs]).names == stepclr.open_images(["cats", "dogs"]).names
+    drawn(cats, "a/0.png")
+    assert "cats/cats/tabby/0.png" in stepclr.open_images(["cats", "dogs"]).names
+    with pytest.raises(StepclrError, match="would count twice"):
+        stepclr.open_images(["cats", "cats/cats/tabby"])
+
+
 def test_an_image_is_in_a_set_once(here: Path) -> None:
     a = here / "a" / "train"
     for given, said in (
@@ -95,6 +115,7 @@ def test_an_image_is_in_a_set_once(here: Path) -> None:
         ([a, a], "would count twice"),
         ([a / "loose.png", a], "loose.png is in"),
         (["sample:train", "sample:train"], "sample:train is given twice"),
+        ([named("stl10:train+unlabeled"), named("stl10:train")], "both have the images of stl10:train: leave one out"),
         ([], "there is no source of images; give one or more"),
         ([a, here / "nothing"], "nothing does not exist"),
         ([a, 7], "cannot open images from a int"),

@@ -14,7 +14,7 @@ from small import same, succeed
 
 import stepclr
 from stepclr.cli import main
-from stepclr.data.labels import heading
+from stepclr.data.labels import heading, source_lines
 from stepclr.data.shards.packing import pack
 from stepclr.data.sources import open_train_test
 from stepclr.errors import StepclrError
@@ -130,6 +130,11 @@ def test_every_form_of_the_same_labels_gives_the_same_set(photos: Path) -> None:
         ([], "labels must be the path of a table, several paths, a mapping from paths to labels or a data frame, not"),
         ([0, 1], "labels must be the path of a table"),
         (7, "or a data frame, not int"),
+        ({0: "cat"}, "labels: the keys of the mapping must be paths, not 0"),
+        (
+            pa.table([["00.png"], ["cat"], ["dog"]], names=["path", "label", "label"]),
+            "the data frame: the columns label and label say the same; keep one of them",
+        ),
         (pa.table({"name": ["00.png"], "label": ["cat"]}), "the data frame must have a header with the columns path"),
         (pa.table({"path": ["00.png"], "label": [["cat", "dog"]]}), "['cat', 'dog'] cannot be a label or a split"),
     ],
@@ -139,6 +144,31 @@ def test_labels_that_cannot_be_used_are_one_line(labels: object, said: str, phot
         stepclr.open_images(photos, labels=labels)
     assert said.format(photos=photos) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_image_may_be_in_a_table_by_any_of_its_paths(photos: Path, tmp_path: Path) -> None:
+    """It is left out of the images, and the ledger counts it."""
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "clip.mp4").touch()
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    other = shutil.copytree(photos, tmp_path / "other")
+    for name in ("clip.mp4", "photos/clip.mp4", "gone.png", "photos/gone.png", str(folder / "gone.png")):
+        table = written(tmp_path / "labels.csv", {"path": ["photos/00.png", name], "label": ["cat", "dog"]})
+        images = stepclr.open_images(folder, labels=table)
+        assert images.classes == ["cat"]
+        assert stepclr.open_images([folder, other], labels=table).class_name(0) == "cat"
+    table = written(tmp_path / "labels.csv", {"path": ["photos/00.png", "photos/no.mp4"], "label": ["cat", "dog"]})
+    with pytest.raises(StepclrError, match="1 of 2 paths are not in"):
+        stepclr.open_images(folder, labels=table)
+
+
+def test_each_of_two_sets_says_how_many_of_its_images_a_table_labels(photos: Path, tmp_path: Path) -> None:
+    train, test = (shutil.copytree(photos, tmp_path / name) for name in ("train", "test"))
+    names = [f"train/{i:02d}.png" for i in range(4)] + [f"test/{i:02d}.png" for i in range(3)]
+    table = written(tmp_path / "labels.csv", {"path": names, "label": ["cat"] * 7})
+    for images, n in zip(open_train_test(train, test, table), (4, 3), strict=True):
+        assert images is not None
+        assert source_lines(images) == [f"labels: {table} gives a label to {n} images"]
 
 
 def test_values_of_any_type_are_labels(photos: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import FakeData
 from torchvision.transforms import ToTensor
 
@@ -278,6 +278,11 @@ def test_a_dataset_is_decoded_once_within_the_budget() -> None:
     assert (streamed.read(range(12)) == pixels).all()  # type: ignore[union-attr]
     assert dataset.asked == 12
     assert decoded.decoded(4).read([5]).equal(pixels[5:6])  # type: ignore[union-attr]
+
+
+def test_a_dataset_whose_items_have_no_label() -> None:
+    images = open_images(TensorDataset(torch.zeros(3, 3, 4, 4, dtype=torch.uint8)))
+    assert (images.labels.tolist(), images.classes) == ([-1, -1, -1], [])
 
 
 def test_a_dataset_with_items_that_cannot_be_read() -> None:

@@ -337,3 +337,26 @@ def test_images_that_cannot_be_read_make_no_pack(tmp_path: Path, capsys: pytest.
     assert list((tmp_path / "shards").iterdir()) == []
     assert call(*words, "--value-range", "0,4000") == 0
     assert len(stepclr.open_images(tmp_path / "shards")) == 3
+
+
+def test_the_limit_of_pixels_is_a_setting_like_the_others(tmp_path: Path) -> None:
+    """Whoever follows the advice to raise it gets the images, or is told to choose another folder."""
+    photos, out = tmp_path / "photos", tmp_path / "shards"
+    photos_in(photos)
+    assert pack(stepclr.open_images(photos, max_pixels=10**6), out).skipped == 0
+    with pytest.raises(stepclr.StepclrError, match="max_pixels was 1000000, not 2000000"):
+        pack(stepclr.open_images(photos, max_pixels=2 * 10**6), out)
+    index = json.loads((out / "index.json").read_text())
+    for key in ("max_pixels", "content"):  # as an earlier version wrote it
+        del index[key]
+    (out / "index.json").write_text(json.dumps(index))
+    pack(stepclr.open_images(photos, max_pixels=2 * 10**6), out)
+
+
+def test_an_array_is_known_by_its_pixels_and_labels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    packed = pack(stepclr.open_images((pixels, np.array([0, 0, 1, 1]))), tmp_path)
+    assert pack(stepclr.open_images((pixels, np.array([0, 0, 1, 1]))), tmp_path) == packed
+    for other, labels in ((255 - pixels, [0, 0, 1, 1]), (pixels, [1, 1, 0, 0])):
+        with pytest.raises(stepclr.StepclrError, match="their pixels or labels differ; choose another folder"):
+            pack(stepclr.open_images((other, np.array(labels))), tmp_path)

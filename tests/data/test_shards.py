@@ -19,6 +19,7 @@ from PIL import Image
 
 import stepclr
 from stepclr.cli import main
+from stepclr.data import formats
 from stepclr.data.order import ShardOrder
 from stepclr.data.reading import Reading
 from stepclr.data.shards import cache as shard_cache
@@ -369,6 +370,30 @@ def test_a_file_that_is_not_a_tar_or_not_whole_is_refused_or_skipped(what: str, 
     assert "left out a damaged shard with an unknown number of images, for example 1.tar" in images.ledger.lines()
 
 
+def test_a_package_for_more_kinds_of_images_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "x.tar", {"0.png": image(1), "1.heic": b"....ftypheic"})
+    monkeypatch.setattr(formats, "has_heif", lambda: False)
+    assert stepclr.open_images(path).names == ["0.png"]
+    monkeypatch.setattr(formats, "has_heif", lambda: True)
+    assert stepclr.open_images(path).names == ["0.png", "1.heic"]
+
+
+def test_images_of_many_channels_are_those_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    members: dict[str, bytes | tarfile.TarInfo] = {}
+    folder.mkdir()
+    for i in range(3):
+        np.save(folder / f"{i}.npy", np.full((20 + i, 30, 5), i, np.uint8))
+        members[f"{i}.npy"] = (folder / f"{i}.npy").read_bytes()
+    path = write_tar(tmp_path / "x.tar", members)
+    shards, images = (stepclr.open_images(source, channels=5) for source in (path, folder))
+    assert shards.names == images.names
+    assert shards.sizes().tolist() == images.sizes().tolist() == [[20, 30], [21, 30], [22, 30]]
+    assert all(torch.equal(shards.read([i])[0], images.read([i])[0]) for i in range(3))
+    with_image = write_tar(tmp_path / "y.tar", members | {"a.png": image(1)})
+    assert stepclr.open_images(with_image).names == ["a.png"]
+
+
 def test_a_tar_without_images_is_not_a_source(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", {})
     write_tar(tmp_path / "y.tar", {"../a.jpg": image(1)})
@@ -613,6 +638,23 @@ def test_remote_foreign_shards_are_fetched_once_to_be_scanned(tmp_path: Path, ca
     assert shades(images) == [0, 1]
     assert [name for name, _ in images.skipped] == ["1.tar", "2.tar"]
     system.rm("/foreign", recursive=True)
+
+
+def test_a_shard_that_was_missing_for_a_while_is_read_again(source: stepclr.ImageSet, tmp_path: Path) -> None:
+    """It was skipped then; its images are those of every later run."""
+    pack(source.take(np.arange(20)), tmp_path / "shards", per_shard=5)
+    system = fsspec.filesystem("memory")
+    for path in (tmp_path / "shards").iterdir():
+        system.pipe_file(f"/passing/{path.name}", path.read_bytes())
+    try:
+        system.mv("/passing/0001.tar", "/elsewhere.tar")
+        assert len(stepclr.open_images("memory://passing", damaged_shards="skip").decoded(28)) == 15
+        with pytest.raises(stepclr.StepclrError, match=r"0001\.tar cannot be fetched"):
+            stepclr.open_images("memory://passing").decoded(28)
+        system.mv("/elsewhere.tar", "/passing/0001.tar")
+        assert len(stepclr.open_images("memory://passing").decoded(28)) == 20
+    finally:
+        system.rm("/passing", recursive=True)
 
 
 @pytest.mark.parametrize("name", ["index.json", "members.npy", "names.bin"])

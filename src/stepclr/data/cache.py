@@ -50,9 +50,9 @@ def from_cache(
         return None
 
     # Usually no image has to be read to know which cache file is theirs.
-    checksums, reading = store.known_checksums(rows, folder), store.reading
+    checksums = store.known_checksums(rows, folder)
     if checksums is not None:
-        decoded = _load(_path(folder, store, checksums, short_side), len(rows), budget, reading)
+        decoded = _remembered(_path(folder, store, checksums, short_side), store, rows, short_side, budget)
         if decoded is not None:
             return decoded
 
@@ -61,7 +61,7 @@ def from_cache(
         return None
     checksums = store.checksums(rows, folder)
     path = _path(folder, store, checksums, short_side)
-    decoded = _load(path, len(rows), budget, reading)
+    decoded = _remembered(path, store, rows, short_side, budget)
     if decoded is not None:
         return decoded
 
@@ -69,7 +69,7 @@ def from_cache(
         _write(file, store, rows, short_side, progress)
         if store.checksums(rows, folder) != checksums:
             raise StepclrError("images changed while they were being decoded; run the command again")
-    return _load(path, len(rows), budget, reading)
+    return _load(path, len(rows), budget, store.reading)
 
 
 def in_memory(store: Store, rows: Rows, short_side: int, budget: int, progress: Progress | None) -> Decoded | None:
@@ -132,6 +132,20 @@ def _remarks(store: Store, rows: Rows) -> dict[int, str]:
     if not store.remarks:
         return {}
     return {i: store.remarks[row] for i, row in enumerate(rows.tolist()) if row in store.remarks}
+
+
+def _remembered(path: Path, store: Store, rows: Rows, short_side: int, budget: int) -> Decoded | None:
+    """The images in a cache file; None if there is none that is whole, or if it lacks an image that can be read now."""
+    decoded = _load(path, len(rows), budget, store.reading)
+    if decoded is None:
+        return None
+    # What kept an image from being read may have passed: a fault of the network or the disk, a missing package.
+    unreadable = list(decoded.reasons)
+    for index, image in _decode(store, rows[unreadable], short_side, None):
+        if not isinstance(image, UnreadableError):
+            return None
+        decoded.reasons[unreadable[index]] = str(image)
+    return decoded
 
 
 def _load(path: Path, n: int, budget: int, reading: Reading) -> Decoded | None:

@@ -188,6 +188,7 @@ def _find(root: Path, ledger: Ledger) -> list[str]:
         try:
             stat = (root / inside).stat()
             if (stat.st_dev, stat.st_ino) in entered:
+                ledger.ignored[inside] = Ignored("link", "to folders that are read under another name")
                 continue
             entered.add((stat.st_dev, stat.st_ino))
             with os.scandir(root / inside) as entries:

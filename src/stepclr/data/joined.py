@@ -18,7 +18,7 @@ from stepclr.data.images import ImageSet, Labeling
 from stepclr.data.ledger import Ledger
 from stepclr.data.reading import Reading
 from stepclr.data.shards.store import ShardStore
-from stepclr.data.stores import Items, Rows, Store
+from stepclr.data.stores import Files, Items, Rows, Store
 from stepclr.errors import StepclrError
 
 
@@ -190,8 +190,10 @@ def _check(sets: Sequence[ImageSet]) -> None:
 
 def _check_apart(one: ImageSet, other: ImageSet) -> None:
     """Raise StepclrError where an image would be in both sets."""
-    if one is other or (_numbered(one) and ":" in one.source and one.source == other.source):
+    if one is other or (one.source == other.source and _splits(one)):
         raise StepclrError(f"{one.source} is given twice")
+    if shared := _splits(one) & _splits(other):
+        raise StepclrError(f"{other.source} and {one.source} both have the images of {min(shared)}: leave one out")
     for outer, inner in ((one, other), (other, one)):
         if _is_inside(inner, outer):
             raise StepclrError(
@@ -220,8 +222,15 @@ def _places(images: ImageSet) -> set[str]:
 
 
 def _numbered(images: ImageSet) -> bool:
-    """Whether the images' names begin with that of their source already."""
-    return bool(len(images)) and images.names[0].startswith(f"{images.source}/") and images.parts == ()
+    """Whether the images have no files of their own, so that their names are the source's and a number."""
+    in_files = isinstance(images.store, Files)
+    return bool(len(images)) and not in_files and images.names[0].startswith(f"{images.source}/") and not images.parts
+
+
+def _splits(images: ImageSet) -> set[str]:
+    """The parts of a named data set, such as "stl10:train"; none of another source."""
+    name, _, splits = images.source.partition(":")
+    return {f"{name}:{split}" for split in splits.split("+")} if splits and _numbered(images) else set()
 
 
 def _tags(sets: Sequence[ImageSet]) -> list[str]:

@@ -61,8 +61,8 @@ class Labels:
 
     rows: dict[int, Row] = field(default_factory=dict)
     """The label and the split that all tables together give to each image."""
-    labeled: dict[str, int] = field(default_factory=dict)
-    """How many images each table was the first to give a label."""
+    labeled: dict[str, list[int]] = field(default_factory=dict)
+    """The images that each table was the first to give a label."""
     missing: list[str] = field(default_factory=list)
     """Paths in the tables that are no images."""
     paths: int = 0
@@ -70,7 +70,7 @@ class Labels:
     has_splits: bool = False
 
 
-def read_labels(tables: object, sections: Sequence[Section], where: str, known: Iterable[str] = ()) -> Labels:
+def read_labels(tables: object, sections: Sequence[Section], where: str, known: Sequence[Section] = ()) -> Labels:
     """The labels in tables, by the images' indices; an empty label says nothing.
 
     Args:
@@ -79,17 +79,16 @@ def read_labels(tables: object, sections: Sequence[Section], where: str, known: 
         sections: the images. A path in a table is a name in a section, or it is absolute or relative to the table's
             folder. Accents, slashes and a leading `./` may differ, and so may one folder around all names.
         where: what has these images, for errors.
-        known: paths that are in the source and not among its images; their rows say nothing.
+        known: files that are in the source and not among its images; their rows say nothing.
 
     Raises StepclrError for a table that cannot be read, and for images with two labels or in two splits.
     """
-    finder = _Finder(sections)
-    ignored = {_plain(path) for path in known}
+    finder, no_images = _Finder(sections), _Finder(known)
     labels = Labels()
     conflicts: dict[str, list[str]] = {"labels": [], "splits": []}
     for table in read_tables(tables):
         labels.has_splits = labels.has_splits or table.has_splits
-        labels.labeled.setdefault(table.name, 0)
+        labels.labeled.setdefault(table.name, [])
         labels.paths += len(table.rows)
         for row in table.rows:
             named = finder.find(row.path, table.folder)
@@ -97,7 +96,7 @@ def read_labels(tables: object, sections: Sequence[Section], where: str, known: 
                 raise StepclrError(f"{table.place(row)}: {where} has several images that could be {row.path!r}")
             if named:
                 _enter(labels, named[0], row, table, conflicts)
-            elif _plain(row.path) not in ignored:
+            elif not no_images.find(row.path, table.folder):
                 labels.missing.append(row.path)
     for kind, images in conflicts.items():
         if images:
@@ -112,7 +111,8 @@ def _enter(labels: Labels, image: int, row: Row, table: LabelTable, conflicts: d
     for kind, given, earlier in (("labels", row.label, before.label), ("splits", row.split, before.split)):
         if given and earlier and given != earlier:
             conflicts[kind].append(f"{row.path!r}: {earlier!r} and {given!r} ({table.place(row)})")
-    labels.labeled[table.name] += bool(row.label and not before.label)
+    if row.label and not before.label:
+        labels.labeled[table.name].append(image)
     labels.rows[image] = Row(row.path, before.label or row.label, before.split or row.split)
 
 
@@ -135,8 +135,9 @@ def read_tables(tables: object) -> list[LabelTable]:
     if columns := _columns_of_frame(tables):
         return [_table("the data frame", Path(), columns, zip(*columns.values(), strict=True))]
     if isinstance(tables, Mapping):
-        rows = [Row(os.fspath(path), _cell(label)) for path, label in tables.items()]
-        return [LabelTable("the mapping", Path(), rows)]
+        if others := [key for key in tables if not isinstance(key, str | os.PathLike)]:
+            raise StepclrError(f"labels: the keys of the mapping must be paths, not {others[0]!r}")
+        return [LabelTable("the mapping", Path(), [Row(os.fspath(path), _cell(of)) for path, of in tables.items()])]
     files = list(tables) if isinstance(tables, Iterable) else []
     if not files or not all(isinstance(file, str | os.PathLike) for file in files):
         raise StepclrError(
@@ -152,17 +153,18 @@ def _read_file(file: Path) -> LabelTable:
         return _read_text(file)
     parquet = installed("pyarrow.parquet", "search", "reading labels from a .parquet")
     try:
-        columns = _columns_of_frame(parquet.read_table(file))
+        columns = _columns_of_frame(parquet.read_table(file), str(file))
     except (OSError, ValueError) as error:
         raise StepclrError(f"{file} cannot be read: {fault_of(error)}") from error
     return _table(str(file), file.parent, columns, zip(*columns.values(), strict=True))
 
 
-def _columns_of_frame(frame: Any) -> dict[str, list[Any]]:
+def _columns_of_frame(frame: Any, where: str = "the data frame") -> dict[str, list[Any]]:
     """The columns of a data frame of pandas, polars or pyarrow that a table may need; none of another object."""
     names = getattr(frame, "column_names", None) or getattr(frame, "columns", None)
     if names is None or not hasattr(frame, "__getitem__"):
         return {}
+    _places(where, [str(name) for name in names])  # of two columns of one name, no frame gives the second
     columns = {}
     for name in names:
         if _word(str(name)) in (*PATH_COLUMNS, *LABEL_COLUMNS, *SPLIT_COLUMNS):

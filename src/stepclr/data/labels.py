@@ -192,11 +192,11 @@ def _undecided(images: ImageSet) -> bool:
 
 def _read(sets: Sequence[ImageSet], tables: object) -> Labels:
     sections: list[Section] = []
-    known: list[str] = []
+    known: list[Section] = []
     start = 0
     for images in sets:
         sections += _sections(images, start)
-        known += [*images.ledger.ignored, *images.ledger.unreadable]
+        known += _no_images(images)
         start += len(images)
     return read_labels(tables, sections, " or ".join(images.source for images in sets), known)
 
@@ -217,9 +217,22 @@ def _sections(images: ImageSet, start: int) -> list[Section]:
     return sections
 
 
+def _no_images(images: ImageSet) -> list[Section]:
+    """The files that are left out, by their names in the set and, where there are several sources, in these."""
+    names, store = [*images.ledger.ignored, *images.ledger.unreadable], images.store
+    if not isinstance(store, Joined):
+        return [Section(names, root=str(store.root) if isinstance(store, FolderStore) else None)]
+    sections = [Section(names)]
+    for each, tag in zip(store.stores, store.tags, strict=True):
+        root = str(each.root) if isinstance(each, FolderStore) else None
+        sections.append(Section([name.removeprefix(tag) for name in names if name.startswith(tag)], root=root))
+    return sections
+
+
 def _labeled(images: ImageSet, labels: Labels, start: int) -> ImageSet:
     """The images with the labels of their rows, whose indices begin at `start`."""
-    rows = {i - start: row for i, row in labels.rows.items() if start <= i < start + len(images)}
+    own = range(start, start + len(images))
+    rows = {i - start: row for i, row in labels.rows.items() if i in own}
     names: list[str | None] = [None] * len(images)
     given_up = images.labels >= 0
     if isinstance(images.store, Joined):
@@ -232,7 +245,7 @@ def _labeled(images: ImageSet, labels: Labels, start: int) -> ImageSet:
     classes = sorted({name for name in names if name is not None})
     number = {name: label for label, name in enumerate(classes)} | {None: -1}
     labeling = Labeling(
-        labeled=labels.labeled,
+        labeled={table: sum(i in own for i in labeled) for table, labeled in labels.labeled.items()},
         rows={images.names[i]: (row.label, row.split) for i, row in sorted(rows.items())},
         has_splits=labels.has_splits,
         replaced=bool(given_up.any()),

@@ -230,7 +230,7 @@ def _item(dataset: Dataset[Any], index: int) -> Any:
 
 
 def _label(item: Any) -> int:
-    if not isinstance(item, tuple | list) or item[1] is None:
+    if not isinstance(item, tuple | list) or len(item) < 2 or item[1] is None:
         return -1
     try:
         return operator.index(item[1])  # also of a tensor or an array with one whole number, but not of a float

@@ -24,17 +24,22 @@ from torchvision.transforms.v2 import functional as tv
 from stepclr.data.decode import decoded, reduced, size_of, suffix_of
 from stepclr.data.formats import UnreadableError, reasons
 from stepclr.data.images import ImageSet
+from stepclr.data.order import spread
 from stepclr.data.reading import RGB
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
 from stepclr.data.stores import attempts
 from stepclr.errors import StepclrError
-from stepclr.io import blake, checksum, locked, new_file, temporary_files
+from stepclr.io import blake, checksum, checksum_of, locked, new_file, temporary_files
 from stepclr.threads import Progress
 
 CHUNK = 256  # images that are read before they are written
 VERIFIED_SIDE = 16  # px; a JPEG is quickly decoded to so few, and all its bytes are read
 QUALITY = 90
-OLDER = {"value_range": None, "channels": None, "labels": None}  # what plans of an earlier version do not say
+# What plans of an earlier version do not say: what was meant then, and what could be anything.
+OLDER = {"value_range": None, "channels": None, "labels": None}
+UNSAID = {"max_pixels", "content"}
+SAMPLE = 256  # images in memory whose pixels are compared, spread over all
+DIFFERENCES = {"names": "their names differ", "content": "their pixels or labels differ"}
 END = tarfile.NUL * (2 * tarfile.BLOCKSIZE)
 
 
@@ -98,7 +103,9 @@ def pack(
     plan |= {"classes": images.classes, **asdict(treatment)}
     plan["value_range"] = list(images.value_range) if images.value_range else None
     plan["channels"] = None if images.channels == RGB else images.channels
+    plan["max_pixels"] = images.store.reading.limit
     plan["labels"] = images.labels_checksum() if images.labeling else None
+    plan["content"] = None if images.store.files else _content_checksum(images)
     _begin(folder, plan)
     ranges = [range(k, min(k + per_shard, len(images))) for k in range(0, len(images), per_shard)]
     with locked(folder, f"another process is packing into {folder}; wait until it ends"):
@@ -142,6 +149,13 @@ def _treatment(images: ImageSet, per_shard: int, short_side: int | None, quality
     return Treatment(short_side, quality)
 
 
+def _content_checksum(images: ImageSet) -> str:
+    """A checksum of the labels and of some images' pixels: those of images in memory have no names of their own."""
+    some = images.rows[spread(len(images), SAMPLE)]
+    pixels = attempts(lambda row: checksum_of(images.store.image(row, None).numpy().tobytes()), some, False)
+    return checksum_of("\n".join([images.labels_checksum(), *map(str, pixels)]).encode())
+
+
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
     """Raise StepclrError if the folder contains anything but these very shards, or the first of them."""
     if folder.exists() and not folder.is_dir():
@@ -156,12 +170,13 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         return
     try:
         earlier = OLDER | json.loads(stored.read_bytes())
-        differing = [name for name, value in plan.items() if earlier[name] != value]
+        said = [name for name in plan if name in earlier or name not in UNSAID]
+        differing = [name for name in said if earlier[name] != plan[name]]
     except (ValueError, KeyError, TypeError):
         raise StepclrError(f"{stored} was not written by stepclr pack; choose another folder") from None
     if differing:
         name = differing[0]
-        difference = f"{name} was {earlier[name]!r}, not {plan[name]!r}" if name != "names" else "their names differ"
+        difference = DIFFERENCES.get(name, f"{name} was {earlier[name]!r}, not {plan[name]!r}")
         raise StepclrError(
             f"{folder} was packed from other images or with other settings: {difference}; choose another folder"
         )

@@ -20,6 +20,7 @@ from jaxtyping import Int64
 from stepclr.data.formats import DamagedError, UnreadableError
 from stepclr.data.images import ImageSet
 from stepclr.data.ledger import Ignored, Ledger
+from stepclr.data.reading import RGB
 from stepclr.data.recall import checksums, stamps
 from stepclr.data.shards.cache import Place, ShardCache, index_file
 from stepclr.data.shards.index import INDEX, PLAN, Index, ShardNames, load_index, read_at
@@ -60,7 +61,11 @@ class ShardStore(Files):
 
     def sizes(self, rows: Rows, remember: bool = True) -> Int64[np.ndarray, "n 2"]:  # noqa: ARG002
         table = self.index.table()
-        return np.stack([table["height"][rows], table["width"][rows]], axis=1).astype(np.int64)
+        sizes = np.stack([table["height"][rows], table["width"][rows]], axis=1).astype(np.int64)
+        if self.reading.bands != RGB:  # the pass over shards without an index reads images as RGB
+            unknown = ~sizes.all(axis=1)
+            sizes[unknown] = super().sizes(rows[unknown])
+        return sizes
 
     def checksums(self, rows: Rows, memory: Path | None = None) -> list[str]:  # noqa: ARG002
         members = self.index.table()[rows]

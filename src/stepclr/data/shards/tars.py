@@ -18,7 +18,7 @@ import numpy as np
 
 from stepclr.data.decode import size_of
 from stepclr.data.folders import LARGEST
-from stepclr.data.formats import HEAD, DamagedError, UnreadableError
+from stepclr.data.formats import HEAD, DamagedError, UnreadableError, image_suffixes
 from stepclr.data.ledger import Ignored, Ledger, suffix_of_name
 from stepclr.data.memory import MAX_CLASSES
 from stepclr.data.reading import Reading
@@ -32,7 +32,7 @@ from stepclr.threads import pool
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 MISSING = "missing"
 ANY_SIZE = Reading(max_pixels=2**62)
-VERSION = "3"  # of what `scan` finds; raise it with any change there or in the index
+VERSION = "4"  # of what `scan` finds; raise it with any change there or in the index
 MAX_CLS_BYTES = 32  # of a `.cls` that may be a class number
 
 
@@ -40,7 +40,8 @@ def scanned(place: Place, names: list[str]) -> Index:
     """The index of shards that came without one, from the cache, or made there by one pass over each shard."""
     paths = [place.path(name) for name in names]
     versions = _versions(place, paths)
-    key = checksum_of("\0".join([VERSION, *paths, *versions]).encode(errors="surrogateescape"))
+    suffixes = sorted(image_suffixes())  # of more kinds once a package for them is installed
+    key = checksum_of("\0".join([VERSION, *suffixes, *paths, *versions]).encode(errors="surrogateescape"))
     home = folder() / f"index-{key}"
     here = Place(None, str(home))
     with suppress(StepclrError):  # it is corrupt
@@ -133,6 +134,8 @@ class Members:
 
     images: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The record of the index of each image, by its name."""
+    others: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+    """Files that are not images by their names, by these."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The class number in each `.cls`, by its stem."""
     samples: set[str] = field(default_factory=set)
@@ -143,11 +146,10 @@ class Members:
     def add(self, member: tarfile.TarInfo, file: BufferedReader) -> None:
         parts = member.name.split("/")
         name = "/".join(part for part in parts if part != ".")
-        plain = member.type in PLAIN and member.sparse is None
         stem = _stems(name)[0]
         if name in self.images or (name.endswith(".cls") and stem in self.numbers):
             raise DamagedError(f"it contains {name} twice")
-        if name.endswith(".cls") and plain and member.size <= MAX_CLS_BYTES:
+        if name.endswith(".cls") and _is_plain(member) and member.size <= MAX_CLS_BYTES:
             self.numbers[stem] = _number(name, _read(file, member))
             self.samples.add(stem)
             return
@@ -156,10 +158,21 @@ class Members:
             return
         if not self.ledger.admits(name, lambda: _read(file, member, HEAD)):
             self.samples.add(stem)
+            self.others[name] = member
             return
-        if name.startswith("/") or ".." in parts:
+        self._admit(name, member, file)
+
+    def admit_arrays_alone(self, file: BufferedReader) -> None:
+        """The .npy files of a tar that has no other image are its images."""
+        if not self.images:
+            for name in self.ledger.arrays():
+                self._admit(name, self.others[name], file)
+
+    def _admit(self, name: str, member: tarfile.TarInfo, file: BufferedReader) -> None:
+        """Enter a file that is an image by its name: in the index, or why it is left out."""
+        if name.startswith("/") or ".." in name.split("/"):
             self.ledger.unreadable[name] = "its name leads out of the tar"
-        elif not plain:
+        elif not _is_plain(member):
             self.ledger.unreadable[name] = "a link, a device or a sparse file, not an image"
         elif member.size > LARGEST:
             self.ledger.unreadable[name] = f"{member.size:,} bytes, above the limit of {LARGEST:,}"
@@ -214,6 +227,7 @@ def scan(path: Path, where: str, prefix: str) -> Part:
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                     raise DamagedError(f"byte {tar.offset:,} begins neither a member nor the end of a tar")
+                members.admit_arrays_alone(file)
             members.leave_one_image_of_each_sample()
     except DamagedError as error:
         raise DamagedError(f"{where} is corrupt: {error}") from error
@@ -238,6 +252,11 @@ def scan(path: Path, where: str, prefix: str) -> Part:
     counts = Counter((one.kind, one.hint) for one in members.ledger.ignored.values())
     ignored = [(f"{shard.name}/*{kind}", kind, hint, n) for (kind, hint), n in counts.items()]
     return Part(shard, table, b"".join(stored_names), classes, skipped, ignored)
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    """Whether a member's bytes lie in the tar, one after the other."""
+    return member.type in PLAIN and member.sparse is None
 
 
 def _read(file: BufferedReader, member: tarfile.TarInfo, most: int = LARGEST) -> bytes:
