@@ -173,6 +173,26 @@ def test_a_table_that_kept_test_images_out_of_training_keeps_them_apart(labeled:
     assert [learned["scored"] for learned in scores.protocol["learned_labels"]] == [True]
 
 
+def test_other_test_images_that_were_learned_are_known_beside_a_table_with_splits(
+    labeled: Path, tmp_path: Path
+) -> None:
+    """The table says nothing of them: they keep the labels of their folders, all of which the loss has seen."""
+    more = shutil.copytree(labeled, tmp_path / "more")
+    for i, path in enumerate(sorted(more.rglob("*.png"))):  # other images
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(path)
+    table = tmp_path / "labels.csv"
+    paths = sorted(labeled.glob("*/*.png"))
+    rows = [f"{path},{path.parent.name},{'train' if i % 4 else 'test'}\n" for i, path in enumerate(paths)]
+    table.write_text("path,label,split\n" + "".join(rows))
+    run = stepclr.pretrain(
+        stepclr.open_images([labeled, more], labels=table), tmp_path / "run", loss="supcon", encoder="test_resnet",
+        epochs=1, batch_size=16, progress=False,
+    )  # fmt: skip
+    scoring: dict[str, Any] = {"baselines": "", "labels_per_class": 2, "draws": 1}
+    scores = stepclr.evaluate(run, stepclr.open_images(labeled, labels=table, split="train"), more, **scoring)
+    assert [learned["scored"] for learned in scores.protocol["learned_labels"]] == [True]
+
+
 # The draw
 
 

@@ -248,6 +248,27 @@ def test_images_lost_during_a_run_are_counted_and_too_many_end_it(
     assert (tmp_path / "run" / "skipped.csv").exists()
 
 
+@pytest.mark.parametrize("micro_batch", [[], ["--micro-batch", "4"]])
+def test_images_that_are_gone_all_at_once_end_a_run_whatever_its_share_is(
+    micro_batch: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a disk is unplugged: a batch of 4% has no image left."""
+    photos = photos_in(tmp_path / "photos", 200)
+
+    def save_and_lose(folder: Path, step: int, *rest: Any) -> None:
+        save_checkpoint(folder, step, *rest)
+        photos.rename(tmp_path / "elsewhere")
+
+    monkeypatch.setattr("stepclr.pretraining.loop.save_checkpoint", save_and_lose)
+    words = ["pretrain", str(photos), "--out", str(tmp_path / "run"), "--cache-gib", "0.000001", *micro_batch]
+    words += ["--encoder", "test_resnet", "--stem", "small-stride2", "--epochs", "2", "--batch-size", "8"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "restore the files and resume the run" in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "run" / "skipped.csv").exists()
+
+
 def test_a_copy_next_to_the_checkpoints_is_left_alone(whole: stepclr.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(whole.folder, out)

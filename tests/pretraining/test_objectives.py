@@ -252,6 +252,14 @@ def test_what_has_no_effect_is_not_taken_from_a_recipe_and_said_of_an_option() -
     assert (sample.blur, sample.head, sample.temperature) == (0.5, "512-128", 0.2)
     cropped, lines = changed(sample, {"policy": "domain:xray"})
     assert (cropped.strength, cropped.blur, cropped.head, lines) == (None, None, "512-128", [])
+    # A recipe's values are for its own policy: neither for that of a domain nor for ops with values of their own.
+    for recipe in ("sample", "cifar10", "imagenette"):
+        for domain in ("xray", "document", "microscopy"):
+            of_domain, _ = changed(recipe_config(recipe), {"policy": f"domain:{domain}", "blur": 0.1})
+            assert (of_domain.min_area, of_domain.strength, of_domain.blur) == (None, None, 0.1)
+    written, _ = changed(sample, {"policy": "ColorJitter(strength=0.3)+Blur(p=0.1)"})
+    assert (written.strength, written.blur, written.min_area) == (None, None, sample.min_area)
+    assert changed(sample, {"policy": sample.policy})[0] == sample
     supervised, lines = changed(sample, {"loss": "cross-entropy"})
     assert (supervised.blur, supervised.head, supervised.temperature, lines) == (0.5, None, None, [])
     assert changed(sample, {"minutes": 2})[0].epochs is None

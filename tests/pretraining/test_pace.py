@@ -202,6 +202,7 @@ def test_checkpoints_and_knn_are_part_of_the_minutes() -> None:
     assert Pace(2.0, 10.0, 0.0).steps_in(50.0 + 2 * 10, decided(), n=100) == 16  # 3 s a step, with its tenth
     assert Pace(2.0, 0.0, 4.0).steps_in(64.0, decided(), n=100) == 24  # less 4 scores in 32 steps
     assert Pace(2.0, 0.0, 100.0).steps_in(64.0, decided(), n=100) < 1
+    assert Pace(2.0, 0.0, 40.0).steps_in(-100.0, decided(), n=100) < 1  # over already
     assert Pace(2.0, 0.0, 0.0).steps_in(2e12, decided(), n=100) == 10**12  # counted without going through them
 
 

@@ -122,9 +122,9 @@ def _rows_and_runs(encoder: str | os.PathLike[str], others: Iterable[str]) -> It
 
 def _left_out(config: RunConfig, protocol: dict[str, Any]) -> bool:
     """Whether a run left out the images to score on: those that the column `split` of the same table holds out."""
-    train = protocol["train"]
-    same_table = config.split and train.get("split") and train.get("labels") == config.labels
-    return bool(same_table) and not protocol["holdout"]
+    train, test = protocol["train"], protocol["test"] or {}
+    same_table = all(part.get("split") and part.get("labels") == config.labels for part in (train, test))
+    return bool(config.split and same_table) and test["split"] == "test" and not protocol["holdout"]
 
 
 def _runs_behind(encoder: str | os.PathLike[str]) -> Iterator[Run]:

@@ -149,7 +149,7 @@ def train(
             for batch in islice(clock.feed(meter.watch(feed)), schedule.steps - step):
                 # ------------------------------------------------------------------------------------------------------
                 # One step of Algorithm 1. Its views and whatever dropout draws depend on the step alone.
-                lost.check(step)
+                lost.check(step, len(batch.samples))
                 lr = set_lr(optimizer, lr_multiplier(step, schedule.steps, schedule.warmup_steps))
                 torch.manual_seed(_seed_of(config.seed, step, world.rank))
                 keys = view_keys(config.seed, epoch, batch.samples)

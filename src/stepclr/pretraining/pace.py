@@ -52,7 +52,7 @@ class Pace:
             checkpoints = min(checkpoints, self.step / SOON)
         each = self.step + checkpoints * self.checkpoint
         left = seconds - 2 * self.checkpoint
-        steps = int(left / each)
+        steps = max(0, int(left / each))  # what is over already is not watched
         watches = Schedule(per_epoch, steps, 0, ()).watches()
         return int((left - watches * self.watch) / each)
 

@@ -86,7 +86,10 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     unused, lines = [], []
     if "policy" in given:
         policy = read_policy(config.policy)
-        unused = [name for name in TUNABLE if name not in given and policy.value(name) is None]
+        unused = [name for name in TUNABLE if name not in given and name not in policy.defaults()]
+        if config.policy != own.policy and str(config.policy).startswith("domain:"):
+            # What makes a policy that of a domain: a recipe's values are for photos of things.
+            unused = [name for name in (*TUNABLE, "min_area") if name not in given]
     objective = OBJECTIVES[choose("loss", config.loss, OBJECTIVES)]
     for name, used in objective.uses.items():
         if used:

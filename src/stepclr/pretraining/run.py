@@ -4,6 +4,7 @@ Also skipped.csv if images were skipped, and labels.csv if a table gave the labe
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,16 +178,19 @@ class LostImages:
         self.images, self.run, self.world = images, run, world
         self.before, self.counted = len(images.skipped), 0.0
 
-    def check(self, step: int) -> None:
-        """Raise StepclrError, on every rank, if they are more than the share MAX_LOST."""
+    def check(self, step: int, batch: int = 1) -> None:
+        """Raise StepclrError, on every rank, if they are more than the share MAX_LOST, or all of a rank's batch.
+
+        batch: how many images this rank has for the step.
+        """
         images, world, most = self.images, self.world, MAX_LOST * len(self.images)
-        total = world.total(len(images.skipped) - self.before)
+        total = world.total(len(images.skipped) - self.before if batch else math.inf)
         if total <= most or total == self.counted:
             return
         # In time every rank meets the same image, which counts once. The names are compared when there are new ones.
         self.counted = total
         lost = len(world.union(images.skipped)) - self.before
-        if lost > most:
+        if lost > most or total == math.inf:
             list_skipped(images, self.run, world)
             name, reason = images.skipped[-1]
             raise StepclrError(
