@@ -21,7 +21,7 @@ from touches import Forks
 
 import stepclr
 from stepclr.cli import COMMANDS, GROUPS, as_options
-from stepclr.cli.printing import Counter, say
+from stepclr.cli.printing import Counter, note, say
 from stepclr.cli.training import PAGE_SECONDS
 from stepclr.config import ADAPTING_RATE, OPTIMIZERS
 
@@ -80,6 +80,21 @@ def test_a_known_time_left_takes_the_place_of_that_by_the_count(
     assert capsys.readouterr().err == (
         "the images\nabout 1:20 left: the images\n1 of 3, about 1:00 left: the images\n3 of 3\n"
     )
+
+
+def test_on_a_terminal_what_comes_after_a_count_has_its_own_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    counter = Counter()
+    counter(1, 2)
+    note("a remark")
+    counter.announce("the rest")
+    counter(2, 2)
+    counter.left(0.0)  # nothing more is counted
+    say("the result")
+    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().err.split("\n")]
+    assert lines == ["1 of 2, about 0:00 left", "a remark", "2 of 2", ""]
 
 
 @pytest.mark.parametrize("command", ["pretrain", "distill"])

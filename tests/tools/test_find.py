@@ -198,6 +198,13 @@ def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture)
     assert {int(row["path"][1:]) // 30 for row in read(second)} == left
     assert call("find", "next", source, "--labels", first, "--out", first) == 2
     assert "would be overwritten" in capsys.readouterr().err
+    kept = first.read_text()
+    assert call("find", "next", source, "--out", first) == 2
+    assert "1.csv has labels that are not in the index and would be overwritten: give it as --labels" in (
+        capsys.readouterr().err
+    )
+    assert first.read_text() == kept
+    assert call("find", "next", source, "-n", "2", "--labels", first, "--out", second) == 0  # none was filled in
 
 
 def planted(path: Path, wrong: dict[int, int]) -> Path:

@@ -222,6 +222,18 @@ def test_floats_are_the_bytes_they_stand_for(scale: float, dtype: Any, run: step
     np.testing.assert_array_equal(given.transform(numbers), expected)
 
 
+def test_a_value_range_of_images_to_transform_is_not_kept(run: stepclr.Run, tmp_path: Path) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 60).save(tmp_path / "deep.png")
+    transformer = stepclr.SimCLRTransformer(run).fit(np.zeros((2, 8, 8, 3), np.uint8))
+    before = transformer.encoder_.value_range
+    transformer.transform(stepclr.open_images(tmp_path, value_range=(0, 4095)))
+    assert transformer.encoder_.value_range == before
+    exported = stepclr.export(
+        run, tmp_path / "x.safetensors", "safetensors", check=stepclr.open_images(tmp_path, value_range=(0, 4095))
+    )
+    assert stepclr.load_encoder(exported.path).value_range == before
+
+
 def test_other_kinds_of_numbers(run: stepclr.Run, unseen: tuple[np.ndarray, np.ndarray]) -> None:
     x = unseen[0][:6]
     transformer = stepclr.SimCLRTransformer(run).fit(x)

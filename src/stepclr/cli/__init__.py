@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes
 from stepclr.cli.arguments import base_settings, first_line, note_typed
 from stepclr.cli.index import find, label, search
 from stepclr.cli.looking import demo, doctor, report, steps, views
-from stepclr.cli.printing import say_loading
+from stepclr.cli.printing import end_line, say_loading
 from stepclr.cli.scoring import compare, embed, evaluate, export, predict
 from stepclr.cli.training import distill, finetune, pack, pretrain
 from stepclr.config import PretrainConfig
@@ -191,6 +191,7 @@ def _of_the_system(error: OSError) -> str:
 def _fail(message: str, code: int) -> NoReturn:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         message = f"rank {os.environ.get('RANK', '?')}: {message}"
+    end_line()
     print(f"stepclr: {one_line(message)}", file=sys.stderr)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler

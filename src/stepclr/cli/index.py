@@ -104,7 +104,7 @@ def find(
     from stepclr.tools.curate.duplicates import find_duplicates
     from stepclr.tools.curate.mislabeled import find_mislabeled
     from stepclr.tools.curate.outliers import find_outliers
-    from stepclr.tools.curate.suggest import suggest_labels
+    from stepclr.tools.curate.suggest import check_kept, suggest_labels, with_labels
     from stepclr.tools.label.writing import index_for
     from stepclr.tools.search.index import open_index
 
@@ -116,6 +116,8 @@ def find(
     elif images:
         raise StepclrError(f"{index} is an index and has its images: leave out {images.source}")
     opened = open_index(index)
+    if what in ("mislabeled", "next"):
+        check_kept(path, with_labels(opened, labels))
     if what == "duplicates":
         table = find_duplicates(opened).table(n)
     elif what == "outliers":

@@ -30,6 +30,7 @@ def say(text: object) -> None:
     """Print a result to standard output, on the first rank only."""
     if not first_rank():
         return
+    end_line()
     if isinstance(text, str):  # else it is a table
         print(lines_as_text(text), flush=True)
         return
@@ -54,6 +55,7 @@ def say_unread(*opened: "ImageSet | None") -> None:
 def note(*lines: str) -> None:
     """Print lines to standard error, on the first rank only."""
     if lines and first_rank():
+        end_line()
         print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
 
 
@@ -66,7 +68,7 @@ def page_of(run: str | os.PathLike[str]) -> "RunPage | None":
     try:
         page = run_page(run)
     except StepclrError as error:
-        print(f"the report was not written: {one_line(str(error))}", file=sys.stderr)
+        note(f"the report was not written: {one_line(str(error))}")
         return None
     say(f"report written to {page.path}")
     return page
@@ -88,15 +90,18 @@ class Counter:
         unit: of what is counted, such as images.
     """
 
+    changing = False
+    """Whether the terminal shows a line of any counter that is going to change."""
+
     def __init__(self, unit: str = "") -> None:
         self.unit = unit and f" {unit}"
         self.began = time.monotonic()
         self.printed = self.began + SILENT - EVERY
         self.counted = self.time = self.next = ""
-        self.estimated = False
+        self.estimated = self.ended = False
 
     def __call__(self, done: int, total: int) -> None:
-        last = done == total
+        self.ended = last = done == total
         self.counted = f"{done:,} of {total:,}{self.unit}"
         if not self.estimated:
             self.time = _left((time.monotonic() - self.began) / max(done, 1) * (total - done))
@@ -108,6 +113,8 @@ class Counter:
 
     def left(self, seconds: float) -> None:
         """Show an estimate of the time left, which replaces the one by the count."""
+        if not seconds and self.ended:
+            return
         self.time, self.estimated = _left(seconds), True
         self._print()
 
@@ -128,9 +135,17 @@ class Counter:
         if sys.stderr.isatty():
             width = shutil.get_terminal_size().columns - 1
             print(f"\r{line[:width].ljust(width)}", end="\n" if last else "", file=sys.stderr, flush=True)
+            Counter.changing = not last
         elif first or time.monotonic() - self.printed > EVERY:
             self.printed = time.monotonic()
             print(line, file=sys.stderr, flush=True)
+
+
+def end_line() -> None:
+    """End the line of a counter that the terminal shows, so that what is printed next has a line of its own."""
+    if Counter.changing:
+        print(file=sys.stderr, flush=True)
+        Counter.changing = False
 
 
 def _left(seconds: float) -> str:

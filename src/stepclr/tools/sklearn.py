@@ -4,6 +4,7 @@ scikit-learn's own checks decide how general X is: they pass tables of a few rea
 become an image of some shape, and its numbers bytes by some range.
 """
 
+import copy
 import math
 import operator
 import os
@@ -138,8 +139,9 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         A file that cannot be read has a row of NaN, and a warning reports how many there are.
         """
         check_is_fitted(self, "encoder_")
-        images = resized(self._images(X, fitting=False), self.encoder_)
-        h, kept = represent(self.encoder_, images)
+        encoder = copy.copy(self.encoder_)  # a value range of these images is not kept
+        images = resized(self._images(X, fitting=False), encoder)
+        h, kept = represent(encoder, images)
         return fill_unreadable(h.numpy(), kept, images)
 
     @property

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stepclr.data.label_csv import Section, check_found, read_labels
-from stepclr.errors import check_whole
+from stepclr.errors import StepclrError, check_whole
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
@@ -133,6 +133,21 @@ def with_labels(index: EmbeddingIndex, files: Sequence[Path]) -> EmbeddingIndex:
         if row.label:
             labels[i] = classes.index(row.label)
     return replace(index, labels=labels, classes=classes)
+
+
+def check_kept(path: Path, index: EmbeddingIndex) -> None:
+    """Raise StepclrError where a table, about to be overwritten, has labels that the index does not have."""
+    if not path.is_file():
+        return
+    try:
+        filled_in = with_labels(index, [path])
+    except StepclrError:  # no table of these images
+        return
+    if filled_in.classes != index.classes or (filled_in.labels != index.labels).any():
+        raise StepclrError(
+            f"{path} has labels that are not in the index and would be overwritten: give it as --labels, and choose "
+            "another --out"
+        )
 
 
 def _facilities(

@@ -1,5 +1,6 @@
 """Step 8: an encoder or a classifier as a file for others, compared with the original before it appears."""
 
+import copy
 import os
 import shutil
 import tempfile
@@ -104,7 +105,7 @@ def _to_compare_on(check: Source, encoder: Encoder) -> ImageSet:
         gray = torch.stack(list(images.read(range(len(images)))))[:, 0]
         channels = [gray.roll(number, 0) for number in range(encoder.channels)]
         images = replace(open_images(torch.stack(channels, 1), channels=encoder.channels), source=SAMPLE)
-    return encoder.ranged(images)
+    return copy.copy(encoder).ranged(images)  # the encoder does not keep their value range
 
 
 def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
