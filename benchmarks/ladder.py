@@ -33,7 +33,7 @@ beside --out.
 import argparse
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
@@ -46,8 +46,6 @@ from rows import Stored
 
 import stepclr
 from stepclr.config import ResolvedConfig
-from stepclr.model.cpu_conv import cpu_convolutions
-from stepclr.model.cpu_norm import cpu_norms
 from stepclr.model.files import load_encoder, save_encoder
 from stepclr.pretraining.optim import scaled_lr
 from stepclr.pretraining.resolve import resolve
@@ -105,10 +103,8 @@ def lightly(train: Path, minutes: float, epochs: float | None, seed: int, out: P
 
     length = int(epochs * len(images) / BATCH) if epochs else int(60 * minutes / pace_of(loop(10**6)))
     training = loop(length)
-    with ExitStack() as layers:
-        if epochs and bf16:  # nothing is timed, so what computes the network may be the faster one
-            layers.enter_context(cpu_norms(training.model))
-            layers.enter_context(cpu_convolutions(training.model))
+    # Where nothing is timed, what computes the network may be the faster one.
+    with training.stepclr_layers() if epochs and bf16 else nullcontext():
         begun = time.perf_counter()
         seen = sum(training.steps())
         seconds = time.perf_counter() - begun

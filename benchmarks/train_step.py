@@ -4,11 +4,12 @@
     python benchmarks/train_step.py FOLDER [--size 32] [--batch 128] [--stem small] [--encoder resnet18]
         [--seconds 60] [--turns 2] [--alone]
 
-FOLDER holds images (any class folders are ignored). Both train the same ResNet on the same images with the
-same batch. "lightly" is the loop of its own benchmark (lightly_loop.py) with two DataLoader workers, in
-float32; "lightly-bf16" the same under autocast and with channels_last, so that engineering and precision are told
-apart. stepclr's side is `stepclr pretrain` with its defaults. Each side runs for the given time after a warm-up;
-loading and start-up do not count. They take turns. With --alone, stepclr runs without lightly.
+FOLDER holds images (any class folders are ignored). All train the same ResNet on the same images with the same batch,
+in turns. "lightly" is the loop of its own benchmark (lightly_loop.py) with two DataLoader workers, in float32;
+"lightly-bf16" the same under autocast and with channels_last, so that engineering and precision are told apart; in a
+third row stepclr's layers for the CPU compute its network too, so that what is left is views, feed and loss. stepclr's
+side is `stepclr pretrain` with its defaults. Each side runs for the given time after a warm-up; loading and start-up do
+not count. With --alone, stepclr runs without lightly.
 
 After each step of stepclr, the network's convolutions are timed alone, forward and backward, at the shapes of a step
 and as the loop computes them, so that both are of the same minutes of a machine that is not always equally fast; that
@@ -24,6 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -58,18 +60,25 @@ class Setting:
     seconds: float
 
 
-def lightly_images_a_second(setting: Setting, bf16: bool) -> float:
+def lightly_images_a_second(setting: Setting, bf16: bool, stepclr_layers: bool = False) -> float:
     """Images over time of lightly's loop."""
     images, begun = 0, 0.0
     loop = LightlyLoop(setting.folder, setting.size, setting.stem, 10**6, setting.batch, bf16, setting.encoder)
-    for step, count in enumerate(loop.steps(endless=True), 1):
-        if step == WARM_UP:
-            begun = time.perf_counter()
-        elif step > WARM_UP:
-            images += count
-            if time.perf_counter() - begun > setting.seconds:
-                break
+    with loop.stepclr_layers() if stepclr_layers else nullcontext():
+        for step, count in enumerate(loop.steps(endless=True), 1):
+            if step == WARM_UP:
+                begun = time.perf_counter()
+            elif step > WARM_UP:
+                images += count
+                if time.perf_counter() - begun > setting.seconds:
+                    break
     return images / (time.perf_counter() - begun)
+
+
+def lightly_speeds(setting: Setting) -> dict[str, float]:
+    """Images a second of lightly's loop in each of its forms."""
+    speeds = {name: lightly_images_a_second(setting, bf16) for name, bf16 in NAMES.items()}
+    return speeds | {"lightly-bf16 with stepclr's layers": lightly_images_a_second(setting, True, stepclr_layers=True)}
 
 
 @dataclass
@@ -262,9 +271,7 @@ def main() -> None:
     setting = Setting(given.folder, given.size, given.batch, given.stem, given.encoder, given.seconds)
     alone, flops = convolutions_alone(setting)
     for turn in range(1, given.turns + 1):
-        theirs: dict[str, float] = {}
-        if not given.alone:
-            theirs = {name: lightly_images_a_second(setting, bf16) for name, bf16 in NAMES.items()}
+        theirs = {} if given.alone else lightly_speeds(setting)
         pace = stepclr_pace(setting, alone)
         ours = given.batch / pace.step
         words = [f", {name} {speed:.1f} images/s (ratio {ours / speed:.2f})" for name, speed in theirs.items()]
