@@ -1,5 +1,6 @@
 """Step 1: decoded once, kept in a memory-mapped file that stays correct whatever happens."""
 
+import errno
 import json
 import os
 import re
@@ -306,16 +307,16 @@ def test_a_damaged_cache_file_is_built_again(photos: Path, cache: Path, harm: st
 def test_an_image_that_could_once_not_be_read_is_tried_again(
     photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk or a network may fail for a moment, and a missing package be installed."""
-    images, image = open_images(photos), FolderStore.image
+    """A disk or a network may fail for a moment."""
+    images, opened = open_images(photos), FolderStore.open
 
-    def failing(store: FolderStore, row: int, short_side: int | None) -> torch.Tensor:
+    def failing(store: FolderStore, row: int) -> Any:
         if row in (3, 4):
-            raise formats.UnreadableError("Input/output error")
-        return image(store, row, short_side)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(store, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderStore, "image", failing)
+        patch.setattr(FolderStore, "open", failing)
         assert len(images.decoded(SIDE)) == 28
         assert len(images.decoded(SIDE)) == 28
     assert len(images.decoded(SIDE)) == 30

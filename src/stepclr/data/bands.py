@@ -17,6 +17,7 @@ from stepclr.data.levels import BYTE, PHOTOMETRIC, WHITE_IS_ZERO, declared_range
 from stepclr.data.reading import MAX_CHANNELS, RGB, Reading
 
 TIFFFILE = version("tifffile") if importlib.util.find_spec("tifffile") else None
+IMAGECODECS = version("imagecodecs") if importlib.util.find_spec("imagecodecs") else None
 NEEDS_TIFFFILE = "a TIFF of several channels needs the package tifffile: pip install 'stepclr[tiff]'"
 NEEDS_IMAGECODECS = "the compression of this TIFF needs the package imagecodecs: pip install 'stepclr[tiff]'"
 NO_ARRAY = "not an image in a known format but a NumPy array that is damaged"

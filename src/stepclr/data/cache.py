@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stepclr.data.decode import decoder_of, reduced_sizes
-from stepclr.data.formats import UnreadableError
+from stepclr.data.formats import PassingError, UnreadableError
 from stepclr.data.reading import Reading
 from stepclr.data.stores import Items, Packed, Pixels, Rows, Store
 from stepclr.errors import StepclrError
@@ -39,6 +39,8 @@ class Decoded:
     reasons: dict[int, str]
     remarks: dict[int, str]
     """What images that can be read have lost or gained."""
+    passing: list[int] = field(default_factory=list)
+    """The indices of images that could not be read for a cause that may pass."""
 
 
 def from_cache(
@@ -116,13 +118,16 @@ def _path(folder: Path, store: Store, checksums: list[str], short_side: int) -> 
 
 def _write(file: BufferedWriter, store: Store, rows: Rows, short_side: int, progress: Progress | None) -> None:
     shapes, reasons = np.zeros((len(rows), 2), "<i4"), {}
+    passing = []
     for index, image in _decode(store, rows, short_side, progress):
         if isinstance(image, UnreadableError):
             reasons[index] = str(image)
+            if isinstance(image, PassingError):
+                passing.append(index)
         else:
             shapes[index] = image.shape[1:]
             file.write(image.numpy().data)
-    facts = {"short_side": short_side, "decoder": decoder_of(store.reading), "unreadable": reasons}
+    facts = {"short_side": short_side, "decoder": decoder_of(store.reading), "unreadable": reasons, "passing": passing}
     header = json.dumps(facts | {"remarks": _remarks(store, rows)}).encode()
     file.write(shapes.tobytes() + header + TAIL.pack(len(header), MARK))
 
@@ -139,12 +144,10 @@ def _remembered(path: Path, store: Store, rows: Rows, short_side: int, budget: i
     decoded = _load(path, len(rows), budget, store.reading)
     if decoded is None:
         return None
-    # What kept an image from being read may have passed: a fault of the network or the disk, a missing package.
-    unreadable = list(decoded.reasons)
-    for index, image in _decode(store, rows[unreadable], short_side, None):
+    for index, image in _decode(store, rows[decoded.passing], short_side, None):
         if not isinstance(image, UnreadableError):
             return None
-        decoded.reasons[unreadable[index]] = str(image)
+        decoded.reasons[decoded.passing[index]] = str(image)
     return decoded
 
 
@@ -159,11 +162,12 @@ def _load(path: Path, n: int, budget: int, reading: Reading) -> Decoded | None:
             header = json.loads(file.read(length))
             reasons = {int(i): str(why) for i, why in header["unreadable"].items()}
             remarks = {int(i): str(text) for i, text in header["remarks"].items()}
+            passing = [int(i) for i in header["passing"]]
         lengths = reading.bands * shapes.prod(axis=1)
         if mark != MARK or pixels != lengths.sum() or pixels > budget:
             return None
         kept = np.flatnonzero(lengths)
-        return Decoded(_mapped(path, shapes[kept], lengths[kept], reading), kept, reasons, remarks)
+        return Decoded(_mapped(path, shapes[kept], lengths[kept], reading), kept, reasons, remarks, passing)
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageFile, features
 from PIL import __version__ as pillow
 from torch import Tensor
 
-from stepclr.data.bands import TIFFFILE, array_size, is_array, is_stack, read_array, read_stack, stack_size
+from stepclr.data.bands import IMAGECODECS, TIFFFILE, array_size, is_array, is_stack, read_array, read_stack, stack_size
 from stepclr.data.formats import SUFFIX_OF, File, check_size, has_heif, opened, reasons, silence_pillow
 from stepclr.data.levels import bands, is_deep, rgb
 from stepclr.data.reading import AS_DECLARED, RGB, Reading
@@ -27,7 +27,7 @@ JPEG = features.version("libjpeg_turbo") or features.version("jpg")
 HEIF = version("pillow-heif") if has_heif() else None
 # What determines the pixels besides a file's bytes and its `Reading`. Raise the number with any change in this module,
 # in formats.py or in levels.py.
-DECODER = f"4, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
+DECODER = f"5, Pillow {pillow}, jpeg {JPEG}, heif {HEIF}, torch {torch.__version__}"
 TURNS = {2: [-1], 3: [-2, -1], 4: [-2], 5: [], 6: [-1], 7: [-2, -1], 8: [-2]}  # EXIF orientation -> axes to mirror
 SIDEWAYS = {5, 6, 7, 8}  # and rows and columns change places before that
 
@@ -134,7 +134,9 @@ def may_be_deep(file: File, reading: Reading) -> bool:
 
 def decoder_of(reading: Reading) -> str:
     """All that determines an image besides its file's bytes and the other values of `reading`."""
-    return DECODER if reading.bands == RGB else f"{DECODER}, {reading.bands} channels, tifffile {TIFFFILE}"
+    if reading.bands == RGB:
+        return DECODER
+    return f"{DECODER}, {reading.bands} channels, tifffile {TIFFFILE}, imagecodecs {IMAGECODECS}"
 
 
 def source_side(view_size: int) -> int:

@@ -49,6 +49,10 @@ class UnsupportedError(UnreadableError):
     """An image with which nothing is wrong, of a kind that is not read; the message says what helps."""
 
 
+class PassingError(UnreadableError):
+    """An image whose file may be sound: what keeps it from being read, such as a disk or a network, may pass."""
+
+
 class DamagedError(StepclrError):
     """A shard that does not match its index or cannot be fetched: unlike one image, a reason to stop."""
 
@@ -191,8 +195,8 @@ def reasons(of_file: bool = True) -> Iterator[None]:
     except Exception as error:
         words = " ".join(str(error).split())
         if isinstance(error, OSError) and error.strerror:
-            words = error.strerror
-        elif not of_file:
+            raise PassingError(error.strerror) from error
+        if not of_file:
             words = f"{type(error).__name__}: {words}"
         elif isinstance(error, RecursionError) or not isinstance(error, RuntimeError):  # these say what a zip lacks
             words = fault_of(error, explained=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from stepclr.data.formats import DamagedError, UnreadableError
+from stepclr.data.formats import DamagedError, PassingError, UnreadableError
 from stepclr.data.images import ImageSet
 from stepclr.data.ledger import Ignored, Ledger
 from stepclr.data.reading import RGB
@@ -52,7 +52,7 @@ class ShardStore(Files):
             else:
                 content = self.cache.read(shard, offset, size)
         except DamagedError as error:
-            raise (UnreadableError(str(error)) if self.reading.skips else DamagedError(f"{error}{HINT}")) from error
+            raise (PassingError(str(error)) if self.reading.skips else DamagedError(f"{error}{HINT}")) from error
         except StepclrError as error:  # the cache has no room: skipping would not help
             raise DamagedError(str(error)) from error
         if len(content) != size or zlib.crc32(content) != crc:
