@@ -19,7 +19,7 @@ import numpy as np
 from stepclr.data.decode import size_of
 from stepclr.data.folders import LARGEST
 from stepclr.data.formats import HEAD, DamagedError, UnreadableError, image_suffixes
-from stepclr.data.ledger import Ignored, Ledger, suffix_of_name
+from stepclr.data.ledger import ARRAY, Ignored, Ledger, suffix_of_name
 from stepclr.data.memory import MAX_CLASSES
 from stepclr.data.reading import Reading
 from stepclr.data.recall import SETTLED, stamps
@@ -134,8 +134,8 @@ class Members:
 
     images: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The record of the index of each image, by its name."""
-    others: dict[str, tarfile.TarInfo] = field(default_factory=dict)
-    """Files that are not images by their names, by these."""
+    arrays: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+    """The .npy files, which are images where there are no others, by their names."""
     numbers: dict[str, int] = field(default_factory=dict)
     """The class number in each `.cls`, by its stem."""
     samples: set[str] = field(default_factory=set)
@@ -158,7 +158,8 @@ class Members:
             return
         if not self.ledger.admits(name, lambda: _read(file, member, HEAD)):
             self.samples.add(stem)
-            self.others[name] = member
+            if suffix_of_name(name) == ARRAY:
+                self.arrays[name] = member
             return
         self._admit(name, member, file)
 
@@ -166,7 +167,7 @@ class Members:
         """The .npy files of a tar that has no other image are its images."""
         if not self.images:
             for name in self.ledger.arrays():
-                self._admit(name, self.others[name], file)
+                self._admit(name, self.arrays[name], file)
 
     def _admit(self, name: str, member: tarfile.TarInfo, file: BufferedReader) -> None:
         """Enter a file that is an image by its name: in the index, or why it is left out."""
