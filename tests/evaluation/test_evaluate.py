@@ -1,6 +1,7 @@
 """The protocol of step 7: what is read when, what stays as it was, what is written, what is refused."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -127,6 +128,20 @@ def test_the_result_is_evaluation_json_of_the_run(run: Path, train: ImageSet, te
     scores = stepclr.evaluate(run, train, test, "1,all", draws=2, baselines=())
     assert json.loads((run / "evaluation.json").read_text()) == scores.to_dict()
     assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize("use", [stepclr.evaluate, stepclr.finetune])
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    use: Any, run: Path, train: ImageSet, test: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the classifier goes elsewhere: the scores are for the run's own folder."""
+    monkeypatch.setattr(os, "access", lambda path, _: path != run)  # root may write anywhere
+    said: list[str] = []
+    options = {"out": tmp_path / "c.safetensors"} if use is stepclr.finetune else {}
+    with pytest.raises(StepclrError, match=f"{run} cannot be written"):
+        use(run, train, test, announce=said.append, **options)
+    assert said == []
+    assert list(tmp_path.iterdir()) == [run]
 
 
 def test_an_encoder_file_is_scored_too_and_nothing_written(run: Path, train: ImageSet, test: ImageSet) -> None:

@@ -126,6 +126,18 @@ def test_random_is_a_new_initialization_of_ones_own_module() -> None:
         random_encoder(encoder, 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("kept", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_random_keeps_no_weight_that_a_layer_does_not_reset(kept: Any) -> None:
+    """A hook computes the weight that `reset_parameters` sets from others, which stay as they were trained."""
+    net = Net()
+    kept(net.conv)
+    encoder = stepclr.build_encoder(net, size=20, num_features=5)
+    message = r"conv \(Conv2d\) of your own module has one that leaves some of its parameters as they are; leave"
+    with pytest.raises(StepclrError, match=message):
+        random_encoder(encoder, 1)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [

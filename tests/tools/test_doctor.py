@@ -7,11 +7,13 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small import call
 from test_duplicates import compressed, scene
@@ -20,9 +22,11 @@ from touches import Forks
 import stepclr
 from stepclr.config import PretrainConfig
 from stepclr.data.reading import Reading
+from stepclr.pretraining.resolve import resolve
 from stepclr.tools.doctor import estimate
 from stepclr.tools.doctor.advice import Advice, Facts, advice
 from stepclr.tools.doctor.findings import finding
+from stepclr.tools.doctor.memory import fitting, kept_bytes
 from stepclr.tools.doctor.screen import screen
 from stepclr.tools.doctor.trial import Trial
 
@@ -385,8 +389,8 @@ def test_the_free_memory_of_a_container(tmp_path: Path) -> None:
 
 
 def advised(size: int = 32, images: int = 10_000, labeled: int = 0, **more: Any) -> Advice:
-    findings = more.pop("findings", [])
-    return advice(Facts(["a b/"], size, images, labeled=labeled, **{"largest": 1000, **more}), findings)
+    findings, largest = more.pop("findings", []), more.pop("largest", 1000)
+    return advice(Facts(["a b/"], size, images, labeled=labeled, fitting=lambda *_: largest, **more), findings)
 
 
 @pytest.mark.usefixtures("without_trials")
@@ -423,6 +427,68 @@ def test_advice() -> None:
     assert "--classes cat,dog --recipe cifar10-supcon" in str(labeled.with_labels)
     conflicts = advised(labeled=9000, findings=[finding("conflicting-labels", "error", 1, "", "")])
     assert "once the conflicting labels are resolved" in conflicts.why[-1]
+
+
+def test_the_commands_have_views_of_the_size_that_was_asked_for() -> None:
+    """Where `pretrain` would choose another by itself: 224 px for photos, the images' own if all are small squares."""
+    for size, own_size, asked, adapted in (
+        (32, 224, "--size 32", "--size 96"),
+        (96, 224, "--size 96", "--size 96"),
+        (128, 224, "--size 128", "--size 128"),
+        (48, 96, "--size 48", None),
+        (64, 64, None, "--size 96"),
+        (224, 224, "--size 96", "--size 96"),
+        (224, 96, None, None),
+    ):
+        found = advised(size=size, own_size=own_size, labeled=10_000, smallest_class=100)
+        for command, words in (
+            (found.command, asked),
+            (str(found.with_labels), asked),
+            (found.start.compare[0], adapted),
+        ):
+            assert words in command if words else "--size" not in command, (size, own_size, command)
+
+
+@pytest.mark.usefixtures("without_trials")
+def test_the_size_of_the_examined_run_is_that_of_the_suggested_one(sound: Path) -> None:
+    found = stepclr.doctor(sound, PretrainConfig("test_resnet", size=48))
+    assert found.advice is not None
+    assert " --size 48 " in found.advice.command
+    own = stepclr.doctor(sound, PretrainConfig("test_resnet", size=96))
+    assert own.advice is not None
+    assert "--size" not in own.advice.command
+
+
+def test_how_many_images_fit_depends_on_the_network(sound: Path) -> None:
+    """Measured in one network, and told for another by what it keeps of an image."""
+    images = stepclr.open_images(sound)
+    measured = resolve(PretrainConfig("resnet18", size=64), images)
+    fits = partial(fitting, 100, measured)
+    assert fits("resnet18", "small", 64) == fits("resnet18", "auto", 64) == 100
+    assert fits("resnet18", "auto", 32) == pytest.approx(400, abs=4)
+    assert fits("resnet50", "small", 64) < 50  # type: ignore[operator]
+    assert fits("resnet10x0.5", "small", 64) > 200  # type: ignore[operator]
+    assert fitting(100, replace(measured, views=4), "resnet18", "small", 64) == 200  # of two views
+    for unknown in (replace(measured, encoder="module:Net"), replace(measured, checkpoint_activations=True)):
+        assert fitting(100, unknown, "resnet18", "small", 64) is None
+    assert fitting(None, measured, "resnet18", "small", 64) is None
+
+
+@pytest.mark.parametrize(("encoder", "size"), [("resnet18", 32), ("resnet50", 64), ("vit_tiny_patch16_224", 32)])
+def test_what_a_network_keeps_of_an_image(encoder: str, size: int) -> None:
+    """As many bytes as autograd keeps of real images."""
+    network = stepclr.build_encoder(encoder, size=size).train()
+    own = {tensor.data_ptr() for tensor in network.state_dict().values()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.body(torch.rand(4, 3, size, size))
+    counted = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in own) / 4
+    assert kept_bytes(encoder, "auto", size, 3) == pytest.approx(counted, rel=0.02)
 
 
 def test_where_to_start_depends_on_how_many_images_there_are() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,28 @@ def test_the_command_takes_a_run_an_encoder_or_an_index(
     assert "seed must be at least 0, not -1" in capsys.readouterr().err
     assert call("label", "run/index") == 2
     assert "name them with --classes cat,dog,other" in capsys.readouterr().err
+
+
+def test_a_classifier_that_pretraining_trained_is_not_to_be_replaced(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`finetune` refuses to: the commands name a file of its own, and work as they are printed."""
+    pytest.importorskip("lancedb", reason="needs lancedb, of the extra search")
+    monkeypatch.chdir(tmp_path)
+    table = tmp_path / "few.csv"
+    names = sorted(path.name for path in photos_in(tmp_path / "photos").iterdir())
+    table.write_text("path,label\n" + "".join(f"{name},{'xy'[i % 2]}\n" for i, name in enumerate(names[:8])))
+    options = {**SETTINGS, "epochs": 1, "limit": None, "loss": "supcon", "linear_epochs": 1}
+    stepclr.pretrain(stepclr.open_images("photos", labels=table), "run", progress=False, **options)
+    trained = Path("run", "classifier.safetensors").read_bytes()
+    assert call("label", "run", "photos", "--labels", table, "-n", 4) == 0
+    commands = re.findall("^    (stepclr .*)$", capsys.readouterr().out, re.MULTILINE)
+    assert commands[0].endswith(" --out classifier.safetensors")
+    assert commands[1].startswith("stepclr predict classifier.safetensors photos ")
+    shutil.copy(table, "labels.csv")
+    assert call(*shlex.split(commands[0])[1:], "--epochs", 1) == 0
+    assert call(*shlex.split(commands[1])[1:]) == 0
+    assert Path("run", "classifier.safetensors").read_bytes() == trained
 
 
 def test_a_run_has_no_index_of_images_that_it_left_out_or_reads_otherwise(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -571,6 +572,33 @@ def test_the_classifier_has_the_test_images_of_the_scores(run: stepclr.Run, tmp_
         page = told(run, tmp_path, change)
         assert page["next"][1].endswith(f"--train photos --labels a.csv{end}")
         shutil.rmtree(tmp_path / "copy")
+
+
+def test_the_next_command_has_the_images_where_they_are_now(photos: Path, tmp_path: Path) -> None:
+    """Where `source` says that they have moved, for the run and for the scores of the same images."""
+    here, moved = tmp_path / "here", tmp_path / "moved"
+    shutil.copytree(photos, here)
+    run = stepclr.pretrain(here, tmp_path / "run", **OPTIONS)
+    for scored, command in ((False, "evaluate"), (True, "finetune")):
+        if scored:
+            stepclr.evaluate(run, here, holdout=0.3, baselines=())
+        here.rename(moved)
+        context = open_context(run, moved)
+        page = verdict(context, {"training": training(context), "usage": {}, "classifier": {}})
+        words = shlex.split(page["next"][1])
+        assert words[:3] == ["stepclr", command, str(run.folder)]
+        assert words[words.index("--train") + 1] == str(moved)
+        assert str(here) not in words
+        if context.scores:
+            assert context.opened(context.scores.protocol["train"]) is not None
+        moved.rename(here)
+
+
+def test_the_classifier_of_pretraining_is_not_to_be_replaced(run: stepclr.Run, tmp_path: Path) -> None:
+    """`finetune` refuses to: the command names another file."""
+    rows = [row("simclr", 2, 0.7)]
+    page = told(run, tmp_path, lambda scores: scores.update(rows=rows), loss="supcon", linear_epochs=3)
+    assert page["next"][1].endswith(" --out classifier.safetensors")
 
 
 def test_the_ticks_of_a_small_range_differ() -> None:

@@ -70,12 +70,9 @@ def evaluate(
     options = dict(locals())  # under the names of the library's arguments
     import stepclr
     from stepclr.evaluation.results import EVALUATION
-    from stepclr.io import check_writable
     from stepclr.tools.label_chart import write_label_chart
     from stepclr.tools.scores import score_summary
 
-    if run.is_dir():
-        check_writable(run)
     holds_out = holdout is None
     reading = options.pop("reading")
     options["train"], options["test"] = open_train_test(train, test, options.pop("labels"), reading, holds_out)

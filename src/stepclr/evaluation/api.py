@@ -37,6 +37,7 @@ from stepclr.evaluation.splits import (
     parse_labels_per_class,
 )
 from stepclr.evaluation.work import Work, expected_sizes
+from stepclr.io import check_writable
 from stepclr.metrics import KNN_TEMPERATURE, NEIGHBORS
 from stepclr.model.encoder import Encoder
 from stepclr.model.files import load_encoder, state_checksum
@@ -170,6 +171,8 @@ def evaluate(
         len(others),
     )  # fmt: skip
     folder = Run(Path(run))
+    if folder.folder.is_dir() and given.world.first:
+        check_writable(folder.folder)
     scores, shared = _evaluate(folder, names, given)
     if others:
         # Runs that differ in their seed see the same images: only the first opens and compares them.

@@ -112,13 +112,20 @@ def _built_like(encoder: Encoder, weights: str | None = None) -> Encoder:
 def _initialized_again(encoder: Encoder) -> Encoder:
     """A copy of a user's own module whose layers are initialized as torch does; StepclrError where one cannot be."""
     copied = copy.deepcopy(encoder).cpu()
+    # What is not set again stays NaN. Such are the weights that a hook (weight_norm, spectral_norm) computes others of.
+    with torch.no_grad():
+        for parameter in filter(torch.is_floating_point, copied.body.parameters()):
+            parameter.fill_(torch.nan)
     for name, layer in copied.body.named_modules():
         if hasattr(layer, "reset_parameters"):
             layer.reset_parameters()
-        elif list(layer.parameters(recurse=False)):
+            has = "one that leaves some of its parameters as they are"
+        else:
+            has = "none"
+        if any(parameter.isnan().any() for parameter in layer.parameters(recurse=False)):
             raise StepclrError(
                 f"baselines random and scratch need layers with a method reset_parameters, and {name or 'the module'} "
-                f"({type(layer).__name__}) of your own module has none; leave them out"
+                f"({type(layer).__name__}) of your own module has {has}; leave them out"
             )
     return copied
 

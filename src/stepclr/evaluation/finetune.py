@@ -32,7 +32,6 @@ from stepclr.evaluation.results import (
 )
 from stepclr.evaluation.splits import LabelsPerClass, Split, check_draws, labels_words, parse_labels_per_class
 from stepclr.io import check_writable
-from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.classifier import Classifier
 from stepclr.model.files import CLASSIFIER, is_classifier, save_classifier, state_checksum
 from stepclr.model.timm_weights import from_anywhere
@@ -175,6 +174,8 @@ def finetune(
     initial = initial_weights(folder, start, module)
     initial.encoder.to(default_device())
     path = _classifier_file(folder, out)
+    if folder.folder.is_dir():
+        check_writable(folder.folder)
     train, test = open_train_test(train, test, holds_out=holdout is None)
     scored = test is not None or holdout is not None
     to_score = "scores: give test, or holdout=0.2"
@@ -279,10 +280,8 @@ def _classifier_file(run: Run, out: str | os.PathLike[str] | None) -> Path:
         raise StepclrError(f"{run.folder} is not a folder, so out must name a file for the classifier")
     path = run.folder / CLASSIFIER if out is None else Path(out)
     place = Run(path.parent)
-    if place.exists() and path.name == CLASSIFIER:
-        config = place.config
-        if not OBJECTIVES[config.loss].contrastive or config.linear_epochs:
-            raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
+    if place.exists() and path.name == CLASSIFIER and place.trains_classifier:
+        raise StepclrError(f"{path} is the classifier that pretraining trained; out must name another file")
     check_suffix(path, [".safetensors"])
     check_writable(path)
     if path.exists() and not is_classifier(path):  # such as the run's own encoder

@@ -68,6 +68,12 @@ class Run:
         lines = self.metrics
         return bool(lines) and lines[-1]["step"] < self.config.steps
 
+    @property
+    def trains_classifier(self) -> bool:
+        """Whether pretraining itself trains classifier.safetensors, which then no other may replace."""
+        config = self.config
+        return not OBJECTIVES[config.loss].contrastive or config.linear_epochs > 0
+
     def images(self, source: Source | None = None) -> ImageSet:
         """The images that the run was trained on, as they are now; `source`: where they are if they have moved."""
         config = self.config

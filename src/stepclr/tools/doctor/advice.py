@@ -4,7 +4,7 @@ What each start reached, and what others measured, is in docs/should-i-pretrain.
 """
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from stepclr.data.reading import AS_DECLARED, RGB, Reading
@@ -26,7 +26,7 @@ FEW, MANY = 10_000, 500_000
 FOR_CPUS = ("sample", "cifar10", "imagenette")  # recipes with a network so small that a CPU trains it in minutes
 SMALLEST = 96  # pixels of a view: these networks reduce it 32-fold, and would leave less than 3 x 3 of a smaller one
 # Trained without label smoothing and mixing of images, which make features worse for a linear layer (1805.08974).
-ON_CPU, ON_GPU = "timm:resnet18.tv_in1k", "timm:resnet50.tv_in1k"
+ON_CPU, ON_GPU = ("resnet18", "tv_in1k"), ("resnet50", "tv_in1k")
 COUNTS = (1, 10, 100)  # labels per class to compare with
 
 
@@ -40,8 +40,10 @@ class Facts:
     images: int
     """How many can be read."""
     gpu: bool = False
-    largest: int | None = None
-    """How many images fit into memory at once, if that is known."""
+    own_size: int | None = None
+    """The side that `pretrain` takes for these images by itself, if that is another."""
+    fitting: Callable[[str, str, int], int | None] = lambda *_: None
+    """How many images fit into memory at once in an encoder of this name, stem and size, if that is known."""
     labeled: int = 0
     """How many have a label that a supervised loss can use."""
     smallest_class: int = 0
@@ -89,9 +91,13 @@ class Advice:
 
 def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
     """Settings for a run on these images, and where to start."""
-    recipe, view_size, reason = _recipe(facts.size, facts.gpu)
+    recipe, size, reason = _recipe(facts.size, facts.gpu)
     config, why = recipe_config(recipe), [reason]
     images = facts.images
+    encoder = config.encoder
+    if facts.gpu and recipe in FOR_CPUS:
+        encoder = ENCODER
+        why.append(f"--encoder {encoder}: the recipe's own network is small, for a CPU")
 
     # A batch that leaves several steps in an epoch, and epochs enough to learn from them.
     batch, epochs = config.batch_size, epochs_of(config)
@@ -103,17 +109,14 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
     if steps * epochs < MIN_STEPS:
         epochs = min(MAX_EPOCHS, -(-MIN_STEPS // steps))
         why.append(f"--epochs {epochs}: about {MIN_STEPS:,} steps, since shorter runs learn little")
-    micro_batch = None
-    if facts.largest is not None and facts.largest < batch:
-        micro_batch = 1 << (max(2, facts.largest).bit_length() - 1)  # the largest power of two that fits
-        why.append(f"--micro-batch {micro_batch}: free memory holds about {facts.largest:,} images at once")
+    fits = facts.fitting(encoder or ENCODER, config.stem, size)
+    micro_batch = _micro_batch(batch, fits)
+    if micro_batch:
+        why.append(f"--micro-batch {micro_batch}: free memory holds about {fits:,} images at once")
 
-    encoder = config.encoder
-    if facts.gpu and recipe in FOR_CPUS:
-        encoder = ENCODER
-        why.append(f"--encoder {encoder}: the recipe's own network is small, for a CPU")
-
-    wanted = replace(config, encoder=encoder, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=view_size)
+    by_itself = config.size or facts.own_size or facts.size
+    asked = None if size == by_itself else size
+    wanted = replace(config, encoder=encoder, batch_size=batch, epochs=epochs, micro_batch=micro_batch, size=asked)
     changed = {name: getattr(wanted, name) for name in CHANGED if getattr(wanted, name) != getattr(config, name)}
     read = reading_words(facts.reading)
     classes = ",".join(facts.chosen) or None
@@ -130,29 +133,40 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
         if any(finding.name == "conflicting-labels" for finding in findings):
             reason += ", once the conflicting labels are resolved"
         why.append(reason)
-    adapted_size = SMALLEST if facts.size < SMALLEST else view_size
-    adapting = option_words({"size": adapted_size, "batch_size": batch, "micro_batch": micro_batch})
-    where = _where_to_start(facts, [*chosen, *adapting])
+    where = _where_to_start(facts, chosen, batch)
     return Advice(shlex.join([*start, recipe, *end]), why, with_labels, where)
 
 
-def _recipe(size: int, gpu: bool) -> tuple[str, int | None, str]:
-    """(recipe, view size if it differs from the images', why)."""
+def _recipe(size: int, gpu: bool) -> tuple[str, int, str]:
+    """(recipe, size of its views, why)."""
     for largest, recipe, made_for in ((28, "sample", 28), (64, "cifar10", 32), (128, "imagenette", 96)):
         if size <= largest:
-            return recipe, None, f"recipe {recipe}: made for images of {made_for} px; your views have {size} px"
+            return recipe, size, f"recipe {recipe}: made for images of {made_for} px; your views have {size} px"
     if gpu:
-        return "imagenet", None, "recipe imagenet: ResNet-50 on views of 224 px (published, not reproduced here)"
+        return "imagenet", 224, "recipe imagenet: ResNet-50 on views of 224 px (published, not reproduced here)"
     slower = (size / 96) ** 2
     return "imagenette", 96, f"recipe imagenette at --size 96: on a CPU, {size} px take {slower:.0f} times as long"
 
 
-def _where_to_start(facts: Facts, adapting: Sequence[str]) -> Start:
+def _micro_batch(batch: int, fits: int | None) -> int | None:
+    """The largest power of two that fits into memory, if the batch does not."""
+    if fits is None or fits >= batch:
+        return None
+    return 1 << (max(2, fits).bit_length() - 1)
+
+
+def _where_to_start(facts: Facts, chosen: Sequence[str], batch: int) -> Start:
     """Off-the-shelf weights, such weights adapted to the images, or from scratch: which first, and how to compare.
 
-    adapting: options of the run that adapts weights.
+    chosen: options that choose images and labels. batch: the batch size of the run that adapts weights.
     """
-    weights = ON_GPU if facts.gpu else ON_CPU
+    network, tag = ON_GPU if facts.gpu else ON_CPU
+    weights = f"timm:{network}.{tag}"
+    _, size, _ = _recipe(facts.size, facts.gpu)
+    size = max(size, SMALLEST)
+    micro_batch = _micro_batch(batch, facts.fitting(network, "imagenet", size))
+    asked = None if size == (facts.own_size or facts.size) else size
+    adapting = [*chosen, *option_words({"size": asked, "batch_size": batch, "micro_batch": micro_batch})]
     takes_them = facts.reading.bands in (1, RGB)  # the weights take RGB, which gray becomes
     first, answer = _first(f"{facts.images:,} images of {facts.size} px", facts.images, takes_them)
     notes = ["the weights learned from photos of things: how well they fit your images, only the comparison can say"]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from stepclr.threads import Announce, Progress, cores, silent
 from stepclr.tools.doctor.advice import Advice, Facts, advice
 from stepclr.tools.doctor.estimate import Estimate, Throughput, available, estimate, prepared, throughput, trials
 from stepclr.tools.doctor.findings import Finding, finding, findings_of, ordered
+from stepclr.tools.doctor.memory import fitting
 from stepclr.tools.doctor.scan import Scan, scan
 
 
@@ -111,7 +113,8 @@ def doctor(
             size=settings.size,
             images=readable,
             gpu=default_device().type == "cuda",
-            largest=estimated.largest_at_once,
+            own_size=view_size(scanned.images),
+            fitting=partial(fitting, estimated.largest_at_once, settings),
             labeled=learnable,
             smallest_class=min(filter(None, class_counts(images).values())) if learnable else 0,
             chosen=images.chosen or [],

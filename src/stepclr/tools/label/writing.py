@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -21,7 +20,6 @@ from stepclr.data.images import ImageSet
 from stepclr.data.reading import Reading, as_words
 from stepclr.data.sources import Source, open_read_as
 from stepclr.errors import StepclrError, check_suffix, check_whole
-from stepclr.evaluation.holdout import USUAL_SHARE
 from stepclr.io import checksum_of, write_whole
 from stepclr.metrics import nearest
 from stepclr.model.timm_weights import timm_name
@@ -30,9 +28,10 @@ from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
 from stepclr.tools.curate.suggest import suggest_labels
 from stepclr.tools.images import data_uri, jpeg_thumbnail, sharp_uri
-from stepclr.tools.options import option_words, reading_words
+from stepclr.tools.label.commands import next_commands, places_of, short
+from stepclr.tools.options import option_words
 from stepclr.tools.pages import asset, template
-from stepclr.tools.search.index import EmbeddingIndex, open_index, read_metadata
+from stepclr.tools.search.index import EmbeddingIndex, open_index
 from stepclr.tools.search.table import IndexUpdate, build_index, update_run_index
 
 Json = dict[str, Any]
@@ -108,12 +107,12 @@ def write_label_page(
     images = _next_round(open_index(index), _names(classes), n, [Path(file) for file in labels], seed)
     named = classes and not any("," in name for name in images.classes)
     repeated = {"classes": ",".join(images.classes) if named else None, "n": n if n != IMAGES else None}
-    repeated |= {"seed": seed or None, "out": _short(str(path)) if path != Path(PAGE) else None}
-    commands = _commands(index, images, source, option_words(repeated))
+    repeated |= {"seed": seed or None, "out": short(str(path)) if path != Path(PAGE) else None}
+    commands = next_commands(index, images.index, source, option_words(repeated))
     data = _data(images, _found(images, source))
     known = int((images.index.labels >= 0).sum())
     page = template("label").render(
-        title=", ".join(Path(source).name for source in _sources(images.index)) or "images",
+        title=", ".join(Path(source).name for source in places_of(images.index)) or "images",
         style=asset("style.css") + asset("label/page.css"),
         script=asset("label/page.js"),
         count=len(data["images"]),
@@ -310,51 +309,3 @@ def _read(images: ImageSet, rows: Mapping[int, int], side: int, to_uri: Callable
         for row, uri in zip(kept.tolist(), pool().map(to_uri, pixels), strict=True):
             uris[key_of[row]] = uri
     return uris
-
-
-# --- what to run next ---
-
-
-def _commands(
-    index: str | os.PathLike[str] | EmbeddingIndex, images: _Round, source: Source | None, options: list[str]
-) -> list[tuple[str, str]]:
-    """Commands for labels.csv, the next round with the options of this one; unknown words are in capitals."""
-    run, where, places = "RUN", "INDEX", _sources(images.index) or ["SOURCE"]
-    reading = images.index.reading
-    if not isinstance(index, EmbeddingIndex):
-        where = os.fspath(index)
-        metadata = read_metadata(Path(index))
-        if metadata:
-            run = _short(metadata.run)
-        # The run may be gone; a folder has its encoder.
-        if Path(index, ENCODER_FILE).is_file() and not Path(run).exists() and timm_name(run) is None:
-            run = os.path.join(index, ENCODER_FILE)
-    if isinstance(source, ImageSet):
-        places, reading = [*(source.parts or (source.source,))], source.store.reading
-    elif isinstance(source, str | Path):
-        places = [os.fspath(source)]
-    places = [_short(place) for place in places]
-    again = ["stepclr", "label", where, *places, "--labels", "labels.csv", *options, *reading_words(reading)]
-    if timm_name(run) is not None:  # weights off the shelf do not know what the index and a run's encoder know
-        reading = Reading(images.index.value_range, channels=images.index.channels).changed(reading)
-    read = reading_words(reading)
-    train = ["stepclr", "finetune", run, "--train", *places, "--labels", "labels.csv", *read]
-    train += ["--holdout", f"{USUAL_SHARE:g}"]
-    classifier = run
-    if not Path(run).is_dir():  # an encoder file, or the name of weights, is no place for a classifier
-        classifier = "classifier.safetensors"
-        train += ["--out", classifier]
-    predict = ["stepclr", "predict", classifier, *places, "--out", "predictions.csv", *read]
-    lines = {"Train a classifier": train, "Classify all images": predict, "Choose and label the next images": again}
-    return [(what, shlex.join(words)) for what, words in lines.items()]
-
-
-def _sources(index: EmbeddingIndex) -> list[str]:
-    """Where the images of an index are, one by one; none where that is not known."""
-    return index.source if isinstance(index.source, list) else list(filter(None, [index.source]))
-
-
-def _short(path: str) -> str:
-    """A path as it is named from here, if it lies here; a name such as sample:train stays."""
-    here = os.fspath(Path.cwd()) + os.sep
-    return path.removeprefix(here)

@@ -1,6 +1,7 @@
 """What the sections of a page share: a run and its images, each read once, and its networks."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from stepclr.data.decode import source_side
 from stepclr.data.images import ImageSet
 from stepclr.data.order import spread
 from stepclr.data.reading import AS_DECLARED, Reading
-from stepclr.data.sources import Source, open_images, open_read_as
+from stepclr.data.sources import Source, open_images, open_read_as, sources_of
 from stepclr.device import default_device, seeded
 from stepclr.errors import StepclrError
 from stepclr.evaluation.init_from import trained_head
@@ -57,10 +58,17 @@ class Context:
     run: Run
     images: ImageSet | None
     why: str = ""
+    moved: Sequence[str] = ()
+    """Where the run's images are, one by one, if that was said."""
 
     @cached_property
     def config(self) -> RunConfig:
         return self.run.config
+
+    @property
+    def sources(self) -> list[str]:
+        """Where the run's images are, one by one, for commands."""
+        return list(self.moved) or self.config.sources
 
     @cached_property
     def metrics(self) -> list[Json]:
@@ -159,7 +167,12 @@ class Context:
 
     def opened(self, part: Json) -> ImageSet | None:
         """The images of a part of a protocol, "train" or "test"; None where they cannot be found."""
-        return open_part(part, self.config.reading)
+        placed = {"sources": self.placed(part.get("sources") or [part["source"]])} if part else {}
+        return open_part({**part, **placed}, self.config.reading)
+
+    def placed(self, sources: Sequence[str]) -> list[str]:
+        """Where the images of these sources are now, if they are the run's own, which may have moved."""
+        return self.sources if list(sources) == self.config.sources else list(sources)
 
     @cached_property
     def trained(self) -> SimCLR:
@@ -180,9 +193,13 @@ def open_context(run: Run, source: Source | None) -> Context:
     """source: where the run's images are, if they are no longer where config.json says."""
     config = run.config
     try:
-        return Context(run, run.images(source))
+        images = run.images(source)
     except (StepclrError, OSError) as error:
         return Context(run, None, f"the images of {config.source_text} cannot be shown: {error}")
+    if source is None:
+        return Context(run, images)
+    moved = sources_of(images)
+    return Context(run, images, moved=moved if isinstance(moved, list) else [moved])
 
 
 def open_part(part: Json, reading: Reading = AS_DECLARED) -> ImageSet | None:

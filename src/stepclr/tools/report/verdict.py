@@ -220,9 +220,9 @@ def _next(context: Context, diagnosis: str, attention: list[Any], classifier: Js
     if any(getattr(config, name) != value for name, value in changes.items()):
         return "Train again with what is most likely to mend it:", _command(_again(context, changes))
     if changes or diagnosis == "collapsed":  # with the same settings it would end the same way
-        examined = ["stepclr", "doctor", *config.sources, *reading_words(config.reading)]
+        examined = ["stepclr", "doctor", *context.sources, *reading_words(config.reading)]
         return "Look for what is wrong with the images or the settings:", _command(examined)
-    resumed: list[Any] = ["stepclr", "pretrain", *config.sources, "--out", run, "--resume"]
+    resumed: list[Any] = ["stepclr", "pretrain", *context.sources, "--out", run, "--resume"]
     if any(one.name == "schedule" for one in attention):
         return "Finish the run:", _command(resumed)
     if over_teacher and over_teacher.level == "bad":
@@ -247,16 +247,17 @@ def _after_scores(context: Context, scores: Scores, resumed: list[Any]) -> tuple
     better = [name for name in below if name not in OVER]  # other encoders, the best of them first
     if better:
         read = replace(config.reading, channels=None)  # each encoder has its own
-        words = [*_finetune(better[0], scores, read), "--out", CLASSIFIER]
+        words = [*_finetune(context, better[0], read), "--out", CLASSIFIER]
         return f"Turn {better[0]}, which scores better, into a classifier:", _command(words)
     if START in below:
         return "Train again at a rate that changes the weights less:", _command(_again(context, _lower_rate(config)))
     # A linear layer on a frozen encoder may score below a whole network; that is then to be fine-tuned too.
     if {"pixels", "random"} & set(below) or (below and row and row.method == "finetuned"):
         return f"Train for longer, to get above {OVER[below[0]]}:", _command([*resumed, *_twice_as_long(config)])
-    return "Turn the encoder into a classifier:", _command(
-        _finetune(context.run.folder, scores, _not_of_the_encoder(config))
-    )
+    words = _finetune(context, context.run.folder, _not_of_the_encoder(config))
+    if context.run.trains_classifier:  # which finetune does not replace
+        words += ["--out", CLASSIFIER]
+    return "Turn the encoder into a classifier:", _command(words)
 
 
 def _lower_rate(config: RunConfig) -> dict[str, object]:
@@ -274,7 +275,7 @@ def _again(context: Context, mended: dict[str, object]) -> list[Any]:
     chosen["classes"] = ",".join(config.classes) or None
     asked = asked_for(config, context.images) | mended
     end = [*reading_words(config.reading), *option_words(asked), "--out", f"{context.run.folder}-2"]
-    return ["stepclr", "pretrain", *config.sources, *option_words(chosen), *end]
+    return ["stepclr", "pretrain", *context.sources, *option_words(chosen), *end]
 
 
 def _tables(context: Context) -> list[str] | None:
@@ -293,7 +294,7 @@ def _evaluate(context: Context) -> list[Any]:
     if config.monitor:  # which may not be in shards
         words += [config.monitor, *reading_words(replace(reading, damaged_shards=None))]
     else:
-        words += [*config.sources, *option_words({"labels": _tables(context)}), *reading_words(reading)]
+        words += [*context.sources, *option_words({"labels": _tables(context)}), *reading_words(reading)]
     if _needs_others(config):
         return [*words, "--test", "OTHER_IMAGES"]
     # A table that says which images are for testing leaves nothing to hold out.
@@ -305,21 +306,24 @@ def _needs_others(config: RunConfig) -> bool:
     return OBJECTIVES[config.loss].needs_labels and not (config.monitor or config.split)
 
 
-def _finetune(run: Path | str, scores: Scores, reading: Reading) -> list[Any]:
-    train, test = scores.protocol["train"], scores.protocol["test"]
-    words = ["stepclr", "finetune", run, "--train", *(train.get("sources") or [train["source"]])]
+def _finetune(context: Context, encoder: Path | str, reading: Reading) -> list[Any]:
+    """`finetune` with the images and labels that the scores are of."""
+    assert context.scores
+    protocol = context.scores.protocol
+    train, test = protocol["train"], protocol["test"]
+    sources, others = (context.placed(part.get("sources") or [part["source"]]) for part in (train, test))
+    words = ["stepclr", "finetune", encoder, "--train", *sources]
     if train.get("labels"):
         words += ["--labels", *train["labels"]]
     reading = replace(reading, damaged_shards=None)  # the run's shards may be others
     for part in (train, test):
         reading = reading.changed(reading_of(part))
     words += reading_words(reading)
-    drawn = scores.protocol.get("holdout")
+    drawn = protocol.get("holdout")
     if drawn:
         words += ["--holdout", f"{drawn['share']:g}"]
         return [*words, "--seed", drawn["seed"]] if drawn["seed"] else words
     # The test images are those of a source of their own, or those that a column `split` of the tables names.
-    sources, others = (part.get("sources") or [part["source"]] for part in (train, test))
     return words if train.get("split") and sources == others else [*words, "--test", *others]
 
 
