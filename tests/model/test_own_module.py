@@ -132,7 +132,7 @@ def test_random_keeps_no_weight_that_a_layer_does_not_reset(kept: Any) -> None:
     """A hook computes the weight that `reset_parameters` sets from others, which stay as they were trained."""
     net = Net()
     kept(net.conv)
-    encoder = stepclr.build_encoder(net, size=20, num_features=5)
+    encoder = stepclr.build_encoder(net, size=20)  # which computes weights without a gradient
     message = r"conv \(Conv2d\) of your own module has one that leaves some of its parameters as they are; leave"
     with pytest.raises(StepclrError, match=message):
         random_encoder(encoder, 1)

@@ -22,6 +22,8 @@ from touches import Forks
 
 import stepclr
 from stepclr.config import ADAPTING_EPOCHS, ADAPTING_RATE, OPTIMIZERS, PretrainConfig
+from stepclr.data.shards.packing import pack
+from stepclr.errors import StepclrError
 from stepclr.pretraining import loop
 from stepclr.pretraining.batches import batches, steps_per_epoch
 from stepclr.pretraining.checkpoint import checkpoints
@@ -591,6 +593,26 @@ def test_config_json_alone_repeats_the_run(unbroken: stepclr.Run, tmp_path: Path
     settings = stepclr.Run(tmp_path / "copy").config.settings()
     again = stepclr.pretrain("sample:unlabeled", tmp_path / "run", config=settings, limit=IMAGES, progress=False)
     assert same(unbroken, again)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """As loops over settings have them; what is no whole number is none either way."""
+    small: dict[str, Any] = {"encoder": "test_resnet", "batch_size": np.int64(16), "progress": False}
+    given: dict[str, Any] = {"seed": np.int64(1), "epochs": np.int64(1), "lr": np.float32(0.5), "limit": np.int64(32)}
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", **small, **given)
+    assert (run.config.seed, run.config.limit, run.config.epochs, run.config.lr) == (1, 32, 1, 0.5)
+    of_numpy: Any = np.int64(20)
+    some = stepclr.open_images("sample:unlabeled", limit=of_numpy)
+    assert pack(some, tmp_path / "shards", per_shard=of_numpy, short_side=of_numpy).shards == 1
+    assert len(stepclr.open_images(tmp_path / "shards")) == 20
+    half: Any = 16.5
+    with pytest.raises(StepclrError, match=r"per_shard must be a whole number, not 16.5"):
+        pack(some, tmp_path / "other", per_shard=half)
+    nones: list[Any] = [half, None]
+    for seed in nones:
+        with pytest.raises(StepclrError, match=f"seed must be a whole number, not {seed}"):
+            stepclr.pretrain("sample:unlabeled", tmp_path / "other", seed=seed, **small)
 
 
 class Tiny(nn.Module):

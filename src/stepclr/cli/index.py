@@ -117,15 +117,16 @@ def find(
         raise StepclrError(f"{index} is an index and has its images: leave out {images.source}")
     opened = open_index(index)
     if what in ("mislabeled", "next"):
-        check_kept(path, with_labels(opened, labels))
+        opened = with_labels(opened, labels)
+        check_kept(path, opened)
     if what == "duplicates":
         table = find_duplicates(opened).table(n)
     elif what == "outliers":
         table = find_outliers(opened, n).table()
     elif what == "mislabeled":
-        table = find_mislabeled(opened, n, labels, seed).table()
+        table = find_mislabeled(opened, n, seed=seed).table()
     else:
-        table = suggest_labels(opened, n, labels, seed).table()
+        table = suggest_labels(opened, n, seed=seed).table()
     table.write(path)
     say(table.summary)
     say(f"{path}: the table")

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.device import Each, seeded
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, first_line
 from stepclr.evaluation.init_from import InitialWeights
 from stepclr.evaluation.prepare import all_logits
 from stepclr.evaluation.results import Fit, ranking
@@ -111,7 +111,12 @@ def _built_like(encoder: Encoder, weights: str | None = None) -> Encoder:
 
 def _initialized_again(encoder: Encoder) -> Encoder:
     """A copy of a user's own module whose layers are initialized as torch does; StepclrError where one cannot be."""
-    copied = copy.deepcopy(encoder).cpu()
+    try:
+        copied = copy.deepcopy(encoder).cpu()
+    except RuntimeError as error:  # of a tensor that a hook has computed
+        raise StepclrError(
+            f"baselines random and scratch copy your own module, which fails: {first_line(error)}; leave them out"
+        ) from error
     # What is not set again stays NaN. Such are the weights that a hook (weight_norm, spectral_norm) computes others of.
     with torch.no_grad():
         for parameter in filter(torch.is_floating_point, copied.body.parameters()):

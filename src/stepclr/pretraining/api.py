@@ -263,7 +263,7 @@ def _run_config(
         source=sources_of(images),
         classes=encoder.classes,
         labeled=int((images.labels >= 0).sum()),
-        limit=limit,
+        limit=None if limit is None else int(limit),  # numpy's whole numbers are no JSON
         images=len(images),
         skipped=len(images.skipped),
         names_checksum=images.names_checksum(),

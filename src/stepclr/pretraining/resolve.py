@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
+from numbers import Integral
 from typing import Any, get_args
 
 from stepclr.config import (
@@ -218,6 +219,8 @@ def _check_choices(config: PretrainConfig) -> None:
     own = (config.encoder or "").startswith(OWN_MODULE)  # it may bring its weights
     if config.batchnorm == "frozen" and config.weights is None and not own:
         raise StepclrError("batchnorm=frozen keeps the mean and variance of given weights: give weights too")
+    if not isinstance(config.seed, Integral):
+        raise StepclrError(f"seed must be a whole number, not {config.seed!r}")
     if not -(2**63) <= config.seed < 2**63:
         raise StepclrError(f"seed must be a number of 64 bits, not {config.seed}")
 

@@ -273,7 +273,7 @@ def write_index(
         "shards": [asdict(part.shard) for part in summaries],
     }
     with new_file(folder / INDEX) as file:
-        file.write(json.dumps(content, indent=1).encode())
+        file.write(json.dumps(content, indent=1, default=np.generic.item).encode())
 
 
 def _summary(part: Part) -> Part:

@@ -28,7 +28,7 @@ from stepclr.data.order import spread
 from stepclr.data.reading import RGB
 from stepclr.data.shards.index import INDEX, MEMBER, PLAN, Index, Part, Shard, load_index, write_index
 from stepclr.data.stores import attempts
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, check_whole
 from stepclr.io import blake, checksum, checksum_of, locked, new_file, temporary_files
 from stepclr.threads import Progress
 
@@ -136,6 +136,7 @@ def _treatment(images: ImageSet, per_shard: int, short_side: int | None, quality
     for name, value, largest in limits:
         if value is not None and not 1 <= value <= largest:
             raise StepclrError(f"{name} must be from 1 to {largest:,}, not {value}")
+        check_whole(name, value, 1)
     short_side = min((side for side in (short_side, images.short_side) if side), default=None)
     keeps_bytes = images.store.files and short_side is None
     if quality is not None and keeps_bytes:
@@ -166,7 +167,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         if set(folder.iterdir()) != set(temporary_files(folder)):
             raise StepclrError(f"{folder} is not an unfinished pack; choose another folder")
         with new_file(folder / PLAN) as file:
-            file.write(json.dumps(plan, indent=1).encode())
+            file.write(json.dumps(plan, indent=1, default=np.generic.item).encode())
         return
     try:
         earlier = OLDER | json.loads(stored.read_bytes())
