@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from small import call
 from test_duplicates import compressed, scene
+from torch import nn
 from touches import Forks
 
 import stepclr
@@ -472,6 +474,19 @@ def test_how_many_images_fit_depends_on_the_network(sound: Path) -> None:
     for unknown in (replace(measured, encoder="module:Net"), replace(measured, checkpoint_activations=True)):
         assert fitting(100, unknown, "resnet18", "small", 64) is None
     assert fitting(None, measured, "resnet18", "small", 64) is None
+
+
+def test_a_network_that_looks_at_values_is_not_counted(sound: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looks(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x.sum().item()
+
+    def build(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(body=Looks(1, 1))
+
+    measured = resolve(PretrainConfig("resnet18", size=64), stepclr.open_images(sound))
+    monkeypatch.setattr("stepclr.tools.doctor.memory.build_encoder", build)
+    assert fitting(100, measured, "resnet18", "small", 64) is None
 
 
 @pytest.mark.parametrize(("encoder", "size"), [("resnet18", 32), ("resnet50", 64), ("vit_tiny_patch16_224", 32)])

@@ -7,18 +7,22 @@ from torch.autograd.graph import saved_tensors_hooks
 from stepclr.config import ResolvedConfig
 from stepclr.data.reading import RGB
 from stepclr.model.build import OWN_MODULE, build_encoder
+from stepclr.model.encoder import DOES_NOT_FIT
 
 
 def fitting(largest: int | None, measured: ResolvedConfig, encoder: str, stem: str, size: int) -> int | None:
     """How many images of two views fit into memory at once in this encoder, if `largest` of the measured run do.
 
     Memory grows with the activations that are kept for the backward pass. None where it is not known: if nothing was
-    measured, or a module of one's own, or a run that computes activations again.
+    measured, or a module of one's own, a run that computes activations again, or a network that cannot be counted.
     """
     if largest is None or measured.encoder.startswith(OWN_MODULE) or measured.checkpoint_activations:
         return None
     channels = measured.channels or RGB
-    theirs = measured.views * kept_bytes(measured.encoder, measured.stem, measured.size, channels)
+    try:
+        theirs = measured.views * kept_bytes(measured.encoder, measured.stem, measured.size, channels)
+    except DOES_NOT_FIT:  # without values, which some networks look at
+        return None
     return largest * theirs // (2 * kept_bytes(encoder, stem, size, channels))
 
 
