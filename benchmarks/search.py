@@ -32,7 +32,7 @@ from stepclr.model.files import save_encoder
 from stepclr.threads import cores
 from stepclr.tools.search.index import needed
 from stepclr.tools.search.nearest import CELL_ROWS, PROBES, REFINE, approximate, update_ann_index
-from stepclr.tools.search.table import schema_of
+from stepclr.tools.search.rows import schema_of
 
 CENTERS, BATCH, QUERIES = 1000, 20_000, 200
 THUMBNAIL = os.urandom(1000)

@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from stepclr.errors import StepclrError, check_suffix, installed
+from stepclr.errors import StepclrError, check_suffix, installed, one_line
 
 Record = TypeVar("Record")
 TABLES = (".csv", ".parquet", ".json")  # what a table can be written as
@@ -207,6 +207,17 @@ def check_writable(path: Path) -> None:
         raise StepclrError(f"{path} cannot be written: {folder} is not a folder")
     if not os.access(folder, os.W_OK):
         raise StepclrError(f"{path} cannot be written: {folder} is read-only, or belongs to another user")
+
+
+def check_same_table(path: Path, header: Sequence[str]) -> None:
+    """Raise StepclrError where a CSV file, about to be overwritten, is another table: its columns do not begin so."""
+    if path.suffix != ".csv" or not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        found = next(csv.reader(file), None)
+    if found and found[: len(header)] != list(header):
+        columns = ", ".join(map(one_line, found[:5]))
+        raise StepclrError(f"{path} is another table, with the columns {columns}; choose another --out, or delete it")
 
 
 def temporary_files(folder: Path) -> list[Path]:

@@ -84,6 +84,21 @@ def test_runs_that_learned_from_other_labeled_images_are_not_compared(
     assert "after learning from 100 of sample:train; evaluate both with the same images" in said
 
 
+def test_each_run_is_held_against_every_other(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the first does not say what it learned from, as earlier versions did not."""
+    silent, other = (shutil.copytree(runs[0], tmp_path / name) for name in ("silent", "other"))
+    scores = json.loads((silent / "evaluation.json").read_text())
+    scores["protocol"]["train"] = None
+    (silent / "evaluation.json").write_text(json.dumps(scores))
+    test = stepclr.open_images("sample:test", limit=200)
+    stepclr.evaluate(other, stepclr.open_images("sample:train", limit=100), test, probe="knn", baselines=())
+    assert compare(silent, runs[0]) == compare(silent, other) == 0
+    assert compare(silent, runs[0], other) == 2
+    assert "cannot be compared" in capsys.readouterr().err
+
+
 def test_knn_with_other_neighbors_is_another_row(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,6 +145,64 @@ def test_the_cards_pixels_are_the_encoders(size: tuple[int, int], large: stepclr
     assert (scope["images"] / 255 - ours).abs().max() <= 0.5 / 255 + 1e-5
 
 
+def test_the_cards_pixels_are_those_of_embed_whatever_the_mode(
+    large: stepclr.Run, exported: Exported, tmp_path: Path
+) -> None:
+    """Transparency, palettes and gray are read as a run reads them; what the code cannot read so, it refuses."""
+    code, noise = blocks(exported(large, "torch-export").card)[1], np.random.default_rng(0)
+    levels = noise.integers(0, 256, (90, 120, 4), dtype=np.uint8)
+    for image in (
+        Image.fromarray(levels),
+        Image.fromarray(levels[..., :3]).convert("P"),
+        Image.fromarray(levels[..., 0]),
+        Image.fromarray(levels[..., :2].copy()),
+    ):
+        scope: dict[str, Any] = {"photos": [image]}
+        exec(code, scope)
+        image.save(tmp_path / "image.png")
+        [read] = stepclr.open_images(tmp_path).read([0])
+        ours = large.encoder().preprocess(read)
+        assert (scope["images"] / 255 - ours).abs().max() <= 0.5 / 255 + 1e-5, image.mode
+    deep = Image.fromarray(noise.integers(0, 4096, (90, 120)).astype(np.uint16))
+    with pytest.raises(ValueError, match="more than 8 bits: convert it first"):
+        exec(code, {"photos": [deep]})
+
+
+def test_the_card_says_what_images_of_more_bits_become(run: stepclr.Run, tmp_path: Path) -> None:
+    """Wherever the encoder's file is: it knows by itself."""
+    encoder = run.encoder()
+    encoder.value_range = (0.0, 4095.0)
+    stepclr.save_encoder(encoder, tmp_path / "alone.safetensors")
+    text = stepclr.export(tmp_path / "alone.safetensors", tmp_path / "out", "torch-export").card.read_text()
+    assert "0 becomes 0 and 4095 becomes 255" in text
+
+
+def test_a_card_does_not_tell_of_the_run_that_a_file_happens_to_lie_beside(run: stepclr.Run, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run.folder, tmp_path / "other"))
+    stepclr.save_encoder(stepclr.build_encoder("test_resnet", size=32), other / "strange.safetensors")
+    text = stepclr.export(other / "strange.safetensors", tmp_path / "out", "timm").card.read_text()
+    assert "Pretrained on" not in text
+    shutil.copy(other / "encoder.safetensors", other / "same.safetensors")
+    assert "Pretrained on" in stepclr.export(other / "same.safetensors", tmp_path / "two", "timm").card.read_text()
+
+
+def test_what_search_and_embed_read_is_replaced_by_no_other_format(run: stepclr.Run, tmp_path: Path) -> None:
+    index, out = tmp_path / "index", tmp_path / "out"
+    index.mkdir()
+    for name in ("encoder.safetensors", "index.json"):
+        (index / name).write_bytes((run.folder / "encoder.safetensors").read_bytes())
+    with pytest.raises(stepclr.StepclrError, match=r"belongs to the index .*index; choose another"):
+        stepclr.export(run, index, "timm")
+    stepclr.export(run, out, "safetensors")
+    own = (out / "encoder.safetensors").read_bytes()
+    with pytest.raises(stepclr.StepclrError, match="is a file of stepclr, which no other format replaces"):
+        stepclr.export(run, out, "timm")
+    assert (out / "encoder.safetensors").read_bytes() == own
+    stepclr.export(run, out, "safetensors")  # again
+    stepclr.export(run, tmp_path / "theirs", "timm")
+    stepclr.export(run, tmp_path / "theirs", "timm")
+
+
 @pytest.mark.parametrize(
     ("format", "name"),
     [

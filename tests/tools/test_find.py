@@ -2,7 +2,9 @@
 
 import csv
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,6 +207,89 @@ def test_labels_filled_in_are_asked_for_no_more(tmp_path: Path, capsys: Capture)
     )
     assert first.read_text() == kept
     assert call("find", "next", source, "-n", "2", "--labels", first, "--out", second) == 0  # none was filled in
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: [rows[0], ["gone.png", *rows[1][1:]], *rows[2:]],
+        lambda rows: [*rows[:-1], [*rows[-1][:1], "kind", " brown", *rows[-1][2:]]],
+        lambda rows: [*rows, [rows[1][0], "another", "9", "0.5"]],
+        lambda rows: [row[:2] for row in rows],
+        lambda rows: [["image", "class"], *(row[:2] for row in rows[1:])],
+    ],
+    ids=["an image that is gone", "a comma", "two labels", "as a spreadsheet left it", "renamed columns"],
+)
+def test_typed_labels_are_kept_whatever_is_wrong_in_a_row(change: Any, tmp_path: Path, capsys: Capture) -> None:
+    source, out = write_npz(tmp_path / "x.npz", clusters(5, 30)), tmp_path / "next.csv"
+    assert call("find", "next", source, "-n", "5", "--out", out) == 0
+    with out.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with out.open("w", newline="") as file:
+        csv.writer(file).writerows(change([header, *([name, "kind", *rest] for name, _, *rest in rows)]))
+    kept = out.read_bytes()
+    assert call("find", "next", source, "--out", out) == 2
+    assert re.search("would be overwritten|is another table", capsys.readouterr().err)
+    assert out.read_bytes() == kept
+
+
+def test_labels_corrected_where_they_come_from_are_checked_again(tmp_path: Path) -> None:
+    """docs/search.md: correct labels.csv, and run the same command once more. The table has nothing that was typed."""
+    source, out, labels = write_npz(tmp_path / "x.npz", clusters(3, 20)), tmp_path / "m.csv", tmp_path / "l.csv"
+    names = {f"p{i}": ("cat", "dog", "owl")[i // 20] for i in range(60)}
+
+    def find(wrong: dict[str, str]) -> list[dict[str, str]]:
+        labels.write_text("path,label\n" + "".join(f"{name},{of}\n" for name, of in (names | wrong).items()))
+        assert call("find", "mislabeled", source, "--labels", labels, "--out", out) == 0
+        return read(out)
+
+    assert {row["path"] for row in find({"p3": "owl", "p30": "cat"})} == {"p3", "p30"}
+    assert [row["path"] for row in find({"p30": "cat"})] == ["p30"]
+    assert find({}) == []
+
+
+def test_a_correction_that_was_typed_into_the_table_is_kept(tmp_path: Path, capsys: Capture) -> None:
+    source, out = planted(tmp_path / "x.npz", {3: 2}), tmp_path / "mislabeled.csv"
+    assert call("find", "mislabeled", source, "--out", out) == 0
+    [row] = read(out)
+    out.write_text(out.read_text().replace(f"{row['path']},owl", f"{row['path']},cat"))
+    assert call("find", "mislabeled", source, "--out", out) == 2
+    assert "would be overwritten: give it as --labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["outliers", "duplicates", "mislabeled", "next"])
+def test_another_table_is_not_overwritten(what: str, tmp_path: Path, capsys: Capture) -> None:
+    source, out = planted(tmp_path / "x.npz", {3: 2}), tmp_path / "labels.csv"
+    out.write_text("path,label\np1,cat\n")
+    assert call("find", what, source, "--out", out) == 2
+    assert f"{out} is another table, with the columns path, label; choose another --out" in capsys.readouterr().err
+    assert out.read_text() == "path,label\np1,cat\n"
+
+
+def test_a_picture_beside_a_new_table_is_not_deleted(tmp_path: Path) -> None:
+    source = write_npz(tmp_path / "x.npz", clusters(2, 20))
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert call("find", "duplicates", source, "--out", tmp_path / "mine.csv") == 0
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+
+
+def test_one_table_is_given_as_it_is_or_in_a_list(tmp_path: Path) -> None:
+    index, table = stepclr.open_index(planted(tmp_path / "x.npz", {3: 2})), tmp_path / "l.csv"
+    table.write_text("path,label\np3,cat\n")
+    wrong = index.paths.index("p3")
+    for labels in (table, str(table), [table]):
+        assert len(stepclr.find_mislabeled(index, labels=labels).indices) == 0
+        assert stepclr.suggest_labels(index, labels=labels).index.class_name(wrong) == "cat"
+    assert stepclr.suggest_labels(index, labels=None).index.class_name(wrong) == "owl"
+
+
+@pytest.mark.parametrize("labels", [np.full((20, 1), -1), np.full(20, 0.5), np.full(20, "cat")])
+def test_an_npz_whose_labels_are_no_row_of_whole_numbers(labels: Any, tmp_path: Path, capsys: Capture) -> None:
+    source = write_npz(tmp_path / "x.npz", clusters(2, 10), classes=("cat",))
+    stored = dict(np.load(source))
+    np.savez(source, **(stored | {"labels": labels}))
+    assert call("find", "next", source, "--out", tmp_path / "next.csv") == 2
+    assert "its arrays do not match each other" in capsys.readouterr().err
 
 
 def planted(path: Path, wrong: dict[int, int]) -> Path:

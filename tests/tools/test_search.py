@@ -23,9 +23,10 @@ import stepclr
 from stepclr.data.decode import upright_rgb
 from stepclr.model.files import save_encoder
 from stepclr.tools.images import contact_sheet
-from stepclr.tools.search import nearest, table
+from stepclr.tools.search import nearest
 from stepclr.tools.search.index import EmbeddingIndex, as_text, from_text, open_index
 from stepclr.tools.search.queries import Search, search
+from stepclr.tools.search.rows import schema_of
 from stepclr.tools.search.table import build_index
 
 PHOTOS = 40
@@ -291,7 +292,7 @@ def test_recall_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     h = np.random.default_rng(0).standard_normal((1000, 24), np.float32)
     names = [f"{i:08x}" for i in range(len(h))]
     columns = {"id": names, "vector": list(h), "path": names, "label": [None] * 1000, "thumbnail": [b""] * 1000}
-    rows = lancedb.connect(tmp_path).create_table("images", pa.table(columns, schema=table.schema_of(24)))
+    rows = lancedb.connect(tmp_path).create_table("images", pa.table(columns, schema=schema_of(24)))
     monkeypatch.setattr(nearest, "EXACT_ROWS", 100)
     recall, partitioned_rows = nearest.update_ann_index(rows, tmp_path, 0)
     assert recall is not None
@@ -307,7 +308,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 from stepclr.tools.search.table import build_index
 from stepclr.tools.search.index import open_index
-from stepclr.tools.search import nearest, table
+from stepclr.tools.search import nearest, rows as index_rows, table
 
 encoder, photos, out, moments = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
 table.COMMIT_IMAGES, nearest.EXACT_ROWS, nearest.CELL_ROWS = 8, 30, 10
@@ -526,6 +527,32 @@ def test_many_ranks_make_the_same_index(
     assert same(open_index(tmp_path / "index"), open_index(index))
 
 
+def test_what_search_cannot_do_is_said_before_an_index_is_built(
+    photos: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("stepclr.cli.index._index_of", built)
+    query = photos / "odd" / "001.jpg"
+    before = query.read_bytes()
+    for options, says in (
+        (["-k", "0"], "k must be at least 1, not 0"),
+        (["--out", query / "x.png"], f"{query} is not a folder"),
+        (["--out", query], f"{query} is one of the images and would be overwritten; choose another --out"),
+    ):
+        assert call("search", tmp_path / "run", query, *options) == 2
+        assert says in capsys.readouterr().err
+    assert query.read_bytes() == before
+
+
+def test_a_file_beside_a_table_that_is_no_encoder_is_passed_over(encoder: Path, photos: Path, tmp_path: Path) -> None:
+    """The table names what made it."""
+    assert call("embed", encoder, photos, "--out", tmp_path / "h.parquet") == 0
+    (tmp_path / "encoder.safetensors").write_bytes(b"of another program")
+    assert stepclr.search(tmp_path / "h.parquet", photos / "odd" / "001.jpg", k=1)[0].path == "odd/001.jpg"
+
+
 def test_a_run_stands_for_an_index_of_its_own_images(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -543,6 +570,12 @@ def test_a_run_stands_for_an_index_of_its_own_images(
     assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
     assert f"{PHOTOS} images, {PHOTOS} of them new" in capsys.readouterr().out
     assert open_index(run.folder / "index").paths == stepclr.open_images(own).names
+    # Its place may have changed in between.
+    run.folder.rename(tmp_path / "moved")
+    run = stepclr.Run(tmp_path / "moved")
+    stepclr.pretrain(own, run.folder, resume=True, epochs=3, progress=False)
+    assert call("search", run.folder, own / "odd" / "001.jpg", "-k", "3") == 0
+    assert f"{PHOTOS} images, {PHOTOS} of them new" in capsys.readouterr().out
     # One that was made in bfloat16 stays as it is.
     shutil.rmtree(run.folder / "index")
     assert call("embed", run.folder, own, "--out", run.folder / "index", "--precision", "bf16") == 0

@@ -1,5 +1,6 @@
 """`SimCLRTransformer` passes scikit-learn's own checks, and its h is that of `pretrain` and `embed`."""
 
+import math
 import os
 import pickle
 import shutil
@@ -303,6 +304,11 @@ def test_out_keeps_the_run(train: tuple[np.ndarray, np.ndarray], tmp_path: Path)
         ({"options": {"seed": 1}}, r"the seed of a SimCLRTransformer is its random_state: leave it out of options"),
         ({"encoder": torch.nn.Flatten()}, r"encoder must be the name of a network, not a module of your own: .*"),
         ({"options": 1}, r"options must be a dictionary of settings, not 1"),
+        ({"options": {"out": "runs/a"}}, r"out is a parameter of SimCLRTransformer itself: leave it out of options"),
+        ({"options": {"epochs": 2}}, r"epochs is given twice, by itself and among the options: leave one of them out"),
+        ({"options": {"progress": True}}, r"unknown option 'progress'.*"),
+        ({"options": {"limit": 3}}, r"unknown option 'limit'.*"),
+        ({"value_range": (0, math.inf)}, r"value_range must be two numbers \(black, white\), not \(0, inf\)"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(
@@ -314,6 +320,12 @@ def test_what_cannot_be_is_said_in_a_line(
     with pytest.raises(stepclr.StepclrError, match=f"^{says}$") as error:
         transformer.fit(train[0].reshape(64, -1))
     assert "\n" not in str(error.value)
+
+
+def test_labels_of_several_kinds_are_names(train: tuple[np.ndarray, np.ndarray]) -> None:
+    y = [(1, "b", None, "a")[i % 4] for i in range(64)]
+    fitted = stepclr.SimCLRTransformer("sample", **SMALL, options={"loss": "supcon"}).fit(train[0], y)
+    assert fitted.transform(train[0][:2]).shape[0] == 2
 
 
 def test_rows_that_are_no_square_ask_for_their_shape(run: stepclr.Run) -> None:

@@ -1,6 +1,6 @@
 """What the commands are given: types of arguments, and the settings and images that these stand for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
@@ -147,6 +147,15 @@ def image_format(out: Path, option: str = "--out") -> str:
     if extensions.get(out.suffix.lower()) not in Image.SAVE:  # Pillow reads others too
         raise StepclrError(f"{option} {out} is not an image format; use a suffix such as .png")
     return extensions[out.suffix.lower()]
+
+
+def check_apart(out: Path, read: str | Iterable[str | Path], option: str = "--out") -> None:
+    """Raise StepclrError where the image to write is one that the command reads: such a file, or in such a folder."""
+    for place in map(Path, [read] if isinstance(read, str) else read):
+        if out.exists() and place.exists():
+            inside = place.is_dir() and out.resolve().is_relative_to(place.resolve())
+            if inside or out.samefile(place):
+                raise StepclrError(f"{out} is one of the images and would be overwritten; choose another {option}")
 
 
 def write_image(out: Path, image: "Image.Image", name: str) -> None:

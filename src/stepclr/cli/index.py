@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from stepclr.cli.arguments import OptionalSources, Read, image_format, open_source, write_image
+from stepclr.cli.arguments import OptionalSources, Read, check_apart, image_format, open_source, write_image
 from stepclr.cli.printing import Counter, say, say_unread
 from stepclr.config import CONFIG_FILE
 from stepclr.data.reading import AS_DECLARED, Reading
-from stepclr.errors import StepclrError, check_suffix, check_used, choose, one_line
+from stepclr.errors import StepclrError, check_suffix, check_used, check_whole, choose, one_line
 
 if TYPE_CHECKING:
     from stepclr.model.encoder import Encoder
@@ -38,14 +38,19 @@ def search(
     from rich.table import Table
     from rich.text import Text
 
+    from stepclr.io import check_writable
     from stepclr.tools.search.queries import Search, check_query, read_query, sheet_of
 
     if not query:
         raise StepclrError("search takes an index and images: stepclr search index/ query.jpg")
     out = out or Path(f"hits-{query[0].stem[:50]}.png")
+    # Before a run's index is updated, which may take long.
     format = image_format(out)
-    for path in query:  # before a run's index is updated, which may take long
+    check_whole("k", k, 1)
+    check_writable(out)
+    for path in query:
         check_query(path)
+    check_apart(out, query)
     index, encoder = _index_of(index)
     opened = Search(index, run or encoder)
     images = [read_query(path, opened.encoder) for path in query]  # all of them, before anything is printed
@@ -100,11 +105,12 @@ def find(
     for file in labels:
         if file.exists() and path.exists() and file.samefile(path):
             raise StepclrError(f"{path} contains the labels and would be overwritten: choose another --out")
-    from stepclr.io import check_writable
+    from stepclr.io import check_same_table, check_writable
     from stepclr.tools.curate.duplicates import find_duplicates
     from stepclr.tools.curate.mislabeled import find_mislabeled
     from stepclr.tools.curate.outliers import find_outliers
-    from stepclr.tools.curate.suggest import check_kept, suggest_labels, with_labels
+    from stepclr.tools.curate.suggest import suggest_labels, with_labels
+    from stepclr.tools.curate.table import check_kept
     from stepclr.tools.label.writing import index_for
     from stepclr.tools.search.index import open_index
 
@@ -118,7 +124,6 @@ def find(
     opened = open_index(index)
     if what in ("mislabeled", "next"):
         opened = with_labels(opened, labels)
-        check_kept(path, opened)
     if what == "duplicates":
         table = find_duplicates(opened).table(n)
     elif what == "outliers":
@@ -127,12 +132,17 @@ def find(
         table = find_mislabeled(opened, n, seed=seed).table()
     else:
         table = suggest_labels(opened, n, seed=seed).table()
+    if what in ("mislabeled", "next"):
+        check_kept(path, table.header, opened)
+    else:
+        check_same_table(path, table.header)
+    earlier = path.exists() or path.stem == what
     table.write(path)
     say(table.summary)
     say(f"{path}: the table")
     sheet = path.with_suffix(".png")
-    if not (table.sheet and opened.thumbnails):
-        sheet.unlink(missing_ok=True)  # that of an earlier table
+    if earlier and not (table.sheet and opened.thumbnails):
+        sheet.unlink(missing_ok=True)  # that of the earlier table
     if not table.sheet:
         return
     if not opened.thumbnails:

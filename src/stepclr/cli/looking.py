@@ -19,6 +19,7 @@ from stepclr.cli.arguments import (
     Read,
     Switch,
     base_settings,
+    check_apart,
     given_settings,
     image_format,
     open_source,
@@ -153,6 +154,7 @@ def views(
     check_whole("pairs", pairs, 1)
     for name, given in (("pairs", pairs != PAIRS), ("views", views != VIEWS)):
         check_used(name, given, policy != "all", "one policy; with policy=all, each image has one view of each")
+    check_apart(out, source)
     images = open_source(source, classes, reading=reading)
     rows = min(rows, len(images))
     some = images.take([k * len(images) // rows for k in range(rows)])

@@ -17,6 +17,7 @@ from stepclr.cli.arguments import (
     Source,
     Sources,
     Switch,
+    check_apart,
     image_format,
     open_source,
     open_train_test,
@@ -128,8 +129,8 @@ def predict(
         sort: Put the least certain images first: the probabilities of their best two classes differ least.
         sheet: Also draw a contact sheet: of each predicted class the most and the least certain images.
     """
-    from stepclr.evaluation.predict import classify
-    from stepclr.io import check_table, check_writable
+    from stepclr.evaluation.predict import COLUMNS, classify
+    from stepclr.io import check_same_table, check_table, check_writable
     from stepclr.tools.predicted import SCREEN_ROWS, labeled_words, prediction_sheet, prediction_table
 
     if out:
@@ -137,6 +138,10 @@ def predict(
     format = image_format(sheet, "--sheet") if sheet else ""
     for file in filter(None, (out, sheet)):
         check_writable(file)
+    if out:
+        check_same_table(out, COLUMNS)
+    if sheet:
+        check_apart(sheet, source, "--sheet")
     images = open_source(source, limit=limit, reading=reading, labels_elsewhere=True)
     predictions = classify(classifier, images, Counter("images"))
     if sort:

@@ -21,6 +21,7 @@ from stepclr.model.files import load_classifier
 from stepclr.pretraining.classifier import logits
 from stepclr.threads import Progress
 
+COLUMNS = ("path", "predicted", "probability")  # of a table, before those of the classes
 DIGITS = 6  # significant ones of a probability in a table
 
 
@@ -55,7 +56,7 @@ class Classified:
 
         The suffix, .csv, .parquet or .json, is the format. What was not read goes to `<path>.skipped.csv`.
         """
-        header = ["path", "predicted", "probability", *(f"p:{name}" for name in self.classes)]
+        header = [*COLUMNS, *(f"p:{name}" for name in self.classes)]
         rows = []
         for i, row in enumerate(self.probabilities.tolist()):
             best = int(np.argmax(row))

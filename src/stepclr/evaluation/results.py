@@ -283,7 +283,9 @@ def confusion(
 
 
 def margins(probabilities: Float32[np.ndarray, "m c"]) -> Float32[np.ndarray, " m"]:
-    """How certain each prediction is: the probability of the best class minus that of the second best."""
+    """How certain each prediction is: the probability of the best class minus that of the second best, if any."""
+    if probabilities.shape[1] == 1:
+        return probabilities[:, 0]
     second, best = np.partition(probabilities, (-2, -1), axis=1)[:, -2:].T
     return best - second
 

@@ -160,13 +160,23 @@ def save_classifier(classifier: Classifier, path: str | os.PathLike[str]) -> Non
     _save(classifier, classifier.encoder, values, path)
 
 
+def is_stepclrs(path: Path) -> bool:
+    """Whether `save_encoder` or `save_classifier` wrote this file, by its metadata."""
+    return "name" in _metadata(path)
+
+
 def is_classifier(path: Path) -> bool:
     """Whether this is the file of a classifier, by its metadata."""
+    return "labels" in _metadata(path)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file; none where it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            return "labels" in (file.metadata() or {})
+            return file.metadata() or {}
     except (SafetensorError, OSError):
-        return False
+        return {}
 
 
 def load_classifier(path: str | os.PathLike[str], module: nn.Module | None = None) -> Classifier:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 from rich.table import Table
@@ -75,14 +76,12 @@ def _setting(method: str, scores: Scores) -> str:
 
 def _check_alike(scored_on: dict[Path, Json]) -> None:
     """Raise StepclrError unless all runs learned from the same images and were scored on the same ones and classes."""
-    for run, test in scored_on.items():
-        first = next(iter(scored_on))
-        of_first = scored_on[first]
-        known = [name for name in test if name != "train" or (test["train"] and of_first["train"])]
-        if any(test[name] != of_first[name] for name in known):
+    for (first, of_first), (second, of_second) in combinations(scored_on.items(), 2):
+        known = [name for name in of_second if name != "train" or (of_second["train"] and of_first["train"])]
+        if any(of_second[name] != of_first[name] for name in known):
             raise StepclrError(
-                f"{first} and {run} cannot be compared: the first was scored on {_test_words(of_first)}, "
-                f"the second on {_test_words(test)}; evaluate both with the same images"
+                f"{first} and {second} cannot be compared: the first was scored on {_test_words(of_first)}, "
+                f"the second on {_test_words(of_second)}; evaluate both with the same images"
             )
 
 

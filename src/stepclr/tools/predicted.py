@@ -27,9 +27,8 @@ def prediction_table(predictions: Classified) -> Table:
         table.add_column(place, overflow="fold")
         table.add_column("probability", justify="right")
     for i, row in enumerate(predictions.probabilities[:SCREEN_ROWS]):
-        best, second = np.argsort(-row, kind="stable")[:2]
         cells = [predictions.images.names[i]]
-        for label in (best, second):
+        for label in np.argsort(-row, kind="stable")[:2]:
             cells += [predictions.classes[label], in_percent(row[label])]
         table.add_row(*map(one_line, cells))
     return table

@@ -190,16 +190,23 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """The fields of `PretrainConfig` that are given, as Python's own numbers: a grid search passes NumPy's."""
         if not isinstance(self.options, dict | None):
             raise StepclrError(f"options must be a dictionary of settings, not {self.options!r}")
+        options = self.options or {}
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
-        given |= self.options or {}
+        for name in options:
+            if name in given:
+                raise StepclrError(f"{name} is given twice, by itself and among the options: leave one of them out")
+            if name not in SETTINGS and name in self.get_params():
+                raise StepclrError(f"{name} is a parameter of SimCLRTransformer itself: leave it out of options")
+        given |= options
         if isinstance(given.get("encoder"), nn.Module):
             raise StepclrError("encoder must be the name of a network, not a module of your own: use stepclr.pretrain")
         if "seed" in given:
             raise StepclrError("the seed of a SimCLRTransformer is its random_state: leave it out of options")
         kinds = get_type_hints(PretrainOptions)
         for name, value in given.items():
+            choose("option", name, kinds)
             given[name] = value.item() if isinstance(value, np.generic) else value
-            kind = kinds.get(name, Any)  # pretrain names the option nearest to an unknown one
+            kind = kinds[name]
             try:
                 check_type(given[name], kind)
             except TypeCheckError:
@@ -247,7 +254,7 @@ class SimCLRTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             black, white = (float(number) for number in self.value_range)
         except (TypeError, ValueError):
             black = white = math.nan
-        if not black < white:
+        if not -math.inf < black < white < math.inf:
             raise StepclrError(f"value_range must be two numbers (black, white), not {self.value_range!r}")
         return black, white
 
@@ -281,10 +288,10 @@ def _labeled(images: ImageSet, y: Any) -> ImageSet:
         raise StepclrError(f"y must be {len(images)} labels, one per image, not of shape {list(given.shape)}")
     # NaN stands for no label too: it differs from itself.
     known = np.array([label not in (-1, None) and label == label for label in given.tolist()])
-    classes, numbers = np.unique(given[known], return_inverse=True)
+    classes, numbers = np.unique(given[known].astype(str), return_inverse=True)
     labels = np.full(len(given), -1)
     labels[known] = numbers
-    return replace(images, labels=labels, classes=[str(name) for name in classes])
+    return replace(images, labels=labels, classes=classes.tolist())
 
 
 def _unflattened(rows: UInt8[np.ndarray, "n numbers"], shape: Any) -> UInt8[np.ndarray, "n ..."]:

@@ -1,9 +1,7 @@
 """Which labels of an index may be wrong: those that a classifier fitted to the other labels finds improbable."""
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -15,7 +13,7 @@ from stepclr.evaluation.linear import FOLDS, principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.evaluation.splits import folds
 from stepclr.metrics import in_percent
-from stepclr.tools.curate.suggest import with_labels
+from stepclr.tools.curate.suggest import Tables, with_labels
 from stepclr.tools.curate.table import Table
 from stepclr.tools.search.index import EmbeddingIndex, open_index
 
@@ -70,7 +68,7 @@ class Mislabeled:
 def find_mislabeled(
     index: str | os.PathLike[str] | EmbeddingIndex,
     n: int = 50,
-    labels: Iterable[str | os.PathLike[str]] = (),
+    labels: Tables = (),
     seed: int = 0,
 ) -> Mislabeled:
     """The `n` most doubtful labels of an index, by the self-confidence of confident learning (1911.00068, section 3).
@@ -88,7 +86,7 @@ def find_mislabeled(
     """
     check_whole("n", n, 1)
     check_whole("seed", seed, 0)
-    index = with_labels(open_index(index), [Path(file) for file in labels])
+    index = with_labels(open_index(index), labels)
     known = np.flatnonzero(index.labels >= 0)
     classes, y = np.unique(index.labels[known], return_inverse=True)
     if len(classes) < 2 or len(known) == len(classes):

@@ -1,7 +1,7 @@
 """Which images of an index to label next: the ones that represent most of the images not yet covered by a label."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from stepclr.data.label_csv import Section, check_found, read_labels
-from stepclr.errors import StepclrError, check_whole
+from stepclr.errors import check_whole
 from stepclr.evaluation.linear import principal_axes, standardize
 from stepclr.evaluation.solver import solve
 from stepclr.tools.curate.table import Table
@@ -22,6 +22,7 @@ from stepclr.tools.search.index import EmbeddingIndex, open_index
 BLOCK = 1000  # rows compared with all others at a time
 TEMPERATURE = 0.1  # how fast similarity falls with distance: exp((cosine - 1) / T)
 MAX_CANDIDATES = 5000  # images among which to choose; of more, a random subset
+Tables = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None  # one with labels, or several
 L2 = 0.1  # of the linear layer that estimates uncertainty: with one label per class, no folds can choose it
 
 
@@ -56,16 +57,16 @@ class Suggestions:
 def suggest_labels(
     index: str | os.PathLike[str] | EmbeddingIndex,
     n: int = 50,
-    labels: Iterable[str | os.PathLike[str]] = (),
+    labels: Tables = (),
     seed: int = 0,
 ) -> Suggestions:
     """The `n` images of an index to label next, by `choose_images`; all without a label if there are fewer.
 
     Args:
         index: what `stepclr embed` wrote, or an `EmbeddingIndex`.
-        labels: tables (.csv, .tsv, .parquet) with the columns path and label, or others of the usual names, whose
-            labels are added to the index's own; an empty label changes nothing. `stepclr find next` writes one to fill
-            in.
+        labels: a table (.csv, .tsv, .parquet), or several, with the columns path and label, or others of the usual
+            names, whose labels are added to the index's own; an empty label changes nothing. `stepclr find next` writes
+            one to fill in.
         seed: of the random subset of a large index.
 
     Raises StepclrError if a file cannot be read, names an image that is not in the index, or gives one two labels.
@@ -73,7 +74,7 @@ def suggest_labels(
     check_whole("n", n, 1)
     check_whole("seed", seed, 0)
     index = open_index(index)
-    index = with_labels(index, [Path(file) for file in labels])
+    index = with_labels(index, labels)
     return Suggestions(*choose_images(index.vectors, index.labels, n, seed), index)
 
 
@@ -119,8 +120,14 @@ def class_uncertainty(h: Float[np.ndarray, "n features"], labels: Int64[np.ndarr
     return (1 - (likeliest[:, 0] - likeliest[:, 1])).numpy()
 
 
-def with_labels(index: EmbeddingIndex, files: Sequence[Path]) -> EmbeddingIndex:
-    """The index with the labels of tables, which `read_labels` describes."""
+def paths_of(tables: Tables) -> list[Path]:
+    """The path of one table, or of several."""
+    return [Path(tables)] if isinstance(tables, str | os.PathLike) else list(map(Path, tables or ()))
+
+
+def with_labels(index: EmbeddingIndex, tables: Tables) -> EmbeddingIndex:
+    """The index with the labels of tables, one or several, which `read_labels` describes."""
+    files = paths_of(tables)
     if not files:
         return index
     labels, classes = index.labels.copy(), list(index.classes)
@@ -133,21 +140,6 @@ def with_labels(index: EmbeddingIndex, files: Sequence[Path]) -> EmbeddingIndex:
         if row.label:
             labels[i] = classes.index(row.label)
     return replace(index, labels=labels, classes=classes)
-
-
-def check_kept(path: Path, index: EmbeddingIndex) -> None:
-    """Raise StepclrError where a table, about to be overwritten, has labels that the index does not have."""
-    if not path.is_file():
-        return
-    try:
-        filled_in = with_labels(index, [path])
-    except StepclrError:  # no table of these images
-        return
-    if filled_in.classes != index.classes or (filled_in.labels != index.labels).any():
-        raise StepclrError(
-            f"{path} has labels that are not in the index and would be overwritten: give it as --labels, and choose "
-            "another --out"
-        )
 
 
 def _facilities(

@@ -1,11 +1,12 @@
 """What `stepclr find` writes: a CSV, and a contact sheet of the images in it."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepclr.errors import one_line
-from stepclr.io import write_csv, write_whole
+from stepclr.errors import StepclrError, one_line
+from stepclr.io import check_same_table, write_csv, write_whole
 from stepclr.tools.images import contact_sheet, stacked
 from stepclr.tools.search.index import EmbeddingIndex
 
@@ -38,3 +39,25 @@ class Table:
             captions = [f"{caption}\n{one_line(Path(index.paths[i]).name)}" for i, caption in row]
             sheets.append(contact_sheet([index.thumbnails[i] for i, _ in row], captions, COLUMNS))
         write_whole(path, lambda file: stacked(sheets).save(file, "PNG"))
+
+
+def check_kept(path: Path, header: Sequence[str], index: EmbeddingIndex) -> None:
+    """Raise StepclrError where a file, about to be overwritten, is another table or has labels that a person typed.
+
+    Those are labels that the index does not have. In a table with the column "suggested", each label was the index's
+    own: where the index now has the suggested one, it was corrected elsewhere.
+    """
+    check_same_table(path, header)
+    if "label" not in header or not path.is_file():
+        return
+    label_of = {name: index.class_name(i) for i, name in enumerate(index.paths)}
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        label, own = (row["label"] or "").strip(), label_of.get(row["path"])
+        corrected = "suggested" in row and (row["path"] not in label_of or own == row["suggested"])
+        if label and label != own and not corrected:
+            raise StepclrError(
+                f"{path} has labels that are not in the index and would be overwritten: give it as --labels and choose "
+                "another --out, or delete it"
+            )

@@ -15,8 +15,9 @@ from stepclr.evaluation.results import EVALUATION, FINETUNING
 from stepclr.evaluation.stored import read_scores
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import STRIP, Encoder
-from stepclr.model.files import state_checksum
+from stepclr.model.files import load_encoder, state_checksum
 from stepclr.model.timm_weights import pretrained, timm_name
+from stepclr.model.weights import ENCODER_FILE
 from stepclr.tools.export.formats import FORMATS, Network, encoder_of, out_of
 from stepclr.tools.notes import notes
 from stepclr.tools.scores import MEASURES, percents, shown_measures
@@ -41,7 +42,7 @@ class Parity:
 def card(source: Path, network: Network, name: str, format: str, code: str, parity: Parity) -> str:
     """The card, in Markdown. source: the encoder or classifier file, in whose folder a run's other files may be."""
     of_timm = timm_name(source) is not None
-    config = None if of_timm else RunConfig.read(source.parent)
+    config = None if of_timm or not _of_the_run_beside(source, network) else RunConfig.read(source.parent)
     unknown = "Unknown: the weights were not in the folder of their run."
     if of_timm:
         unknown = f"Those of {plain(encoder_of(network).weights)}, which timm describes."
@@ -63,6 +64,16 @@ def card(source: Path, network: Network, name: str, format: str, code: str, pari
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
+
+
+def _of_the_run_beside(source: Path, network: Network) -> bool:
+    """Whether this is the run's own encoder, or a classifier of it, and no encoder of another that was put there."""
+    own = source.with_name(ENCODER_FILE)
+    if isinstance(network, Classifier) or source == own or not own.is_file():
+        return True
+    with suppress(StepclrError):
+        return state_checksum(load_encoder(own).state_dict()) == state_checksum(network.state_dict())
+    return False
 
 
 def plain(text: object) -> str:
@@ -95,21 +106,23 @@ def _preprocessing(network: Network, format: str) -> Iterator[str]:
     if encoder.squash:
         sides = f"[{side}, {side}]"
     mean, std = (", ".join(map(str, buffer.flatten().numpy())) for buffer in (encoder.mean, encoder.std))
-    upright, kind, from_image = _input(encoder.channels)
+    upright, kind, opaque, from_image = _input(encoder.channels)
     inside = "inside the file" if format in ("onnx", "torch-export") else "in the code above"
     yield (
         f"Resizing is not included: {upright}, {encoder.resizing}, in 8 bits; of an image more than {STRIP} times as "
         f"long as wide, only the middle is used. Dividing by 255, mean ({mean}) and std ({std}) are {inside}."
     )
     yield ""
+    yield from _before(encoder)
+    yield ""
     yield from f"""\
 ```python
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 def pixels(image):  # {kind} -> uint8 [1, {encoder.channels}, {size}, {size}]
-    x = {from_image}[None].float() / 255
+{opaque}    x = {from_image}[None].float() / 255
     sides = {sides}
     x = functional.resize(x, sides, InterpolationMode.{encoder.interpolation.upper()}, antialias=True).clamp(0, 1)
     return (functional.center_crop(x, [{size}, {size}]) * 255).round().to(torch.uint8)
@@ -122,13 +135,35 @@ images = torch.cat([pixels(image) for image in photos])
         yield "`stepclr predict` writes the softmax of the logits."
 
 
-def _input(channels: int) -> tuple[str, str, str]:
-    """What the images are, what `pixels` takes, and the code that makes a tensor `[C, H, W]` of it."""
+# Of an image with transparency; one of more bits would be converted to nearly white.
+OPAQUE = """\
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] in "IF":
+        raise ValueError("this image has more than 8 bits: convert it first")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+"""
+
+
+def _input(channels: int) -> tuple[str, str, str, str]:
+    """What the images are; what `pixels` takes, what it does first, and how it makes a tensor `[C, H, W]` of it."""
     if channels not in (1, RGB):
-        return f"{channels} channels in 8 bits", "a uint8 array [H, W, C]", "torch.from_numpy(image).permute(2, 0, 1)"
+        from_array = "torch.from_numpy(image).permute(2, 0, 1)"
+        return f"{channels} channels in 8 bits", "a uint8 array [H, W, C]", "", from_array
     mode = "RGB" if channels == RGB else "L"
     words = "upright RGB" if channels == RGB else "upright gray (one channel)"
-    return words, "a PIL image", f'functional.pil_to_tensor(ImageOps.exif_transpose(image).convert("{mode}"))'
+    return words, "a PIL image", OPAQUE, f'functional.pil_to_tensor(image.convert("{mode}"))'
+
+
+def _before(encoder: Encoder) -> Iterator[str]:
+    """What the code for the pixels does not do."""
+    deep = "their own black becomes 0 and their own white 255"
+    if encoder.value_range:
+        black, white = encoder.value_range
+        deep = f"{black:g} becomes 0 and {white:g} becomes 255, and others are clipped"
+    yield f"Images of more than 8 bits a channel are to be converted first: {deep}."
+    if encoder.channels in (1, RGB):
+        yield "Transparent parts lie over white; in training, those of a light drawing lay over black."
 
 
 def _data(config: RunConfig, network: Network) -> Iterator[str]:

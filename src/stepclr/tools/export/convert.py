@@ -22,12 +22,13 @@ from stepclr.io import check_writable, write_whole
 from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import represent
-from stepclr.model.files import CLASSIFIER, is_classifier, load_classifier, load_encoder
+from stepclr.model.files import CLASSIFIER, is_classifier, is_stepclrs, load_classifier, load_encoder
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.classifier import logits
 from stepclr.pretraining.run import Run
 from stepclr.tools.export.card import Parity, card
 from stepclr.tools.export.formats import FORMATS, Format, Network, encoder_of, out_of
+from stepclr.tools.search.index import METADATA_FILE
 
 IMAGES = 64  # to compare on
 SAMPLE = "sample:test"
@@ -116,8 +117,13 @@ def _path(out: Path, writer: Format, network: Network, source: Path) -> Path:
     check_writable(out)
     if out.exists() and source.exists() and out.samefile(source):
         raise StepclrError(f"out {out} is the same file as the encoder; choose another")
-    if out.exists() and out.name in (ENCODER_FILE, CLASSIFIER) and Run(out.parent).exists():
-        raise StepclrError(f"out {out} belongs to the run {out.parent}; choose another")
+    if out.exists() and out.name in (ENCODER_FILE, CLASSIFIER):
+        if Run(out.parent).exists():
+            raise StepclrError(f"out {out} belongs to the run {out.parent}; choose another")
+        if (out.parent / METADATA_FILE).is_file():
+            raise StepclrError(f"out {out} belongs to the index {out.parent}; choose another")
+        if writer is not FORMATS["safetensors"] and is_stepclrs(out):
+            raise StepclrError(f"out {out} is a file of stepclr, which no other format replaces; choose another")
     return out
 
 

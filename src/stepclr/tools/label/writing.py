@@ -26,7 +26,7 @@ from stepclr.model.timm_weights import timm_name
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
-from stepclr.tools.curate.suggest import suggest_labels
+from stepclr.tools.curate.suggest import Tables, paths_of, suggest_labels
 from stepclr.tools.images import data_uri, jpeg_thumbnail, sharp_uri
 from stepclr.tools.label.commands import next_commands, places_of, short
 from stepclr.tools.options import option_words
@@ -80,7 +80,7 @@ def write_label_page(
     source: Source | None = None,
     classes: str | Iterable[str] | None = None,
     n: int = IMAGES,
-    labels: Iterable[str | os.PathLike[str]] = (),
+    labels: Tables = (),
     out: str | os.PathLike[str] = PAGE,
     seed: int = 0,
 ) -> LabelPage:
@@ -104,7 +104,7 @@ def write_label_page(
     path = Path(out)
     check_suffix(path, [".html"])
     check_whole("n", n, 1)
-    images = _next_round(open_index(index), _names(classes), n, [Path(file) for file in labels], seed)
+    images = _next_round(open_index(index), _names(classes), n, paths_of(labels), seed)
     named = classes and not any("," in name for name in images.classes)
     repeated = {"classes": ",".join(images.classes) if named else None, "n": n if n != IMAGES else None}
     repeated |= {"seed": seed or None, "out": short(str(path)) if path != Path(PAGE) else None}

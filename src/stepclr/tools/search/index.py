@@ -271,8 +271,9 @@ def _read_npz(where: Path) -> EmbeddingIndex:
                 vectors, paths, labels, classes = (file[name] for name in ("embeddings", "paths", "labels", "classes"))
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise StepclrError(f"{where} is not an .npz written by stepclr embed: {fault_of(error)}") from error
-        same_length = vectors.ndim == 2 and len(vectors) == len(paths) == len(labels)
-        if not same_length or paths.dtype.kind != "U" or classes.dtype.kind != "U":
+        same_length = vectors.ndim == 2 and paths.shape == labels.shape == (len(vectors),)
+        kinds = paths.dtype.kind, labels.dtype.kind, classes.dtype.kind
+        if not same_length or kinds not in (("U", "i", "U"), ("U", "u", "U")):
             raise StepclrError(f"{where} is not an .npz written by stepclr embed: its arrays do not match each other")
         vectors, labels = vectors.astype(np.float32), labels.astype(np.int64)
         if not -1 <= labels.min(initial=-1) <= labels.max(initial=-1) < len(classes):

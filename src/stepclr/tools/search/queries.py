@@ -197,7 +197,12 @@ def _find_encoder(
             named.append(Path(metadata.run))
         places.extend(path for path in named if path.exists() or timm_name(path) is not None)
     for place in places:
-        encoder = place if isinstance(place, Encoder) else load_encoder(place)
+        try:
+            encoder = place if isinstance(place, Encoder) else load_encoder(place)
+        except StepclrError:
+            if run or place == places[-1]:
+                raise
+            continue  # a place that was guessed may have anything
         if metadata is None and encoder.num_features == features:
             return encoder
         if metadata is not None and encoder_checksum(encoder) == metadata.checksum:

@@ -12,12 +12,11 @@ or not at all: wherever a process is killed, the table can be opened, and the sa
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -28,11 +27,11 @@ from stepclr.data.sources import Source, open_images, sources_of
 from stepclr.device import default_device, dtype_of
 from stepclr.distributed import World, join
 from stepclr.errors import StepclrError, check_suffix
-from stepclr.io import checksum_of, locked, write_whole
+from stepclr.io import locked, write_whole
 from stepclr.model.encoder import Encoder
 from stepclr.model.features import Written, represent, resized
 from stepclr.model.files import load_encoder, save_encoder
-from stepclr.model.timm_weights import from_anywhere
+from stepclr.model.timm_weights import from_anywhere, timm_name
 from stepclr.model.weights import ENCODER_FILE
 from stepclr.pretraining.run import Run
 from stepclr.threads import Progress, pool
@@ -43,7 +42,6 @@ from stepclr.tools.search.index import (
     METADATA_KEY,
     TABLE,
     IndexMetadata,
-    as_text,
     encoder_checksum,
     needed,
     open_table,
@@ -51,6 +49,7 @@ from stepclr.tools.search.index import (
     reading,
 )
 from stepclr.tools.search.nearest import update_ann_index
+from stepclr.tools.search.rows import ids_of, rows_of, schema_of
 
 SKIPPED = "skipped.csv"
 COMMIT_IMAGES = 1024  # images per rank and commit: what a kill can cost
@@ -153,9 +152,15 @@ def update_run_index(run: Path, progress: Progress | None = None) -> tuple[Index
     metadata = read_metadata(index) if (index / METADATA_FILE).is_file() else None
     if metadata and metadata.checksum == encoder_checksum(encoder):
         precision = metadata.precision
-    elif metadata and Path(metadata.run).resolve().is_relative_to(run.resolve()):
+    elif metadata and _is_of(run, metadata.run):
         shutil.rmtree(index)
     return _build(encoder, run, Run(run).images(), index, precision, progress), encoder
+
+
+def _is_of(run: Path, recorded: str) -> bool:
+    """Whether RUN/index was made by this run, by what it recorded then: this place, or one that is no more."""
+    place = Path(recorded)
+    return place.resolve().is_relative_to(run.resolve()) or not (place.exists() or timm_name(recorded))
 
 
 def write_embeddings(
@@ -180,7 +185,7 @@ def write_embeddings(
         source = ThumbnailingImageSet.of(source)
     h, kept = represented(encoder, source, precision, progress)
     if parquet and isinstance(source, ThumbnailingImageSet):
-        rows = _rows(source, kept, h, source.gathered(world, kept))
+        rows = rows_of(source, kept, h, source.gathered(world, kept))
         metadata = metadata_of(encoder, source, precision, run)
         write = partial(parquet.write_table, rows.replace_schema_metadata({METADATA_KEY: metadata.to_json()}))
     else:
@@ -240,14 +245,14 @@ class _TableWriter:
         old = self._open()
         with reading(self.folder):
             stored = set(self.table.search().select(["id"]).to_arrow()["id"].to_pylist())
-        self.ids = _ids(self.source)
+        self.ids = ids_of(self.source)
         index_of = {id: index for index, id in enumerate(self.ids)}
         gone = sorted(stored - index_of.keys())
         # Another source that shares no image with the index is a mistyped name rather than a reason to delete all rows.
         if stored and len(gone) == len(stored) and old.source != self.metadata.source:
             raise StepclrError(
-                f"{self.folder} is an index of {as_words(old.source)}, and {as_words(self.metadata.source)} has none "
-                "of its images: choose another out"
+                f"{self.folder} is an index of {as_words(old.source)}, and {as_words(self.metadata.source)} has no "
+                "image of the same name and content: choose another out"
             )
         new = sorted(index for id, index in index_of.items() if id not in stored)
         # The recall is measured again once the table has changed.
@@ -265,7 +270,7 @@ class _TableWriter:
     def add(self, indices: Int64[np.ndarray, " n"], h: Float32[np.ndarray, "n f"], thumbnails: list[bytes]) -> None:
         """One commit of new rows."""
         if len(indices):
-            rows = _rows(self.source, indices, h, thumbnails, [self.ids[i] for i in indices])
+            rows = rows_of(self.source, indices, h, thumbnails, [self.ids[i] for i in indices])
             with reading(self.folder):
                 self.table.add(rows)
         self.added += len(indices)
@@ -315,46 +320,3 @@ class _TableWriter:
     def _write_metadata(self) -> None:
         text = self.metadata.to_json()
         write_whole(self.folder / METADATA_FILE, lambda file: file.write(text))
-
-
-def schema_of(features: int, id: bool = True) -> Any:
-    """The columns of a table, or without `id` of a .parquet file."""
-    import pyarrow as pa
-
-    columns = [("vector", pa.list_(pa.float32(), features)), ("path", pa.string()), ("label", pa.string())]
-    columns.append(("thumbnail", pa.binary()))
-    if id:
-        columns.insert(0, ("id", pa.string()))
-    return pa.schema(columns)
-
-
-def _rows(
-    source: ImageSet,
-    indices: Int64[np.ndarray, " n"],
-    h: Float32[np.ndarray, "n features"],
-    thumbnails: list[bytes],
-    ids: Sequence[str] | None = None,
-) -> Any:
-    """An Arrow table of images."""
-    import pyarrow as pa
-
-    names = [source.class_name(i) for i in indices.tolist()]
-    columns = {
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(h.ravel()), h.shape[1]),
-        "path": [as_text(source.names[i]) for i in indices.tolist()],
-        "label": [None if name is None else as_text(name) for name in names],
-        "thumbnail": thumbnails,
-    }
-    if ids is not None:
-        columns["id"] = list(ids)
-    return pa.table(columns, schema=schema_of(h.shape[1], id=ids is not None))
-
-
-def _ids(source: ImageSet) -> list[str]:
-    """A checksum per image, of its path, its label and its bytes."""
-    contents = source.store.checksums(source.rows)
-    ids = []
-    for i, (name, content) in enumerate(zip(source.names, contents, strict=True)):
-        parts = (name, source.class_name(i) or "", content)
-        ids.append(checksum_of("\0".join(map(as_text, parts)).encode()))
-    return ids
