@@ -122,10 +122,12 @@ def check_shape(value: Any, shape: Any, where: str) -> None:
         raise StepclrError(f"{where} it is {value!r}")
 
 
-def plain(value: object) -> object:
-    """A value as `from_json` gives it back: a number of numpy is one of Python, and a list a tuple."""
+def plain(value: Any) -> object:
+    """A value as `from_json` gives it back: a number of numpy or torch is one of Python, and a list a tuple."""
     if isinstance(value, list | tuple):
         return tuple(map(plain, value))
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
     if isinstance(value, int | float) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)

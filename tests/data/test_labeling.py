@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small import same, succeed
+from small import call, same, succeed, untrained_run
 
 import stepclr
 from stepclr.cli import main
@@ -314,6 +314,17 @@ def test_every_command_takes_labels(
     said = capsys.readouterr().err
     assert "there is nothing to score on" in said
     assert "was packed from other images or with other settings: labels was" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "finetune", "doctor"])
+def test_a_test_set_that_is_train_itself_is_named(
+    command: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a column split, no image of it is for testing."""
+    labels = written(tmp_path / "few.csv", {"path": ["00.png", "01.png"], "label": ["cat", "dog"]})
+    run = [] if command == "doctor" else [untrained_run(tmp_path / "run"), "--train"]
+    assert call(command, *run, photos, "--test", photos, "--labels", labels) == 2
+    assert f"test is {photos}, as train is, and no column split" in capsys.readouterr().err
 
 
 def test_doctor_reports_on_the_labels(photos: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@
 """
 
 import math
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from oracle import (
 from torch import Tensor
 
 from stepclr import StepclrError, contrastive, nt_xent, supcon
+from stepclr.loss import tiles
 from stepclr.loss.logits import cross_entropy, distillation
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -347,6 +350,59 @@ def test_autocast_around_the_loss_changes_nothing(dtype: torch.dtype, device: st
 
     alone, inside = (value_and_gradient(loss, z, groups, 0.1) for loss in (contrastive, under_autocast))
     assert all(torch.equal(a, b) for a, b in zip(alone, inside, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("tau", [0.1, 0.02])
+def test_autocast_around_the_gradient_changes_nothing(tau: float, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a tile is kept or computed again, and for second derivatives too."""
+    z, groups = projections(40, seed=3, dtype=torch.float32).to(device), (torch.arange(40) % 9).to(device)
+
+    def gradients(again: bool) -> list[Tensor]:
+        leaf = z.clone().requires_grad_()
+        value = contrastive(leaf, groups, tau)
+        first = torch.autograd.grad(value, leaf, retain_graph=True, create_graph=again)[0]
+        with torch.autocast(device, enabled=False):  # torch's own products of the second derivative would be rounded
+            return [first, torch.autograd.grad(first.square().sum(), leaf)[0]] if again else [first]
+
+    for room in (tiles.KEPT_NUMBERS, 0):
+        monkeypatch.setattr(tiles, "KEPT_NUMBERS", room)
+        for again in (False, True):
+            alone = gradients(again)
+            with torch.autocast(device, torch.bfloat16):
+                inside = gradients(again)
+            assert all(torch.equal(a, b) for a, b in zip(alone, inside, strict=True))
+
+
+def test_many_threads_leave_the_users_precision_as_it_was() -> None:
+    """Where one begins before another ends, none may take the setting of the other for the user's."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    inside = threading.Barrier(2)
+
+    def first() -> None:
+        with tiles.exact_products():
+            inside.wait(10)  # the second has begun
+            inside.wait(10)
+
+    thread = threading.Thread(target=first)
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        thread.start()
+        with tiles.exact_products():
+            inside.wait(10)
+            inside.wait(10)
+            thread.join(10)
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_temperature_of_none_is_named() -> None:
+    none: Any = None
+    with pytest.raises(StepclrError, match="temperature must be a number above 0, not None"):
+        contrastive(projections(4), torch.arange(2).repeat(2), none)
 
 
 @pytest.mark.parametrize("m", [1, 2, 6])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -112,6 +113,43 @@ def test_a_module_with_tied_weights_and_a_mask_is_trained_saved_and_resumed(tmp_
     stepclr.pretrain("sample:unlabeled", run.folder, encoder=Tied(), epochs=2, resume=True, **options)
     whole = stepclr.pretrain("sample:unlabeled", tmp_path / "whole", encoder=Tied(), epochs=2, **options)
     assert len(run.metrics) == len(whole.metrics) == 2
+
+
+class Long(Net):
+    """As a container of layers may be, it is as long as it has parts: here none."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+def test_a_module_whose_truth_is_false_is_one(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "limit": 32, "progress": False, "epochs": 1}
+    run = stepclr.pretrain("sample:unlabeled", tmp_path / "run", encoder=Long(), **options)
+    assert run.config.encoder == "module:Long"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_encoder_is_saved_under_the_names_of_the_plain_one(tmp_path: Path) -> None:
+    encoder = stepclr.build_encoder("test_resnet", size=28)
+    images = stepclr.open_images("sample:train", limit=4)
+    path, whole = tmp_path / "e.safetensors", torch.compile(encoder, backend="eager")
+    h = stepclr.embed(_saved(encoder, path), images)
+    np.testing.assert_array_equal(stepclr.embed(_saved(whole, path), images), h)  # type: ignore[arg-type]
+    encoder.body = torch.compile(encoder.body, backend="eager")  # type: ignore[assignment]
+    np.testing.assert_array_equal(stepclr.embed(_saved(encoder, path), images), h)
+
+    own = stepclr.build_encoder(Net(), size=20)
+    _saved(own, path)
+    loaded = stepclr.load_encoder(path, module=torch.compile(Net(), backend="eager"))  # type: ignore[arg-type]
+    assert torch.equal(loaded.body.state_dict()["_orig_mod.conv.weight"], own.body.state_dict()["conv.weight"])
+    for other in (nn.DataParallel(encoder), nn.Sequential(encoder, nn.Linear(96, 2)), Net()):
+        with pytest.raises(StepclrError, match=f"save_encoder takes an Encoder, not {type(other).__name__}"):
+            save_encoder(other, path)
+
+
+def _saved(encoder: stepclr.Encoder, path: Path) -> Path:
+    save_encoder(encoder, path)
+    return path
 
 
 def test_random_is_a_new_initialization_of_ones_own_module() -> None:

@@ -148,6 +148,27 @@ class Masked(nn.Module):
         return h
 
 
+class WithBuffers(nn.Module):
+    """Buffers that cannot be written in place, or that have no floor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 4)
+        self.register_buffer("frequencies", torch.ones(3, dtype=torch.complex64))
+        self.register_buffer("shared", torch.zeros(1).expand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x.mean((2, 3)))
+
+
+def test_parts_leave_all_other_buffers_as_they_are(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"batch_size": 16, "micro_batch": 5, "limit": 32, "epochs": 1, "progress": False}
+    net = WithBuffers()
+    stepclr.pretrain("sample:unlabeled", tmp_path / "run", encoder=net, **options)
+    assert torch.equal(net.get_buffer("frequencies").cpu(), torch.ones(3, dtype=torch.complex64))
+    assert net.get_buffer("shared").tolist() == [0.0] * 4
+
+
 class Counting(nn.Module):
     """Statistics whose tensors a forward pass replaces."""
 

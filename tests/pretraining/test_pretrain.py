@@ -32,6 +32,8 @@ from stepclr.pretraining.loop import Diverged
 from stepclr.pretraining.resolve import changed, resolve
 from stepclr.recipes import recipe_config
 from stepclr.views.keys import view_keys
+from stepclr.views.ops import Blur, ColorJitter, Posterize
+from stepclr.views.policies import read_policy
 from stepclr.views.views import Views
 
 SMALL: dict[str, Any] = {
@@ -595,6 +597,97 @@ def test_config_json_alone_repeats_the_run(unbroken: stepclr.Run, tmp_path: Path
     assert same(unbroken, again)
 
 
+def test_a_run_on_limited_images_knows_the_limit(tmp_path: Path) -> None:
+    """Whoever opened them: `images` gives those that it learned from, and no others of the source."""
+    small: dict[str, Any] = {"encoder": "test_resnet", "batch_size": 16, "epochs": 1, "progress": False}
+    given = stepclr.open_images("sample:train", classes=["Bag", "Coat"], limit=40)
+    run = stepclr.pretrain(given, tmp_path / "run", **small)
+    assert run.config.limit == 40
+    assert run.images().names == given.names
+    for images in (given, "sample:train"):
+        resumed = stepclr.pretrain(images, tmp_path / "run", resume=True, **(small | {"epochs": 2}))
+        assert len(resumed.metrics) == 2
+        small["epochs"] = 3
+    assert stepclr.open_images(given.take([0, 1])).limit is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_config_is_as_good_as_options(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"epochs": np.int64(1), "batch_size": np.int64(16), "lr": np.float32(0.5)}
+    config = PretrainConfig("test_resnet", **numbers, strength=[1.0, 0.3])  # type: ignore[arg-type]
+    ops: Any = [ColorJitter(strength=np.float64(0.5)), Posterize(bits=np.int64(4))]  # type: ignore[arg-type]
+    for changes, policy in (
+        ({}, "simclr"),
+        ({"policy": ops, "strength": None}, "ColorJitter(strength=0.5, p=0.8)+Posterize(bits=4, p=0.2)"),
+    ):
+        out = tmp_path / policy
+        settings: dict[str, Any] = {"config": replace(config, **changes), "limit": 32, "progress": False}
+        run = stepclr.pretrain("sample:unlabeled", out, **settings)
+        assert (run.config.policy, run.config.lr) == (policy, 0.5)
+        stepclr.pretrain("sample:unlabeled", out, resume=True, **settings)
+    assert read_policy(Blur(0.3)).name == "Blur(p=0.3)"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "left"),
+    [
+        ("sample-supcon", {"loss": "cross-entropy"}, {"linear_epochs": 0, "temperature": None}),
+        ("cifar10-supcon", {"loss": "nt-xent"}, {"linear_epochs": 0}),
+        ("sample", {"loss": "distill"}, {"temperature": None}),
+        ("paper", {"loss": "distill"}, {"loss_scale": 1.0}),
+        ("sample", {"optimizer": "adamw"}, {"lr": None}),
+        ("paper", {"optimizer": "adamw"}, {"lr": None, "weight_decay": None}),
+        ("paper", {"optimizer": "adamw", "lr": 0.5}, {"lr": 0.5, "weight_decay": None}),
+        ("sample-supcon", {"loss": "supcon"}, {"linear_epochs": recipe_config("sample-supcon").linear_epochs}),
+    ],
+)
+def test_a_recipes_settings_for_another_loss_or_optimizer_are_left_open(
+    recipe: str, options: dict[str, Any], left: dict[str, Any]
+) -> None:
+    config, _ = changed(recipe_config(recipe), options)
+    assert {name: getattr(config, name) for name in left} == left
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": None}, "batch_size must not be None: leave it out for 256"),
+        ({"optimizer": None}, "optimizer must not be None: leave it out for 'sgd'"),
+        ({"loss_scale": None}, "loss_scale must not be None: leave it out for 1.0"),
+        ({"encoder": nn.Flatten}, "encoder must be a name or a path, not Flatten"),
+        ({"weights": nn.Flatten()}, "weights must be a name or a path, not Flatten"),
+        ({"monitor": nn.Flatten()}, "monitor must be a name or a path, not Flatten"),
+        ({"progressive": True, "size": 6}, "progressive begins with views of half the size, and 6 px are too few"),
+    ],
+)
+def test_what_no_setting_can_be_is_said_before_a_run_is_there(
+    options: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(StepclrError, match=f"^{says}"):
+        stepclr.pretrain("sample:train", tmp_path / "run", progress=False, limit=32, **options)
+    assert not (tmp_path / "run").exists()
+
+
+class Zero(nn.Module):
+    """An encoder that collapsed to 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 4)
+        nn.init.constant_(self.out.bias, -1.0)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(x.mean((2, 3))).relu()
+
+
+def test_a_second_stage_on_an_encoder_of_zeros_is_one_line(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"loss": "supcon", "linear_epochs": 1, "epochs": 1, "batch_size": 16, "limit": 32}
+    with pytest.raises(StepclrError, match="representation of every image is 0"):
+        stepclr.pretrain("sample:train", tmp_path / "run", encoder=Zero(), progress=False, **options)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     """As loops over settings have them; what is no whole number is none either way."""
@@ -609,10 +702,8 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     half: Any = 16.5
     with pytest.raises(StepclrError, match=r"per_shard must be a whole number, not 16.5"):
         pack(some, tmp_path / "other", per_shard=half)
-    nones: list[Any] = [half, None]
-    for seed in nones:
-        with pytest.raises(StepclrError, match=f"seed must be a whole number, not {seed}"):
-            stepclr.pretrain("sample:unlabeled", tmp_path / "other", seed=seed, **small)
+    with pytest.raises(StepclrError, match=r"seed must be a whole number, not 16.5"):
+        stepclr.pretrain("sample:unlabeled", tmp_path / "other", seed=half, **small)
 
 
 class Tiny(nn.Module):

@@ -594,6 +594,16 @@ def test_the_next_command_has_the_images_where_they_are_now(photos: Path, tmp_pa
         moved.rename(here)
 
 
+def test_a_run_without_an_encoder_is_to_be_finished(run: stepclr.Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    for name in ("encoder.safetensors", "evaluation.json"):
+        (copy / name).unlink()
+    context = open_context(stepclr.Run(copy), None)
+    page = verdict(context, {"training": training(context), "usage": {}, "classifier": {}})
+    assert page["next"][0] == "Finish the run:"
+    assert page["next"][1].endswith(f"--out {copy} --resume")
+
+
 def test_the_classifier_of_pretraining_is_not_to_be_replaced(run: stepclr.Run, tmp_path: Path) -> None:
     """`finetune` refuses to: the command names another file."""
     rows = [row("simclr", 2, 0.7)]

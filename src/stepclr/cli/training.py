@@ -186,6 +186,8 @@ def finetune(
         say(part)
     made = scores.protocol["classifier"]
     label_words = labels_words(made["labels_per_class"], made["labels"])
+    if made["labels_per_class"] == "all":  # but for those held out
+        label_words += f" ({made['labels']:,})"
     say(f"{made['file']}: classifier trained with {label_words}, draw {made['draw'] + 1}")
     if made["top1"] is not None:
         file, count = Path(made["file"]).name, scores.protocol["test"]["images"]

@@ -100,6 +100,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """The tables that the labels are from; None where they are the source's own."""
     parts: tuple[str, ...] = ()
     """The sources, where there are several; image files are given one by one."""
+    limit: int | None = None
+    """How many images of the source `open_images` was to take; None where it was to take all, or some were since."""
 
     def __post_init__(self) -> None:
         # Systems write an accented letter in two ways. The class is the same, also where a set has both.
@@ -172,7 +174,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         indices = self._checked(indices)
         names = [self.names[i] for i in indices] if isinstance(self.names, list) else self.names.take(indices)
         rows, labels = self.rows[indices], self.labels[indices]
-        return replace(self, rows=rows, labels=labels, names=names)
+        return replace(self, rows=rows, labels=labels, names=names, limit=None)
 
     @property
     def value_range(self) -> Range | None:

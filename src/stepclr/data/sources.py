@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def open_images(
         images = images.keep(classes)
     check_whole("limit", limit, 1)
     if limit is not None:
-        images = images.take(_spread(images.labels, limit))
+        images = replace(images.take(_spread(images.labels, limit)), limit=int(limit))
     return images
 
 
@@ -135,13 +136,18 @@ def open_train_test(
     `label_images`.
     """
     places = test if isinstance(test, list) else [test]
-    if labels is not None and all(isinstance(place, str | Path) for place in places) and test == train:
-        test = None  # the tables say which images are which
+    by_tables = labels is not None and all(isinstance(place, str | Path) for place in places) and test == train
     learned = open_read_as(train, reading)
-    if test is None:
+    if test is None or by_tables:  # the tables say which images are which
         _check_in_shards(reading, learned)
         learned = learned if labels is None else label_images(learned, labels, missing)
-        return train_and_test(learned, None, holds_out)
+        learned, held_out = train_and_test(learned, None, holds_out)
+        if by_tables and holds_out and held_out is None:
+            raise StepclrError(
+                f"test is {learned.source}, as train is, and no column split of the labels says which of its images "
+                "are for it: give other test images, or leave test out"
+            )
+        return learned, held_out
     scored = open_read_as(test, reading)
     _check_in_shards(reading, learned, scored)
     if labels is not None:

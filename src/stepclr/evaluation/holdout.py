@@ -73,6 +73,8 @@ def held_out(
     nearest_first = sorted(SHARES, key=lambda other: abs(other - share))
     nearest = next((other for other in nearest_first if lacks(draw(other)) is None), None)
     instead = f"the nearest share that works is {nearest}" if nearest else "no other share works: label more images"
+    if images == 1:
+        instead += ", or do without this one"
     raise StepclrError(
         f"holdout={share:g} leaves no image of class {classes[label]!r} to {side} (labeled: {images}{versions}); "
         f"{instead}"

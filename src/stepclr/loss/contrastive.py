@@ -158,6 +158,8 @@ def check_temperature(temperature: Temperature) -> None:
     if isinstance(temperature, Tensor) and temperature.numel() != 1:
         raise StepclrError(f"temperature must be one number, not a tensor of shape {list(temperature.shape)}")
     if not isinstance(temperature, Tensor):
+        if temperature is None:
+            raise StepclrError("temperature must be a number above 0, not None")
         check_number("temperature", temperature)
     if not temperature > 0:
         raise StepclrError(f"temperature must be above 0, not {number(temperature)}")

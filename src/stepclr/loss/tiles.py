@@ -19,8 +19,10 @@ A second derivative, and whatever torch.func computes, takes the same formulas w
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -94,6 +96,11 @@ class _MeanLogSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Tensor | None, ...]:
         """1/tau W Z times g, and for a tensor tau -1/2 Z.(dL/dZ) / tau: Z times c is tau divided by c^2."""
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _MeanLogSum._gradients(ctx, g)
+
+    @staticmethod
+    def _gradients(ctx: Any, g: Float64[Tensor, ""]) -> tuple[Tensor | None, ...]:
         z, weights, log_s, temperature = ctx.saved_tensors
         if temperature is None:
             temperature = ctx.tiles.temperature
@@ -285,11 +292,33 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def exact_products() -> Iterator[None]:
     """Float32 matrix products as exact as float32 is, whatever the user has set, in the fastest way there is.
 
-    torch has one setting for the whole process: it is put back at the end, and another thread that multiplies matrices
-    in the meantime computes with it.
+    torch has one setting for the whole process: it is put back when the last thread is done with it, and another one
+    that multiplies matrices in the meantime computes with it.
     """
-    with _precision(_cpu(), exact_setting()), _precision(torch.backends.cuda.matmul, "ieee"):
+    with _EXACT.lock:
+        _EXACT.users += 1
+        if _EXACT.users == 1:
+            _EXACT.stack.enter_context(_precision(_cpu(), exact_setting()))
+            _EXACT.stack.enter_context(_precision(torch.backends.cuda.matmul, "ieee"))
+    try:
         yield
+    finally:
+        with _EXACT.lock:
+            _EXACT.users -= 1
+            if _EXACT.users == 0:
+                _EXACT.stack.close()
+
+
+@dataclass
+class _Exact:
+    """Who uses the setting for exact products, and what puts the user's own back."""
+
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    users: int = 0
+    stack: ExitStack = field(default_factory=ExitStack)
+
+
+_EXACT = _Exact()
 
 
 @cache

@@ -21,7 +21,7 @@ from stepclr.model.classifier import Classifier
 from stepclr.model.encoder import Encoder
 from stepclr.model.head import parse_head
 from stepclr.model.timm_weights import TIMM, timm_name
-from stepclr.model.weights import ENCODER_FILE, check_finite, load_weights, to_store
+from stepclr.model.weights import ENCODER_FILE, check_finite, load_weights, to_store, uncompiled
 from stepclr.views.policies import FLIP
 from stepclr.views.reference import Interpolation
 
@@ -99,11 +99,15 @@ class ClassifierMetadata(EncoderMetadata):
 Metadata = TypeVar("Metadata", bound=EncoderMetadata)
 
 
-def save_encoder(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+def save_encoder(encoder: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write an encoder, with its preprocessing, into a file `NAME.safetensors` for `load_encoder`, all or nothing.
 
-    Every function and command that takes a run takes such a file. Raises StepclrError for another suffix.
+    Every function and command that takes a run takes such a file. Raises StepclrError for another suffix, and for what
+    is no `Encoder` (compiled or not).
     """
+    encoder = getattr(encoder, "_orig_mod", encoder)
+    if not isinstance(encoder, Encoder):
+        raise StepclrError(f"save_encoder takes an Encoder, not {type(encoder).__name__}: give the one inside")
     check_suffix(Path(path), [Path(ENCODER_FILE).suffix])
     _save(encoder, encoder, _encoder_values(encoder), path)
 
@@ -136,6 +140,8 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
             raise StepclrError(f"there is no run {run}. Did you mean '{TIMM}{run}'?")
         a_file = path == Path(run) and path.suffix == Path(ENCODER_FILE).suffix
         missing = f"{path} does not exist" if a_file else f"{Path(run)} has no {ENCODER_FILE}"
+        if not (a_file or Path(run).exists()):
+            missing += ", and does not exist"
         raise StepclrError(
             f"{missing}; give the folder of a finished run (or resume the run), an encoder file or {TIMM}NAME"
         )
@@ -225,7 +231,7 @@ def _possible(facts: ClassifierMetadata) -> bool:
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of a state_dict: the names, types, shapes and bytes of its tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted(uncompiled(tensors).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -238,7 +244,7 @@ def _encoder_values(encoder: Encoder) -> dict[str, Any]:
 def _save(module: nn.Module, encoder: Encoder, values: dict[str, Any], path: str | os.PathLike[str]) -> None:
     # The tensors contain mean and std too; this copy is for programs that read the metadata alone.
     values = values | {"mean": encoder.mean.flatten().tolist(), "std": encoder.std.flatten().tolist()}
-    tensors = to_store(module.state_dict())
+    tensors = to_store(uncompiled(module.state_dict()))
     content = in_order(save(tensors, {name: json.dumps(value) for name, value in values.items()}))
     write_whole(Path(path), lambda file: file.write(content))
 

@@ -91,7 +91,7 @@ def parse_head(text: str) -> tuple[list[int], str]:
 
     Hidden layers are equally wide. Without a colon the form is "batchnorm". Raises StepclrError for any other text.
     """
-    layers, colon, form = text.partition(":")
+    layers, colon, form = str(text).partition(":")
     widths: list[int] = []
     if re.fullmatch(r"\d{1,7}(-\d{1,7}){0,2}", layers):
         widths = [int(width) for width in layers.split("-")]

@@ -39,7 +39,7 @@ def load_weights(encoder: Encoder, path: Path) -> str:
     if channels != encoder.channels:
         taken = channels_words(channels)
         raise StepclrError(f"{path} takes {taken}, not {encoder.channels}: set channels={channels}")
-    expected = encoder.state_dict()
+    expected = uncompiled(encoder.state_dict())
     words = ""
     if isinstance(stored, Mapping) and (metadata or any(str(name).startswith("body.") for name in stored)):
         tensors = dict(stored)
@@ -47,7 +47,7 @@ def load_weights(encoder: Encoder, path: Path) -> str:
         tensors, words = _of_other_program(stored, expected, path)
     if problems := _misfits(tensors, expected):
         raise StepclrError(f"{path} does not fit {encoder.name} with stem {encoder.stem}: {', '.join(problems)}")
-    encoder.load_state_dict(tensors)
+    encoder.load_state_dict({name: tensors[_uncompiled_name(name)] for name in encoder.state_dict()})
     encoder.weights = metadata.get("weights", "")
     check_finite(encoder, path)
     return words
@@ -84,6 +84,15 @@ def is_finite(module: nn.Module) -> bool:
             floats.append(tensor if finite else tensor.nan_to_num(nan=math.nan, posinf=0.0, neginf=0.0))
     # The largest absolute value: on a GPU, a few kernels for all tensors, and it is waited for once.
     return math.isfinite(torch.nn.utils.get_total_norm(floats, math.inf))
+
+
+def uncompiled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that they have where nothing is compiled."""
+    return {_uncompiled_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _uncompiled_name(name: str) -> str:
+    return name.replace("_orig_mod.", "")
 
 
 def to_store(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

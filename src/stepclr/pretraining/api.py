@@ -33,7 +33,7 @@ from stepclr.pretraining.logging import Printer
 from stepclr.pretraining.loop import Diverged, train
 from stepclr.pretraining.model import SimCLR, build_model, head_text
 from stepclr.pretraining.pace import fitted
-from stepclr.pretraining.resolve import ENCODER, changed, resolve, views_of
+from stepclr.pretraining.resolve import ENCODER, as_plain, changed, resolve, views_of
 from stepclr.pretraining.resume import as_it_began, check_same_choice, extended, resumed
 from stepclr.pretraining.run import Run, list_skipped
 from stepclr.recipes import recipe_config
@@ -103,6 +103,7 @@ def pretrain(
     images = open_images(images, **asdict(config.reading))
     images = to_learn_from(run.labeled(images) if stored else images)
     images = open_images(images, classes=classes, limit=limit)
+    limit = images.limit
     teacher = load_classifier(config.teacher) if config.teacher else None
     images = teacher.encoder.ranged(images) if teacher else images
     decided = resolve(config, images, teacher)
@@ -168,7 +169,7 @@ def _before_options(
     if recipe and config:
         raise StepclrError("recipe and config are two ways to give all settings: give one of them")
     if config is not None:
-        return config
+        return as_plain(config)
     return stored.settings() if stored else recipe_config(recipe)
 
 
@@ -263,7 +264,7 @@ def _run_config(
         source=sources_of(images),
         classes=encoder.classes,
         labeled=int((images.labels >= 0).sum()),
-        limit=None if limit is None else int(limit),  # numpy's whole numbers are no JSON
+        limit=limit,
         images=len(images),
         skipped=len(images.skipped),
         names_checksum=images.names_checksum(),

@@ -21,6 +21,7 @@ from stepclr.config import ResolvedConfig
 from stepclr.data.images import ImageSet
 from stepclr.data.order import epoch_order
 from stepclr.device import seeded, stop_if_unwanted
+from stepclr.errors import StepclrError
 from stepclr.model.build import OWN_MODULE
 from stepclr.model.classifier import Classifier
 from stepclr.model.cpu_conv import cpu_convolutions
@@ -138,8 +139,10 @@ def linear_layer(encoder: Encoder, images: ImageSet, epochs: int, config: Resolv
     with seeded(config.seed):
         classifier = Classifier(copy.deepcopy(encoder), labeled.classes).to(encoder.mean.device)
     h, _ = represent(encoder, labeled.take(epoch_order(config.seed, 0, len(labeled))[:LENGTHS]))
-    batch = min(config.batch_size, len(labeled))
-    rate = scaled_lr(LINEAR_RATE / float(h.square().sum(1).mean()), batch, "linear")
+    batch, length = min(config.batch_size, len(labeled)), float(h.square().sum(1).mean())
+    if not length:
+        raise StepclrError("the encoder's representation of every image is 0, from which no linear layer can learn")
+    rate = scaled_lr(LINEAR_RATE / length, batch, "linear")
     steps = epochs * steps_per_epoch(len(labeled), batch)
     bf16 = config.precision == "bf16"
     flip = read_policy(config.policy).flip

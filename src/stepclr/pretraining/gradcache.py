@@ -95,7 +95,7 @@ def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
     """
 
     def buffers() -> list[Tensor]:  # listed each time: a module may put another tensor in the place of one
-        return [buffer for buffer in encoder.buffers() if buffer.dtype != torch.bool]
+        return [buffer for buffer in _written(encoder) if buffer.dtype != torch.bool]
 
     before = [buffer.clone() for buffer in buffers()]
     moved = [torch.zeros_like(buffer) for buffer in before]
@@ -107,13 +107,22 @@ def _moved_once(encoder: nn.Module, parts: int) -> Iterator[Callable[[], None]]:
 
     yield part_seen
     for buffer, total in zip(buffers(), moved, strict=True):
-        buffer += total / parts if buffer.is_floating_point() else total // parts
+        buffer += total / parts if buffer.is_floating_point() or buffer.is_complex() else total // parts
 
 
 @contextmanager
 def statistics_kept(encoder: nn.Module) -> Iterator[None]:
     """A context for computing activations a second time: BatchNorm's running statistics stay as they are."""
-    before = [buffer.clone() for buffer in encoder.buffers()]
+    before = [buffer.clone() for buffer in _written(encoder)]
     yield
-    for buffer, value in zip(encoder.buffers(), before, strict=True):
+    for buffer, value in zip(_written(encoder), before, strict=True):
         buffer.copy_(value)
+
+
+def _written(encoder: nn.Module) -> list[Tensor]:
+    """The buffers that can be written in place: not those that were expanded, whose numbers share memory."""
+    return [buffer for buffer in encoder.buffers() if not _expanded(buffer)]
+
+
+def _expanded(buffer: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))

@@ -37,7 +37,7 @@ def build_model(
     Raises StepclrError for settings that the network does not have.
     """
     encoder = build_encoder(
-        module or config.encoder,
+        config.encoder if module is None else module,
         config.stem,
         config.weights,
         config.size,

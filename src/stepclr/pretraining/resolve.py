@@ -1,5 +1,6 @@
 """Decide what the settings leave open, once, before step 1: config.json records it, and a resumed run reuses it."""
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
 from numbers import Integral
@@ -30,7 +31,7 @@ from stepclr.model.build import OWN_MODULE, is_resnet, network_of
 from stepclr.model.classifier import Classifier
 from stepclr.recipes import length_as_asked
 from stepclr.views.policies import TUNABLE, read_policy
-from stepclr.views.views import Renderer, Views
+from stepclr.views.views import SIDES, Renderer, Views
 
 ENCODER = "resnet18"  # the default
 READING = [setting.name for setting in fields(Reading)]
@@ -45,6 +46,8 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     _check_choices(config)
     _check_objective(config, images)
     size = _size(config, images, teacher)
+    if config.progressive and round(size * STAGES[0][1]) < SIDES[0]:
+        raise StepclrError(f"progressive begins with views of half the size, and {size} px are too few for that")
     policy = read_policy(config.policy, size)
     _, weight_decay = OPTIMIZERS[config.optimizer]
     epochs = epochs_of(config)
@@ -74,6 +77,12 @@ def resolve(config: PretrainConfig, images: ImageSet, teacher: Classifier | None
     return ResolvedConfig(**settings)
 
 
+def as_plain(config: PretrainConfig) -> PretrainConfig:
+    """The settings as config.json has them: numbers of numpy are Python's, and a list of ops has a name."""
+    settings: dict[str, Any] = {setting.name: plain(getattr(config, setting.name)) for setting in fields(config)}
+    return replace(config, **(settings | {"policy": read_policy(config.policy).name}))
+
+
 def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[PretrainConfig, list[str]]:
     """`config` with these settings instead of its own, and a line for each of them that has no effect.
 
@@ -84,6 +93,7 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
     settings: dict[str, Any] = {name: plain(value) for name, value in options.items()}
     own = config
     config = replace(length_as_asked(config, given), **settings)
+    _check_kinds(config)
     unused, lines = [], []
     if "policy" in given:
         policy = read_policy(config.policy)
@@ -99,7 +109,7 @@ def changed(config: PretrainConfig, options: Mapping[str, Any]) -> tuple[Pretrai
         if name in given:
             others = ", ".join(loss for loss, other in OBJECTIVES.items() if other.uses[name])
             lines.append(f"{name} {options[name]} has no effect with the loss {config.loss}: it is for {others}")
-    left_open = _of_another_network(own, config, given)
+    left_open = _of_another_network(own, config, given) | _of_another_loss(own, config)
     dropped: dict[str, Any] = dict.fromkeys(unused)
     dropped |= {name: value for name, value in left_open.items() if name not in given}
     if "encoder" in dropped and "lr" in left_open:
@@ -132,6 +142,19 @@ def _of_another_network(own: PretrainConfig, config: PretrainConfig, given: Coll
         left_open["stem"] = "auto"
     if not resnet or OBJECTIVES[config.loss].needs_teacher:
         left_open["progressive"] = False
+    return left_open
+
+
+def _of_another_loss(own: PretrainConfig, config: PretrainConfig) -> dict[str, Any]:
+    """Settings as they are left open where `own` has them for another loss, or for another optimizer."""
+    left_open: dict[str, Any] = {}
+    before, now = OBJECTIVES[own.loss], OBJECTIVES[config.loss]
+    if before.contrastive != now.contrastive:
+        left_open |= {"temperature": None, "loss_scale": PretrainConfig.loss_scale}
+    if config.loss != own.loss and not (now.contrastive and now.needs_labels):
+        left_open["linear_epochs"] = PretrainConfig.linear_epochs  # SupCon's second stage
+    if config.optimizer != own.optimizer:
+        left_open |= {"lr": None, "weight_decay": None}
     return left_open
 
 
@@ -197,7 +220,20 @@ def fitting_warmup(config: PretrainConfig) -> float | None:
     return config.warmup
 
 
+def _check_kinds(config: PretrainConfig) -> None:
+    """Raise StepclrError for None where nothing would decide, and for an object where a name or a path stands."""
+    for setting in fields(config):
+        if getattr(config, setting.name) is None and setting.default is not None:
+            raise StepclrError(f"{setting.name} must not be None: leave it out for {setting.default!r}")
+    for name in ("encoder", "weights", "monitor", "teacher"):
+        value = getattr(config, name)
+        if not isinstance(value, str | os.PathLike | None):
+            kind = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise StepclrError(f"{name} must be a name or a path, not {kind}")
+
+
 def _check_choices(config: PretrainConfig) -> None:
+    _check_kinds(config)
     choose("optimizer", config.optimizer, OPTIMIZERS)
     choose("loss", config.loss, OBJECTIVES)
     choose("interpolation", config.interpolation or "bicubic", get_args(Interpolation))

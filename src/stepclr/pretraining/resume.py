@@ -70,7 +70,7 @@ def extended(stored: RunConfig, run_config: RunConfig, run: Run) -> RunConfig:
     if run_config.names_checksum != stored.names_checksum:
         raise StepclrError(
             f"{run.folder} was started on {stored.images} images of {stored.source_text}; the {run_config.images} "
-            f"images of {run_config.source_text} have other names"
+            f"images of {run_config.source_text} have other names; weights={run.folder} begins a new run from it"
         )
     if stored.labels_checksum not in (None, run_config.labels_checksum):
         raise StepclrError(

@@ -48,7 +48,8 @@ class Run:
             hint = ""
             if timm_name(self) is not None or self.folder.suffix == ".safetensors":
                 hint = f"; stepclr evaluate {self.folder} --train LABELED --holdout 0.2 scores an encoder without a run"
-            raise StepclrError(f"{self.folder} is not a run: it has no {CONFIG_FILE}{hint}")
+            lacks = f"has no {CONFIG_FILE}" if self.folder.exists() else "does not exist"
+            raise StepclrError(f"{self.folder} is not a run: it {lacks}{hint}")
         try:
             choose("loss", stored.loss, OBJECTIVES)
         except StepclrError as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 from stepclr.errors import StepclrError, nearest
+from stepclr.io import plain
 from stepclr.views.geometry import HorizontalFlip, QuarterTurns, Rotate, VerticalFlip
 from stepclr.views.ops import AutoAugment, Blur, ColorJitter, Grayscale, Op, RandAugment, Solarize, Warp
 from stepclr.views.reference import Interpolation
@@ -85,7 +86,7 @@ class Policy:
         return values
 
 
-def read_policy(policy: str | Sequence[ListedOp], size: int = 224) -> Policy:
+def read_policy(policy: str | ListedOp | Sequence[ListedOp], size: int = 224) -> Policy:
     """The policy of this name, or of these ops, for views of side `size`.
 
     policy: a name of `POLICIES`, with a colon and what it allows after it; or names and ops joined by "+", such as
@@ -97,7 +98,8 @@ def read_policy(policy: str | Sequence[ListedOp], size: int = 224) -> Policy:
     if isinstance(policy, str):
         name, parts = policy, [_read_part(text.strip(), size) for text in policy.split("+")]
     else:
-        name, parts = "+".join(map(repr, policy)) or "crop", policy
+        parts = list(map(_plain, [policy] if isinstance(policy, ListedOp) else policy))
+        name = "+".join(map(repr, parts)) or "crop"
     if len(parts) == 1 and isinstance(parts[0], Policy):
         return parts[0]
 
@@ -111,15 +113,21 @@ def read_policy(policy: str | Sequence[ListedOp], size: int = 224) -> Policy:
             ops += part.ops
         elif isinstance(part, HorizontalFlip):
             flip = part.p
-        elif isinstance(part, Op):
+        else:
             ops.append(part)
             written.append(part)
-        else:
-            raise StepclrError(f"a policy is a name or a list of ops such as ColorJitter(); {part!r} is not an op")
     whole = whole or _named("crop", size)
     if flip is None:
         flip = whole.flip
     return replace(whole, name=name, ops=tuple(ops), written=tuple(written), flip=flip)
+
+
+def _plain(op: object) -> ListedOp:
+    """The op with Python's own numbers, so that its name can be read again."""
+    if not isinstance(op, ListedOp):
+        raise StepclrError(f"a policy is a name or a list of ops such as ColorJitter(); {op!r} is not an op")
+    values: dict[str, Any] = {field.name: plain(getattr(op, field.name)) for field in fields(op)}
+    return replace(op, **values)
 
 
 def _read_part(text: str, size: int) -> Policy | ListedOp:

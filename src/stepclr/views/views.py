@@ -21,6 +21,8 @@ from stepclr.views.sample import CROP_NUMBERS, ViewParams, sample_params
 
 Renderer = Literal["auto", "numba", "torch"]
 
+SIDES = (4, 4096)  # pixels: the smallest and the largest view
+
 
 class Views:
     """t ~ T: random views of images, each a function of its key alone (SimCLR section 3, App. A).
@@ -64,7 +66,7 @@ class Views:
         renderer: Renderer = "auto",
         channels: int = RGB,
     ) -> None:
-        check_range("size", size, 4, 4096)
+        check_range("size", size, *SIDES)
         check_range("views", views, 1, 64)
         for name, value in (("size", size), ("views", views), ("channels", channels)):
             check_whole(name, value, 1)

@@ -92,7 +92,7 @@ def find_mislabeled(
     if len(classes) < 2 or len(known) == len(classes):
         raise StepclrError(
             "labels can be checked where there are two classes or more, and two labels of a class; the index has "
-            f"{len(known):,} labeled images of {len(classes):,} classes"
+            f"{len(known):,} labeled images of {len(classes):,} classes; labels=FILE adds those of a table"
         )
     p = held_out_probabilities(index.vectors[known], y, seed % 2**32)
     checked = np.flatnonzero(~np.isnan(p[:, 0]))

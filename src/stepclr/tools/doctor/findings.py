@@ -134,7 +134,7 @@ def class_findings(images: ImageSet) -> Iterator[Finding]:
     if why := split_folders(images):
         yield finding("split-folders", "warning", 1, "set has splits for classes", why)
     yield finding("empty-class", "warning", len(empty), "classes have no images", "add images, or delete them", empty)
-    small = [f"{name}: {n}" for name, n in counts.items() if 0 < n < FEW]
+    small = [f"{name}: {n}" for name, n in sorted(counts.items(), key=lambda item: item[1]) if 0 < n < FEW]
     says = f"classes have fewer than {FEW} images"
     yield finding("small-class", "note", len(small), says, "do not rely on scores for them", small)
     # The count is 1 or 0: either the set is imbalanced or it is not.

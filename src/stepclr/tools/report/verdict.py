@@ -223,7 +223,7 @@ def _next(context: Context, diagnosis: str, attention: list[Any], classifier: Js
         examined = ["stepclr", "doctor", *context.sources, *reading_words(config.reading)]
         return "Look for what is wrong with the images or the settings:", _command(examined)
     resumed: list[Any] = ["stepclr", "pretrain", *context.sources, "--out", run, "--resume"]
-    if any(one.name == "schedule" for one in attention):
+    if context.no_encoder or any(one.name == "schedule" for one in attention):
         return "Finish the run:", _command(resumed)
     if over_teacher and over_teacher.level == "bad":
         return "Let the student learn for longer:", _command([*resumed, *_twice_as_long(config)])
