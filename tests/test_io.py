@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small import call
 
-from stepclr.errors import StepclrError
+from stepclr.errors import StepclrError, counted
 from stepclr.io import ABANDONED, check_shape, check_writable, expanded, from_json, locked, user_folder, write_whole
 
 COMMANDS = (
@@ -101,3 +101,9 @@ def test_true_is_no_number() -> None:
     with pytest.raises(StepclrError, match=r"x\.json: draws: it is True"):
         check_shape({"draws": True}, {"draws": int}, "x.json:")
     check_shape({"any": {"of": True}}, {"any": dict}, "x.json:")
+
+
+def test_a_number_has_its_noun() -> None:
+    said = [counted(n, "step") for n in (0, 1, 2, 1.0, 0.5, 12_345_678)]
+    assert said == ["0 steps", "1 step", "2 steps", "1 step", "0.5 steps", "12,345,678 steps"]
+    assert counted(2, "file or folder", "files and folders") == "2 files and folders"

@@ -17,6 +17,12 @@ class StepclrError(ValueError):
     """Input that cannot be used. Its message is one line; the command line prints it and exits with 2."""
 
 
+def counted(n: float, one: str, more: str = "") -> str:
+    """A number with its noun: "1 step", "2,000 steps", "0.5 epochs"."""
+    number = f"{n:,}" if isinstance(n, int) else f"{n:g}"
+    return f"{number} {one}" if n == 1 else f"{number} {more or one + 's'}"
+
+
 def one_line(text: str) -> str:
     """`text` with what would end the line, or move in the terminal, written as an escape: a file's name may hold it."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

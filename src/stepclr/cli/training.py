@@ -31,6 +31,7 @@ from stepclr.cli.arguments import (
 from stepclr.cli.printing import Counter, first_rank, page_of, say, say_next, say_unread
 from stepclr.config import CONFIG_FILE, Number, PretrainConfig
 from stepclr.data.reading import AS_DECLARED
+from stepclr.errors import counted
 from stepclr.recipes import RECIPES
 
 PAGE_SECONDS = 5.0  # of --minutes, for report.html
@@ -65,7 +66,7 @@ def pack(
     packed = write_shards(images, out, per_shard, short_side, quality, Counter("images"))
     say_unread(images)
     skipped = f"; {packed.skipped:,} could not be read, see {out / 'skipped.csv'}" if packed.skipped else ""
-    say(f"{out}: {packed.images:,} images in {packed.shards:,} shards{skipped}")
+    say(f"{out}: {counted(packed.images, 'image')} in {counted(packed.shards, 'shard')}{skipped}")
     if images.labeling and any(split for _, split in images.labeling.rows.values()):
         say("shards have no column split: without it, pretrain learns from the images that are for test too; pack only")
         say("those for train, or give the table with --labels to the commands that read the shards")

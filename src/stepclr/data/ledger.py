@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stepclr.data.formats import format_of, image_suffixes
-from stepclr.errors import one_line
+from stepclr.errors import counted, one_line
 from stepclr.io import write_csv
 
 KINDS = 6  # that a line names
@@ -126,7 +126,7 @@ class Ledger:
             counts[f"{kind} ({hint})" if hint else kind] += number
         if not counts:
             return list(self.notes)
-        several = _number(counts.total(), "file or folder", "files and folders")
+        several = counted(counts.total(), "file or folder", "files and folders")
         return [*self.notes, f"ignored {several}: {_kinds(counts)}"]
 
     def lines_of_read(self) -> list[str]:
@@ -137,17 +137,17 @@ class Ledger:
         if not self.unreadable:
             return []
         name, reason = next(iter(self.unreadable.items()))
-        images = _number(len(self.unreadable), "image", "images")
+        images = counted(len(self.unreadable), "image", "images")
         line = f"skipped {images} that cannot be read, for example {one_line(name)}: {reason}"
         others = len({re.sub(r"[\d,]+", "", why) for why in self.unreadable.values()}) - 1
         if others:
-            line += f" ({_number(others, 'other reason', 'other reasons')})"
+            line += f" ({counted(others, 'other reason', 'other reasons')})"
         return [line]
 
     def _changed(self) -> list[str]:
         if not self.remarks:
             return []
-        images = _number(len(self.remarks), "image", "images")
+        images = counted(len(self.remarks), "image", "images")
         return [f"changed {images}: {_kinds(Counter(self.remarks.values()))}"]
 
     def write(self, path: Path) -> None:
@@ -168,10 +168,6 @@ def unreadable_in(path: Path) -> dict[str, str]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [(row[0], row[1]) for row in csv.reader(file) if len(row) == 2]
     return {name: why for name, why in rows[1:] if not why.startswith((IGNORED, CHANGED))}
-
-
-def _number(n: int, one: str, more: str) -> str:
-    return f"{n:,} {one if n == 1 else more}"
 
 
 def _kinds(counts: Counter[str]) -> str:

@@ -18,7 +18,7 @@ from stepclr.data.labels import check_classes, heading, of_these_classes, to_lea
 from stepclr.data.sources import Source, absolute_source, open_images, open_read_as, sources_of
 from stepclr.device import default_device, seeded, software, torch_threads
 from stepclr.distributed import World, begins, join, restarted
-from stepclr.errors import StepclrError, choose
+from stepclr.errors import StepclrError, choose, counted
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.model.build import OWN_MODULE, module_name
 from stepclr.model.classifier import Classifier
@@ -136,7 +136,7 @@ def pretrain(
         if config.minutes:
             printer.say(f"measuring the pace, to see how many epochs take {config.minutes:g} minutes")
             decided = fitted(decided, config, config.minutes, since, images, watched, views, model, teacher, world)
-            printer.say(f"{config.minutes:g} minutes: {decided.epochs:g} epochs")
+            printer.say(f"{config.minutes:g} minutes: {counted(decided.epochs, 'epoch')}")
         for line in _lines_on_length(config, decided):
             printer.say(line)
 
@@ -195,7 +195,7 @@ def _lines_on_length(config: PretrainConfig, decided: ResolvedConfig) -> Iterato
     if (decided.keep_every or 0) > decided.epochs:
         yield (
             f"keep_every {decided.keep_every} keeps no checkpoint besides the last two: the run has "
-            f"{decided.epochs:g} epochs"
+            f"{counted(decided.epochs, 'epoch')}"
         )
 
 
@@ -300,7 +300,7 @@ def _save(
         classifier.linear = head
         classifier.min_area, classifier.flip = config.min_area, read_policy(config.policy).flip
     elif config.linear_epochs:
-        printer.say(f"second stage: a linear layer on the frozen encoder, {config.linear_epochs} epochs")
+        printer.say(f"second stage: a linear layer on the frozen encoder, {counted(config.linear_epochs, 'epoch')}")
         classifier = linear_layer(encoder, images, config.linear_epochs, config)
         if not is_finite(classifier):
             raise Diverged("the second stage diverged: a weight of its linear layer is not finite; try a lower lr")

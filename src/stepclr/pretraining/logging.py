@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stepclr.config import ResolvedConfig
 from stepclr.device import default_device
-from stepclr.errors import StepclrError, lines_as_text
+from stepclr.errors import StepclrError, counted, lines_as_text
 from stepclr.loss.objectives import OBJECTIVES
 from stepclr.metrics import in_percent, whole_percent
 from stepclr.pretraining.batches import Batch
@@ -104,8 +104,8 @@ class Printer:
     ) -> None:
         """Print what is about to happen, including every setting as decided."""
         lines = [
-            f"pretraining {config.encoder} on {images:,} images: {config.epochs:g} epochs, {steps:,} steps of "
-            f"{config.batch_size} images, into {run.folder}"
+            f"pretraining {config.encoder} on {counted(images, 'image')}: {counted(config.epochs, 'epoch')}, "
+            f"{counted(steps, 'step')} of {counted(config.batch_size, 'image')}, into {run.folder}"
         ]
         described = f"  {config.views} view{'s' * (config.views != 1)} of an image, {views.describe()}"
         if views.renderer == "torch" and default_device().type == "cpu":

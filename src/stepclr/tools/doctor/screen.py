@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from stepclr.data.labels import describe_classes
-from stepclr.errors import one_line
+from stepclr.errors import counted, one_line
 from stepclr.tools.doctor.examine import Diagnosis
 
 MAX_WIDTH = 100  # characters of an example
@@ -49,9 +49,9 @@ def _run(diagnosis: Diagnosis) -> Iterator[str]:
     if not run or not speed:
         return
     yield (
-        f"this run on {machine['device']} with {machine['threads']} threads: {settings.encoder}, "
+        f"this run on {machine['device']} with {counted(machine['threads'], 'thread')}: {settings.encoder}, "
         f"{settings.views} views of {settings.size} px, batch size {settings.batch_size:,}, "
-        f"{settings.precision}, {settings.epochs:,} epochs"
+        f"{settings.precision}, {counted(settings.epochs, 'epoch')}"
     )
     yield f"  speed   {speed.decoded_per_second:,.0f} images/s decoded, {speed.views_per_second:,.0f} views/s made"
     decoding = "nothing to decode first"
@@ -63,7 +63,7 @@ def _run(diagnosis: Diagnosis) -> Iterator[str]:
             decoding += ", or not at all: an earlier run has read these files"
     growing = " on average" if settings.progressive else ""
     yield (
-        f"  time    {_time(run.epoch_seconds)} per epoch{growing} ({run.steps_per_epoch:,} steps of "
+        f"  time    {_time(run.epoch_seconds)} per epoch{growing} ({counted(run.steps_per_epoch, 'step')} of "
         f"{run.step_seconds:.3g} s), {_time(run.run_seconds)} in total; {decoding}"
     )
     free = f"; {_gib(run.available_bytes)} are free" if run.available_bytes is not None else ""
