@@ -534,7 +534,10 @@ def test_the_starts_are_compared_with_the_labels_that_there_are() -> None:
     assert "--damaged-shards" not in several.command + several.start.compare[0]  # the training images have no shards
     in_table = advised(labeled=10_000, smallest_class=100, test=["a b/"], tables=["t.csv"]).start
     assert "--train 'a b/' --labels t.csv --labels-per-class 1,10,100,all " in in_table.compare[1]
-    assert "--labels-per-class all " in str(advised(labeled=2, smallest_class=1).start.compare[1])
+    one = advised(labeled=2, smallest_class=1).start
+    assert "--labels-per-class all " in one.compare[1]
+    assert any("--holdout needs two images of each class" in note for note in one.notes)
+    assert not any("--holdout needs" in note for note in labeled.notes)
 
 
 def test_the_comparing_commands_run(

@@ -190,6 +190,8 @@ def _where_to_start(facts: Facts, chosen: Sequence[str], batch: int) -> Start:
     if not (facts.smallest_class and facts.test):
         score += ["--holdout", f"{USUAL_SHARE:g}"]
         per_class = facts.smallest_class // 2  # near duplicates stay on one side, which may move more than the share
+        if facts.smallest_class == 1:
+            notes.append("--holdout needs two images of each class: label more where there is one, or do without it")
     elif list(facts.test) != list(facts.sources):
         score += ["--test", *facts.test]
     counts = [*(str(count) for count in COUNTS if count <= per_class), "all"]
