@@ -402,7 +402,7 @@ def damage(run: Path, what: str) -> None:
             "finetune RUN --train sample:train --out RUN/encoder.safetensors",
             "RUN/encoder.safetensors exists and is not a classifier: choose another --out",
         ),
-        ("", "finetune nowhere --train sample:train", "nowhere has no encoder.safetensors"),
+        ("", "finetune nowhere --train sample:train", "nowhere has no encoder.safetensors; it does not exist: give"),
         ("", "finetune RUN/none.safetensors --train sample:train", "none.safetensors does not exist"),
         ("", "finetune RUN/encoder.safetensors --train sample:train --from head.1", "is not the folder of a run"),
         ("no checkpoint", "finetune RUN --train sample:train --from head.1", "no checkpoint"),

@@ -138,13 +138,11 @@ def load_encoder(run: str | os.PathLike[str], module: nn.Module | None = None) -
     if not path.is_file():
         if timm.is_model(str(run)) and not path.exists():
             raise StepclrError(f"there is no run {run}. Did you mean '{TIMM}{run}'?")
-        a_file = path == Path(run) and path.suffix == Path(ENCODER_FILE).suffix
-        missing = f"{path} does not exist" if a_file else f"{Path(run)} has no {ENCODER_FILE}"
-        if not (a_file or Path(run).exists()):
-            missing += ", and does not exist"
-        raise StepclrError(
-            f"{missing}; give the folder of a finished run (or resume the run), an encoder file or {TIMM}NAME"
-        )
+        takes = f"give the folder of a finished run (or resume the run), an encoder file or {TIMM}NAME"
+        if path == Path(run) and path.suffix == Path(ENCODER_FILE).suffix:
+            raise StepclrError(f"{path} does not exist; {takes}")
+        there = "" if Path(run).exists() else "it does not exist: "
+        raise StepclrError(f"{Path(run)} has no {ENCODER_FILE}; {there}{takes}")
     metadata = _read(path)
     if "labels" in metadata:
         raise StepclrError(f"{path} is a classifier, not an encoder; name a run or its {ENCODER_FILE}")
