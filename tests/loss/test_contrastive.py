@@ -381,16 +381,16 @@ def test_many_threads_leave_the_users_precision_as_it_was() -> None:
 
     def first() -> None:
         with tiles.exact_products():
-            inside.wait(10)  # the second has begun
+            inside.wait(10)
             inside.wait(10)
 
     thread = threading.Thread(target=first)
     try:
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         thread.start()
+        inside.wait(10)  # the first has begun
         with tiles.exact_products():
-            inside.wait(10)
-            inside.wait(10)
+            inside.wait(10)  # and ends before the second
             thread.join(10)
             assert torch.backends.cuda.matmul.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
