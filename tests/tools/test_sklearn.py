@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from small import photos_in
 
 import stepclr
+from stepclr.tools.sklearn import _labeled
 
 SMALL: dict[str, Any] = {"encoder": "test_resnet", "epochs": 1, "batch_size": 16}
 # A check allows a difference of 1e-7 whatever the size of h, and one image's convolution is another kernel than 20's:
@@ -326,6 +327,14 @@ def test_labels_of_several_kinds_are_names(train: tuple[np.ndarray, np.ndarray])
     y = [(1, "b", None, "a")[i % 4] for i in range(64)]
     fitted = stepclr.SimCLRTransformer("sample", **SMALL, options={"loss": "supcon"}).fit(train[0], y)
     assert fitted.transform(train[0][:2]).shape[0] == 2
+
+
+def test_labels_that_are_numbers_keep_their_order(train: tuple[np.ndarray, np.ndarray]) -> None:
+    """10 comes behind 9, not behind 1."""
+    images = stepclr.open_images(train[0][:3])
+    labeled = _labeled(images, np.array([10, 9, 1]))
+    assert labeled.classes == ["1", "9", "10"]
+    assert labeled.labels.tolist() == [2, 1, 0]
 
 
 def test_rows_that_are_no_square_ask_for_their_shape(run: stepclr.Run) -> None:

@@ -288,10 +288,13 @@ def _labeled(images: ImageSet, y: Any) -> ImageSet:
         raise StepclrError(f"y must be {len(images)} labels, one per image, not of shape {list(given.shape)}")
     # NaN stands for no label too: it differs from itself.
     known = np.array([label not in (-1, None) and label == label for label in given.tolist()])
-    classes, numbers = np.unique(given[known].astype(str), return_inverse=True)
+    try:
+        classes, numbers = np.unique(given[known], return_inverse=True)
+    except TypeError:  # numbers beside texts have no order
+        classes, numbers = np.unique(given[known].astype(str), return_inverse=True)
     labels = np.full(len(given), -1)
     labels[known] = numbers
-    return replace(images, labels=labels, classes=classes.tolist())
+    return replace(images, labels=labels, classes=[str(name) for name in classes])
 
 
 def _unflattened(rows: UInt8[np.ndarray, "n numbers"], shape: Any) -> UInt8[np.ndarray, "n ..."]:

@@ -133,7 +133,7 @@ def advice(facts: Facts, findings: Iterable[Finding]) -> Advice:
         if any(finding.name == "conflicting-labels" for finding in findings):
             reason += ", once the conflicting labels are resolved"
         why.append(reason)
-    where = _where_to_start(facts, chosen, batch)
+    where = _where_to_start(facts, chosen, batch, max(size, SMALLEST))
     return Advice(shlex.join([*start, recipe, *end]), why, with_labels, where)
 
 
@@ -155,15 +155,13 @@ def _micro_batch(batch: int, fits: int | None) -> int | None:
     return 1 << (max(2, fits).bit_length() - 1)
 
 
-def _where_to_start(facts: Facts, chosen: Sequence[str], batch: int) -> Start:
+def _where_to_start(facts: Facts, chosen: Sequence[str], batch: int, size: int) -> Start:
     """Off-the-shelf weights, such weights adapted to the images, or from scratch: which first, and how to compare.
 
-    chosen: options that choose images and labels. batch: the batch size of the run that adapts weights.
+    chosen: options that choose images and labels. batch, size: of the run that adapts weights, and of its views.
     """
     network, tag = ON_GPU if facts.gpu else ON_CPU
     weights = f"timm:{network}.{tag}"
-    _, size, _ = _recipe(facts.size, facts.gpu)
-    size = max(size, SMALLEST)
     micro_batch = _micro_batch(batch, facts.fitting(network, "imagenet", size))
     asked = None if size == (facts.own_size or facts.size) else size
     adapting = [*chosen, *option_words({"size": asked, "batch_size": batch, "micro_batch": micro_batch})]
