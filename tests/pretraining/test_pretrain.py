@@ -648,6 +648,11 @@ def test_a_recipes_settings_for_another_loss_or_optimizer_are_left_open(
     assert {name: getattr(config, name) for name in left} == left
 
 
+def test_a_misspelt_loss_of_a_config_is_named_where_an_option_replaces_it_too() -> None:
+    with pytest.raises(StepclrError, match="unknown loss 'nt-xnet'"):
+        changed(PretrainConfig(loss="nt-xnet"), {"loss": "dcl"})
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "says"),

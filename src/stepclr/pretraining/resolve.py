@@ -148,7 +148,7 @@ def _of_another_network(own: PretrainConfig, config: PretrainConfig, given: Coll
 def _of_another_loss(own: PretrainConfig, config: PretrainConfig) -> dict[str, Any]:
     """Settings as they are left open where `own` has them for another loss, or for another optimizer."""
     left_open: dict[str, Any] = {}
-    before, now = OBJECTIVES[own.loss], OBJECTIVES[config.loss]
+    before, now = (OBJECTIVES[choose("loss", each.loss, OBJECTIVES)] for each in (own, config))
     if before.contrastive != now.contrastive:
         left_open |= {"temperature": None, "loss_scale": PretrainConfig.loss_scale}
     if config.loss != own.loss and not (now.contrastive and now.needs_labels):
